@@ -1,0 +1,1 @@
+"""What is done with the model: data sets, configurations, commands, tables and figures."""

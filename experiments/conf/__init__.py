@@ -1,0 +1,1 @@
+"""Hydra configuration groups; every group is a swappable part."""

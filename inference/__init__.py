@@ -1,0 +1,1 @@
+"""Fitting and judging a Topographic VAE: objectives, training, likelihood, equivariance."""
