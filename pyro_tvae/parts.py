@@ -75,8 +75,8 @@ def describe(value: Any) -> Any:
     )
 
 
-def build(description: Any) -> Any:
-    """Build what :func:`describe` described.
+def build(description: Any, **extra: Any) -> Any:
+    """Build what :func:`describe` described; ``extra`` are further arguments of the outermost part.
 
     Raises:
         LookupError: the description names a class that is not an imported part.
@@ -89,5 +89,8 @@ def build(description: Any) -> Any:
         return {key: build(item) for key, item in description.items()}
     name = description["part"]
     if name not in Part._classes:
-        raise LookupError(f"the file describes a part {name!r} that is not loaded; import its module first, then retry.")
-    return Part._classes[name](**{key: build(item) for key, item in description.get("arguments", {}).items()})
+        raise LookupError(
+            f"the file describes a part {name!r} that is not loaded; import its module first, then retry."
+        )
+    arguments = {key: build(item) for key, item in description.get("arguments", {}).items()}
+    return Part._classes[name](**arguments, **extra)

@@ -190,9 +190,7 @@ class Stationary(Topography):
         kernel: (kt, kp), window lengths over frames and over positions.
     """
 
-    def __init__(
-        self, kernel: Sequence[int] = (5, 3), *, boundary: str = "circular", learned: bool = False
-    ) -> None:
+    def __init__(self, kernel: Sequence[int] = (5, 3), *, boundary: str = "circular", learned: bool = False) -> None:
         self.kernel = _pair("Stationary", "kernel", kernel)
         super().__init__(boundary=boundary, learned=learned)
 

@@ -1,0 +1,161 @@
+"""The generative program: z and an energy, composed into topographic Student-t variables, decoded frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from .likelihoods import Bernoulli, Likelihood
+from .naming import NamedModule
+from .networks import MLP, Network
+from .parts import Part
+from .priors import EnergyPrior, GaussianEnergy
+from .topography import CapsuleRoll, NoTopography, Topography
+
+__all__ = ["TVAE"]
+
+
+class TVAE(Part, NamedModule):
+    """The Topographic VAE (Keller & Welling 2021) as a Pyro program over sequences.
+
+    ``z ~ Normal(0, 1)``, ``u ~ Normal(0, 1)``, ``v = W u²``, ``t = (z + μ) / sqrt(v + eps)``,
+    ``x[l] ~ likelihood(decoder(t[l]))`` for frames l = 1…S. Frames are event dimensions: the sequence is the unit of
+    independence, in the plate ``sequence``.
+
+    Sites: ``z`` (S, C, D); the energy prior's own, ``u`` (S, C, D) in the paper's model; ``v`` and ``t``
+    (deterministic); ``x`` (S, channel, height, width).
+
+    Args:
+        frame_shape: (channel, height, width) of a frame.
+        n_frames: frames S in a sequence.
+        n_capsules: capsules C.
+        capsule_dim: positions D in a capsule.
+        topography: which latents share energy; ``NoTopography()`` is the plain VAE.
+        prior: the law of the energies.
+        likelihood: the law of the pixels.
+        network: recipe of the decoder, and the default one of a guide's encoders.
+        mu: where the learned scalar μ starts (30 for capsules, 10 for the 2-D torus in the paper).
+        eps: added to the energies under the root.
+
+    Raises:
+        ValueError: sizes below one, or a topography or prior that does not fit the lattice.
+
+    Example:
+        >>> model = TVAE(frame_shape=(1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6, topography=CapsuleRoll(3))
+        >>> model(n_sequences=4).shape
+        torch.Size([4, 6, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        frame_shape: Sequence[int] = (3, 28, 28),
+        n_frames: int = 18,
+        n_capsules: int = 18,
+        capsule_dim: int = 18,
+        topography: Topography | None = None,
+        *,
+        prior: EnergyPrior | None = None,
+        likelihood: Likelihood | None = None,
+        network: Network | None = None,
+        mu: float = 30.0,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.frame_shape = tuple(int(size) for size in frame_shape)
+        self.n_frames, self.n_capsules, self.capsule_dim, self.eps = n_frames, n_capsules, capsule_dim, eps
+        if len(self.frame_shape) != 3 or min(*self.frame_shape, n_frames, n_capsules, capsule_dim) < 1 or eps < 0:
+            raise ValueError(
+                f"TVAE: frame_shape={self.frame_shape}, n_frames={n_frames}, n_capsules={n_capsules}, "
+                f"capsule_dim={capsule_dim}, eps={eps}; expected (channel, height, width), sizes of at least 1 and "
+                "eps >= 0."
+            )
+        self.topography = topography if topography is not None else CapsuleRoll()
+        self.topography.check(n_frames, capsule_dim)
+        self.likelihood = likelihood if likelihood is not None else Bernoulli()
+        self.network = network if network is not None else MLP()
+        self.decoder = self.network.decoder(self.n_latents, self.frame_shape)
+        self.prior: EnergyPrior | None = None
+        if isinstance(self.topography, NoTopography):
+            if prior is not None:
+                raise ValueError(
+                    f"TVAE: NoTopography has no energies, but the prior {type(prior).__name__} was given; leave the "
+                    "prior out or choose a topography."
+                )
+        else:
+            self.prior = prior if prior is not None else GaussianEnergy()
+            self.prior.fit_to(self.topography, n_frames, n_capsules, capsule_dim)
+            self.mu = nn.Parameter(torch.tensor(float(mu)))
+
+    @property
+    def n_latents(self) -> int:
+        """Topographic variables per frame, C·D."""
+        return self.n_capsules * self.capsule_dim
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(S, C, D)."""
+        return (self.n_frames, self.n_capsules, self.capsule_dim)
+
+    def forward(self, x: Tensor | None = None, *, n_sequences: int | None = None) -> Tensor:
+        """Run the program: condition on x (B, S, channel, height, width), or sample ``n_sequences`` from the prior.
+
+        Returns:
+            The value of site ``x``: x itself, or a sample (B, S, channel, height, width).
+        """
+        if x is not None:
+            self.check(x)
+            n_sequences = x.shape[-5]
+        like = next(self.decoder.parameters())
+        with pyro.plate("sequence", n_sequences or 1, dim=-1):
+            z = pyro.sample(
+                "z", dist.Normal(like.new_zeros(()), like.new_ones(())).expand(self.latent_shape).to_event(3)
+            )
+            u = None
+            if self.prior is not None:
+                u = pyro.sample(self.prior.site, self.prior.law(like))
+            t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
+            return pyro.sample("x", self.decode(t).to_event(1), obs=x)
+
+    def energy(self, u: Tensor) -> Tensor:
+        """Local energies V (..., S, C, D) from a value of the energy prior's site."""
+        if self.prior is None:
+            raise ValueError("a TVAE with NoTopography has no energies: t = z.")
+        return self.prior.energy(u, self.topography)
+
+    def compose(self, z: Tensor, u: Tensor | None = None) -> Tensor:
+        """Topographic variables ``t = (z + μ) / sqrt(V + eps)``; t = z without a topography.
+
+        Args:
+            z: (..., S, C, D).
+            u: a value of the energy prior's site, (..., S, C, D) in the paper's model.
+        """
+        if self.prior is None:
+            return z
+        if u is None:
+            raise ValueError(f"compose needs a value of site {self.prior.site!r} beside z.")
+        return (z + self.mu) * (self.energy(u) + self.eps).rsqrt()
+
+    def decode(self, t: Tensor) -> TorchDistribution:
+        """The distribution of frames given t (..., C, D): batch shape (...), event shape (channel, height, width)."""
+        if t.shape[-2:] != self.latent_shape[1:]:
+            raise ValueError(
+                f"decode: t has shape {tuple(t.shape)}; expected (..., {self.n_capsules} capsules, "
+                f"{self.capsule_dim} positions)."
+            )
+        return self.likelihood(self.decoder(t.flatten(-2))).to_event(3)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError or TypeError where x is not a batch of sequences for this model."""
+        if tuple(x.shape[-4:]) != (self.n_frames, *self.frame_shape) or x.dim() < 5:
+            channel, height, width = self.frame_shape
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this model expects (sequences, {self.n_frames} frames, {channel} "
+                f"channels, {height}, {width}); add the missing dimension or build the model for these sizes."
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; expected floating point pixels in [0, 1]: divide bytes by 255.")

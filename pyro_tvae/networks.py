@@ -1,0 +1,58 @@
+"""Networks: encoders of single frames and decoders to single frames, for any leading dimensions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from .parts import Part
+
+__all__ = ["MLP", "Network"]
+
+
+class Network(Part):
+    """A recipe for encoders and decoders; the model and the guide ask it for modules of the sizes they need."""
+
+    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
+        """A module (..., channel, height, width) -> (..., n_outputs)."""
+        raise NotImplementedError
+
+    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
+        """A module (..., n_latents) -> (..., channel, height, width), unbounded."""
+        raise NotImplementedError
+
+
+class MLP(Network):
+    """Fully connected ReLU networks; the defaults are the paper's widths.
+
+    Args:
+        encoder_widths: hidden widths of the encoder in units of the number of latents n = C·D.
+        decoder_widths: hidden widths of the decoder in the same units.
+    """
+
+    def __init__(self, encoder_widths: Sequence[float] = (3, 2), decoder_widths: Sequence[float] = (2, 3)) -> None:
+        self.encoder_widths, self.decoder_widths = tuple(encoder_widths), tuple(decoder_widths)
+
+    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
+        widths = [round(width * n_latents) for width in self.encoder_widths]
+        return nn.Sequential(nn.Flatten(-3), *_layers([math.prod(frame_shape), *widths, n_outputs]))
+
+    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
+        widths = [round(width * n_latents) for width in self.decoder_widths]
+        layers = _layers([n_latents, *widths, math.prod(frame_shape)])
+        return nn.Sequential(*layers, nn.Unflatten(-1, tuple(frame_shape)))
+
+
+def _layers(sizes: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return layers[:-1]
+
+
+def last_linear(network: nn.Module) -> nn.Linear:
+    """The layer whose bias sets what a network says before it has learned anything."""
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]

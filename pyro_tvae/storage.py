@@ -1,0 +1,77 @@
+"""Files of fitted models: weights as safetensors, the parts as JSON in the same file, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .guides import Guide
+from .model import TVAE
+from .parts import build, describe
+
+__all__ = ["load", "save"]
+
+FORMAT, VERSION = "pyro-tvae", 1
+
+
+def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
+    """Write a model and its guide into one .safetensors file that :func:`load` rebuilds without running its contents.
+
+    Raises:
+        TypeError: a part was built from something that is not plain data.
+    """
+    path = Path(path)
+    description = {"model": describe(model), "guide": describe(guide)}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "description": json.dumps(description)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=metadata)
+    os.replace(partial, path)
+    return path
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Guide]:
+    """Read what :func:`save` wrote: (model, guide), in evaluation mode on ``device``.
+
+    Own parts of yours are found if their module was imported before; nothing is imported or run because a file says so.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a pyro-tvae model, is damaged, or is from a newer version.
+        LookupError: the file names a part that is not loaded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a file written by pyro_tvae.save.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}); expected one of pyro_tvae.save."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} holds weights, but not a pyro-tvae model; expected a file written by pyro_tvae.save.")
+    if int(metadata.get("version", "0")) > VERSION:
+        raise ValueError(
+            f"{path} has format version {metadata['version']}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
+        )
+    description = json.loads(metadata["description"])
+    model = build(description["model"])
+    guide = build(description["guide"], model=model)
+    for prefix, module in (("model", model), ("guide", guide)):
+        weights = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: its weights do not fit the {prefix} that it describes ({error}).") from None
+    return model.to(device).eval(), guide.to(device).eval()
