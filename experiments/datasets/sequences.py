@@ -1,0 +1,287 @@
+"""Sequence data sets: seeded factor draws for every image, and the Lightning data module that renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .sources import Frames, Images, Splits
+from .transformations import Draw, Transformations
+
+__all__ = ["EpochSampler", "SequenceDataModule", "SequenceDataset"]
+
+Batch = dict[str, Tensor]
+
+SPLITS = ("train", "validation", "test")
+
+
+class SequenceDataset(Dataset[Batch]):
+    """Sequences that are described, not rendered: item ``epoch · N + i`` is item i with the factors of that epoch.
+
+    The draw of an epoch is one table that depends on (seed, epoch) alone: the same seed gives the same sequences
+    whatever the number of workers. A batch of B items holds ``image`` (B, 1, height, width), ``index`` (B, S, F),
+    ``moving`` (B,) and ``label`` (B,). Ready sequences have ``x`` (B, S, channel, height, width) instead of the image,
+    and one factor, the frame number.
+
+    Args:
+        source: N still images, or N ready sequences.
+        transformations: how still images become sequences; None leaves them as they are.
+        n_frames: frames of a sequence, S.
+        seed: of all draws, at least 0.
+
+    Raises:
+        ValueError: ready sequences of another length, or with transformations; a seed or length that is too small.
+    """
+
+    def __init__(
+        self, source: Images | Frames, transformations: Transformations | None, n_frames: int = 18, seed: int = 0
+    ) -> None:
+        if n_frames < 1 or seed < 0:
+            raise ValueError(f"n_frames is {n_frames} and seed is {seed}; expected n_frames >= 1 and seed >= 0.")
+        if isinstance(source, Frames) and transformations is not None:
+            raise ValueError("the source holds ready sequences, used as they are; set transformations to null.")
+        if isinstance(source, Frames) and source.pixels.shape[1] != n_frames:
+            raise ValueError(
+                f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames}; set "
+                f"n_frames to {source.pixels.shape[1]}."
+            )
+        self.source, self.n_frames, self.seed = source, n_frames, seed
+        self.transformations = transformations or Transformations()
+        self._latest: tuple[int, Draw] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, item: int) -> Batch:
+        return {name: value[0] for name, value in self.__getitems__([item]).items()}
+
+    def __getitems__(self, items: Sequence[int]) -> Batch:
+        virtual = torch.as_tensor(items, dtype=torch.long)
+        rows = virtual % len(self)
+        batch = {"label": self.source.labels[rows]}
+        if isinstance(self.source, Frames):
+            batch["x"] = _unit(self.source.pixels[rows])
+            batch["index"] = torch.arange(self.n_frames).reshape(1, -1, 1).repeat(len(rows), 1, 1)
+            batch["moving"] = torch.zeros(len(rows), dtype=torch.long)
+            return batch
+        batch["image"] = self.source.pixels[rows]
+        batch["index"] = torch.empty(len(rows), self.n_frames, len(self.transformations.names), dtype=torch.long)
+        batch["moving"] = torch.empty(len(rows), dtype=torch.long)
+        epochs = virtual // len(self)
+        for epoch in epochs.unique().tolist():
+            here, draw = epochs == epoch, self.draw(epoch)
+            batch["index"][here], batch["moving"][here] = draw.index[rows[here]], draw.moving[rows[here]]
+        return batch
+
+    def draw(self, epoch: int) -> Draw:
+        """The factors of all N items in an epoch: ``index`` (N, S, F) and ``moving`` (N,); the latest one is kept."""
+        if self._latest is None or self._latest[0] != epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            self._latest = (epoch, self.transformations.draw(len(self), self.n_frames, generator))
+        return self._latest[1]
+
+    def render(self, batch: Batch) -> Batch:
+        """Add ``x`` (B, S, channel, height, width) float32 to a batch, on the device of its images."""
+        if "x" not in batch:
+            batch["x"] = self.transformations.render(batch["image"], batch["index"])
+        return batch
+
+
+# A DistributedSampler, because Lightning replaces any other kind when it runs on several devices.
+class EpochSampler(DistributedSampler[Any]):
+    """The items of one epoch, ``epoch · N + i``, in an order that depends on (seed, epoch) alone.
+
+    Under ``torch.distributed`` every rank gets its own share, all of one length; what is left over is dropped.
+
+    Args:
+        dataset: what is sampled; only its length is used.
+        seed: of the order, at least 0.
+        shuffle: False keeps the order of the data set.
+    """
+
+    def __init__(self, dataset: SequenceDataset, seed: int = 0, shuffle: bool = True) -> None:
+        parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+        replicas, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if parallel else (1, 0)
+        super().__init__(dataset, replicas, rank, shuffle=shuffle, seed=seed, drop_last=True)
+        self.num_samples = len(dataset) // replicas
+
+    def __iter__(self) -> Iterator[int]:
+        n = self.num_samples * self.num_replicas
+        order = np.arange(len(self.dataset))  # type: ignore[arg-type]
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        start = self.epoch * len(order)
+        return iter((start + order[self.rank : n : self.num_replicas]).tolist())
+
+
+class SequenceDataModule(lightning.LightningDataModule):
+    """Sequences for training, validation and test; works with a Lightning Trainer and without one.
+
+    Training sequences are drawn afresh every epoch. Validation and test sequences are one fixed, seeded set each, in
+    one fixed order. Batches are rendered on their device, after the transfer.
+
+    Args:
+        source: the three splits.
+        transformations: how still images become sequences; None for ready sequences, or to leave images as they are.
+        n_frames: frames of a sequence, S.
+        batch_size: sequences in a training batch.
+        eval_batch_size: sequences in a validation or test batch.
+        n_train: use only the first n of the (seeded, stratified) split; None uses all.
+        n_validation: likewise.
+        n_test: likewise.
+        num_workers: processes that load training batches.
+        seed: of all draws and orders; each split has its own stream.
+
+    Raises:
+        ValueError: a number that does not fit the splits, or see :class:`SequenceDataset`.
+
+    Example:
+        >>> data = SequenceDataModule(digits(), Transformations(rotation=True), n_test=2)
+        >>> next(data.batches("test"))["x"].shape
+        torch.Size([2, 18, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        source: Splits,
+        transformations: Transformations | None = None,
+        n_frames: int = 18,
+        batch_size: int = 8,
+        eval_batch_size: int = 64,
+        n_train: int | None = None,
+        n_validation: int | None = None,
+        n_test: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(batch_size, eval_batch_size) < 1:
+            raise ValueError(
+                f"batch_size is {batch_size} and eval_batch_size is {eval_batch_size}; expected at least 1 of each."
+            )
+        self.n_frames, self.batch_size, self.eval_batch_size = n_frames, batch_size, eval_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        limits = (n_train, n_validation, n_test)
+        self.datasets = {
+            name: SequenceDataset(_first(part, limit, name), transformations, n_frames, mix(seed, k))
+            for k, (name, part, limit) in enumerate(zip(SPLITS, source, limits, strict=True))
+        }
+        self._mean_frame: Tensor | None = None
+
+    @property
+    def transformations(self) -> Transformations:
+        """How still images become sequences; without any factor where there is nothing to transform."""
+        return self.datasets["train"].transformations
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(channel, height, width) of a frame."""
+        channels, height, width = self.datasets["train"].source.pixels.shape[-3:]
+        return (channels if self._ready else self.transformations.n_channels, height, width)
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the factors in ``index``; ready sequences have the one factor ``time``, the frame number."""
+        return ("time",) if self._ready else self.transformations.names
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Number of values of each factor; S for ``time``."""
+        return (self.n_frames,) if self._ready else self.transformations.periods
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """What the numbers in ``moving`` stand for, such as ``rotation+hue``; empty where nothing moves."""
+        return ("time",) if self._ready else self.transformations.moving
+
+    @property
+    def _ready(self) -> bool:
+        return isinstance(self.datasets["train"].source, Frames)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches with fresh draws every epoch (Lightning, or you, call ``loader.sampler.set_epoch``)."""
+        dataset = self.datasets["train"]
+        sampler = EpochSampler(dataset, seed=mix(self.seed, len(SPLITS)))
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            # A short last batch would weigh its sequences more; but never drop the only one.
+            drop_last=len(sampler) >= self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_as_is,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The fixed validation sequences in order."""
+        return self._fixed("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The fixed test sequences in order."""
+        return self._fixed("test")
+
+    def _fixed(self, split: str) -> DataLoader[Batch]:
+        # No EpochSampler: Lightning would advance its epoch, and the fixed sequences with it.
+        return DataLoader(self.datasets[split], batch_size=self.eval_batch_size, collate_fn=_as_is)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
+        """Render: adds ``x`` (B, S, channel, height, width) on the batch's device."""
+        return self.datasets["train"].render(batch)
+
+    def batches(self, split: str, device: torch.device | str = "cpu", batch_size: int | None = None) -> Iterator[Batch]:
+        """Rendered batches over a whole split, in order: all of it, once; for training the draw of epoch 0.
+
+        Args:
+            split: ``"train"``, ``"validation"`` or ``"test"``.
+            device: where to render.
+            batch_size: default ``eval_batch_size``.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.datasets:
+            raise ValueError(f"there is no split {split!r}; expected one of {', '.join(SPLITS)}.")
+        return self._batches(self.datasets[split], torch.device(device), batch_size or self.eval_batch_size)
+
+    @staticmethod
+    def _batches(dataset: SequenceDataset, device: torch.device, size: int) -> Iterator[Batch]:
+        for start in range(0, len(dataset), size):
+            batch = dataset.__getitems__(range(start, min(start + size, len(dataset))))
+            yield dataset.render({name: value.to(device) for name, value in batch.items()})
+
+    def mean_frame(self, device: torch.device | str = "cpu") -> Tensor:
+        """Average frame (channel, height, width) of the training sequences in the draw of epoch 0; computed once."""
+        if self._mean_frame is None:
+            # Summed on the CPU in double precision, so that the mean depends on neither batch size nor device.
+            total = sum(batch["x"].sum((0, 1)).double().cpu() for batch in self.batches("train", device))
+            self._mean_frame = (total / (len(self.datasets["train"]) * self.n_frames)).float()  # type: ignore[union-attr]
+        return self._mean_frame.to(device)
+
+
+def mix(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from several, so that neighbouring seeds and epochs share nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def _first(part: Images | Frames, limit: int | None, name: str) -> Images | Frames:
+    n = len(part.labels)
+    if limit is None:
+        return part
+    if not 0 < limit <= n:
+        raise ValueError(f"n_{name} is {limit}, but the {name} split holds {n}; expected 1 to {n}, or null for all.")
+    return type(part)(part.pixels[:limit], part.labels[:limit])

@@ -1,0 +1,227 @@
+"""Transformations: image sequences as one batched tensor program, from factor indices to frames."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["HUE", "PERSPECTIVE", "ROTATION", "SCALE", "Draw", "Transformations"]
+
+ROTATION: tuple[float, ...] = tuple(float(angle) for angle in range(0, 360, 20))
+HUE = ROTATION
+PERSPECTIVE = ROTATION
+SCALE: tuple[float, ...] = tuple((0.60 * (17 - i) + 1.26 * i) / 17 for i in range(18))
+
+PUBLISHED = {"rotation": ROTATION, "hue": HUE, "scale": SCALE, "perspective": PERSPECTIVE}
+
+# How far the viewer of a plane that turns out of the picture stands, in half image sizes: far enough to be mild.
+VIEWING_DISTANCE = 4.0
+
+Values = Iterable[float] | bool | None
+
+
+class Draw(NamedTuple):
+    """Factor values of n sequences: ``index`` (n, S, F) int64 into each factor's values; ``moving`` (n,) int64."""
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which no one needs here
+    moving: Tensor
+
+
+class Transformations:
+    """Factors of variation, and which of them move: one value a frame, cyclically; the others stay where they are.
+
+    A frame is ``hue · clamp(P(scale · R(rotation) · image))``, with R and P about the true image centre, (width − 1)/2.
+
+    Args:
+        rotation: degrees, counter-clockwise as displayed.
+        hue: degrees on the saturated colour wheel; at 0 grey goes to red. With this factor a frame has 3 channels.
+        scale: ratio; above 1 the content grows.
+        perspective: degrees out of the picture plane, about its vertical axis; at first the right side goes away.
+            Past 90° one sees the back of the plane, mirrored; exactly edge-on nothing.
+        moving: the factors that can move, one entry is drawn per sequence; ``"rotation+hue"`` moves both together.
+            Default: every factor of more than one value, alone.
+
+    Each factor takes a list of values, True for the published ones, or None when it does not vary at all.
+
+    Raises:
+        ValueError: values that are no finite numbers, a scale that is not positive, a moving factor that is none.
+
+    Example:
+        >>> t = Transformations(rotation=True, scale=[0.8, 1.0, 1.2], moving=["rotation"])
+        >>> index, moving = t.draw(2, n_frames=18, generator=torch.Generator().manual_seed(0))
+        >>> t.render(torch.rand(2, 1, 28, 28), index).shape
+        torch.Size([2, 18, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        rotation: Values = None,
+        hue: Values = None,
+        scale: Values = None,
+        perspective: Values = None,
+        moving: Sequence[str] | str | None = None,
+    ) -> None:
+        given = {"rotation": rotation, "hue": hue, "scale": scale, "perspective": perspective}
+        self.factors: dict[str, tuple[float, ...]] = {
+            name: _values(name, values) for name, values in given.items() if values is not None and values is not False
+        }
+        self.names = tuple(self.factors)
+        self.periods = tuple(len(values) for values in self.factors.values())
+        if moving is None:
+            moving = [name for name, period in zip(self.names, self.periods, strict=True) if period > 1]
+        self.moving: tuple[str, ...] = (moving,) if isinstance(moving, str) else tuple(moving)
+        self._moves = [self._parse(entry) for entry in self.moving]
+        self._tables = {name: _table(name, values) for name, values in self.factors.items()}
+
+    def __repr__(self) -> str:
+        factors = "".join(f"{name}={list(values)}, " for name, values in self.factors.items())
+        return f"Transformations({factors}moving={list(self.moving)})"
+
+    @property
+    def n_channels(self) -> int:
+        """3 where hue is a factor, else 1."""
+        return 3 if "hue" in self.factors else 1
+
+    def draw(self, n: int, n_frames: int, generator: torch.Generator | None = None) -> Draw:
+        """Draw the factors of n sequences of ``n_frames`` frames, on the CPU.
+
+        Every phase is uniform; a moving factor advances by one value a frame, modulo its number of values.
+
+        Returns:
+            Draw: ``index`` (n, S, F), factors in the order of ``names``, and ``moving`` (n,), which entry of
+            ``self.moving`` moves (zeros where nothing can move).
+        """
+        phases = [torch.randint(period, (n, 1, 1), generator=generator) for period in self.periods]
+        phase = torch.cat(phases, -1) if phases else torch.zeros(n, 1, 0, dtype=torch.long)
+        if not self._moves:
+            return Draw(phase.expand(-1, n_frames, -1).clone(), torch.zeros(n, dtype=torch.long))
+        moving = torch.randint(len(self._moves), (n,), generator=generator)
+        moves = torch.tensor(self._moves)[moving].unsqueeze(1)  # (n, 1, F) of zeros and ones
+        steps = torch.arange(n_frames).reshape(1, -1, 1)
+        return Draw((phase + steps * moves) % torch.tensor(self.periods), moving)
+
+    def render(self, images: Tensor, index: Tensor) -> Tensor:
+        """Render sequences in one call: bilinear, zero outside the image, on the device of the images.
+
+        Args:
+            images: (n, 1, height, width), floating point in [0, 1], or uint8 in 0..255.
+            index: (n, S, F), as from :meth:`draw`; counted modulo each factor's number of values.
+
+        Returns:
+            (n, S, channel, height, width) float32 in [0, 1].
+
+        Raises:
+            ValueError: shapes that do not fit together, or images of another type.
+        """
+        if images.dim() != 4 or images.shape[1] != 1:
+            raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, 1, height, width).")
+        if index.dim() != 3 or index.shape[0] != len(images) or index.shape[2] != len(self.names):
+            expected = f"({len(images)}, frame, {len(self.names)}) for the factors {', '.join(self.names) or 'none'}"
+            raise ValueError(f"index has shape {tuple(index.shape)}; expected {expected}.")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images have dtype {images.dtype}; expected uint8 (0..255) or floating point in [0, 1].")
+        # In double precision rotations by 90 degrees are exact, and it costs a CPU nothing; MPS has only float32.
+        dtype = torch.float32 if images.device.type == "mps" else torch.float64
+        pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        looked_up = {
+            name: self._tables[name].to(images.device, dtype)[index[..., f].to(images.device) % self.periods[f]]
+            for f, name in enumerate(self.names)
+        }
+        colour = looked_up.pop("hue", None)
+        x = pixels.unsqueeze(1).expand(-1, index.shape[1], -1, -1, -1)
+        # grid_sample refuses empty batches, and factors that leave the geometry alone have nothing to sample.
+        if looked_up and x.numel():
+            x = _warp(pixels, list(looked_up.values()), flat="perspective" not in looked_up)
+        grey = x.float().clamp(0, 1)
+        return grey.contiguous() if colour is None else grey * colour.float()[..., None, None]
+
+    def _parse(self, entry: str) -> list[int]:
+        parts = [part.strip() for part in str(entry).split("+")]
+        for part in parts:
+            if part not in self.factors:
+                nearest = difflib.get_close_matches(part, self.names, n=1)
+                raise ValueError(
+                    f"Transformations: moving names {part!r}, which is not a factor here; expected "
+                    f"{' or '.join(self.names) or 'no name, as there are no factors'}, joined by '+' to move together"
+                    f"{f' (nearest: {nearest[0]})' if nearest else ''}."
+                )
+            if len(self.factors[part]) == 1:
+                raise ValueError(
+                    f"Transformations: moving names {part!r}, which has the single value {self.factors[part][0]:g} "
+                    "and cannot move; give it at least two values."
+                )
+        return [int(name in parts) for name in self.names]
+
+
+def _warp(pixels: Tensor, matrices: list[Tensor], flat: bool) -> Tensor:
+    """Sample (n, 1, H, W) through the product of the (n, S, 3, 3) maps from displayed to source: (n, S, 1, H, W).
+
+    ``flat`` says that the maps are affine, so that no depth has to be divided out.
+    """
+    n, _, height, width = pixels.shape
+    n_frames = matrices[0].shape[1]
+    # Angles and scales live in units of half the longer side; grid_sample measures each axis in its own half side.
+    longer = max(height, width)
+    sides = pixels.new_tensor([longer / width, longer / height, 1.0])
+    full = sides[:, None] * _product(matrices) / sides
+    full = full.reshape(n * n_frames, 3, 3)
+    size = [n * n_frames, 1, height, width]
+    grid = functional.affine_grid(full[:, :2], size, align_corners=False)
+    if not flat:
+        # The homogeneous coordinate as a grid of its own: affine_grid wants two rows, so it comes out twice.
+        depth = functional.affine_grid(full[:, 2:].expand(-1, 2, -1), size, align_corners=False)
+        # A plane seen exactly edge-on has no area: point outside the image instead of dividing by zero.
+        grid = torch.where(depth.abs() < 1e-6, 10.0, grid / depth)
+    # All frames of an image in one tall grid, so that the image need not be copied for each of them.
+    grid = grid.reshape(n, n_frames * height, width, 2)
+    x = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return x.reshape(n, n_frames, 1, height, width)
+
+
+def _product(matrices: list[Tensor]) -> Tensor:
+    result = matrices[0]
+    for matrix in matrices[1:]:
+        result = result @ matrix
+    return result
+
+
+def _table(name: str, values: Sequence[float]) -> Tensor:
+    """One row per value: hue -> (V, 3) colours; the others -> (V, 3, 3) maps from displayed to source coordinates."""
+    v = torch.tensor(values, dtype=torch.float64)
+    if name == "hue":
+        sector = (v % 360) / 60
+        ramps = ((sector - 3).abs() - 1, 2 - (sector - 2).abs(), 2 - (sector - 4).abs())
+        return torch.stack(ramps, -1).clamp(0, 1)
+    one, zero = torch.ones_like(v), torch.zeros_like(v)
+    cos, sin = torch.cos(v * math.pi / 180), torch.sin(v * math.pi / 180)
+    rows = {
+        "scale": (1 / v, zero, zero, zero, 1 / v, zero, zero, zero, one),
+        # The vertical axis points down, so this inverse of a counter-clockwise turn looks like a forward one.
+        "rotation": (cos, -sin, zero, sin, cos, zero, zero, zero, one),
+        # From x' = d X cos / (d + X sin) and y' = d Y / (d + X sin), solved for X and Y.
+        "perspective": (one, zero, zero, zero, cos, zero, -sin / VIEWING_DISTANCE, zero, cos),
+    }[name]
+    return torch.stack(rows, -1).reshape(-1, 3, 3)
+
+
+def _values(name: str, values: Iterable[float] | bool) -> tuple[float, ...]:
+    if values is True:
+        return PUBLISHED[name]
+    try:
+        if isinstance(values, str):
+            raise TypeError
+        result = tuple(float(value) for value in values)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        result = ()
+    if not result or not all(math.isfinite(value) for value in result) or (name == "scale" and min(result) <= 0):
+        unit = "positive ratios" if name == "scale" else "degrees"
+        raise ValueError(
+            f"Transformations: {name} is {values!r}; expected a list of finite {unit}, or true for the published ones."
+        )
+    return result
