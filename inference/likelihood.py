@@ -1,0 +1,184 @@
+"""Likelihood: per-sequence importance weights, and what they say about log p(x).
+
+Frames are coupled through V, so the sequence is the unit of independence: one weight per particle and sequence, summed
+over all frames. Averaging weights frame by frame is not a bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_tvae import TVAE, Guide
+
+__all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
+
+CHUNK_BYTES = 16 * 2**20  # of decoded pixels: small enough to stay in a processor's cache, large enough to fill it
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Run a block under its own seed and leave torch's global generators as they were; None changes nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def log_weights(
+    model: TVAE,
+    guide: Guide | Callable[[Tensor], object],
+    x: Tensor,
+    num_particles: int,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    seed: int | None = None,
+) -> Tensor:
+    """Log importance weights ``log w_k = log p(x, z_k, u_k) − log q(z_k, u_k | x)``, summed over all frames.
+
+    The encoders run once; particles are drawn and decoded in chunks, so memory does not grow with their number.
+
+    Args:
+        model: the generative program.
+        guide: a guide, or any Pyro program of x with the model's sites and a plate ``sequence`` at dim −1 (its encoders
+            then run once per chunk).
+        x: (B, S, channel, height, width).
+        num_particles: draws K per sequence.
+        chunk_bytes: bound on the decoded pixels of one chunk.
+        seed: makes the draws reproducible without touching torch's global state.
+
+    Returns:
+        (K, B), nats per sequence.
+
+    Raises:
+        ValueError: x does not fit the model, or num_particles is below one.
+    """
+    model.check(x)
+    if num_particles < 1:
+        raise ValueError(f"log_weights: num_particles is {num_particles}; expected at least 1.")
+    chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
+    if isinstance(guide, Guide):
+        posterior = guide.posterior(x)
+        program: Callable[[], object] = lambda: guide.draw(posterior)  # noqa: E731
+    else:
+        program = lambda: guide(x)  # noqa: E731
+    with seeded(seed):
+        sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
+        return torch.cat([_chunk_of_weights(model, program, x, size) for size in sizes])
+
+
+def _chunk_of_weights(model: TVAE, program: Callable[[], object], x: Tensor, size: int) -> Tensor:
+    with pyro.plate("particles", size, dim=-2):
+        guide_trace = poutine.trace(program).get_trace()
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    log_w = x.new_zeros(size, x.shape[0])
+    for sign, trace in ((1, model_trace), (-1, guide_trace)):
+        trace.compute_log_prob()
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            term = site["log_prob"]
+            if term.dim() not in (0, 2) or (term.dim() == 2 and term.shape[-1] not in (1, x.shape[0])):
+                raise ValueError(
+                    f"site {name!r} has log-probabilities of shape {tuple(term.shape)}; expected (particles, sequences):"
+                    " keep frames in event dimensions (to_event) and sequences in a plate at dim=-1."
+                )
+            log_w = log_w + sign * term
+    return log_w
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Estimates per sequence, each of shape (N,), from K importance weights; nats per sequence.
+
+    Attributes:
+        iwae: ``logsumexp_k log w_k − log K``, a lower bound of log p(x) in expectation, tighter with K.
+        standard_error: Monte-Carlo standard error of ``iwae`` (delta method).
+        ess: effective sample size of the weights, 1 to K; a value near 1 says that one particle carries the estimate.
+        elbo: mean of log w, the K = 1 bound.
+        num_particles: K.
+        n_frames: S, to convert to nats per frame.
+    """
+
+    iwae: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    elbo: Tensor
+    num_particles: int
+    n_frames: int
+
+    @property
+    def per_frame(self) -> float:
+        """Mean IWAE in nats per frame over sequences, each weighted equally; higher is better."""
+        return float(self.iwae.mean()) / self.n_frames
+
+    @property
+    def per_frame_error(self) -> float:
+        """Standard error of :attr:`per_frame`: sequences drawn from their distribution, particles included."""
+        if len(self.iwae) < 2:
+            return math.nan
+        return float(self.iwae.std()) / math.sqrt(len(self.iwae)) / self.n_frames
+
+
+def summarise(log_w: Tensor, n_frames: int) -> LogLikelihood:
+    """Estimates from log-weights (K, N); the arithmetic is in double precision."""
+    log_w = log_w.double()
+    k = log_w.shape[0]
+    total = log_w.logsumexp(0)
+    share = (log_w - total).exp()  # normalised weights, summing to one over particles
+    square = share.square().sum(0)
+    # Relative variance of the mean weight is (K Σ share² − 1) / (K − 1); the log has the same to first order.
+    error = ((k * square - 1).clamp(min=0) / (k - 1)).sqrt() if k > 1 else torch.full_like(total, math.nan)
+    return LogLikelihood(total - math.log(k), error, 1 / square, log_w.mean(0), k, n_frames)
+
+
+def log_likelihood(
+    model: TVAE,
+    guide: Guide | Callable[[Tensor], object],
+    x: Tensor,
+    num_particles: int = 100,
+    *,
+    batch_size: int = 16,
+    seed: int | None = 0,
+    progress: bool = False,
+) -> LogLikelihood:
+    """Per-sequence importance-weighted bound on log p(x) (Burda et al. 2016) with its uncertainty.
+
+    Args:
+        model: the generative program.
+        guide: the proposal.
+        x: (N, S, channel, height, width), any N.
+        num_particles: draws K per sequence; the bound grows with K.
+        batch_size: sequences per pass of the encoders.
+        seed: of the draws; None uses torch's global generator.
+        progress: show a progress bar.
+
+    Returns:
+        :class:`LogLikelihood` with tensors of shape (N,) on the CPU.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+        >>> guide = pyro_tvae.MeanFieldGuide(model)
+        >>> log_likelihood(model, guide, torch.rand(4, 6, 1, 8, 8), num_particles=10).iwae.shape
+        torch.Size([4])
+    """
+    with seeded(seed):
+        parts = [
+            summarise(log_weights(model, guide, batch, num_particles).cpu(), model.n_frames)
+            for batch in tqdm(x.split(batch_size), desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
+        ]
+    names = [field.name for field in fields(LogLikelihood)][:4]
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return LogLikelihood(**joined, num_particles=num_particles, n_frames=model.n_frames)

@@ -1,0 +1,383 @@
+"""Training: a Lightning module around the ELBO, and ``fit``, which runs it and hands the history back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm.auto import tqdm
+
+from pyro_tvae import TVAE, Guide
+
+from .objectives import ELBO, Terms
+
+__all__ = ["Fitting", "History", "NonFiniteError", "fit"]
+
+Optimizers = Callable[[Iterable[Tensor]], Optimizer]
+Schedules = Callable[[Optimizer, int], LRScheduler]
+
+
+class NonFiniteError(FloatingPointError):
+    """The objective became infinite or NaN."""
+
+
+def adam(parameters: Iterable[Tensor]) -> Optimizer:
+    """The default optimizer: Adam at 1e-3 in one fused kernel."""
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+class Fitting(lightning.LightningModule):
+    """Maximises ``reconstruction − β KL`` per frame, β rising linearly from 0 to 1 over the warm-up.
+
+    Args:
+        model: the generative program.
+        guide: its posterior.
+        optimizer: parameters -> torch optimizer.
+        schedule: (optimizer, number of training steps) -> learning-rate scheduler stepped once a step, or None.
+        warmup_steps: length of the KL warm-up; shortened to half the run where that is less.
+        num_particles: draws per sequence and step.
+        frame_dropout: share of training sequences of which the guide sees only a run of consecutive frames, of random
+            length and start, while all frames are scored: the bound holds for every q, and a guide that has met gaps
+            can forecast.
+        report_every: steps averaged into one reported training value.
+    """
+
+    def __init__(
+        self,
+        model: TVAE,
+        guide: Guide,
+        *,
+        optimizer: Optimizers | None = None,
+        schedule: Schedules | None = None,
+        warmup_steps: int = 1500,
+        num_particles: int = 1,
+        frame_dropout: float = 0.0,
+        report_every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.elbo = ELBO(model, guide, num_particles)
+        self.optimizer, self.schedule = optimizer or adam, schedule
+        if not 0 <= frame_dropout <= 1:
+            raise ValueError(f"frame_dropout is {frame_dropout}; expected a share between 0 and 1.")
+        self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
+        self._recent: list[Tensor] = []
+
+    @property
+    def beta(self) -> float:
+        """Weight of the KL at the current step."""
+        steps = self.trainer.estimated_stepping_batches if self._trainer is not None else math.inf
+        length = min(self.warmup_steps, steps / 2)
+        return min(1.0, (self.global_step + 1) / length) if length >= 1 else 1.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = frames_of(batch)
+        terms = self.elbo(x, self._context(x))
+        n_frames = self.elbo.model.n_frames
+        loss = (self.beta * terms.kl - terms.reconstruction).mean() / n_frames
+        self._recent.append(torch.stack([term.mean().detach() / n_frames for term in terms]))
+        if (self.global_step + 1) % self.report_every == 0:
+            self._report_recent()
+        return loss
+
+    def _context(self, x: Tensor) -> Tensor | None:
+        """Frames the guide may see, (B, S); None for all."""
+        if self.frame_dropout == 0:
+            return None
+        n_sequences, n_frames = x.shape[0], self.elbo.model.n_frames
+        start = torch.randint(n_frames, (n_sequences, 1), device=x.device)
+        length = torch.randint(1, n_frames + 1, (n_sequences, 1), device=x.device)
+        whole = torch.rand(n_sequences, 1, device=x.device) >= self.frame_dropout
+        return ((torch.arange(n_frames, device=x.device) - start) % n_frames < length) | whole
+
+    def _report_recent(self) -> None:
+        reconstruction, kl = torch.stack(self._recent).mean(0).tolist()
+        self._recent.clear()
+        if not math.isfinite(reconstruction - kl):
+            term = "KL of the latents" if math.isfinite(reconstruction) else "log-probability of site 'x'"
+            raise NonFiniteError(
+                f"the {term} is not finite near step {self.global_step}; lower the learning rate, raise eps, or look "
+                "at the data of that batch. The last checkpoint was written before."
+            )
+        values = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        self.log_dict(values, prog_bar=True, logger=False)
+        self.log_dict({f"train/{name}": value for name, value in values.items()} | {"beta": self.beta})
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x = frames_of(batch)
+        terms = Terms(*(term.mean() / self.elbo.model.n_frames for term in self.elbo(x)))
+        values = {"val/elbo": terms.elbo, "val/reconstruction": terms.reconstruction, "val/kl": terms.kl}
+        self.log_dict(values, batch_size=len(x), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.schedule is None:
+            return optimizer
+        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def frames_of(batch: Any) -> Tensor:
+    """The sequences of a batch: a tensor, the entry ``x`` of a mapping, or the first item of a tuple."""
+    if isinstance(batch, Mapping):
+        return batch["x"]
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+@dataclass
+class History:
+    """What a fit went through.
+
+    Attributes:
+        rows: one mapping per report, with ``step``, ``epoch`` and values in nats per frame (``train/elbo``,
+            ``train/reconstruction``, ``train/kl``, ``val/elbo``, …).
+        seconds: wall-clock time spent training, resumed parts included.
+        best_checkpoint: file of the best validation ELBO, or None.
+        last_checkpoint: file of the last epoch, or None.
+    """
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    best_checkpoint: Path | None = None
+    last_checkpoint: Path | None = None
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of one quantity."""
+        rows = [row for row in self.rows if name in row]
+        return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+class _Recorder(Callback):
+    """Keeps the history, inside checkpoints too, so that a resumed run has all of it."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self._since = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._since = time.monotonic() - self.history.seconds
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Fitting, *_: Any) -> None:  # type: ignore[override]
+        self.history.seconds = time.monotonic() - self._since
+        if trainer.global_step % module.report_every == 0:
+            self._take(trainer, "train/")
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._take(trainer, "val/")
+
+    def _take(self, trainer: lightning.Trainer, prefix: str) -> None:
+        metrics = trainer.callback_metrics if prefix == "val/" else trainer.logged_metrics
+        row = {name: float(value) for name, value in metrics.items() if name.startswith(prefix)}
+        if row:
+            self.history.rows.append({"step": trainer.global_step, "epoch": trainer.current_epoch, **row})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.history.rows, "seconds": self.history.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history.rows[:] = state_dict["rows"]
+        self.history.seconds = state_dict["seconds"]
+
+
+def fit(
+    model: TVAE,
+    guide: Guide,
+    data: Tensor | DataLoader | lightning.LightningDataModule,
+    *,
+    validation: Tensor | DataLoader | None = None,
+    max_epochs: int = 10,
+    max_steps: int = -1,
+    batch_size: int = 8,
+    optimizer: Optimizers | None = None,
+    schedule: Schedules | None = None,
+    warmup_steps: int = 1500,
+    num_particles: int = 1,
+    frame_dropout: float = 0.0,
+    gradient_clip: float | None = None,
+    patience: int | None = None,
+    directory: str | Path | None = None,
+    resume: str | Path | None = None,
+    seed: int | None = None,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    strategy: str = "auto",
+    precision: str = "32-true",
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> History:
+    """Fit model and guide by stochastic variational inference; they are trained in place.
+
+    With validation data the weights with the best validation ELBO are the ones left in place.
+
+    Args:
+        model: the generative program.
+        guide: its posterior.
+        data: sequences (N, S, channel, height, width); or a loader of such batches (tensors, tuples that begin with
+            one, or mappings with ``x``); or a Lightning data module.
+        validation: the same for the validation split; a data module brings its own.
+        max_epochs: passes over the data.
+        max_steps: gradient steps at most; −1 for no limit.
+        batch_size: sequences per step where ``data`` is a tensor.
+        optimizer: parameters -> torch optimizer; Adam at 1e-3 by default.
+        schedule: (optimizer, number of steps) -> learning-rate scheduler stepped once a step.
+        warmup_steps: steps over which the weight of the KL rises from 0 to 1.
+        num_particles: draws per sequence and step.
+        frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
+        gradient_clip: bound on the norm of the gradient.
+        patience: stop after that many epochs without a better validation ELBO.
+        directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
+            writes nothing.
+        resume: a ``last.ckpt`` to go on from.
+        seed: of everything random in the run.
+        accelerator, devices, strategy, precision: as in Lightning's Trainer.
+        progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
+        callbacks: further Lightning callbacks.
+
+    Returns:
+        The :class:`History`.
+
+    Raises:
+        ValueError: data that does not fit the model, or nothing to do.
+        FileNotFoundError: ``resume`` does not exist.
+        NonFiniteError: the objective became infinite or NaN.
+    """
+    if resume is not None and not Path(resume).is_file():
+        raise FileNotFoundError(f"fit: cannot resume, {resume} does not exist; expected a checkpoint (last.ckpt).")
+    if seed is not None:
+        lightning.seed_everything(seed, workers=True, verbose=False)
+    module = Fitting(
+        model,
+        guide,
+        optimizer=optimizer,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        num_particles=num_particles,
+        frame_dropout=frame_dropout,
+    )
+    history = History()
+    recorder = _Recorder(history)
+    validates = validation is not None or isinstance(data, lightning.LightningDataModule)
+    hooks: list[Callback] = [recorder, *callbacks]
+    keeper = None
+    if directory is not None:
+        keeper = ModelCheckpoint(
+            Path(directory) / "checkpoints",
+            filename="best",
+            monitor="val/elbo" if validates else None,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+        hooks.append(keeper)
+    if patience is not None:
+        if not validates:
+            raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
+        hooks.append(EarlyStopping("val/elbo", mode="max", patience=patience))
+    if progress:
+        hooks.append(_Progress())
+    loggers = [] if directory is None else [CSVLogger(directory, "logs"), TensorBoardLogger(directory, "logs")]
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            callbacks=hooks,
+            logger=loggers or False,
+            log_every_n_steps=module.report_every,
+            gradient_clip_val=gradient_clip,
+            num_sanity_val_steps=0,
+            enable_checkpointing=keeper is not None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=not isinstance(data, lightning.LightningDataModule),
+        )
+        if isinstance(data, lightning.LightningDataModule):
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        else:
+            loaders = _loader(data, model, batch_size, shuffle=True), None
+            if validation is not None:
+                loaders = loaders[0], _loader(validation, model, batch_size, shuffle=False)  # type: ignore[assignment]
+            trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
+    if keeper is not None:
+        history.last_checkpoint = Path(keeper.last_model_path) if keeper.last_model_path else None
+        if validates and keeper.best_model_path:
+            history.best_checkpoint = Path(keeper.best_model_path)
+            best = torch.load(keeper.best_model_path, map_location=module.device, weights_only=True)
+            module.load_state_dict(best["state_dict"])
+    return history
+
+
+class _Progress(Callback):
+    """One bar over the whole run, in steps, with the latest values in nats per frame and the time that is left."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self.bar = tqdm(
+            total=int(total) if math.isfinite(total) else None,
+            initial=trainer.global_step,
+            desc="fit",
+            unit="step",
+            disable=not trainer.is_global_zero,
+            # A terminal is redrawn often; a log file gets a line every ten seconds.
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        )
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        values = {name: trainer.progress_bar_metrics.get(name) for name in ("elbo", "reconstruction", "kl")}
+        self.bar.set_postfix(
+            {name: f"{value:.1f}" for name, value in values.items() if value is not None}, refresh=False
+        )
+        self.bar.update()
+
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: Any) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool) -> DataLoader:
+    if not isinstance(data, Tensor):
+        return data
+    model.check(data)
+    return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
+
+
+class _quiet:
+    """Lightning's advertisements and advice on workers, silenced for the length of a fit."""
+
+    def __enter__(self) -> None:
+        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.WARNING)
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*litlogger.*"):
+            warnings.filterwarnings("ignore", message)
+        warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", ".*torch.distributed.*deprecated.*")
+
+    def __exit__(self, *error: Any) -> None:
+        self._warnings.__exit__(*error)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
