@@ -1,0 +1,262 @@
+"""Neighbourhood matrices against loops written from the model's definition, and what follows from them exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_tvae import CapsuleRoll, NoTopography, Stationary, Topography, Torus, roll
+from pyro_tvae.topography import window
+
+BOUNDARIES = ("circular", "truncate")
+# S and D differ both ways; 4 is shorter than most kernels below, so that windows overlap themselves.
+SIZES = [(1, 6), (4, 6), (6, 4), (5, 5), (9, 2)]
+
+
+def offsets(k: int) -> list[int]:
+    """D_k = {-(k-1-k//2), …, +k//2}, collected one by one."""
+    return [d for d in range(-2 * k, 2 * k + 1) if -(k - 1 - k // 2) <= d <= k // 2]
+
+
+def brute_force(n_frames: int, n_positions: int, boundary: str, terms: Callable[[int, int], bool], *k: int) -> Tensor:
+    """W entry by entry: how often u[m, q] is met from v[l, p] by an allowed pair of offsets."""
+    kt, kp = k
+    w = torch.zeros(n_frames * n_positions, n_frames * n_positions)
+    for l in range(n_frames):  # noqa: E741 - the model's own index
+        for p in range(n_positions):
+            for m in range(n_frames):
+                for q in range(n_positions):
+                    met = 0
+                    for dt in offsets(kt):
+                        for dp in offsets(kp):
+                            same_frame = l + dt == m if boundary == "truncate" else (l + dt - m) % n_frames == 0
+                            met += terms(dt, dp) and same_frame and (p + dp - q) % n_positions == 0
+                    w[l * n_positions + p, m * n_positions + q] = met
+    return w
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize(("n_frames", "n_positions"), SIZES)
+@pytest.mark.parametrize(("kernel", "width"), [(1, 0), (2, 0), (2, 1), (3, 1), (4, 0), (4, 2), (5, 1), (6, 9)])
+def test_capsule_roll_equals_the_loops(n_frames: int, n_positions: int, kernel: int, width: int, boundary: str) -> None:
+    expected = brute_force(n_frames, n_positions, boundary, lambda dt, dp: abs(dt - dp) <= width, kernel, kernel)
+    w = CapsuleRoll(kernel, width, boundary=boundary).neighbourhood(n_frames, n_positions)
+    assert torch.equal(w, expected)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize(("n_frames", "n_positions"), SIZES)
+@pytest.mark.parametrize("kernel", [(1, 3), (5, 3), (2, 4), (4, 1), (3, 2), (1, 1)])
+def test_stationary_equals_the_loops(n_frames: int, n_positions: int, kernel: tuple[int, int], boundary: str) -> None:
+    expected = brute_force(n_frames, n_positions, boundary, lambda dt, dp: True, *kernel)
+    assert torch.equal(Stationary(kernel, boundary=boundary).neighbourhood(n_frames, n_positions), expected)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2])
+@pytest.mark.parametrize(("kernel", "grid"), [((3, 3), (4, 3)), ((2, 3), (3, 4)), ((5, 4), (2, 3)), ((1, 2), (3, 3))])
+def test_torus_equals_the_loops(n_frames: int, kernel: tuple[int, int], grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    size = rows * columns
+    expected = torch.zeros(n_frames * size, n_frames * size)
+    for frame in range(n_frames):
+        for r in range(rows):
+            for c in range(columns):
+                for r2 in range(rows):
+                    for c2 in range(columns):
+                        met = sum(
+                            (r + dr - r2) % rows == 0 and (c + dc - c2) % columns == 0
+                            for dr in offsets(kernel[0])
+                            for dc in offsets(kernel[1])
+                        )
+                        expected[frame * size + r * columns + c, frame * size + r2 * columns + c2] = met
+    assert torch.equal(Torus(kernel, grid).neighbourhood(n_frames, size), expected)
+
+
+def test_no_topography_has_a_zero_matrix_and_no_energy() -> None:
+    assert torch.equal(NoTopography().neighbourhood(3, 4), torch.zeros(12, 12))
+    assert torch.equal(NoTopography().energy(torch.randn(2, 3, 1, 4)), torch.zeros(2, 3, 1, 4))
+
+
+def test_even_kernels_reach_further_ahead() -> None:
+    assert list(window(1)) == [0]
+    assert list(window(2)) == [0, 1]
+    assert list(window(3)) == [-1, 0, 1]
+    assert list(window(4)) == [-1, 0, 1, 2]
+    # v[l] = u[l]² + u[l + 1]²: a row of the matrix looks ahead, never back.
+    expected = torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]])
+    assert torch.equal(Stationary((2, 1)).neighbourhood(4, 1), expected)
+    expected[3, 0] = 0
+    assert torch.equal(Stationary((2, 1), boundary="truncate").neighbourhood(4, 1), expected)
+
+
+def test_the_band_is_cut_at_the_ends_of_the_window() -> None:
+    # k = 3, n = 1 leaves out (-1, 1) and (1, -1): seven terms, not nine, although -1 and 1 are neighbours modulo 3.
+    assert CapsuleRoll(3, 1).neighbourhood(7, 7).sum(1).eq(7).all()
+
+
+TOPOGRAPHIES = {
+    "roll": lambda: CapsuleRoll(3, 1),
+    "roll, even, truncated": lambda: CapsuleRoll(4, 1, boundary="truncate"),
+    "stationary": lambda: Stationary((2, 3)),
+    "torus": lambda: Torus((3, 2), (2, 3)),
+    "learned": lambda: CapsuleRoll(3, 0, learned=True),
+}
+
+
+@pytest.mark.parametrize("build", TOPOGRAPHIES.values(), ids=TOPOGRAPHIES)
+@pytest.mark.parametrize("leading", [(), (2,), (3, 2)])
+def test_energy_is_w_times_u_squared(build: Callable[[], Topography], leading: tuple[int, ...]) -> None:
+    topography = build().double()
+    n_frames, n_capsules, n_positions = 4, 2, 6
+    u = torch.randn(*leading, n_frames, n_capsules, n_positions, dtype=torch.float64)
+    w = topography.neighbourhood(n_frames, n_positions).detach()
+    v = topography.energy(u).detach()
+    assert v.shape == u.shape
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in (*leading, 1))).reshape(-1, len(leading) + 1):
+        one, energy = u[tuple(index[:-1])], v[tuple(index[:-1])]
+        for l in range(n_frames):  # noqa: E741
+            for c in range(n_capsules):
+                for p in range(n_positions):
+                    expected = sum(
+                        float(w[l * n_positions + p, m * n_positions + q]) * float(one[m, c, q]) ** 2
+                        for m in range(n_frames)
+                        for q in range(n_positions)
+                    )
+                    assert float(energy[l, c, p]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_energies_without_a_capsule_dimension_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected \(\.\.\., frame, capsule, position\)"):
+        CapsuleRoll(3).energy(torch.randn(4, 4))
+
+
+def test_a_matrix_first_needed_in_inference_mode_serves_training_later() -> None:
+    topography = CapsuleRoll(3)
+    with torch.inference_mode():
+        topography.energy(torch.randn(4, 1, 4))
+    u = torch.randn(4, 1, 4, requires_grad=True)
+    topography.energy(u).sum().backward()
+    assert u.grad is not None
+
+
+@pytest.mark.parametrize("make", [lambda **k: CapsuleRoll(4, 1, **k), lambda **k: Stationary((3, 2), **k)])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_learned_weights_start_at_the_fixed_ones(make: Callable[..., Topography], boundary: str) -> None:
+    fixed, learned = make(boundary=boundary), make(boundary=boundary, learned=True)
+    assert learned.raw_weight is not None
+    assert fixed.raw_weight is None
+    torch.testing.assert_close(learned.neighbourhood(5, 4), fixed.neighbourhood(5, 4), rtol=0, atol=1e-6)
+
+
+def test_learned_weights_get_gradients_and_never_turn_negative() -> None:
+    topography = CapsuleRoll(3, 1, learned=True)
+    raw = topography.raw_weight
+    assert raw is not None
+    u = torch.randn(5, 2, 4)
+    topography.energy(u).square().sum().backward()
+    assert raw.grad is not None
+    assert (raw.grad != 0).all()
+    with torch.no_grad():
+        raw.copy_(torch.linspace(-50, 50, len(raw)))
+    changed = topography.energy(u)
+    assert (topography.neighbourhood(5, 4) >= 0).all()
+    # A changed weight must show at once: a cached matrix would not.
+    rows = u.square().transpose(-3, -2).flatten(-2)
+    expected = (rows @ topography.neighbourhood(5, 4).T).unflatten(-1, (5, 4)).transpose(-3, -2)
+    torch.testing.assert_close(changed, expected)
+
+
+@pytest.mark.parametrize("size", [2, 5, 6])
+def test_full_kernel_of_width_zero_is_exactly_equivariant(size: int) -> None:
+    v = CapsuleRoll(size, 0).energy(torch.randn(3, size, 2, size, dtype=torch.float64))
+    for frame in range(size):
+        torch.testing.assert_close(roll(v[:, frame], 1), v[:, (frame + 1) % size], rtol=1e-13, atol=1e-13)
+
+
+def test_a_shorter_kernel_rolls_only_nearly() -> None:
+    """Control of the test above: it would see a topography that does not roll."""
+    u = torch.randn(3, 5, 2, 5)
+    for topography in (CapsuleRoll(3, 0), Stationary((5, 2))):
+        v = topography.energy(u)
+        assert (roll(v[:, 0], 1) - v[:, 1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shift", [0, 1, -1, 4, 5, -7, 23])
+def test_roll_by_one_number_is_torch_roll(shift: int) -> None:
+    t = torch.randn(3, 2, 5)
+    assert torch.equal(roll(t, shift), torch.roll(t, shift, dims=-1))
+    assert torch.equal(roll(t, torch.tensor(shift)), torch.roll(t, shift, dims=-1))
+
+
+def test_roll_by_one_shift_per_row_is_torch_roll_row_by_row() -> None:
+    t = torch.randn(3, 2, 5)
+    shift = torch.randint(-9, 10, (3, 2))
+    expected = torch.stack([torch.stack([torch.roll(t[n, c], int(shift[n, c])) for c in range(2)]) for n in range(3)])
+    assert torch.equal(roll(t, shift), expected)
+    per_sequence = torch.stack([torch.roll(t[n], int(shift[n, 0]), dims=-1) for n in range(3)])
+    assert torch.equal(roll(t, shift[:, :1]), per_sequence)
+    # A shift may also add dimensions: every roll of one capsule.
+    assert torch.equal(roll(t[0, 0], torch.arange(5)), torch.stack([torch.roll(t[0, 0], s) for s in range(5)]))
+
+
+def test_roll_refuses_fractions_of_positions() -> None:
+    with pytest.raises(TypeError, match="whole positions"):
+        roll(torch.randn(5), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("topography", "n_frames", "n_positions", "n_orbits"),
+    [
+        (CapsuleRoll(5, 0), 5, 5, 5),
+        (CapsuleRoll(4, 0), 4, 4, 4),
+        (Stationary((4, 1)), 4, 3, 3),
+        (CapsuleRoll(1, 0), 2, 3, 6),
+    ],
+)
+def test_orbits_partition_the_lattice(topography: Topography, n_frames: int, n_positions: int, n_orbits: int) -> None:
+    index, size = topography.orbits(n_frames, n_positions)
+    assert index.shape == (n_frames, n_positions)
+    assert len(size) == n_orbits
+    assert torch.equal(index.flatten().bincount(), size)
+    # Two cells share an orbit exactly where W couples them.
+    flat = index.flatten()
+    assert torch.equal(flat[:, None] == flat[None, :], topography.neighbourhood(n_frames, n_positions) == 1)
+
+
+@pytest.mark.parametrize(
+    "topography",
+    [
+        CapsuleRoll(5, 1),
+        CapsuleRoll(3, 0),
+        CapsuleRoll(6, 0),
+        Stationary((5, 2)),
+        CapsuleRoll(5, 0, learned=True),
+        CapsuleRoll(5, 0, boundary="truncate"),
+        NoTopography(),
+    ],
+    ids=lambda topography: f"{type(topography).__name__}({topography.extra_repr()})",
+)
+def test_neighbourhoods_that_overlap_have_no_orbits(topography: Topography) -> None:
+    with pytest.raises(ValueError, match="no disjoint orbits"):
+        topography.orbits(5, 5)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: CapsuleRoll(0), "expected kernel >= 1"),
+        (lambda: CapsuleRoll(3, -1), "width >= 0"),
+        (lambda: CapsuleRoll(3, boundary="reflect"), "expected one of circular, truncate"),
+        (lambda: Stationary((1, 2, 3)), "two whole numbers"),
+        (lambda: Stationary((0, 2)), "at least 1"),
+        (lambda: Torus((3, 3), (0, 3)), "at least 1"),
+        (lambda: Torus((3, 3), (2, 3)).neighbourhood(1, 5), "has 6 positions, but the capsule has 5"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(build: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        build()
+    assert "\n" not in str(caught.value)
