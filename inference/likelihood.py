@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pyro
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides import Posterior
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
 
@@ -42,6 +43,7 @@ def log_weights(
     x: Tensor,
     num_particles: int,
     *,
+    posterior: Posterior | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     seed: int | None = None,
 ) -> Tensor:
@@ -55,6 +57,7 @@ def log_weights(
             then run once per chunk).
         x: (B, S, channel, height, width).
         num_particles: draws K per sequence.
+        posterior: ``guide.posterior(x)``, where it was computed before.
         chunk_bytes: bound on the decoded pixels of one chunk.
         seed: makes the draws reproducible without touching torch's global state.
 
@@ -69,8 +72,8 @@ def log_weights(
         raise ValueError(f"log_weights: num_particles is {num_particles}; expected at least 1.")
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     if isinstance(guide, Guide):
-        posterior = guide.posterior(x)
-        program: Callable[[], object] = lambda: guide.draw(posterior)  # noqa: E731
+        q = guide.posterior(x) if posterior is None else posterior
+        program: Callable[[], object] = lambda: guide.draw(q)  # noqa: E731
     else:
         program = lambda: guide(x)  # noqa: E731
     with seeded(seed):
@@ -91,8 +94,8 @@ def _chunk_of_weights(model: TVAE, program: Callable[[], object], x: Tensor, siz
             term = site["log_prob"]
             if term.dim() not in (0, 2) or (term.dim() == 2 and term.shape[-1] not in (1, x.shape[0])):
                 raise ValueError(
-                    f"site {name!r} has log-probabilities of shape {tuple(term.shape)}; expected (particles, sequences):"
-                    " keep frames in event dimensions (to_event) and sequences in a plate at dim=-1."
+                    f"site {name!r} has log-probabilities of shape {tuple(term.shape)}; expected (particles, "
+                    "sequences): keep frames in event dimensions (to_event) and sequences in a plate at dim=-1."
                 )
             log_w = log_w + sign * term
     return log_w
@@ -143,6 +146,14 @@ def summarise(log_w: Tensor, n_frames: int) -> LogLikelihood:
     return LogLikelihood(total - math.log(k), error, 1 / square, log_w.mean(0), k, n_frames)
 
 
+def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
+    """Estimates of several batches as one."""
+    tensors = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in ("iwae", "standard_error", "ess", "elbo")
+    }
+    return LogLikelihood(**tensors, num_particles=parts[0].num_particles, n_frames=parts[0].n_frames)
+
+
 def log_likelihood(
     model: TVAE,
     guide: Guide | Callable[[Tensor], object],
@@ -179,6 +190,4 @@ def log_likelihood(
             summarise(log_weights(model, guide, batch, num_particles).cpu(), model.n_frames)
             for batch in tqdm(x.split(batch_size), desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
         ]
-    names = [field.name for field in fields(LogLikelihood)][:4]
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return LogLikelihood(**joined, num_particles=num_particles, n_frames=model.n_frames)
+    return concatenate(parts)

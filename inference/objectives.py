@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides import Posterior
 
-__all__ = ["ELBO", "Terms"]
+__all__ = ["ELBO", "Terms", "divergence"]
 
 
 class Terms(NamedTuple):
@@ -76,3 +77,10 @@ class ELBO(nn.Module):
             except NotImplementedError:
                 pass
         return q.log_prob(value) - p.log_prob(value)
+
+
+def divergence(model: TVAE, posterior: Posterior) -> Tensor:
+    """``KL(q(z, u | x) ‖ p(z, u))`` of a mean-field posterior computed before: (B,), nats per sequence."""
+    laws = model.laws()
+    terms = [kl_divergence(q.to_event(len(q.batch_shape) - 1), laws[site]) for site, q in posterior.items()]
+    return torch.stack(terms).sum(0)

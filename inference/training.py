@@ -290,7 +290,8 @@ def fit(
         hooks.append(EarlyStopping("val/elbo", mode="max", patience=patience))
     if progress:
         hooks.append(_Progress())
-    loggers = [] if directory is None else [CSVLogger(directory, "logs"), TensorBoardLogger(directory, "logs")]
+    logs = Path(directory or ".") / "logs"
+    loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
     with _quiet():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -372,10 +373,14 @@ class _quiet:
             logger.setLevel(logging.WARNING)
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
-        for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*litlogger.*"):
+        for message in (
+            ".*does not have many workers.*",
+            ".*exists and is not empty.*",
+            ".*litlogger.*",
+            ".*number of training batches.*smaller than the logging interval.*",
+            ".*LeafSpec.*is deprecated.*",
+        ):
             warnings.filterwarnings("ignore", message)
-        warnings.filterwarnings("ignore", ".*number of training batches.*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", ".*torch.distributed.*deprecated.*")
 
     def __exit__(self, *error: Any) -> None:
         self._warnings.__exit__(*error)

@@ -110,16 +110,18 @@ class TVAE(Part, NamedModule):
         if x is not None:
             self.check(x)
             n_sequences = x.shape[-5]
-        like = next(self.decoder.parameters())
+        laws = self.laws()
         with pyro.plate("sequence", n_sequences or 1, dim=-1):
-            z = pyro.sample(
-                "z", dist.Normal(like.new_zeros(()), like.new_ones(())).expand(self.latent_shape).to_event(3)
-            )
-            u = None
-            if self.prior is not None:
-                u = pyro.sample(self.prior.site, self.prior.law(like))
+            z = pyro.sample("z", laws["z"])
+            u = pyro.sample(self.prior.site, laws[self.prior.site]) if self.prior is not None else None
             t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
             return pyro.sample("x", self.decode(t).to_event(1), obs=x)
+
+    def laws(self) -> dict[str, TorchDistribution]:
+        """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""
+        like = next(self.decoder.parameters())
+        laws = {"z": dist.Normal(like.new_zeros(()), like.new_ones(())).expand(self.latent_shape).to_event(3)}
+        return laws if self.prior is None else laws | {self.prior.site: self.prior.law(like)}
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies V (..., S, C, D) from a value of the energy prior's site."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .guides import Guide
+from .guides import Guide, Posterior
 from .model import TVAE
 from .topography import roll
 
@@ -24,10 +24,13 @@ def encode(model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None)
         t of shape (B, S, C, D).
     """
     model.check(x)
-    q = guide.posterior(x, observed)
-    if model.prior is None:
-        return q["z"].mean
-    return model.compose(q["z"].mean, model.prior.point(q[model.prior.site]))
+    return point_estimate(model, guide.posterior(x, observed))
+
+
+def point_estimate(model: TVAE, posterior: Posterior) -> Tensor:
+    """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
+    z = posterior["z"].mean
+    return model.compose(z, model.prior.point(posterior[model.prior.site]) if model.prior is not None else None)
 
 
 @torch.no_grad()
@@ -41,10 +44,8 @@ def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
     """Mean frames of sequences drawn from the prior: (n_sequences, S, channel, height, width), pixels."""
     if n_sequences < 1:
         raise ValueError(f"sample: n_sequences is {n_sequences}; expected at least 1.")
-    like = next(model.decoder.parameters())
-    z = torch.randn(n_sequences, *model.latent_shape, dtype=like.dtype, device=like.device)
-    u = None if model.prior is None else model.prior.law(like).sample(torch.Size([n_sequences]))
-    return model.decode(model.compose(z, u)).mean
+    draws = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
+    return model.decode(model.compose(draws["z"], draws[model.prior.site] if model.prior is not None else None)).mean
 
 
 @torch.no_grad()

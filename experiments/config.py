@@ -1,0 +1,176 @@
+"""Configuration: composed by Hydra from its groups, turned into parts, with mistakes answered in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from pyro_tvae import TVAE, Guide
+
+    from .datasets import SequenceDataModule
+
+__all__ = ["ConfigurationError", "Parts", "build", "compose", "make", "options", "plain_errors", "run_with_hydra"]
+
+CONF = "pyro_tvae.experiments.conf"
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot be, explained in one sentence."""
+
+
+def options() -> dict[str, dict[str, str]]:
+    """Every group's options with the comment that introduces them: ``{group: {option: sentence}}``."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in sorted(files(CONF).iterdir(), key=lambda entry: entry.name):
+        if folder.is_dir() and not folder.name.startswith("_"):
+            entries = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda entry: entry.name)
+            found[folder.name] = {entry.name.removesuffix(".yaml"): _comment(entry.read_text()) for entry in entries}
+    return found
+
+
+def _comment(text: str) -> str:
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line]
+    return lines[0] if lines else ""
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a run.
+
+    Args:
+        overrides: in Hydra's grammar, such as ``topography=stationary`` or ``fit.max_epochs=5``.
+
+    Raises:
+        ConfigurationError: an override names nothing that exists, with the nearest names that do.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3"):
+        try:
+            return hydra_compose("config", overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigurationError(_explain(error, overrides)) from None
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    groups = options()
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as problem:
+        return f"{problem.override!r} is not an override; expected name=value, such as fit.max_epochs=5."
+    known = _keys(hydra_compose("config"))
+    for override in parsed:
+        name, value = override.key_or_group, override.value()
+        if name in groups:
+            if isinstance(value, str) and value not in groups[name]:
+                return f"there is no {name} called {value!r}; {_nearest(value, groups[name])}"
+        elif name not in known and not override.is_add() and not name.startswith("hydra"):
+            return f"there is no setting called {name!r}; {_nearest(name, [*known, *groups])}"
+    return " ".join(str(error).split())
+
+
+def _nearest(name: str, names: Sequence[str] | dict[str, str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    tail = [full for full in names if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    close = list(dict.fromkeys([*tail, *close]))[:3]
+    if close:
+        return f"did you mean {' or '.join(close)}? ('pyro-tvae list' shows everything.)"
+    return f"expected one of {', '.join(list(names)[:12])} ('pyro-tvae list' shows everything)."
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, DictConfig):
+        return []
+    keys = []
+    for key in node:
+        if str(key).startswith("_"):
+            continue
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_missing(node, key):
+            keys += _keys(node[key], f"{prefix}{key}.")
+    return keys
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration describes, built."""
+
+    model: TVAE
+    guide: Guide
+    data: SequenceDataModule
+
+
+def make(node: Any) -> Any:
+    """Build the object that a node of the configuration describes; null makes None."""
+    from hydra.utils import instantiate
+
+    return instantiate(node, _convert_="object")
+
+
+def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
+    """Build data, model and guide, the weights drawn from the configuration's seed."""
+    from lightning.pytorch import seed_everything
+
+    from pyro_tvae import TVAE
+
+    data = data if data is not None else make(config.data)
+    assert data is not None
+    seed_everything(config.seed, workers=True, verbose=False)
+    model = TVAE(
+        data.frame_shape,
+        data.n_frames,
+        config.model.n_capsules,
+        config.model.capsule_dim,
+        make(config.topography),
+        prior=make(config.prior),
+        likelihood=make(config.likelihood),
+        network=make(config.network),
+        mu=config.model.mu,
+        eps=config.model.eps,
+    )
+    return Parts(model, make(config.guide)(model), data)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn what a user can cause into one sentence on standard error and exit status 2.
+
+    HYDRA_FULL_ERROR=1 in the environment shows the traceback instead.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OSError, InstantiationException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
+        print(f"pyro-tvae: {' '.join(text.split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run_with_hydra(job: Callable[[DictConfig], None], overrides: Sequence[str]) -> None:
+    """Run a job under Hydra, with its run folders, ``--multirun`` and launchers."""
+    import hydra
+
+    sweeps = any(flag in overrides for flag in ("--multirun", "-m"))
+    if not sweeps:
+        # Hydra prints a mistake as a page; composing first answers it in a sentence.
+        compose([override for override in overrides if not override.startswith("-")])
+        GlobalHydra.instance().clear()
+    sys.argv = ["pyro-tvae train", *overrides]
+    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
