@@ -10,6 +10,8 @@ import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from pyro_tvae.experiments.datasets import (
     DataNotFound,
     EpochSampler,
@@ -23,7 +25,6 @@ from pyro_tvae.experiments.datasets import (
     digits,
     mnist,
 )
-from torch import Tensor
 
 rng = np.random.default_rng(0)
 MOVING = {"rotation": [0, 90, 180, 270], "hue": [0, 120, 240]}

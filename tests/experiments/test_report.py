@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from pyro_tvae.experiments import figures, report, tables
 from rich.console import Console
 from torch import Tensor
+
+from pyro_tvae.experiments import figures, report, tables
 
 MISSING = "–"
 VOID = {"meta", "img", "link", "br", "hr", "input"}

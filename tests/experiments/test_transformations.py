@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from pyro_tvae.experiments.datasets import HUE, ROTATION, SCALE, Transformations
 from torch import Tensor
+
+from pyro_tvae.experiments.datasets import HUE, ROTATION, SCALE, Transformations
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,6 +8,10 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, MeanFieldGuide, Normal, NoTopography, encode, roll
 from pyro_tvae.inference import equivariance
 from pyro_tvae.inference.equivariance import (
     ForwardRoll,
@@ -16,10 +20,6 @@ from pyro_tvae.inference.equivariance import (
     forward_roll,
     roll_correlation,
 )
-from torch import Tensor
-from torch.distributions import Distribution
-
-from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, MeanFieldGuide, Normal, NoTopography, encode, roll
 
 
 @pytest.fixture(autouse=True)
