@@ -73,7 +73,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{problem.override!r} is not an override; expected name=value, such as fit.max_epochs=5."
     known = _keys(hydra_compose("config"))
     for override in parsed:
-        name, value = override.key_or_group, override.value()
+        name, value = str(override.key_or_group), override.value()
         if name in groups:
             if isinstance(value, str) and value not in groups[name]:
                 return f"there is no {name} called {value!r}; {_nearest(value, groups[name])}"
@@ -95,8 +95,8 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, DictConfig):
         return []
     keys = []
-    for key in node:
-        if str(key).startswith("_"):
+    for key in map(str, node):
+        if key.startswith("_"):
             continue
         keys.append(f"{prefix}{key}")
         if not OmegaConf.is_missing(node, key):

@@ -59,7 +59,7 @@ class Evaluation:
     """A report's contents: ``record`` is plain data for JSON, the rest is for figures."""
 
     record: dict[str, Any]
-    forward_roll: ForwardRoll
+    forward_roll: ForwardRoll | None
 
 
 def measure(

@@ -160,11 +160,10 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
         console.print(_hanging(f"[{number}]", note, console.width))
     collapsed = bool(evaluation.get("collapsed"))
     for number, sentence in enumerate(evaluation.get("verdict") or ()):
-        prefix = "Warning, collapsed: " if collapsed and number == 0 else ""
         style = ("bold red" if collapsed else "bold") if number == 0 else ""
         if number == 0:
             console.print()
-        console.print(Text(prefix + str(sentence), style=style))
+        console.print(Text(str(sentence), style=style))
     console.print()
     for note in (*(evaluation.get("notes") or ()), BLIND):
         console.print(_hanging("Note:", str(note), console.width))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -61,13 +62,15 @@ class ELBO(nn.Module):
         with pyro.plate("particles", self.num_particles, dim=-2):
             guide_trace = poutine.trace(self.guide).get_trace(*arguments)
             model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(x)
-        observation = model_trace.nodes["x"]
+        sites: Mapping[str, Mapping[str, Any]] = model_trace.nodes
+        proposals: Mapping[str, Mapping[str, Any]] = guide_trace.nodes
+        observation = sites["x"]
         reconstruction = observation["fn"].log_prob(observation["value"])
         kl = torch.zeros_like(reconstruction)
         for name in guide_trace.stochastic_nodes:
-            latent = model_trace.nodes[name]
+            latent = sites[name]
             if not isinstance(latent["fn"], _Subsample):
-                kl = kl + self._kl(guide_trace.nodes[name]["fn"], latent["fn"], latent["value"])
+                kl = kl + self._kl(proposals[name]["fn"], latent["fn"], latent["value"])
         return Terms(reconstruction.mean(0), kl.mean(0))
 
     def _kl(self, q: torch.distributions.Distribution, p: torch.distributions.Distribution, value: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ class _FrameEncoder(nn.Module):
         return first, second
 
 
-def _normal(loc: Tensor, log_variance: Tensor, seen: Tensor | None) -> TorchDistribution:
+def _normal(parameters: tuple[Tensor, Tensor], seen: Tensor | None) -> TorchDistribution:
+    loc, log_variance = parameters
     scale = (0.5 * log_variance).exp()
     if seen is not None:  # a frame that was not seen tells nothing: its posterior is the prior
         loc, scale = loc * seen, torch.where(seen, scale, 1.0)
@@ -129,9 +130,9 @@ class MeanFieldGuide(Guide):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         seen = _seen(x, observed)
-        q: Posterior = {"z": _normal(*self.z_encoder(x), seen)}
+        q: Posterior = {"z": _normal(self.z_encoder(x), seen)}
         if self.u_encoder is not None:
-            q["u"] = _normal(*self.u_encoder(x), seen)
+            q["u"] = _normal(self.u_encoder(x), seen)
         return q
 
 
@@ -173,7 +174,7 @@ class OrbitGuide(Guide):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         seen = _seen(x, observed)
-        z = _normal(*self.z_encoder(x), seen)
+        z = _normal(self.z_encoder(x), seen)
         shift, log_precision = self.e_encoder(x)
         vote = log_precision.exp()
         if seen is not None:

@@ -72,9 +72,9 @@ class OrbitEnergy(EnergyPrior):
 
     def fit_to(self, topography: Topography, n_frames: int, n_capsules: int, n_positions: int) -> None:
         super().fit_to(topography, n_frames, n_capsules, n_positions)
-        index, size = topography.orbits(n_frames, n_positions)
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("size", size.to(torch.get_default_dtype()), persistent=False)
+        orbits = topography.orbits(n_frames, n_positions)
+        self.register_buffer("index", orbits.index, persistent=False)
+        self.register_buffer("size", orbits.size.to(torch.get_default_dtype()), persistent=False)
 
     def law(self, like: Tensor) -> TorchDistribution:
         half = self.size.to(like) / 2

@@ -7,7 +7,7 @@ neighbourhood matrix W, shared by all capsules, and one matrix product applies i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ def roll(t: Tensor, shift: int | Tensor) -> Tensor:
     return t.expand(shape).gather(-1, source.expand(shape))
 
 
-class Orbits(NamedTuple):
+@dataclass(frozen=True)
+class Orbits:
     """Disjoint neighbourhoods: ``index[l, p]`` names the orbit of (frame, position); ``size[o]`` counts its members."""
 
     index: Tensor
