@@ -1,0 +1,124 @@
+"""The command line, as a user runs it: a tiny run from training to report, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "data.n_train=16",
+    "data.n_validation=8",
+    "data.n_test=12",
+    "model.n_capsules=2",
+    "fit.max_steps=4",
+    "baseline.max_epochs=1",
+    "evaluation.num_particles=3",
+]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pyro_tvae.experiments.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("cli")
+    result = run(folder, "train", *TINY)
+    assert result.returncode == 0, result.stderr
+    return next((folder / "runs" / "quickstart").iterdir()), result
+
+
+def test_train_leaves_a_whole_run(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = trained
+    names = [
+        "config.yaml",
+        "evaluation.json",
+        "history.json",
+        "model.safetensors",
+        "untrained.safetensors",
+        "plain_vae.safetensors",
+        "report.html",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    ]
+    figures = (
+        "training_curves",
+        "reconstructions",
+        "capsule_traversal",
+        "forward_roll_strip",
+        "forward_roll_curve",
+        "capsule_stripes",
+    )
+    assert [name for name in names if not (folder / name).is_file()] == []
+    assert sorted(path.stem for path in (folder / "figures").iterdir()) == sorted(figures)
+    assert list(folder.glob("logs/csv/*/metrics.csv"))
+    assert list(folder.glob("logs/tensorboard/*/events*"))
+    assert not list(folder.rglob("*.partial"))
+    assert "explained" in result.stdout
+    assert str(folder) in result.stdout
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png") >= len(figures)
+
+
+def test_the_evaluation_says_that_four_steps_are_not_enough(
+    trained: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, result = trained
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["collapsed"] is True
+    assert record["verdict"][0].startswith("Collapsed: ")
+    assert "Collapsed: " in result.stdout
+    assert record["data"]["n_sequences"] == 12
+    assert {"explained", "iwae", "elbo", "e_eq", "roll/rotation", "cap_corr/scale"} <= {
+        r["key"] for r in record["rows"]
+    }
+    assert next(iter(record["forward_roll"]["log_likelihood"])) == "model"
+
+
+def test_evaluate_repeats_itself_and_report_rebuilds(
+    trained: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = trained
+    before = json.loads((folder / "evaluation.json").read_text())
+    again = run(folder.parents[2], "evaluate", str(folder))
+    assert again.returncode == 0, again.stderr
+    after = json.loads((folder / "evaluation.json").read_text())
+    assert after["measures"] == before["measures"]
+    (folder / "report.html").unlink()
+    result = run(folder.parents[2], "report", str(folder))
+    assert result.returncode == 0, result.stderr
+    assert (folder / "report.html").is_file()
+    listed = run(folder.parents[2], "list").stdout
+    assert folder.name in listed
+    assert "topography=orbits" in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "fit.max_epoch=3"], "fit.max_epochs"),
+        (["train", "topography=capsule_rol"], "capsule_roll"),
+        (["train", "topography=capsule_roll"], "disjoint orbits"),
+        (["train", "resume=nowhere"], "nowhere is not a run's folder"),
+        (["evaluate", "nowhere"], "nowhere is not a run's folder"),
+        (["report", "nowhere"], "nowhere is not a run's folder"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_a_status(tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert "Traceback" not in result.stderr
+
+
+def test_help_does_not_load_torch(tmp_path: Path) -> None:
+    code = "import sys, pyro_tvae.experiments.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

@@ -1,0 +1,110 @@
+"""Configuration: every option builds, mistakes get one sentence with the nearest names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import pyro_tvae
+from pyro_tvae.experiments.config import ConfigurationError, build, compose, make, options, plain_errors
+
+TINY = ["data.n_train=16", "data.n_validation=8", "data.n_test=8", "model.n_capsules=2"]
+
+
+def test_the_default_is_the_quickstart() -> None:
+    parts = build(compose(TINY))
+    assert isinstance(parts.model.prior, pyro_tvae.OrbitEnergy)
+    assert isinstance(parts.guide, pyro_tvae.OrbitGuide)
+    assert parts.model.frame_shape == (1, 28, 28)
+    assert parts.model.latent_shape == (18, 2, 18)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"],
+        ["topography=capsule_roll", "topography.learned=true", "prior=gaussian", "guide=mean_field"],
+        ["topography=stationary", "prior=gaussian", "guide=mean_field"],
+        ["topography=torus", "topography.grid=[3,6]", "prior=gaussian", "guide=mean_field"],
+        ["experiment=plain_vae"],
+        ["experiment=lpartial"],
+        ["likelihood=normal"],
+        ["likelihood=continuous_bernoulli"],
+        ["network.encoder_widths=[2]", "network.decoder_widths=[1,1]"],
+        ["optimizer=sgd"],
+    ],
+    ids=" ".join,
+)
+def test_every_choice_builds_trains_and_saves(overrides: list[str], tmp_path) -> None:
+    config = compose([*TINY, *overrides])
+    parts = build(config)
+    x = next(parts.data.batches("train", batch_size=2))["x"]
+    optimizer = make(config.optimizer.optimizer)([*parts.model.parameters(), *parts.guide.parameters()])
+    terms = pyro_tvae.inference.ELBO(parts.model, parts.guide)(x)
+    (-terms.elbo.sum()).backward()
+    optimizer.step()
+    model, guide = pyro_tvae.load(pyro_tvae.save(tmp_path / "model.safetensors", parts.model, parts.guide))
+    expected = pyro_tvae.encode(parts.model, parts.guide, x)
+    assert torch.equal(pyro_tvae.encode(model, guide, x), expected)
+
+
+def test_the_same_seed_builds_the_same_weights() -> None:
+    one, two, other = (build(compose([*TINY, f"seed={seed}"])) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(one.guide.parameters(), two.guide.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.guide.parameters(), other.guide.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("topografy=orbits", ["'topografy'", "did you mean topography"]),
+        ("topography=orbit", ["no topography called 'orbit'", "orbits"]),
+        ("fit.max_epoch=3", ["'fit.max_epoch'", "fit.max_epochs"]),
+        ("max_epochs=3", ["'max_epochs'", "fit.max_epochs"]),
+        ("experiment=lpartal", ["no experiment called 'lpartal'", "lpartial"]),
+        ("three words here", ["not an override", "name=value"]),
+    ],
+)
+def test_a_mistyped_override_gets_one_sentence(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        compose([override])
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["topography=capsule_roll"], "no disjoint orbits"),
+        (["guide=mean_field"], "MeanFieldGuide: the model's energies are OrbitEnergy"),
+        (["prior=gaussian", "topography=none"], "NoTopography has no energies"),
+        (["data=mnist", "data.source.root=/nowhere"], "/nowhere"),
+        (["data=arrays", "data.source.path=/nowhere.npy"], "/nowhere.npy"),
+        (["model.n_capsules=0"], "n_capsules=0"),
+        (["data=arrays"], "data.source.path"),
+        (["topography=torus", "prior=gaussian", "guide=mean_field"], "Torus: grid 18 x 18"),
+    ],
+)
+def test_parts_that_do_not_fit_get_one_sentence(
+    overrides: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, plain_errors():
+        build(compose([*TINY, *overrides] if "data=mnist" not in overrides else overrides))
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert words in text
+    assert text.count("\n") == 1
+    assert "Error in call" not in text
+
+
+def test_every_option_is_introduced_by_a_sentence() -> None:
+    assert all(sentence for entries in options().values() for sentence in entries.values())
+
+
+def test_the_published_experiment_has_the_published_settings() -> None:
+    config = compose(["experiment=tvae_lpartial_mnist"])
+    assert OmegaConf.to_container(config.topography)["kernel"] == 13
+    assert (config.optimizer.optimizer.lr, config.optimizer.optimizer.momentum) == (1e-4, 0.9)
+    assert (config.fit.max_epochs, config.data.batch_size, config.model.n_capsules) == (100, 8, 18)

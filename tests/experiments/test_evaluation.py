@@ -1,0 +1,87 @@
+"""Evaluation: numbers against independent ones, and verdicts that can tell a collapsed model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
+from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
+from pyro_tvae.experiments.evaluation import evaluate, measure
+from pyro_tvae.inference import ELBO, equivariance_error, log_likelihood
+from pyro_tvae.verbs import encode
+
+
+@pytest.fixture(scope="module")
+def data() -> SequenceDataModule:
+    moves = Transformations(rotation=range(0, 360, 60), moving=["rotation"])
+    return SequenceDataModule(digits(size=8), moves, n_frames=6, n_train=40, n_test=30, eval_batch_size=8)
+
+
+def make(prior: bool = True) -> tuple[TVAE, OrbitGuide]:
+    torch.manual_seed(0)
+    model = TVAE((1, 8, 8), 6, 2, 6, CapsuleRoll(6, 0), prior=OrbitEnergy())
+    return model, OrbitGuide(model)
+
+
+def test_measures_agree_with_the_estimators_one_by_one(data: SequenceDataModule) -> None:
+    model, guide = make()
+    x = torch.cat([batch["x"] for batch in data.batches("test")])
+    found = measure(model, guide, data, num_particles=200, progress=False)
+    estimate = log_likelihood(model, guide, x, num_particles=200, seed=1)
+    n = model.n_frames
+    with torch.no_grad():
+        terms = ELBO(model, guide, num_particles=200)(x)
+    assert found.kl == pytest.approx(float(terms.kl.mean()) / n, rel=1e-5)
+    # Both are means of 200 draws for each of 30 sequences; they differ by chance alone (5 standard errors).
+    spread = float(estimate.standard_error.mean()) / n
+    assert found.iwae == pytest.approx(estimate.per_frame, abs=5 * spread + 1e-6)
+    assert found.elbo == pytest.approx(float(terms.elbo.mean()) / n, rel=0.02)
+    assert found.reconstruction - found.kl == pytest.approx(found.elbo)
+    assert found.e_eq == pytest.approx(equivariance_error(encode(model, guide, x)), rel=1e-6)
+
+
+def test_explained_is_zero_for_the_mean_frame_and_one_for_a_perfect_code(data: SequenceDataModule) -> None:
+    """A decoder that ignores t and says the mean frame, with a guide that says the prior, explains nothing."""
+    torch.manual_seed(0)
+    model = TVAE((1, 8, 8), 6, 2, 6, NoTopography())
+    guide = MeanFieldGuide(model, initial_log_variance=0.0)
+    mean = data.mean_frame().clamp(1e-6, 1 - 1e-6)
+    with torch.no_grad():
+        for module in (model.decoder, guide.z_encoder):
+            last = [m for m in module.modules() if isinstance(m, torch.nn.Linear)][-1]
+            last.weight.zero_()
+            last.bias.zero_()
+        last = [m for m in model.decoder.modules() if isinstance(m, torch.nn.Linear)][-1]
+        last.bias.copy_(torch.logit(mean).flatten())
+    result = evaluate(model, guide, data, num_particles=3, progress=False)
+    assert result.record["measures"]["trained"]["explained"] == pytest.approx(0, abs=1e-4)
+    assert result.record["collapsed"]
+    assert result.record["verdict"][0].startswith("Collapsed")
+    x = torch.cat([batch["x"] for batch in data.batches("test")])
+    entropy = torch.special.entr(x) + torch.special.entr(1 - x)
+    best = model.likelihood.at_mean(x).log_prob(x)
+    assert float(-best.sum()) == pytest.approx(float(entropy.sum()), rel=1e-3)
+
+
+def test_the_table_has_a_value_for_every_model_and_the_factor_that_moves(data: SequenceDataModule) -> None:
+    trained, untrained = make(), make()
+    torch.manual_seed(1)
+    plain = TVAE((1, 8, 8), 6, 2, 6, NoTopography())
+    rivals = {"untrained": untrained, "plain_vae": (plain, MeanFieldGuide(plain))}
+    record = evaluate(*trained, data, num_particles=5, progress=False, **rivals).record
+    rows = {row["key"]: row for row in record["rows"]}
+    assert "roll/rotation" in rows
+    assert rows["elbo"]["trained"] == rows["elbo"]["untrained"]
+    assert math.isfinite(rows["iwae"]["plain_vae"])
+    assert rows["e_eq"]["trained"] < 1e-2 * rows["e_eq"]["plain_vae"]
+    assert {"plain VAE, rolled", "plain VAE, held"} <= set(record["forward_roll"]["log_likelihood"])
+
+
+def test_the_same_seed_evaluates_the_same(data: SequenceDataModule) -> None:
+    one, two = (measure(*make(), data, num_particles=4, seed=7, progress=False) for _ in range(2))
+    other = measure(*make(), data, num_particles=4, seed=8, progress=False)
+    assert (one.iwae, one.elbo, one.kl, one.e_eq) == (two.iwae, two.elbo, two.kl, two.e_eq)
+    assert one.iwae != other.iwae
