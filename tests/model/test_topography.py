@@ -217,7 +217,8 @@ def test_roll_refuses_fractions_of_positions() -> None:
     ],
 )
 def test_orbits_partition_the_lattice(topography: Topography, n_frames: int, n_positions: int, n_orbits: int) -> None:
-    index, size = topography.orbits(n_frames, n_positions)
+    orbits = topography.orbits(n_frames, n_positions)
+    index, size = orbits.index, orbits.size
     assert index.shape == (n_frames, n_positions)
     assert len(size) == n_orbits
     assert torch.equal(index.flatten().bincount(), size)
