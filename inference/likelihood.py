@@ -7,6 +7,7 @@ over all frames. Averaging weights frame by frame is not a bound.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides import Posterior
+from pyro_tvae.model import frame_mask
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
 
@@ -43,6 +45,7 @@ def log_weights(
     x: Tensor,
     num_particles: int,
     *,
+    observed: Tensor | None = None,
     posterior: Posterior | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     seed: int | None = None,
@@ -57,7 +60,9 @@ def log_weights(
             then run once per chunk).
         x: (B, S, channel, height, width).
         num_particles: draws K per sequence.
-        posterior: ``guide.posterior(x)``, where it was computed before.
+        observed: (S,) or (B, S) booleans: the guide sees and the model scores only these frames, so that the weights
+            estimate log p of them. None means all.
+        posterior: ``guide.posterior(x, observed)``, where it was computed before.
         chunk_bytes: bound on the decoded pixels of one chunk.
         seed: makes the draws reproducible without touching torch's global state.
 
@@ -72,19 +77,21 @@ def log_weights(
         raise ValueError(f"log_weights: num_particles is {num_particles}; expected at least 1.")
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     if isinstance(guide, Guide):
-        q = guide.posterior(x) if posterior is None else posterior
+        q = guide.posterior(x, observed) if posterior is None else posterior
         program: Callable[[], object] = lambda: guide.draw(q)  # noqa: E731
     else:
-        program = lambda: guide(x)  # noqa: E731
+        program = lambda: guide(x) if observed is None else guide(x, observed)  # noqa: E731
     with seeded(seed):
         sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
-        return torch.cat([_chunk_of_weights(model, program, x, size) for size in sizes])
+        return torch.cat([_chunk_of_weights(model, program, x, observed, size) for size in sizes])
 
 
-def _chunk_of_weights(model: TVAE, program: Callable[[], object], x: Tensor, size: int) -> Tensor:
+def _chunk_of_weights(
+    model: TVAE, program: Callable[[], object], x: Tensor, observed: Tensor | None, size: int
+) -> Tensor:
     with pyro.plate("particles", size, dim=-2):
         guide_trace = poutine.trace(program).get_trace()
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, observed)
     log_w = x.new_zeros(size, x.shape[0])
     for sign, trace in ((1, model_trace), (-1, guide_trace)):
         trace.compute_log_prob()
@@ -160,6 +167,7 @@ def log_likelihood(
     x: Tensor,
     num_particles: int = 100,
     *,
+    observed: Tensor | None = None,
     batch_size: int = 16,
     seed: int | None = 0,
     progress: bool = False,
@@ -171,6 +179,7 @@ def log_likelihood(
         guide: the proposal.
         x: (N, S, channel, height, width), any N.
         num_particles: draws K per sequence; the bound grows with K.
+        observed: (S,) or (N, S) booleans: log p of these frames alone. So log p(unseen | seen) is a difference of two.
         batch_size: sequences per pass of the encoders.
         seed: of the draws; None uses torch's global generator.
         progress: show a progress bar.
@@ -185,9 +194,12 @@ def log_likelihood(
         >>> log_likelihood(model, guide, torch.rand(4, 6, 1, 8, 8), num_particles=10).iwae.shape
         torch.Size([4])
     """
+    whole = frame_mask(observed, model.n_frames).expand(len(x), -1) if observed is not None else None
+    masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
+    batches = tqdm(x.split(batch_size), desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
     with seeded(seed):
         parts = [
-            summarise(log_weights(model, guide, batch, num_particles).cpu(), model.n_frames)
-            for batch in tqdm(x.split(batch_size), desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
+            summarise(log_weights(model, guide, batch, num_particles, observed=mask).cpu(), model.n_frames)
+            for batch, mask in zip(batches, masks, strict=False)
         ]
     return concatenate(parts)

@@ -89,6 +89,12 @@ class Fitting(lightning.LightningModule):
         terms = self.elbo(x, self._context(x))
         n_frames = self.elbo.model.n_frames
         loss = (self.beta * terms.kl - terms.reconstruction).mean() / n_frames
+        if not torch.isfinite(loss):  # before the optimizer can spread it into the weights
+            term = "KL of the latents" if terms.reconstruction.isfinite().all() else "log-probability of site 'x'"
+            raise NonFiniteError(
+                f"the {term} is not finite at step {self.global_step}, batch {batch_idx} of epoch "
+                f"{self.current_epoch}; lower the learning rate, raise eps, or look at the data of that batch."
+            )
         self._recent.append(torch.stack([term.mean().detach() / n_frames for term in terms]))
         if (self.global_step + 1) % self.report_every == 0:
             self._report_recent()
@@ -107,12 +113,6 @@ class Fitting(lightning.LightningModule):
     def _report_recent(self) -> None:
         reconstruction, kl = torch.stack(self._recent).mean(0).tolist()
         self._recent.clear()
-        if not math.isfinite(reconstruction - kl):
-            term = "KL of the latents" if math.isfinite(reconstruction) else "log-probability of site 'x'"
-            raise NonFiniteError(
-                f"the {term} is not finite near step {self.global_step}; lower the learning rate, raise eps, or look "
-                "at the data of that batch. The last checkpoint was written before."
-            )
         values = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         self.log_dict(values, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()} | {"beta": self.beta})

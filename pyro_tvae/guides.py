@@ -14,7 +14,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from .model import TVAE
+from .model import TVAE, frame_mask
 from .naming import NamedModule
 from .networks import Network, last_linear
 from .parts import Part
@@ -67,12 +67,7 @@ def _seen(x: Tensor, observed: Tensor | None) -> Tensor | None:
     """Observed frames as (B or 1, S, 1, 1), to broadcast against (B, S, C, D)."""
     if observed is None:
         return None
-    if observed.dtype != torch.bool or observed.shape[-1:] != x.shape[-4:-3] or observed.dim() > 2:
-        raise ValueError(
-            f"observed has shape {tuple(observed.shape)} and dtype {observed.dtype}; expected booleans of shape "
-            f"({x.shape[-4]},) or ({x.shape[-5]}, {x.shape[-4]}): true where a frame was seen."
-        )
-    return observed.reshape(-1, observed.shape[-1], 1, 1).to(x.device)
+    return frame_mask(observed, x.shape[-4]).unsqueeze(-1).unsqueeze(-1).to(x.device)
 
 
 class _FrameEncoder(nn.Module):

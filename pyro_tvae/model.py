@@ -101,8 +101,15 @@ class TVAE(Part, NamedModule):
         """(S, C, D)."""
         return (self.n_frames, self.n_capsules, self.capsule_dim)
 
-    def forward(self, x: Tensor | None = None, *, n_sequences: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor | None = None, observed: Tensor | None = None, *, n_sequences: int | None = None
+    ) -> Tensor:
         """Run the program: condition on x (B, S, channel, height, width), or sample ``n_sequences`` from the prior.
+
+        Args:
+            x: the sequences, or None to sample them.
+            observed: (S,) or (B, S) booleans: only these frames of x are scored. None means all.
+            n_sequences: how many to sample where x is None; 1 by default.
 
         Returns:
             The value of site ``x``: x itself, or a sample (B, S, channel, height, width).
@@ -115,7 +122,10 @@ class TVAE(Part, NamedModule):
             z = pyro.sample("z", laws["z"])
             u = pyro.sample(self.prior.site, laws[self.prior.site]) if self.prior is not None else None
             t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
-            return pyro.sample("x", self.decode(t).to_event(1), obs=x)
+            frames = self.decode(t)
+            if observed is not None:
+                frames = frames.mask(frame_mask(observed, self.n_frames).to(t.device))
+            return pyro.sample("x", frames.to_event(1), obs=x)
 
     def laws(self) -> dict[str, TorchDistribution]:
         """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""
@@ -161,3 +171,13 @@ class TVAE(Part, NamedModule):
             )
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; expected floating point pixels in [0, 1]: divide bytes by 255.")
+
+
+def frame_mask(observed: Tensor, n_frames: int) -> Tensor:
+    """``observed`` as booleans (1 or B, S); raises ValueError where it is anything else."""
+    if observed.dtype != torch.bool or observed.dim() not in (1, 2) or observed.shape[-1] != n_frames:
+        raise ValueError(
+            f"observed has shape {tuple(observed.shape)} and dtype {observed.dtype}; expected booleans of shape "
+            f"({n_frames},) or (sequences, {n_frames}): true where a frame was seen."
+        )
+    return observed.reshape(-1, n_frames)
