@@ -81,7 +81,7 @@ def list_() -> None:
         print(group)
         for name, sentence in entries.items():
             print(f"  {group}={name:<22} {sentence}")
-    runs = sorted(Path("runs").glob("*/*/config.yaml"))
+    runs = sorted(path for path in Path("runs").rglob("config.yaml") if path.parent.name != ".hydra")
     print("runs" if runs else "no runs in ./runs yet")
     for config in runs:
         state = "evaluated" if (config.parent / "evaluation.json").is_file() else "not finished"
