@@ -1,0 +1,190 @@
+"""The house rules: who may import whom, what lies at the top, and that every public name explains itself."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pyro_tvae
+import pyro_tvae.inference
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"pyro_tvae": "pyro_tvae", "inference": "pyro_tvae.inference", "experiments": "pyro_tvae.experiments"}
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in SOURCES]
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Dotted names that a module in ``package`` imports, relative ones resolved, import_module("…") included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module or "") if part)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("import_module", "__import__"):
+                yield str(node.args[0].value)
+
+
+def package_of(path: Path) -> str:
+    folder, *rest = path.relative_to(ROOT).parent.parts
+    return ".".join([FOLDERS[folder], *rest])
+
+
+def forbidden(path: Path, source: str) -> list[str]:
+    """Imports that go up the stairs: experiments → inference → pyro_tvae is the one direction."""
+    floor = path.relative_to(ROOT).parts[0]
+    upstairs = {
+        "pyro_tvae": ("pyro_tvae.inference", "pyro_tvae.experiments"),
+        "inference": ("pyro_tvae.experiments",),
+        "experiments": (),
+    }[floor]
+    # The folders are never imported by their bare names: they would be global modules of the user's.
+    bare = ("inference", "experiments")
+    return [
+        name
+        for name in imported(source, package_of(path))
+        if any(name == up or name.startswith(f"{up}.") for up in (*upstairs, *bare))
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_lower_imports_anything_higher(name: str) -> None:
+    assert forbidden(ROOT / name, (ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("pyro_tvae/model.py", "from pyro_tvae.inference import fit"),
+        ("pyro_tvae/model.py", "from .inference import fit"),
+        ("pyro_tvae/model.py", "from . import inference"),
+        ("pyro_tvae/model.py", "def f():\n    import pyro_tvae.experiments.cli"),
+        ("pyro_tvae/model.py", "import importlib\nimportlib.import_module('pyro_tvae.inference')"),
+        ("inference/training.py", "from ..experiments import cli"),
+        ("inference/training.py", "from pyro_tvae import experiments"),
+        ("inference/training.py", "import inference"),
+        ("experiments/datasets/sources.py", "from inference import fit"),
+    ],
+)
+def test_imports_up_the_stairs_would_be_noticed(where: str, source: str) -> None:
+    assert forbidden(ROOT / where, source)
+
+
+def test_imports_down_the_stairs_are_fine() -> None:
+    assert forbidden(ROOT / "inference/training.py", "from pyro_tvae import TVAE\nfrom .objectives import ELBO") == []
+    assert forbidden(ROOT / "experiments/cli.py", "from pyro_tvae.inference import fit\nfrom . import tables") == []
+
+
+def test_the_model_is_loaded_without_the_floors_above() -> None:
+    code = (
+        "import sys, pyro_tvae; pyro_tvae.TVAE; "
+        "assert not [m for m in sys.modules if m.startswith(('pyro_tvae.inference', 'pyro_tvae.experiments'))]; "
+        "assert 'lightning' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+ALLOWED = {
+    "pyro_tvae",
+    "inference",
+    "experiments",
+    "tests",
+    "setup.cfg",
+    "README.md",
+    "pyproject.toml",
+    ".ci",
+    ".gitignore",
+    "LICENSE",
+    "CITATION.cff",
+}
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    try:
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed.split("\0") if name}
+    assert top - ALLOWED == set()
+    assert {"pyro_tvae", "inference", "experiments", "tests", "setup.cfg", "README.md"} <= top
+
+
+PUBLIC = [(module, name) for module in (pyro_tvae, pyro_tvae.inference) for name in module.__all__]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[f"{m.__name__}.{n}" for m, n in PUBLIC])
+def test_every_public_name_imports_and_explains_itself(module: types.ModuleType, name: str) -> None:
+    value = getattr(module, name)
+    assert name in dir(module)
+    text = vars(value).get("__doc__") if isinstance(value, type) else value.__doc__  # not one inherited from a base
+    assert text
+    first = inspect.cleandoc(text).splitlines()[0]
+    assert len(first) > 15
+    # Dataclasses and named tuples make up a docstring of their own signature: that is no sentence.
+    assert not first.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("module", [pyro_tvae, pyro_tvae.inference], ids=lambda module: module.__name__)
+def test_unknown_names_are_attribute_errors(module: types.ModuleType) -> None:
+    assert not hasattr(module, "no_such_name")
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_says_its_one_idea_in_its_first_line(name: str) -> None:
+    text = (ROOT / name).read_text()
+    doc = ast.get_docstring(ast.parse(text)) if text.strip() else "an empty package"
+    assert doc
+    assert doc.splitlines()[0].strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_device_is_written_into_the_code(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert ".cuda(" not in text
+    assert 'to("cuda' not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_unpickles_what_a_user_hands_in(name: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            assert not {"pickle", "dill", "cloudpickle", "joblib"} & {module.split(".")[0] for module in modules}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False"
+
+
+MODULES = [
+    ".".join([FOLDERS[path.relative_to(ROOT).parts[0]], path.stem]) if path.stem != "__init__" else package_of(path)
+    for path in SOURCES
+    if path.relative_to(ROOT).parts[0] != "experiments"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_there_are_examples_to_run() -> None:
+    finder = doctest.DocTestFinder()
+    count = sum(bool(test.examples) for name in MODULES for test in finder.find(importlib.import_module(name)))
+    assert count >= 6
