@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 if TYPE_CHECKING:
     from pyro_tvae import TVAE, Guide
@@ -158,6 +158,9 @@ def plain_errors() -> Iterator[None]:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, MissingMandatoryValue):
+            name = str(cause.full_key)
+            cause = ConfigurationError(f"{name} has no default and was not given; add {name}=… to the command.")
         text = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
         print(f"pyro-tvae: {' '.join(text.split())}", file=sys.stderr)
         raise SystemExit(2) from None

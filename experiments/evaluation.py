@@ -121,7 +121,7 @@ def measure(
         iwae_error=likelihood.per_frame_error,
         ess=float(likelihood.ess.median()),
         explained=(elbo - mean) / (best - mean),
-        e_eq=equivariance_error(whole["t"]),
+        e_eq=equivariance_error(whole["t"]) if n_frames > 1 else math.nan,
         roll=roll,
         roll_exact=exact,
         cap_corr=published,

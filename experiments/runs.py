@@ -37,10 +37,10 @@ def train_run(config: DictConfig, run: Path) -> None:
         run, resume = previous, previous / "checkpoints" / "last.ckpt"
     else:
         resume = None
-        write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-    print(f"run: {run}")
     parts = build(config)
+    print(f"run: {run}")
     if resume is None:
+        write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         pyro_tvae.save(run / UNTRAINED, parts.model, parts.guide)
     history = _fit(config, parts.model, parts.guide, parts.data, run, resume)
@@ -149,7 +149,8 @@ def draw(
     """All figures of a run, as PNG files in its folder."""
     folder = run / "figures"
     batch = next(data.batches("test", next(model.parameters()).device, batch_size=8))
-    x = batch["x"]
+    order = _interleaved(batch["moving"])
+    x = batch["x"][order]
     t = pyro_tvae.encode(model, guide, x)
     reconstruction = model.decode(t).mean.cpu()
     made: dict[str, Callable[[], Any]] = {
@@ -164,10 +165,19 @@ def draw(
         made["capsule_traversal"] = lambda: figures.capsule_traversal(x.cpu(), reconstruction, rolled)
         made["forward_roll_curve"] = lambda: figures.forward_roll_curve(result.record["forward_roll"])
         made["forward_roll_strip"] = lambda: figures.forward_roll_strip(
-            x.cpu(), forecast.frames["model"], forecast.context, {"hold": forecast.frames["hold"]}
+            x.cpu(),
+            forecast.frames["model"][order.cpu()],
+            forecast.context,
+            {"hold": forecast.frames["hold"][order.cpu()]},
         )
     for name, figure in made.items():
         figures.save(figure(), folder / f"{name}.png")
+
+
+def _interleaved(moving: torch.Tensor) -> torch.Tensor:
+    """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
+    turn = torch.stack([(moving[:k] == factor).sum() for k, factor in enumerate(moving)])
+    return torch.argsort(turn * (int(moving.max()) + 1) + moving, stable=True)
 
 
 def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:
