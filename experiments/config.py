@@ -169,11 +169,12 @@ def plain_errors() -> Iterator[None]:
 def run_with_hydra(job: Callable[[DictConfig], None], overrides: Sequence[str]) -> None:
     """Run a job under Hydra, with its run folders, ``--multirun`` and launchers."""
     import hydra
+    from hydra._internal.utils import get_args_parser
 
-    sweeps = any(flag in overrides for flag in ("--multirun", "-m"))
-    if not sweeps:
+    arguments = get_args_parser().parse_args(list(overrides))
+    if not arguments.multirun:
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
-        compose([override for override in overrides if not override.startswith("-")])
+        compose(arguments.overrides)
         GlobalHydra.instance().clear()
     sys.argv = ["pyro-tvae train", *overrides]
     hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
