@@ -109,6 +109,15 @@ def test_a_round_trip_changes_nothing(make: Callable[[], TVAE], tmp_path: Path) 
     assert torch.equal(log_weights(model, guide, x, 5, seed=7), expected)
 
 
+def test_a_file_holds_defaults_too(tmp_path: Path) -> None:
+    """So that a later version with other defaults rebuilds the same model."""
+    model = TVAE(FRAME, 4, 2, 4)
+    description = described(save(tmp_path / "m.safetensors", model, MeanFieldGuide(model)))
+    assert description["model"]["arguments"]["eps"] == 1e-6
+    assert description["model"]["arguments"]["mu"] == 30.0
+    assert "initial_log_variance" in description["guide"]["arguments"]
+
+
 def test_a_guides_own_network_comes_back(tmp_path: Path) -> None:
     model = MODELS["roll"]()
     guide = MeanFieldGuide(model, network=Tanh(3), initial_log_variance=-1.0)
