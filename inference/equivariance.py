@@ -205,7 +205,7 @@ class ForwardRoll:
         first = (n + 1) // 2 if horizon is None else horizon
         if not 1 <= first <= n:
             raise ValueError(f"beats_floors: horizon is {horizon}; expected 1 to {n}, the number of unseen frames.")
-        return all(float(self.gain(name)[:first].mean()) > 0 for name in self.floors)
+        return all(float(self.gain(name)[:first].double().mean()) > 0 for name in self.floors)
 
 
 @torch.no_grad()

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides import Posterior
 from pyro_tvae.model import frame_mask
+
+from .objectives import matched_sites
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
 
@@ -86,12 +89,31 @@ def log_weights(
         return torch.cat([_chunk_of_weights(model, program, x, observed, size) for size in sizes])
 
 
+INNER_PLATE = (
+    "the guide has a plate beside 'sequence'; expected frames, capsules and positions in event dimensions (to_event) "
+    "and sequences in a plate at dim=-1, since a weight belongs to a whole sequence."
+)
+
+
+def _refuse_inner_plates(trace: Trace) -> None:
+    for name in trace.stochastic_nodes:
+        if not {frame.name for frame in trace.nodes[name]["cond_indep_stack"]} <= {"particles", "sequence"}:
+            raise ValueError(INNER_PLATE)
+
+
 def _chunk_of_weights(
     model: TVAE, program: Callable[[], object], x: Tensor, observed: Tensor | None, size: int
 ) -> Tensor:
-    with pyro.plate("particles", size, dim=-2):
-        guide_trace = poutine.trace(program).get_trace()
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, observed)
+    try:
+        with pyro.plate("particles", size, dim=-2):
+            guide_trace = poutine.trace(program).get_trace()
+            _refuse_inner_plates(guide_trace)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, observed)
+    except ValueError as error:
+        if "collide" in str(error):  # Pyro's words for a plate on the particles' dimension
+            raise ValueError(INNER_PLATE) from None
+        raise
+    matched_sites(guide_trace, model_trace)
     log_w = x.new_zeros(size, x.shape[0])
     for sign, trace in ((1, model_trace), (-1, guide_trace)):
         trace.compute_log_prob()
@@ -194,7 +216,9 @@ def log_likelihood(
         >>> log_likelihood(model, guide, torch.rand(4, 6, 1, 8, 8), num_particles=10).iwae.shape
         torch.Size([4])
     """
-    whole = frame_mask(observed, model.n_frames).expand(len(x), -1) if observed is not None else None
+    if len(x) < 1 or batch_size < 1:
+        raise ValueError(f"log_likelihood: {len(x)} sequences in batches of {batch_size}; expected at least 1 of each.")
+    whole = frame_mask(observed, len(x), model.n_frames).expand(len(x), -1) if observed is not None else None
     masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
     batches = tqdm(x.split(batch_size), desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
     with seeded(seed):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -15,7 +16,7 @@ from torch.distributions import kl_divergence
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides import Posterior
 
-__all__ = ["ELBO", "Terms", "divergence"]
+__all__ = ["ELBO", "Terms", "divergence", "matched_sites"]
 
 
 class Terms(NamedTuple):
@@ -59,18 +60,21 @@ class ELBO(nn.Module):
         bound, since it holds for every q.
         """
         arguments = (x,) if observed is None else (x, observed)
+        # Calling forward leaves Pyro's parameter store out of it: this module holds the parameters itself, and a
+        # statement for each of them at every access is most of what Pyro costs per step.
+        guide, model = self.guide.forward, self.model.forward
         with pyro.plate("particles", self.num_particles, dim=-2):
-            guide_trace = poutine.trace(self.guide).get_trace(*arguments)
-            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(x)
+            guide_trace = poutine.trace(guide).get_trace(*arguments)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+        latents = matched_sites(guide_trace, model_trace)
         sites: Mapping[str, Mapping[str, Any]] = model_trace.nodes
         proposals: Mapping[str, Mapping[str, Any]] = guide_trace.nodes
         observation = sites["x"]
         reconstruction = observation["fn"].log_prob(observation["value"])
         kl = torch.zeros_like(reconstruction)
-        for name in guide_trace.stochastic_nodes:
+        for name in latents:
             latent = sites[name]
-            if not isinstance(latent["fn"], _Subsample):
-                kl = kl + self._kl(proposals[name]["fn"], latent["fn"], latent["value"])
+            kl = kl + self._kl(proposals[name]["fn"], latent["fn"], latent["value"])
         return Terms(reconstruction.mean(0), kl.mean(0))
 
     def _kl(self, q: torch.distributions.Distribution, p: torch.distributions.Distribution, value: Tensor) -> Tensor:
@@ -80,6 +84,30 @@ class ELBO(nn.Module):
             except NotImplementedError:
                 pass
         return q.log_prob(value) - p.log_prob(value)
+
+
+def matched_sites(guide_trace: Trace, model_trace: Trace) -> list[str]:
+    """Latent sites of a guide, which must be those of the model; auxiliary ones are left out.
+
+    Raises:
+        ValueError: one has a site that the other lacks, so that their densities do not belong together.
+    """
+    guide, model = (
+        [
+            name
+            for name in trace.stochastic_nodes
+            if not isinstance(trace.nodes[name]["fn"], _Subsample)
+            and not trace.nodes[name]["infer"].get("is_auxiliary", False)
+        ]
+        for trace in (guide_trace, model_trace)
+    )
+    for name in sorted({*guide} ^ {*model}):
+        has, lacks = ("guide", "model") if name in guide else ("model", "guide")
+        raise ValueError(
+            f"the {has} has a latent site {name!r} that the {lacks} lacks; expected the same sites in both: build the "
+            "guide for this model."
+        )
+    return guide
 
 
 def divergence(model: TVAE, posterior: Posterior) -> Tensor:

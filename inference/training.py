@@ -86,7 +86,7 @@ class Fitting(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = frames_of(batch)
-        terms = self.elbo(x, self._context(x))
+        terms = self._terms(x, self._context(x), batch_idx)
         n_frames = self.elbo.model.n_frames
         loss = (self.beta * terms.kl - terms.reconstruction).mean() / n_frames
         if not torch.isfinite(loss):  # before the optimizer can spread it into the weights
@@ -100,13 +100,28 @@ class Fitting(lightning.LightningModule):
             self._report_recent()
         return loss
 
+    def _terms(self, x: Tensor, observed: Tensor | None, batch_idx: int) -> Terms:
+        try:
+            return self.elbo(x, observed)
+        except ValueError as error:
+            if "to satisfy the constraint" not in str(error):
+                raise
+            # A distribution was handed NaN; its own message prints every number of the tensor.
+            cause = "an encoder's output" if x.isfinite().all() else "the data"
+            raise NonFiniteError(
+                f"{cause} is not finite at step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}; "
+                "look at that batch, lower the learning rate or set gradient_clip."
+            ) from None
+
     def _context(self, x: Tensor) -> Tensor | None:
         """Frames the guide may see, (B, S); None for all."""
         if self.frame_dropout == 0:
             return None
         n_sequences, n_frames = x.shape[0], self.elbo.model.n_frames
-        start = torch.randint(n_frames, (n_sequences, 1), device=x.device)
         length = torch.randint(1, n_frames + 1, (n_sequences, 1), device=x.device)
+        wraps = self.elbo.model.topography.boundary == "circular"
+        starts = n_frames if wraps else n_frames + 1 - length
+        start = (torch.rand(n_sequences, 1, device=x.device) * starts).long()
         whole = torch.rand(n_sequences, 1, device=x.device) >= self.frame_dropout
         return ((torch.arange(n_frames, device=x.device) - start) % n_frames < length) | whole
 
@@ -119,7 +134,7 @@ class Fitting(lightning.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x = frames_of(batch)
-        terms = Terms(*(term.mean() / self.elbo.model.n_frames for term in self.elbo(x)))
+        terms = Terms(*(term.mean() / self.elbo.model.n_frames for term in self._terms(x, None, batch_idx)))
         values = {"val/elbo": terms.elbo, "val/reconstruction": terms.reconstruction, "val/kl": terms.kl}
         self.log_dict(values, batch_size=len(x), sync_dist=True)
 
@@ -134,6 +149,8 @@ class Fitting(lightning.LightningModule):
 def frames_of(batch: Any) -> Tensor:
     """The sequences of a batch: a tensor, the entry ``x`` of a mapping, or the first item of a tuple."""
     if isinstance(batch, Mapping):
+        if "x" not in batch:
+            raise ValueError(f"fit: a batch has the entries {', '.join(map(str, batch))}; expected one called x.")
         return batch["x"]
     return batch[0] if isinstance(batch, list | tuple) else batch
 
@@ -258,6 +275,12 @@ def fit(
     """
     if resume is not None and not Path(resume).is_file():
         raise FileNotFoundError(f"fit: cannot resume, {resume} does not exist; expected a checkpoint (last.ckpt).")
+    if max_epochs == 0 or max_steps == 0 or batch_size < 1 or warmup_steps < 0:
+        raise ValueError(
+            f"fit: max_epochs={max_epochs}, max_steps={max_steps}, batch_size={batch_size}, "
+            f"warmup_steps={warmup_steps}; expected at least one epoch, step and sequence (-1 means no limit) and "
+            "warmup_steps >= 0."
+        )
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
     module = Fitting(
@@ -273,17 +296,20 @@ def fit(
     recorder = _Recorder(history)
     validates = validation is not None or isinstance(data, lightning.LightningDataModule)
     hooks: list[Callback] = [recorder, *callbacks]
-    keeper = None
+    keeper, last, best = None, None, _Best()
+    if directory is None and validates:
+        hooks.append(best)
     if directory is not None:
         keeper = ModelCheckpoint(
             Path(directory) / "checkpoints",
             filename="best",
             monitor="val/elbo" if validates else None,
             mode="max",
-            save_last=True,
             enable_version_counter=False,
         )
-        hooks.append(keeper)
+        # A keeper of its own: Lightning's save_last copies the best one and so can lie epochs back.
+        last = ModelCheckpoint(keeper.dirpath, filename="last", enable_version_counter=False)
+        hooks += [keeper, last] if validates else [last]
     if patience is not None:
         if not validates:
             raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
@@ -305,7 +331,7 @@ def fit(
             log_every_n_steps=module.report_every,
             gradient_clip_val=gradient_clip,
             num_sanity_val_steps=0,
-            enable_checkpointing=keeper is not None,
+            enable_checkpointing=directory is not None,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=not isinstance(data, lightning.LightningDataModule),
@@ -313,17 +339,35 @@ def fit(
         if isinstance(data, lightning.LightningDataModule):
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
         else:
-            loaders = _loader(data, model, batch_size, shuffle=True), None
-            if validation is not None:
-                loaders = loaders[0], _loader(validation, model, batch_size, shuffle=False)  # type: ignore[assignment]
-            trainer.fit(module, *loaders, ckpt_path=resume, weights_only=True)
-    if keeper is not None:
-        history.last_checkpoint = Path(keeper.last_model_path) if keeper.last_model_path else None
-        if validates and keeper.best_model_path:
-            history.best_checkpoint = Path(keeper.best_model_path)
-            best = torch.load(keeper.best_model_path, map_location=module.device, weights_only=True)
-            module.load_state_dict(best["state_dict"])
+            unseen = None if validation is None else _loader(validation, model, batch_size, shuffle=False)
+            loader = _loader(data, model, batch_size, shuffle=True)
+            trainer.fit(module, loader, unseen, ckpt_path=resume, weights_only=True)
+        if validates and not history.column("val/elbo")[0]:  # max_steps fell within the first epoch
+            if isinstance(data, lightning.LightningDataModule):
+                trainer.validate(module, datamodule=data, verbose=False)
+            else:
+                trainer.validate(module, unseen, verbose=False)
+    if last is not None and last.best_model_path:
+        history.last_checkpoint = Path(last.best_model_path)
+    if keeper is not None and keeper.best_model_path:
+        history.best_checkpoint = Path(keeper.best_model_path)
+        state = torch.load(keeper.best_model_path, map_location=module.device, weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+    elif best.weights:
+        module.load_state_dict(best.weights)
     return history
+
+
+class _Best(Callback):
+    """The weights of the best validation ELBO, in memory, for fits that write nothing."""
+
+    def __init__(self) -> None:
+        self.elbo, self.weights = -math.inf, dict[str, Tensor]()
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        elbo = float(trainer.callback_metrics["val/elbo"])
+        if elbo > self.elbo:
+            self.elbo, self.weights = elbo, {name: value.clone() for name, value in module.state_dict().items()}
 
 
 class _Progress(Callback):
@@ -360,6 +404,8 @@ def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bo
     if not isinstance(data, Tensor):
         return data
     model.check(data)
+    if len(data) == 0:
+        raise ValueError("fit: there are no sequences; expected at least one.")
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
 
 
@@ -379,6 +425,7 @@ class _quiet:
             ".*litlogger.*",
             ".*number of training batches.*smaller than the logging interval.*",
             ".*LeafSpec.*is deprecated.*",
+            ".*validation_step.*but have no.*val_dataloader.*",
         ):
             warnings.filterwarnings("ignore", message)
 

@@ -63,11 +63,12 @@ class Guide(Part, NamedModule):
         return {name: value for name, value in super().arguments().items() if name != "model"}
 
 
-def _seen(x: Tensor, observed: Tensor | None) -> Tensor | None:
-    """Observed frames as (B or 1, S, 1, 1), to broadcast against (B, S, C, D)."""
+def _shown(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x with unseen frames blank, whatever they held, and the seen ones as (B or 1, S, 1, 1) against (B, S, C, D)."""
     if observed is None:
-        return None
-    return frame_mask(observed, x.shape[-4]).unsqueeze(-1).unsqueeze(-1).to(x.device)
+        return x, None
+    seen = frame_mask(observed, x.shape[-5], x.shape[-4]).to(x.device)[..., None, None]
+    return torch.where(seen.unsqueeze(-1), x, 0), seen
 
 
 class _FrameEncoder(nn.Module):
@@ -124,7 +125,7 @@ class MeanFieldGuide(Guide):
         self.u_encoder = None if model.prior is None else _FrameEncoder(model, network, initial_log_variance)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        seen = _seen(x, observed)
+        x, seen = _shown(x, observed)
         q: Posterior = {"z": _normal(self.z_encoder(x), seen)}
         if self.u_encoder is not None:
             q["u"] = _normal(self.u_encoder(x), seen)
@@ -168,7 +169,7 @@ class OrbitGuide(Guide):
         self.register_buffer("members", nn.functional.one_hot(index.flatten()).to(size), persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        seen = _seen(x, observed)
+        x, seen = _shown(x, observed)
         z = _normal(self.z_encoder(x), seen)
         shift, log_precision = self.e_encoder(x)
         vote = log_precision.exp()

@@ -57,19 +57,62 @@ class ContinuousBernoulli(Likelihood):
     """The continuous Bernoulli: the Bernoulli's normalised density on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
-        return dist.ContinuousBernoulli(logits=parameters)
+        return _ContinuousBernoulli(logits=parameters)
 
     def at_mean(self, mean: Tensor) -> TorchDistribution:
-        # The mean 1 / (1 - exp(-η)) - 1/η grows with the logit η; bisection inverts it.
-        mean = mean.clamp(1e-3, 1 - 1e-3).double()
-        low, high = torch.full_like(mean, -2e3), torch.full_like(mean, 2e3)
+        # The mean grows with the logit; bisection inverts it.
+        mean = mean.clamp(1e-3, 1 - 1e-3)
+        target = mean.double()
+        low, high = torch.full_like(target, -2e3), torch.full_like(target, 2e3)
         for _ in range(60):
             middle = (low + high) / 2
-            flat = middle.abs() < 1e-4
-            safe = torch.where(flat, 1.0, middle)
-            value = torch.where(flat, 0.5 + middle / 12, -1 / torch.expm1(-safe) - 1 / safe)
-            low, high = torch.where(value < mean, middle, low), torch.where(value < mean, high, middle)
-        return self(((low + high) / 2).to(torch.get_default_dtype()))
+            below = _ContinuousBernoulli(logits=middle).mean < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return self(((low + high) / 2).to(mean))
+
+
+class _ContinuousBernoulli(dist.ContinuousBernoulli):
+    """The same law from its logit η alone: torch's own clamps probabilities and is no density beyond η = ±16.
+
+    ``log p(x) = η x − A(η)`` with ``A(η) = log((exp(η) − 1) / η)``; mean and variance are A's derivatives.
+    """
+
+    def _flat(self) -> tuple[Tensor, Tensor]:
+        """Where η is so near 0 that its series is exact, and η with those places moved away from 0."""
+        flat = self.logits.abs() < 1e-2
+        return flat, torch.where(flat, 1.0, self.logits)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        eta = self.logits
+        flat, safe = self._flat()
+        size = safe.abs()
+        far = safe.clamp(min=0) + torch.log1p(-torch.exp(-size)) - size.log()
+        return eta * value - torch.where(flat, eta / 2 + eta.square() / 24, far)
+
+    @property
+    def mean(self) -> Tensor:
+        flat, safe = self._flat()
+        return torch.where(flat, 0.5 + self.logits / 12, -1 / torch.expm1(-safe) - 1 / safe)
+
+    @property
+    def variance(self) -> Tensor:
+        flat, safe = self._flat()
+        return torch.where(flat, 1 / 12, safe.square().reciprocal() - (2 * torch.sinh(safe / 2)).square().reciprocal())
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        flat, safe = self._flat()
+        size = safe.abs()
+        # The inverse distribution function for a positive logit; a negative one mirrors it.
+        upper = 1 + torch.log(uniform + (1 - uniform) * torch.exp(-size)) / size
+        return torch.where(flat, uniform, torch.where(safe > 0, upper, 1 - upper)).clamp(0, 1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
 
 class Normal(Likelihood):

@@ -117,14 +117,17 @@ class TVAE(Part, NamedModule):
         if x is not None:
             self.check(x)
             n_sequences = x.shape[-5]
+        n_sequences = 1 if n_sequences is None else n_sequences
+        if n_sequences < 1:
+            raise ValueError(f"TVAE: there are {n_sequences} sequences; expected at least 1.")
         laws = self.laws()
-        with pyro.plate("sequence", n_sequences or 1, dim=-1):
+        with pyro.plate("sequence", n_sequences, dim=-1):
             z = pyro.sample("z", laws["z"])
             u = pyro.sample(self.prior.site, laws[self.prior.site]) if self.prior is not None else None
             t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
             frames = self.decode(t)
             if observed is not None:
-                frames = frames.mask(frame_mask(observed, self.n_frames).to(t.device))
+                frames = frames.mask(frame_mask(observed, n_sequences, self.n_frames).to(t.device))
             return pyro.sample("x", frames.to_event(1), obs=x)
 
     def laws(self) -> dict[str, TorchDistribution]:
@@ -171,13 +174,16 @@ class TVAE(Part, NamedModule):
             )
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; expected floating point pixels in [0, 1]: divide bytes by 255.")
+        dtype = next(self.decoder.parameters()).dtype
+        if x.dtype != dtype:
+            raise TypeError(f"x has dtype {x.dtype}, the model {dtype}; convert one of them with .to({dtype}).")
 
 
-def frame_mask(observed: Tensor, n_frames: int) -> Tensor:
+def frame_mask(observed: Tensor, n_sequences: int, n_frames: int) -> Tensor:
     """``observed`` as booleans (1 or B, S); raises ValueError where it is anything else."""
-    if observed.dtype != torch.bool or observed.dim() not in (1, 2) or observed.shape[-1] != n_frames:
+    if observed.dtype != torch.bool or tuple(observed.shape) not in ((n_frames,), (n_sequences, n_frames)):
         raise ValueError(
             f"observed has shape {tuple(observed.shape)} and dtype {observed.dtype}; expected booleans of shape "
-            f"({n_frames},) or (sequences, {n_frames}): true where a frame was seen."
+            f"({n_frames},) or ({n_sequences}, {n_frames}): true where a frame was seen."
         )
     return observed.reshape(-1, n_frames)

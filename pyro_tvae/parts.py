@@ -11,7 +11,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Part", "build", "describe"]
+__all__ = ["Part", "UnknownPartError", "build", "describe"]
+
+
+class UnknownPartError(LookupError):
+    """A description names a class that is not an imported part."""
 
 
 class Part:
@@ -79,7 +83,7 @@ def build(description: Any, **extra: Any) -> Any:
     """Build what :func:`describe` described; ``extra`` are further arguments of the outermost part.
 
     Raises:
-        LookupError: the description names a class that is not an imported part.
+        UnknownPartError: the description names a class that is not an imported part.
     """
     if isinstance(description, list):
         return tuple(build(item) for item in description)
@@ -89,7 +93,7 @@ def build(description: Any, **extra: Any) -> Any:
         return {key: build(item) for key, item in description.items()}
     name = description["part"]
     if name not in Part._classes:
-        raise LookupError(
+        raise UnknownPartError(
             f"the file describes a part {name!r} that is not loaded; import its module first, then retry."
         )
     arguments = {key: build(item) for key, item in description.get("arguments", {}).items()}

@@ -12,11 +12,15 @@ from safetensors.torch import save_file
 
 from .guides import Guide
 from .model import TVAE
-from .parts import build, describe
+from .parts import UnknownPartError, build, describe
 
 __all__ = ["load", "save"]
 
 FORMAT, VERSION = "pyro-tvae", 1
+
+
+class _NewerError(Exception):
+    """The file is from a newer version."""
 
 
 def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
@@ -61,13 +65,26 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         ) from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} holds weights, but not a pyro-tvae model; expected a file written by pyro_tvae.save.")
-    if int(metadata.get("version", "0")) > VERSION:
+    try:
+        version = int(metadata["version"])
+        if version > VERSION:
+            raise _NewerError
+        description = json.loads(metadata["description"])
+        model = build(description["model"])
+        guide = build(description["guide"], model=model)
+        if not isinstance(model, TVAE) or not isinstance(guide, Guide):
+            raise TypeError("it describes neither a TVAE nor a Guide")
+    except _NewerError:
         raise ValueError(
-            f"{path} has format version {metadata['version']}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
-        )
-    description = json.loads(metadata["description"])
-    model = build(description["model"])
-    guide = build(description["guide"], model=model)
+            f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
+        ) from None
+    except UnknownPartError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged: its description of the model cannot be read ({type(error).__name__}: {error}); "
+            "expected a file written by pyro_tvae.save."
+        ) from None
     for prefix, module in (("model", model), ("guide", guide)):
         weights = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
         try:

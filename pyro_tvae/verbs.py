@@ -30,7 +30,7 @@ def encode(model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None)
 def point_estimate(model: TVAE, posterior: Posterior) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
     z = posterior["z"].mean
-    return model.compose(z, model.prior.point(posterior[model.prior.site]) if model.prior is not None else None)
+    return z if model.prior is None else model.compose(z, model.prior.point(posterior[model.prior.site]))
 
 
 @torch.no_grad()

@@ -340,7 +340,7 @@ def test_unseen_frames_change_the_scores_and_nothing_else() -> None:
     assert guide.seen.tolist() == [True, True, False, False, False, False]
 
 
-def test_beats_floors_wants_every_floor_and_every_early_horizon() -> None:
+def test_beats_floors_wants_every_floor_over_the_early_frames() -> None:
     def result(model: list[float], floor: list[float]) -> ForwardRoll:
         scores = {"model": torch.tensor(model), "easy": torch.full((len(model),), -9.0), "hard": torch.tensor(floor)}
         return ForwardRoll(3, scores, scores, {})
@@ -348,7 +348,8 @@ def test_beats_floors_wants_every_floor_and_every_early_horizon() -> None:
     assert result([-1, -1, -1, -5, -5], [-2, -2, -2, -2, -2]).beats_floors()  # 3 of 5 frames count
     assert not result([-1, -1, -5, -1, -1], [-2, -2, -2, -2, -2]).beats_floors()
     assert not result([-1, -1, -1, -5, -5], [-2, -2, -2, -2, -2]).beats_floors(4)
-    assert not result([-1, -3, -1, -1, -1], [-2, -2, -2, -2, -2]).beats_floors()
+    assert result([-1, -3, -1, -1, -1], [-2, -2, -2, -2, -2]).beats_floors()  # the frames count together
+    assert not result([-1, -3, -1, -1, -1], [-2, -2, -2, -2, -2]).beats_floors(2)
     assert not result([math.nan] * 2, [-2, -2]).beats_floors()
     assert result([-1, -1], [-2, -4]).gain("hard").tolist() == [1, 3]
     with pytest.raises(ValueError, match="'easy', 'hard'"):

@@ -152,9 +152,6 @@ def test_the_best_weights_are_left_in_place(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Lightning's save_last only copies what the monitor keeps: after a worse epoch last.ckpt is old"
-)
 def test_the_last_checkpoint_is_of_the_last_epoch(tmp_path: Path) -> None:
     """Otherwise a resumed run goes back to its best epoch, and repeats what came after for ever."""
     model, guide = start()
@@ -165,13 +162,11 @@ def test_the_last_checkpoint_is_of_the_last_epoch(tmp_path: Path) -> None:
     assert last["global_step"] == 12
 
 
-@pytest.mark.xfail(strict=True, reason="a run cut by max_steps within its first epoch is never validated")
 def test_a_run_that_ends_within_an_epoch_is_validated_too() -> None:
     x = moving_bar()
     assert quick(*start(), x, validation=x, max_steps=2).column("val/elbo")[0] == [2]
 
 
-@pytest.mark.xfail(strict=True, reason="without a directory there is no checkpoint, and the last weights stay")
 def test_the_best_weights_are_left_in_place_without_a_directory() -> None:
     """What the docstring of fit promises with validation data, whatever the directory."""
     model, guide = start()
@@ -454,9 +449,6 @@ VAGUE: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("options", VAGUE.values(), ids=VAGUE)
-@pytest.mark.xfail(
-    strict=True, reason="fit documents a ValueError for nothing to do; it passes in silence or with torch's own words"
-)
 def test_nothing_to_do_gets_one_sentence(options: dict) -> None:
     with pytest.raises(ValueError, match=r"^fit: ") as caught:
         quick(*start(), **options)
@@ -490,11 +482,6 @@ NOT_FINITE: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("options", NOT_FINITE.values(), ids=NOT_FINITE)
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="Pyro's validation of the encoders' output comes first, as a ValueError with pages of numbers",
-)
 def test_what_is_not_finite_gets_its_own_error(options: dict) -> None:
     with pytest.raises(NonFiniteError) as caught:
         quick(*start(), **({"max_epochs": 10} | options))

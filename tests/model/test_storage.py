@@ -228,12 +228,6 @@ def test_weights_that_do_not_fit(saved: Path) -> None:
         load(rewritten(saved, description=json.dumps(description)))
 
 
-DAMAGED = pytest.mark.xfail(
-    strict=True, reason="load promises a ValueError naming the file for damaged ones; metadata is trusted unchecked"
-)
-
-
-@DAMAGED
 @pytest.mark.parametrize(
     "changes",
     [
