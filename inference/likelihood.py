@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyro
 import torch
@@ -44,7 +45,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 @torch.no_grad()
 def log_weights(
     model: TVAE,
-    guide: Guide | Callable[[Tensor], object],
+    guide: Guide | Callable[..., object],
     x: Tensor,
     num_particles: int,
     *,
@@ -79,11 +80,11 @@ def log_weights(
     if num_particles < 1:
         raise ValueError(f"log_weights: num_particles is {num_particles}; expected at least 1.")
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
+    program: Callable[[], object]
     if isinstance(guide, Guide):
-        q = guide.posterior(x, observed) if posterior is None else posterior
-        program: Callable[[], object] = lambda: guide.draw(q)  # noqa: E731
+        program = partial(guide.draw, guide.posterior(x, observed) if posterior is None else posterior)
     else:
-        program = lambda: guide(x) if observed is None else guide(x, observed)  # noqa: E731
+        program = partial(guide, x) if observed is None else partial(guide, x, observed)
     with seeded(seed):
         sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
         return torch.cat([_chunk_of_weights(model, program, x, observed, size) for size in sizes])
@@ -185,7 +186,7 @@ def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
 
 def log_likelihood(
     model: TVAE,
-    guide: Guide | Callable[[Tensor], object],
+    guide: Guide | Callable[..., object],
     x: Tensor,
     num_particles: int = 100,
     *,

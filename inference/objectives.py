@@ -97,7 +97,7 @@ def matched_sites(guide_trace: Trace, model_trace: Trace) -> list[str]:
             name
             for name in trace.stochastic_nodes
             if not isinstance(trace.nodes[name]["fn"], _Subsample)
-            and not trace.nodes[name]["infer"].get("is_auxiliary", False)
+            and not (trace.nodes[name]["infer"] or {}).get("is_auxiliary", False)
         ]
         for trace in (guide_trace, model_trace)
     )

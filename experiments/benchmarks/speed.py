@@ -1,0 +1,412 @@
+"""Speed as ratios from one run: the step against its bare matrix products, making a batch, importance weights.
+
+Seconds belong to a machine and an hour. What is compared here is measured in turns, within seconds of each other, so
+that a machine that slows down slows both sides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import pyro
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
+from pyro_tvae.inference.likelihood import log_weights, seeded
+from pyro_tvae.inference.training import Fitting, fit
+
+from ..datasets.transformations import Transformations
+
+__all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
+
+SCHEMA = 1
+TARGETS: dict[str, float | None] = {"step": 1.3, "batch": 0.05, "iwae": None}
+WHAT = {
+    "step": "training step, Pyro and Lightning included, against its bare matrix products",
+    "batch": "making the step's batch (draw and render), against the step",
+    "iwae": "importance weights of a batch, against the decoder's bare matrix products",
+}
+REMARK = "Ratios are medians over turns within one run; seconds are those of this machine at this hour."
+
+WARM_UP_STEPS = 20
+MIN_REPEATS = 3
+STEP_SHARE = 0.65  # of the time; the importance weights get the rest
+ROWS = 2048  # frames in one product of the decoder: large enough for full speed, small enough to stay in the cache
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The sizes that are timed; the defaults are the paper's MNIST configuration."""
+
+    n_sequences: int = 8
+    n_frames: int = 18
+    image_size: int = 28
+    n_capsules: int = 18
+    capsule_dim: int = 18
+    kernel: int = 13
+    width: int = 1
+    num_particles: int = 100
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Colour frames, since hue is one of the three factors."""
+        return (3, self.image_size, self.image_size)
+
+    def build(self) -> tuple[TVAE, MeanFieldGuide]:
+        """The model and its guide, untrained."""
+        topography = CapsuleRoll(self.kernel, self.width)
+        model = TVAE(self.frame_shape, self.n_frames, self.n_capsules, self.capsule_dim, topography)
+        return model, MeanFieldGuide(model)
+
+
+class Products:
+    """Matrix products ``a @ b`` into memory allocated beforehand: calling it multiplies and does nothing else."""
+
+    def __init__(self, operands: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        self.operands = list(operands)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of one call."""
+        return sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in self.operands)
+
+    def __call__(self) -> None:
+        for a, b, out in self.operands:
+            torch.mm(a, b, out=out)
+
+
+def step_products(model: TVAE, guide: MeanFieldGuide, n_sequences: int) -> Products:
+    """What forward and backward of one step have to multiply: every linear layer, and W's energies.
+
+    A layer ``y = x Wᵀ`` costs ``x Wᵀ`` forward, ``gᵀ x`` for its weights and ``g W`` for its input. Layers that read
+    pixels need no gradient of their input.
+    """
+    rows = n_sequences * model.n_frames
+    forward: list[tuple[Tensor, Tensor, Tensor]] = []
+    backward: list[tuple[Tensor, Tensor, Tensor]] = []
+    networks = [(guide.z_encoder, True), (guide.u_encoder, True), (model.decoder, False)]
+    for network, reads_pixels in networks:
+        for position, layer in enumerate(_linears(network)):
+            n_out, n_in = layer.weight.shape
+            x, g, weight = torch.randn(rows, n_in), torch.randn(rows, n_out), torch.randn(n_out, n_in)
+            forward.append((x, weight.t(), torch.empty(rows, n_out)))
+            backward.append((g.t(), x, torch.empty(n_out, n_in)))
+            if position > 0 or not reads_pixels:
+                backward.append((g, weight, torch.empty(rows, n_in)))
+    n = model.n_frames * model.capsule_dim
+    energies, w = torch.rand(n_sequences * model.n_capsules, n), torch.rand(n, n)
+    forward.append((energies, w.t(), torch.empty_like(energies)))
+    backward.append((energies, w, torch.empty_like(energies)))
+    return Products(forward + backward[::-1])
+
+
+def weight_products(model: TVAE, n_sequences: int, num_particles: int) -> Products:
+    """What the decoder multiplies for ``num_particles`` draws of every frame of a batch, ``ROWS`` frames at a time."""
+    frames = num_particles * n_sequences * model.n_frames
+    most = min(ROWS, frames)
+    layers = []
+    for layer in _linears(model.decoder):
+        n_out, n_in = layer.weight.shape
+        layers.append((torch.randn(most, n_in), torch.randn(n_out, n_in).t(), torch.empty(most, n_out)))
+    passes = [min(most, frames - start) for start in range(0, frames, most)]
+    return Products([(x[:rows], weight, out[:rows]) for rows in passes for x, weight, out in layers])
+
+
+def run(
+    *,
+    threads: int = 2,
+    seconds: float = 60.0,
+    output: str | Path | None = None,
+    progress: bool = True,
+    setting: Setting | None = None,
+) -> dict[str, Any]:
+    """Measure in turns for about ``seconds``, and write and return the record.
+
+    Args:
+        threads: of torch, for both sides of every ratio; put back afterwards.
+        seconds: time to spend; every ratio is measured three times at least, so little time is exceeded.
+        output: JSON file of the record, written whole or not at all; None writes nothing.
+        progress: show a progress bar with the time that is left.
+        setting: the sizes; the paper's MNIST configuration by default.
+
+    Returns:
+        A mapping ready for JSON: ``measures`` (``step``, ``batch`` and ``iwae``, each with ``ratio``, ``low``,
+        ``high``, ``target``, ``met``, ``repeats`` and the ``seconds`` of both sides), ``setting``, ``machine``.
+
+    Raises:
+        ValueError: no threads, or no time.
+    """
+    if threads < 1 or not 0 < seconds < math.inf:
+        raise ValueError(f"benchmark: threads={threads}, seconds={seconds}; expected at least 1 thread and some time.")
+    setting = setting or Setting()
+    start = time.perf_counter()
+    with _threads(threads), seeded(0), pyro.get_param_store().scope(), _Bar(seconds, progress) as bar:
+        model, guide = setting.build()
+        n_parameters = sum(p.numel() for module in (model, guide) for p in module.parameters())
+        turns = _time_steps(model, guide, setting, start + STEP_SHARE * seconds, bar)
+        measures = {
+            "step": summary("step", turns["step"], turns["products"]),
+            "batch": summary("batch", turns["batch"], turns["step"]),
+        }
+        turns = _time_weights(model, guide, setting, start + seconds, bar)
+        measures["iwae"] = summary("iwae", turns["weights"], turns["products"])
+    record = {
+        "schema": SCHEMA,
+        "kind": "benchmark",
+        "measures": measures,
+        "remark": REMARK,
+        "setting": asdict(setting),
+        "n_parameters": n_parameters,
+        "machine": machine(threads),
+        "seconds": time.perf_counter() - start,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if output is not None:
+        _write(Path(output), record)
+    return record
+
+
+def summary(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
+    """One measure from the seconds of its turns.
+
+    Where ``below`` has one turn more than ``above``, the turns alternate and each is compared with the mean of its two
+    neighbours: a steady drift of the machine then cancels.
+
+    Example:
+        >>> summary("step", [3.0, 3.0], [1.0, 2.0, 4.0])["ratio"]
+        1.5
+    """
+    if len(below) == len(above) + 1:
+        below = [(before + after) / 2 for before, after in itertools.pairwise(below)]
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    ratio, target = statistics.median(ratios), TARGETS[name]
+    return {
+        "what": WHAT[name],
+        "ratio": ratio,
+        "low": min(ratios),
+        "high": max(ratios),
+        "target": target,
+        "met": None if target is None else ratio <= target,
+        "repeats": len(ratios),
+        "seconds": statistics.median(above),
+        "against_seconds": statistics.median(below),
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the seconds depend on."""
+    return {
+        "cpu": _cpu(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+    }
+
+
+def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a record of :func:`run` as a table: what, measured, target, met or not."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=max(100, console.width))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("what")
+    for heading in ("measured", "lowest to highest", "target", "met"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("seconds here", justify="right", no_wrap=True)
+    for name, measure in record["measures"].items():
+        show = _percent if name == "batch" else _times
+        target, met = measure["target"], measure["met"]
+        cells = [
+            measure["what"],
+            show(measure["ratio"]),
+            f"{show(measure['low'])} to {show(measure['high'])}",
+            "–" if target is None else f"≤ {show(target)}",
+            "–" if met is None else "yes" if met else "no",
+            f"{measure['seconds']:.3g} / {measure['against_seconds']:.3g}",
+        ]
+        styles = ["", "bold", "", "", {True: "green", False: "bold red"}.get(met, ""), "dim"]
+        table.add_row(*(Text(cell, style) for cell, style in zip(cells, styles, strict=True)))
+    size, here = record["setting"], record["machine"]
+    console.print(table)
+    console.print(
+        Text(
+            f"\n{size['n_sequences']} sequences of {size['n_frames']} colour frames of {size['image_size']} x "
+            f"{size['image_size']}, {size['n_capsules']} capsules of {size['capsule_dim']}, "
+            f"{record['n_parameters'] / 1e6:.1f} million parameters, K = {size['num_particles']}.\n"
+            f"{here['cpu']}, {here['threads']} threads, torch {here['torch']}. {record['remark']}"
+        )
+    )
+
+
+class _Bar:
+    """A bar over the time of the run; the time that is left is known, since it is what was asked for."""
+
+    def __init__(self, seconds: float, shown: bool) -> None:
+        self.bar = tqdm(
+            total=seconds,
+            desc="benchmark",
+            disable=not shown,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        )
+        self.start = time.perf_counter()
+
+    def __call__(self, name: str, ratio: float) -> None:
+        """Move to the present, and show the ratio of the latest turn."""
+        elapsed = min(self.bar.total, time.perf_counter() - self.start)
+        self.bar.set_postfix({name: f"{ratio:.2f}"}, refresh=False)
+        self.bar.update(elapsed - self.bar.n)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+class _Turns(Callback):
+    """Inside a fit: times as many steps as make one report, then steps aside for the products and batches."""
+
+    def __init__(self, products: Callable[[], None], batch: Callable[[], object], deadline: float, bar: _Bar) -> None:
+        self.products, self.batch, self.deadline, self.bar = products, batch, deadline, bar
+        self.seconds: dict[str, list[float]] = {"step": [], "batch": [], "products": []}
+        self._since: float | None = None
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Fitting, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        n = module.report_every
+        if batch_idx < WARM_UP_STEPS or (batch_idx - WARM_UP_STEPS) % n:
+            return
+        if self._since is not None:
+            self.seconds["step"].append((time.perf_counter() - self._since) / n)
+            self.seconds["batch"].append(_seconds(self.batch, n))
+        self.seconds["products"].append(_seconds(self.products, n))
+        if self.seconds["step"]:
+            self.bar("step", self.seconds["step"][-1] / self.seconds["products"][-1])
+        if len(self.seconds["step"]) >= MIN_REPEATS and time.perf_counter() > self.deadline:
+            trainer.should_stop = True
+        self._since = time.perf_counter()
+
+
+class _Prepared(Dataset[Tensor]):
+    """The same few batches over and over, so that nothing but the step is timed."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return 1_000_000  # never reached: the clock stops the run
+
+    def __getitem__(self, item: int) -> Tensor:
+        return self.batches[item % len(self.batches)]
+
+
+def _time_steps(
+    model: TVAE, guide: MeanFieldGuide, setting: Setting, deadline: float, bar: _Bar
+) -> dict[str, list[float]]:
+    """Seconds of a step, of its products and of making its batch, in turns."""
+    make = _maker(setting)
+    products = step_products(model, guide, setting.n_sequences)
+    _seconds(make, 3), _seconds(products, 3)  # the first calls allocate and plan
+    turns = _Turns(products, make, deadline, bar)
+    loader = DataLoader(_Prepared([make() for _ in range(4)]), batch_size=None)
+    fit(model, guide, loader, max_epochs=1, accelerator="cpu", devices=1, progress=False, callbacks=[turns])
+    return turns.seconds
+
+
+def _time_weights(
+    model: TVAE, guide: MeanFieldGuide, setting: Setting, deadline: float, bar: _Bar
+) -> dict[str, list[float]]:
+    """Seconds of a batch's importance weights and of the decoder's products for them, in turns."""
+    x = _maker(setting)()
+    products = weight_products(model, setting.n_sequences, setting.num_particles)
+    weights = lambda: log_weights(model, guide, x, setting.num_particles)  # noqa: E731
+    log_weights(model, guide, x, 1)  # the first calls allocate and plan
+    seconds: dict[str, list[float]] = {"weights": [], "products": [_seconds(products, 2)]}
+    while len(seconds["weights"]) < MIN_REPEATS or time.perf_counter() < deadline:
+        seconds["weights"].append(_seconds(weights, 1))
+        seconds["products"].append(_seconds(products, 1))
+        bar("IWAE", seconds["weights"][-1] / seconds["products"][-1])
+    return seconds
+
+
+def _maker(setting: Setting) -> Callable[[], Tensor]:
+    """Draws and renders one batch, one of three factors moving, from blots about as large and as grey as digits."""
+    size, centre = setting.image_size, (setting.image_size - 1) / 2
+    distance = torch.arange(size).sub(centre).square()
+    near = (distance[:, None] + distance).sqrt() < size / 4
+    images = (torch.randint(256, (setting.n_sequences, 1, size, size)) * near).to(torch.uint8)
+    transformations = Transformations(rotation=True, hue=True, scale=True)
+    return lambda: transformations.render(images, transformations.draw(len(images), setting.n_frames).index)
+
+
+def _linears(network: nn.Module | None) -> list[nn.Linear]:
+    return [] if network is None else [module for module in network.modules() if isinstance(module, nn.Linear)]
+
+
+def _seconds(action: Callable[[], object], times: int) -> float:
+    """Mean wall-clock time of one call."""
+    since = time.perf_counter()
+    for _ in range(times):
+        action()
+    return (time.perf_counter() - since) / times
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cpu() -> str:
+    """The processor's name: Linux hides it from the standard library."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} x"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.1f} %"
