@@ -1,0 +1,433 @@
+"""Posterior: draws of a model's latents and all that follows from them, as ArviZ data and NetCDF files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides import Posterior
+
+from .likelihood import CHUNK_BYTES, log_weights, seeded, summarise
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+__all__ = ["GROUPS", "Draws", "from_netcdf", "to_arviz", "to_netcdf"]
+
+# InferenceData under ArviZ 0.x, DataTree under 1.x: both have their groups as attributes.
+ArvizData: TypeAlias = Any
+
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+)
+METHODS = ("guide", "importance", "nuts")
+SAMPLE = ("chain", "draw")
+LATTICE = ("sequence", "frame", "capsule", "position")
+PIXELS = ("sequence", "frame", "channel", "height", "width")
+SITES = {"z": LATTICE, "u": LATTICE, "v": LATTICE, "t": LATTICE, "e": ("sequence", "capsule", "orbit"), "mu": ()}
+STATISTICS = {
+    "log_weight": (*SAMPLE, "sequence"),
+    "diverging": SAMPLE,
+    "pareto_k": ("sequence",),
+    "ess": ("sequence",),
+    "rhat": ("sequence",),
+}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of the latent sites, each (chain, draw, sequence, *site), and statistics of how they were made."""
+
+    latents: dict[str, Tensor]
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def to_arviz(
+    model: TVAE,
+    guide: Guide,
+    x: Tensor,
+    *,
+    draws: int = 100,
+    method: str = "guide",
+    num_particles: int | None = None,
+    num_chains: int = 2,
+    warmup_steps: int = 300,
+    groups: Collection[str] = GROUPS,
+    coords: Mapping[str, Any] | None = None,
+    seed: int | None = 0,
+    chunk_bytes: int = CHUNK_BYTES,
+    progress: bool = False,
+) -> ArvizData:
+    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ.
+
+    Groups: ``posterior`` (z, u or e, ``v = W u²``, t, and μ, a point estimate repeated for every draw),
+    ``posterior_predictive`` and ``prior_predictive`` (new frames x), ``log_likelihood`` (x: log p(x | t) in nats per
+    sequence, higher is better), ``prior``, ``observed_data`` and ``sample_stats``. The latter has, per sequence,
+    ``log_weight`` (of every draw, nats), ``ess`` (effective sample size of the weights, at most num_particles) and
+    ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it; Vehtari et al.
+    2024); for NUTS ``ess`` (smallest bulk ESS of a latent), ``rhat`` (largest) and ``diverging`` (of every draw).
+
+    ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
+
+    Args:
+        model: the generative program.
+        guide: its posterior.
+        x: (B, S, channel, height, width).
+        draws: draws per sequence and chain.
+        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled with replacement, each
+            sequence by its own weights. ``"nuts"``: Hamiltonian Monte Carlo from :func:`.nuts`, for small models.
+        num_particles: draws from the guide that weights are computed of; by default ``draws`` for the guide, of which
+            the first ``draws`` are kept, and ten times as many for importance.
+        num_chains: chains of NUTS.
+        warmup_steps: adaptation steps of NUTS per chain.
+        groups: which groups to make; x takes most of the memory.
+        coords: values to name things by: one of the dimensions, (length,); or any other name that is not a variable's,
+            one value per sequence (B,) or per sequence and frame (B, S), such as labels and factors. The latter stand
+            in ``observed_data`` and where every variable has these dimensions; select draws by
+            ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
+        seed: of all draws; None uses torch's global generator.
+        chunk_bytes: bound on the decoded pixels of one pass.
+        progress: show a progress bar.
+
+    Returns:
+        ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x, on the CPU; dimensions (chain, draw,
+        sequence, frame, capsule, position, orbit, channel, height, width).
+
+    Raises:
+        ValueError: an unknown method, group or coordinate, too few draws, or x that does not fit the model.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+        >>> data = to_arviz(model, pyro_tvae.MeanFieldGuide(model), torch.rand(4, 6, 1, 8, 8), draws=10)
+        >>> data.posterior["t"].dims
+        ('chain', 'draw', 'sequence', 'frame', 'capsule', 'position')
+    """
+    model.check(x)
+    _check(method, groups, draws, num_particles, num_chains)
+    names = _coordinates(coords or {}, model, x)
+    site = None if model.prior is None else model.prior.site
+    with seeded(seed):
+        if method == "nuts":
+            sampled = _nuts(model, guide, x, draws, num_chains, warmup_steps, progress)
+        else:
+            resample = method == "importance"
+            n = num_particles if num_particles is not None else draws * (10 if resample else 1)
+            sampled = _importance(model, guide, x, draws, n, resample, chunk_bytes, progress)
+        laws = model.laws()
+        prior = {name: law.sample(torch.Size([1, draws, len(x)])) for name, law in laws.items()}
+        made: dict[str, dict[str, Tensor]] = {}
+        wanted = set(groups)
+        for latents, (group, predictive, likelihood) in (
+            (sampled.latents, ("posterior", "posterior_predictive", "log_likelihood")),
+            (prior, ("prior", "prior_predictive", "")),
+        ):
+            made[group] = _derived(model, latents, site) if group in wanted else {}
+            pixels = _decoded(model, latents, site, x, predictive in wanted, likelihood in wanted, chunk_bytes)
+            made[predictive], made[likelihood] = pixels
+    made |= {"sample_stats": sampled.stats, "observed_data": {"x": x}}
+    attributes = {
+        "inference_library": "pyro-tvae",
+        "inference_library_version": version("pyro-tvae"),
+        "method": method,
+        "seed": "none" if seed is None else seed,
+    }
+    return _assemble({group: _dataset(group, made[group], names, attributes) for group in GROUPS if group in wanted})
+
+
+def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
+    if method not in METHODS:
+        raise ValueError(f"to_arviz: method is {method!r}; expected one of {', '.join(METHODS)}.")
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise ValueError(f"to_arviz: there is no group {unknown[0]!r}; expected some of {', '.join(GROUPS)}.")
+    if draws < 1 or num_chains < 1:
+        raise ValueError(f"to_arviz: draws={draws} and num_chains={num_chains}; expected at least 1 of each.")
+    if num_particles is not None and num_particles < draws:
+        raise ValueError(f"to_arviz: num_particles is {num_particles}; expected at least draws, {draws}.")
+
+
+# ---- draws
+
+
+def weighted_particles(
+    model: TVAE, guide: Guide, posterior: Posterior, x: Tensor, size: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws from the guide, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
+    values: dict[str, Tensor] = {}
+
+    def program(_: Tensor) -> None:
+        values.update(guide.draw(posterior))
+
+    whole = size * x.numel() * x.element_size()  # one chunk, so that the program runs once
+    return values, log_weights(model, program, x, size, chunk_bytes=whole)
+
+
+def _importance(
+    model: TVAE, guide: Guide, x: Tensor, draws: int, n: int, resample: bool, chunk_bytes: int, progress: bool
+) -> Draws:
+    """The first of n weighted draws, or a resample of all; memory does not grow with n.
+
+    Resampling is multinomial and needs one pass: after every chunk each of the kept draws gives way to one of the
+    chunk's with the probability that the chunk's weights have among all weights so far.
+    """
+    posterior = guide.posterior(x)
+    chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
+    column = torch.arange(len(x), device=x.device)
+    kept: dict[str, Tensor] = {}
+    kept_weight, weights = x.new_empty(0, len(x)), []
+    total = x.new_full((len(x),), -torch.inf)
+    with tqdm(total=n, desc="draws from the guide", disable=not progress, leave=False) as bar:
+        for start in range(0, n, chunk):
+            values, log_w = weighted_particles(model, guide, posterior, x, min(chunk, n - start))
+            weights.append(log_w)
+            bar.update(len(log_w))
+            if not resample:
+                more = draws - len(kept_weight)
+                kept = {name: torch.cat([kept[name], v[:more]]) if kept else v[:more] for name, v in values.items()}
+                kept_weight = torch.cat([kept_weight, log_w[:more]])
+                continue
+            # A sequence is resampled by its own weights: a sum over the batch would weigh what belongs to others.
+            share = log_w.logsumexp(0)
+            total = torch.logaddexp(total, share)
+            row = torch.distributions.Categorical(logits=log_w.T).sample(torch.Size([draws]))
+            fresh = torch.rand(draws, len(x), device=x.device) < (share - total).exp()
+            picked = {name: v[row, column] for name, v in values.items()}
+            kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
+            kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
+    log_w = torch.cat(weights)
+    stats = {
+        "log_weight": kept_weight[None],
+        "pareto_k": torch.from_numpy(pareto_k(log_w)),
+        "ess": summarise(log_w, model.n_frames).ess,
+    }
+    return Draws({name: value[None] for name, value in kept.items()}, stats)
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *(1,) * (value.dim() - mask.dim()))
+
+
+def _nuts(
+    model: TVAE, guide: Guide, x: Tensor, draws: int, num_chains: int, warmup_steps: int, progress: bool
+) -> Draws:
+    from .nuts import nuts
+
+    result = nuts(
+        model,
+        x,
+        init=guide,
+        num_samples=draws,
+        warmup_steps=warmup_steps,
+        num_chains=num_chains,
+        seed=None,  # the caller's
+        progress=progress,
+    )
+    worst = {
+        "ess": torch.stack([value.flatten(1).amin(1) for value in result.ess.values()]).amin(0),
+        "rhat": torch.stack([value.flatten(1).amax(1) for value in result.rhat.values()]).amax(0),
+    }
+    return Draws(result.draws, {"diverging": result.diverging, **worst})
+
+
+# ---- what follows from draws
+
+
+def _derived(model: TVAE, latents: Mapping[str, Tensor], site: str | None) -> dict[str, Tensor]:
+    """All variables of a posterior or prior group: the sites, and v, t and μ, each (chain, draw, …)."""
+    variables = dict(latents)
+    if site is not None:
+        # One draw at a time: composing all at once would double the memory.
+        flat = zip(latents["z"].flatten(0, 1), latents[site].flatten(0, 1), strict=True)
+        energies, composed = zip(*((model.energy(u), model.compose(z, u)) for z, u in flat), strict=True)
+        shape = latents["z"].shape[:2]
+        variables["v"] = torch.stack(energies).unflatten(0, shape)
+        variables["t"] = torch.stack(composed).unflatten(0, shape)
+        variables["mu"] = model.mu.detach().expand(shape)
+    else:
+        variables["t"] = latents["z"]
+    return variables
+
+
+def _decoded(
+    model: TVAE,
+    latents: Mapping[str, Tensor],
+    site: str | None,
+    x: Tensor,
+    predict: bool,
+    score: bool,
+    chunk_bytes: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """New frames (chain, draw, B, S, channel, height, width) and log p(x | t) (chain, draw, B), where wanted."""
+    if not predict and not score:
+        return {}, {}
+    shape = latents["z"].shape[:2]
+    frames, nats = [], []
+    for part in _chunks(latents, max(1, chunk_bytes // (x.numel() * x.element_size()))):
+        # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
+        law = model.decode(model.compose(part["z"], None if site is None else part[site]))
+        if predict:
+            frames.append(law.sample().cpu())
+        if score:
+            nats.append(law.log_prob(x).sum(-1))
+    made = [{"x": torch.cat(values).unflatten(0, shape)} if values else {} for values in (frames, nats)]
+    return made[0], made[1]
+
+
+def _chunks(latents: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    names = list(latents)
+    for parts in zip(*(latents[name].flatten(0, 1).split(size) for name in names), strict=True):
+        yield dict(zip(names, parts, strict=True))
+
+
+# ---- labelled arrays
+
+
+def _dimensions(group: str, name: str, value: Tensor) -> tuple[str, ...]:
+    if group == "sample_stats":
+        return STATISTICS[name]
+    if group == "observed_data":
+        return PIXELS
+    if name == "x":
+        return (*SAMPLE, "sequence") if group == "log_likelihood" else (*SAMPLE, *PIXELS)
+    # An energy prior of a user's has dimensions of its own, named as ArviZ would.
+    own = tuple(f"{name}_dim_{i}" for i in range(value.dim() - 3))
+    return (*SAMPLE, *SITES.get(name, ("sequence", *own)))
+
+
+def _coordinates(coords: Mapping[str, Any], model: TVAE, x: Tensor) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
+    """User's coordinates as name -> (dimensions, values); those of a dimension replace its 0, 1, 2, …"""
+    dimensions = {*PIXELS, *LATTICE, "orbit"}
+    placed: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    for name, given in coords.items():
+        values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+        if name in dimensions and values.ndim == 1:
+            placed[name] = ((name,), values)
+        elif name in {*SAMPLE, *dimensions, *SITES, *STATISTICS, "x"}:
+            raise ValueError(f"to_arviz: a coordinate cannot be called {name!r}, which is taken; choose another name.")
+        elif values.shape in ((len(x),), (len(x), model.n_frames)):
+            placed[name] = (("sequence", "frame")[: values.ndim], values)
+        else:
+            raise ValueError(
+                f"to_arviz: coordinate {name!r} has shape {values.shape}; expected ({len(x)},), one value per "
+                f"sequence, or ({len(x)}, {model.n_frames}), one per sequence and frame."
+            )
+    return placed
+
+
+def _dataset(
+    group: str,
+    variables: Mapping[str, Tensor],
+    coords: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]],
+    attributes: Mapping[str, Any],
+) -> Dataset:
+    from xarray import Dataset
+
+    data = {name: (_dimensions(group, name, value), value.detach().cpu().numpy()) for name, value in variables.items()}
+    sizes = {name: n for dims, value in data.values() for name, n in zip(dims, value.shape, strict=True)}
+    for name, (_, values) in coords.items():
+        if name in sizes and len(values) != sizes[name]:
+            raise ValueError(f"to_arviz: coordinate {name!r} has {len(values)} values; expected {sizes[name]}.")
+    index = {name: ((name,), np.arange(n)) for name, n in sizes.items()}
+    # ArviZ 1.x cannot stack variables of which some have a coordinate and some (μ, energies of orbits) have not.
+    shared = set.intersection(*(set(dims) for dims, _ in data.values())) if data else set()
+    named = {name: entry for name, entry in coords.items() if name in sizes or set(entry[0]) <= shared}
+    return Dataset(data, coords=index | named, attrs=dict(attributes))
+
+
+# ---- ArviZ, both APIs
+
+
+def arviz() -> Any:
+    """The arviz module, imported when first needed and without its announcement of version 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return import_module("arviz")
+
+
+def _is_legacy() -> bool:
+    # By number: ArviZ 1.x answers to the old names, with a warning.
+    return int(arviz().__version__.split(".")[0]) < 1
+
+
+def _assemble(groups: Mapping[str, Dataset]) -> ArvizData:
+    # Whole data sets, since the two versions of ``from_dict`` take different arguments.
+    if _is_legacy():
+        return arviz().InferenceData(**groups)
+    from xarray import DataTree
+
+    return DataTree.from_dict(dict(groups))
+
+
+def pareto_k(log_w: Tensor) -> NDArray[np.float64]:
+    """Pareto k of each column of log-weights (K, B): below 0.7 the weights can be trusted; inf from too few draws."""
+    columns = log_w.detach().double().cpu().numpy().T
+    psis = arviz().psislw if _is_legacy() else import_module("arviz_stats.base").array_stats.psislw
+    # Equal weights have no tail at all, the best there can be; ArviZ calls it infinite, or raises.
+    return np.array([float(psis(column)[1]) if np.ptp(column) > 0 else 0.0 for column in columns])
+
+
+def to_netcdf(data: ArvizData, path: str | Path) -> Path:
+    """Write what :func:`to_arviz` made into one NetCDF file, whole or not at all; ``az.from_netcdf`` reads it.
+
+    Example:
+        >>> import pyro_tvae, tempfile
+        >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+        >>> data = to_arviz(model, pyro_tvae.MeanFieldGuide(model), torch.rand(4, 6, 1, 8, 8), draws=10)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     again = from_netcdf(to_netcdf(data, f"{folder}/posterior.nc"))
+        >>> bool((again.posterior["t"] == data.posterior["t"]).all())
+        True
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        data.to_netcdf(str(partial), engine="h5netcdf")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def from_netcdf(path: str | Path) -> ArvizData:
+    """Read a file of :func:`to_netcdf` into memory, bit for bit.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a NetCDF file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected a file written by to_netcdf.")
+    try:
+        if _is_legacy():
+            # Eager: a lazy file stays open and could not be written again.
+            with arviz().rc_context({"data.load": "eager"}):
+                return arviz().from_netcdf(str(path), engine="h5netcdf")
+        from xarray import open_datatree
+
+        with open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable NetCDF file ({error}); expected one of to_netcdf.") from None
