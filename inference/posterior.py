@@ -380,11 +380,20 @@ def _assemble(groups: Mapping[str, Dataset]) -> ArvizData:
 
 
 def pareto_k(log_w: Tensor) -> NDArray[np.float64]:
-    """Pareto k of each column of log-weights (K, B): below 0.7 the weights can be trusted; inf from too few draws."""
-    columns = log_w.detach().double().cpu().numpy().T
-    psis = arviz().psislw if _is_legacy() else import_module("arviz_stats.base").array_stats.psislw
-    # Equal weights have no tail at all, the best there can be; ArviZ calls it infinite, or raises.
-    return np.array([float(psis(column)[1]) if np.ptp(column) > 0 else 0.0 for column in columns])
+    """Pareto k of each column of log-weights (K, B): below 0.7 they can be trusted; inf from fewer than 25 draws."""
+    return np.array([_pareto_k(column) for column in log_w.detach().double().cpu().numpy().T])
+
+
+def _pareto_k(log_w: NDArray[np.float64]) -> float:
+    if np.ptp(log_w) == 0:  # equal weights have no tail at all, the best there can be
+        return 0.0
+    if _is_legacy():
+        return float(arviz().psislw(log_w)[1])
+    try:
+        # ArviZ 1.x takes log-likelihoods and turns the sign itself, and raises where the tail is too short.
+        return float(import_module("arviz_stats.base").array_stats.psislw(-log_w)[1])
+    except ValueError:
+        return float("inf")
 
 
 def to_netcdf(data: ArvizData, path: str | Path) -> Path:
