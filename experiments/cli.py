@@ -72,6 +72,24 @@ def report(run: RunFolder) -> None:
         print(f"report: {report_run(run)}")
 
 
+@app.command()
+def posterior(
+    run: RunFolder,
+    draws: Annotated[int, typer.Option(min=1, help="Draws per sequence.")] = 100,
+    sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for.")] = 8,
+    method: Annotated[str, typer.Option(help="guide, importance, or (small models) nuts.")] = "guide",
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+) -> None:
+    """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
+    from .config import plain_errors
+
+    with plain_errors():
+        from .posterior import posterior_run
+
+        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
+        print(f"posterior: {file}\npage: {page}")
+
+
 @app.command(name="list")
 def list_() -> None:
     """Show every part that can be swapped, and the runs in ./runs."""

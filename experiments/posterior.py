@@ -1,0 +1,300 @@
+"""The command ``posterior``: draws of a run's posterior as a file for ArviZ, and a page of plots that judge them.
+
+The figures are matplotlib figures without global state, as in :mod:`.figures`; those of distributions are ArviZ's.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+import pyro_tvae
+from pyro_tvae import TVAE
+from pyro_tvae.inference.posterior import ArvizData, arviz, assemble, is_legacy, to_arviz, to_netcdf
+
+from .config import make
+from .figures import BLUE, DPI, GREY, VERMILLION, WIDTH
+from .report import Caption
+from .runs import WEIGHTS, _configuration, _device, _interleaved, write_text
+
+if TYPE_CHECKING:
+    from xarray import DataArray
+
+__all__ = [
+    "PAGE",
+    "POSTERIOR",
+    "energies",
+    "forest",
+    "intensity_check",
+    "likelihoods",
+    "pareto_k_plot",
+    "posterior_run",
+    "write_page",
+]
+
+POSTERIOR, PAGE = "posterior.nc", "posterior.html"
+RELIABLE = 0.7  # Pareto k above this: importance weights have no usable variance (Vehtari et al. 2024)
+
+
+def posterior_run(
+    run: Path, *, draws: int = 100, sequences: int = 8, method: str = "guide", split: str = "test", seed: int = 0
+) -> tuple[Path, Path]:
+    """Write ``posterior.nc`` and ``posterior.html`` into a trained run's folder.
+
+    Args:
+        run: the run's folder.
+        draws: draws per sequence (and chain, for NUTS).
+        sequences: the first ones of the split.
+        method: ``"guide"``, ``"importance"`` or ``"nuts"``; see :func:`.to_arviz`.
+        split: ``"test"`` or ``"validation"``.
+        seed: of the draws.
+
+    Returns:
+        The paths of both files.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's, or its training has not ended.
+        ValueError: fewer than one sequence, or what :func:`.to_arviz` refuses.
+    """
+    config = _configuration(run)
+    if not (run / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{run} holds no {WEIGHTS}: its training has not ended.")
+    if sequences < 1:
+        raise ValueError(f"posterior: sequences is {sequences}; expected at least 1.")
+    device = _device(config)
+    model, guide = pyro_tvae.load(run / WEIGHTS, device)
+    data = make(config.data)
+    batch = next(data.batches(split, device, batch_size=sequences))
+    order = _interleaved(batch["moving"])
+    batch = {name: value[order] for name, value in batch.items()}
+    coords: dict[str, Any] = {"label": batch["label"]}
+    # A factor may be called like a variable (x, scale), its index never is.
+    coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(data.factor_names)}
+    if data.moving:
+        coords["moving"] = [data.moving[k] for k in batch["moving"].tolist()]
+    drawn = to_arviz(
+        model,
+        guide,
+        batch["x"],
+        draws=draws,
+        method=method,
+        coords=coords,
+        seed=seed,
+        progress=config.fit.progress,
+    )
+    file = to_netcdf(drawn, run / POSTERIOR)
+    facts = {
+        "Sequences": f"the first {len(batch['x'])} of the {split} split",
+        "Draws": f"{drawn['posterior'].sizes['draw']} per sequence, method {method}, seed {seed}",
+        "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
+    }
+    return file, write_page(run / PAGE, drawn, model, name=str(config.name), facts=facts)
+
+
+# ---- figures
+
+
+def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
+    """Posterior-predictive check: densities of the mean pixel of a frame, predicted and observed."""
+    from xarray import Dataset
+
+    pixels = ["channel", "height", "width"]
+    groups = ("posterior_predictive", "observed_data")
+    means = assemble({group: Dataset({"pixels": data[group]["x"].mean(pixels)}) for group in groups})
+    n = min(max_draws, data["posterior_predictive"].sizes["draw"])
+    if is_legacy():
+        figure = _canvas(3.6)
+        arviz().plot_ppc(means, num_pp_samples=n, random_seed=0, textsize=9, ax=figure.add_subplot(), show=False)
+    else:
+        figure = _arviz_figure(arviz().plot_ppc_dist(means, num_samples=n))
+    figure.axes[0].set_title("Mean pixel of a frame, predicted and observed", loc="left", fontsize=11)
+    figure.axes[0].set_xlabel("mean pixel of a frame", fontsize=9)
+    return figure
+
+
+def forest(values: DataArray, title: str, label: str, band: tuple[float, float] | None = None) -> Figure:
+    """Medians, quartiles and 94 % intervals of one variable, a line for each value of its last dimension.
+
+    Args:
+        values: (chain, draw, K), with names.
+        title: of the figure.
+        label: of the axis.
+        band: an interval to draw behind them in grey, such as the prior's.
+    """
+    from xarray import Dataset
+
+    data = assemble({"posterior": Dataset({str(values.name): values.reset_coords(drop=True)})})
+    if is_legacy():
+        figure = _canvas(1.2 + 0.22 * values.shape[-1])
+        axis = figure.add_subplot()
+        arviz().plot_forest(data, combined=True, hdi_prob=0.94, textsize=9, ax=axis, show=False)
+    else:
+        figure = _arviz_figure(arviz().plot_forest(data, combined=True, ci_kind="hdi", ci_probs=(0.5, 0.94)))
+        axis = figure.axes[-1]
+    axis.set_title("")  # ArviZ's own, in the middle
+    if band is not None:
+        axis.axvspan(*band, color="#e4e4e4", zorder=-10)
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_xlabel(label, fontsize=9)
+    return figure
+
+
+def energies(data: ArvizData) -> Figure:
+    """One sequence's energies in the capsule where they differ most, over orbits or over the positions of a frame.
+
+    Without a topography there are none; z takes their place.
+    """
+    posterior, prior = data["posterior"], data["prior"]
+    name = next(site for site in ("e", "v", "z") if site in posterior)
+    fixed = {"sequence": 0} if name == "e" else {"sequence": 0, "frame": 0}
+    values, before = (np.log(group[name]) if name != "z" else group[name] for group in (posterior, prior))
+    values = values.isel(fixed)
+    capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
+    low, high = np.quantile(before.isel(fixed | {"capsule": capsule}).values, [0.03, 0.97])
+    where = "" if name == "e" else " in frame 0"
+    return forest(
+        values.isel(capsule=capsule),
+        f"Capsule {capsule} of one sequence{where}: {'z' if name == 'z' else 'log energies'} (grey: the prior)",
+        {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name],
+        (float(low), float(high)),
+    )
+
+
+def likelihoods(data: ArvizData) -> Figure:
+    """log p(x | t) of every sequence over the draws."""
+    title = "Log-likelihood of each sequence given its latents"
+    return forest(data["log_likelihood"]["x"], title, "log p(x | t), nats per sequence (higher is better)")
+
+
+def pareto_k_plot(k: ArrayLike) -> Figure:
+    """Pareto k of each sequence's importance weights (N,) against the limit of 0.7."""
+    values = np.asarray(k, dtype=np.float64)
+    figure = _canvas(2.8)
+    axis = figure.add_subplot()
+    good = values <= RELIABLE
+    shown = np.where(np.isfinite(values), values, np.nan)
+    place = np.arange(len(values))
+    axis.axhline(RELIABLE, color=GREY, linestyle="--", linewidth=1.0)
+    axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE})")
+    axis.plot(place[~good], shown[~good], "X", color=VERMILLION, label=f"{(~good).sum()} not usable")
+    axis.set_yscale("symlog", linthresh=1.0)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title("Pareto k of the importance weights", loc="left", fontsize=11)
+    axis.set_xlabel("sequence", fontsize=9)
+    axis.set_ylabel("k (lower is better)", fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _canvas(height: float) -> Figure:
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+
+
+def _arviz_figure(collection: Any) -> Figure:
+    """The figure of what ArviZ 1.x draws on."""
+    figure: Figure = collection.viz["figure"].item()
+    return figure
+
+
+# ---- the page
+
+CAPTIONS: dict[str, tuple[Callable[[ArvizData], Figure], Caption]] = {
+    "intensity": (
+        intensity_check,
+        Caption(
+            "Posterior-predictive check",
+            "The black line, the observed frames, should run inside the bundle of predicted ones. A bundle that is too "
+            "narrow or stands beside it means that the model cannot reproduce how bright frames are.",
+            "Densities of the mean pixel of a frame: many predicted ones and the observed one.",
+        ),
+    ),
+    "energies": (
+        energies,
+        Caption(
+            "Energies of one capsule",
+            "Lines that stand apart from each other, narrower than the grey band, are what the sequence told the "
+            "capsule. Lines that all fill the band are the prior: the code is empty. μ, the shift of z, is a learned "
+            "number without a spread; it stands in the table.",
+            "Median and intervals of the energies, one line for each orbit or position, over the prior's interval.",
+        ),
+    ),
+    "pareto_k": (
+        lambda data: pareto_k_plot(data["sample_stats"]["pareto_k"].values),
+        Caption(
+            "Does the guide cover the posterior",
+            "Points should lie below the dashed line. Above it, the guide's draws miss so much of the posterior that "
+            "reweighting them cannot repair it: read intervals on this page as the guide's opinion, and the "
+            "importance-weighted likelihood as a loose bound. From few draws k itself is uncertain: ask for more.",
+            "Pareto k of each sequence against the limit of 0.7.",
+        ),
+    ),
+    "likelihoods": (
+        likelihoods,
+        Caption(
+            "Log-likelihood of each sequence",
+            "Sequences far to the left are the ones that the model explains badly: look at these. Wide lines mean that "
+            "draws of one posterior disagree about the picture.",
+            "Median and intervals of log p(x | t), one line for each sequence.",
+        ),
+    ),
+}
+
+
+def write_page(path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Mapping[str, str]) -> Path:
+    """Write the page of plots of what :func:`.to_arviz` made: one file, pictures embedded, written whole or not at all.
+
+    Args:
+        path: where to.
+        data: draws with all groups.
+        model: for the remark on its likelihood.
+        name: of the run.
+        facts: lines of the table: what was drawn, and how.
+    """
+    stats = data["sample_stats"]
+    pictures = [
+        {**caption._asdict(), "address": _address(figure(data))}
+        for key, (figure, caption) in CAPTIONS.items()
+        if key != "pareto_k" or key in stats
+    ]
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = Path(__file__).with_name("posterior.html").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        name=name, verdict=_verdict(stats), facts=dict(facts), remark=model.likelihood.remark, pictures=pictures,
+        file=POSTERIOR,
+    )  # fmt: skip
+    write_text(path, page)
+    return path
+
+
+def _verdict(stats: Any) -> str:
+    """One sentence on how far the draws can be trusted."""
+    if "pareto_k" not in stats:
+        rhat, divergent = float(stats["rhat"].max()), int(stats["diverging"].sum())
+        word = "have mixed" if rhat < 1.01 and divergent == 0 else "have NOT mixed well enough"
+        return f"The chains {word}: the largest R-hat is {rhat:.2f} (below 1.01 is good), with {divergent} divergences."
+    k = stats["pareto_k"].values
+    good, ess = int((k <= RELIABLE).sum()), float(np.median(stats["ess"].values))
+    tail = "stand for the posterior" if good == len(k) else "of the others are the guide's opinion, not the posterior"
+    return (
+        f"{good} of {len(k)} sequences have a Pareto k of at most {RELIABLE} (median effective sample size {ess:.1f}): "
+        f"the draws {tail}."
+    )
+
+
+def _address(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
