@@ -116,6 +116,7 @@ def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
         arviz().plot_ppc(means, num_pp_samples=n, random_seed=0, textsize=9, ax=figure.add_subplot(), show=False)
     else:
         figure = _arviz_figure(arviz().plot_ppc_dist(means, num_samples=n))
+    figure.axes[0].set_title("")  # ArviZ 1.x's own, in the middle
     figure.axes[0].set_title("Mean pixel of a frame, predicted and observed", loc="left", fontsize=11)
     figure.axes[0].set_xlabel("mean pixel of a frame", fontsize=9)
     return figure
@@ -186,7 +187,8 @@ def pareto_k_plot(k: ArrayLike) -> Figure:
     axis.axhline(RELIABLE, color=GREY, linestyle="--", linewidth=1.0)
     axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE})")
     axis.plot(place[~good], shown[~good], "X", color=VERMILLION, label=f"{(~good).sum()} not usable")
-    axis.set_yscale("symlog", linthresh=1.0)
+    if np.nanmax(shown, initial=0.0) > 20:
+        axis.set_yscale("symlog", linthresh=1.0)
     axis.yaxis.set_major_formatter("{x:g}")
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title("Pareto k of the importance weights", loc="left", fontsize=11)
@@ -287,7 +289,8 @@ def _verdict(stats: Any) -> str:
         return f"The chains {word}: the largest R-hat is {rhat:.2f} (below 1.01 is good), with {divergent} divergences."
     k = stats["pareto_k"].values
     good, ess = int((k <= RELIABLE).sum()), float(np.median(stats["ess"].values))
-    tail = "stand for the posterior" if good == len(k) else "of the others are the guide's opinion, not the posterior"
+    whose = "" if good == 0 else "of the others "
+    tail = "stand for the posterior" if good == len(k) else f"{whose}are the guide's opinion, not the posterior"
     return (
         f"{good} of {len(k)} sequences have a Pareto k of at most {RELIABLE} (median effective sample size {ess:.1f}): "
         f"the draws {tail}."

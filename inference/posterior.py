@@ -152,7 +152,7 @@ def to_arviz(
         "method": method,
         "seed": "none" if seed is None else seed,
     }
-    return _assemble({group: _dataset(group, made[group], names, attributes) for group in GROUPS if group in wanted})
+    return assemble({group: _dataset(group, made[group], names, attributes) for group in GROUPS if group in wanted})
 
 
 def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
@@ -365,14 +365,14 @@ def arviz() -> Any:
         return import_module("arviz")
 
 
-def _is_legacy() -> bool:
+def is_legacy() -> bool:
     # By number: ArviZ 1.x answers to the old names, with a warning.
     return int(arviz().__version__.split(".")[0]) < 1
 
 
-def _assemble(groups: Mapping[str, Dataset]) -> ArvizData:
+def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
     # Whole data sets, since the two versions of ``from_dict`` take different arguments.
-    if _is_legacy():
+    if is_legacy():
         return arviz().InferenceData(**groups)
     from xarray import DataTree
 
@@ -387,7 +387,7 @@ def pareto_k(log_w: Tensor) -> NDArray[np.float64]:
 def _pareto_k(log_w: NDArray[np.float64]) -> float:
     if np.ptp(log_w) == 0:  # equal weights have no tail at all, the best there can be
         return 0.0
-    if _is_legacy():
+    if is_legacy():
         return float(arviz().psislw(log_w)[1])
     try:
         # ArviZ 1.x takes log-likelihoods and turns the sign itself, and raises where the tail is too short.
@@ -430,7 +430,7 @@ def from_netcdf(path: str | Path) -> ArvizData:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a file written by to_netcdf.")
     try:
-        if _is_legacy():
+        if is_legacy():
             # Eager: a lazy file stays open and could not be written again.
             with arviz().rc_context({"data.load": "eager"}):
                 return arviz().from_netcdf(str(path), engine="h5netcdf")
