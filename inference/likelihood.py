@@ -9,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from typing import Any
 
+import numpy as np
 import pyro
 import torch
+from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
@@ -28,6 +33,7 @@ from .objectives import matched_sites
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
 
+ESTIMATORS = ("sequence", "frame", "frame_unnormalised")
 CHUNK_BYTES = 16 * 2**20  # of decoded pixels: small enough to stay in a processor's cache, large enough to fill it
 
 
@@ -76,18 +82,37 @@ def log_weights(
     Raises:
         ValueError: x does not fit the model, or num_particles is below one.
     """
+    with seeded(seed):
+        return torch.cat(list(_chunks(model, guide, x, num_particles, observed, posterior, chunk_bytes)))
+
+
+def _chunks(
+    model: TVAE,
+    guide: Guide | Callable[..., object],
+    x: Tensor,
+    num_particles: int,
+    observed: Tensor | None = None,
+    posterior: Posterior | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    per_frame: bool = False,
+) -> Iterator[Tensor]:
+    """Log-weights (k, B), or (k, B, S) per frame, in chunks that make up all the particles."""
     model.check(x)
     if num_particles < 1:
         raise ValueError(f"log_weights: num_particles is {num_particles}; expected at least 1.")
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     program: Callable[[], object]
     if isinstance(guide, Guide):
-        program = partial(guide.draw, guide.posterior(x, observed) if posterior is None else posterior)
+        posterior = guide.posterior(x, observed) if posterior is None else posterior
+        program = partial(guide.draw, posterior)
     else:
         program = partial(guide, x) if observed is None else partial(guide, x, observed)
-    with seeded(seed):
-        sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
-        return torch.cat([_chunk_of_weights(model, program, x, observed, size) for size in sizes])
+    for start in range(0, num_particles, chunk):
+        size = min(chunk, num_particles - start)
+        if per_frame:
+            yield _chunk_by_frame(model, guide, posterior, x, observed, size)
+        else:
+            yield _chunk_of_weights(model, program, x, observed, size)
 
 
 INNER_PLATE = (
@@ -131,25 +156,64 @@ def _chunk_of_weights(
     return log_w
 
 
+def _chunk_by_frame(
+    model: TVAE,
+    guide: Guide | Callable[..., object],
+    posterior: Posterior | None,
+    x: Tensor,
+    observed: Tensor | None,
+    size: int,
+) -> Tensor:
+    """``log p(x_l | t_l) + log p(z_l, u_l) − log q(z_l, u_l | x)``: (k, B, S); 0 in frames that were not observed."""
+    laws = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
+    shapes = [law.batch_shape for law in laws.values()] + [q.batch_shape[1:] for q in (posterior or {}).values()]
+    if (
+        not isinstance(guide, Guide)
+        or posterior is None
+        or {*posterior} != {*laws}
+        or {*shapes} != {model.latent_shape}
+    ):
+        raise ValueError(
+            "weights per frame need a Guide and a prior whose sites all have the shape (frame, capsule, position); "
+            "orbit energies and plain functions have none: use estimator='sequence'."
+        )
+    with pyro.plate("particles", size, dim=-2):
+        values = guide.draw(posterior)
+    t = model.compose(values["z"], None if model.prior is None else values[model.prior.site])
+    log_w = model.decode(t).log_prob(x)
+    for site, value in values.items():
+        log_w = log_w + (laws[site].log_prob(value) - posterior[site].log_prob(value)).sum((-1, -2))
+    return log_w if observed is None else torch.where(frame_mask(observed, *x.shape[:2]).to(x.device), log_w, 0)
+
+
 @dataclass(frozen=True)
 class LogLikelihood:
     """Estimates per sequence, each of shape (N,), from K importance weights; nats per sequence.
+
+    With the estimators per frame, ``standard_error`` is the sum over frames, a bound of the sum's own; ``ess`` and
+    ``pareto_k`` are those of the worst frame.
 
     Attributes:
         iwae: ``logsumexp_k log w_k − log K``, a lower bound of log p(x) in expectation, tighter with K.
         standard_error: Monte-Carlo standard error of ``iwae`` (delta method).
         ess: effective sample size of the weights, 1 to K; a value near 1 says that one particle carries the estimate.
         elbo: mean of log w, the K = 1 bound.
+        pareto_k: shape of the generalised Pareto law fitted to the largest weights (Vehtari et al. 2024); lower is
+            better: below 0.5 the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted.
+            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal.
         num_particles: K.
         n_frames: S, to convert to nats per frame.
+        estimator: how the weights were averaged, see :func:`log_likelihood`.
     """
 
     iwae: Tensor
     standard_error: Tensor
     ess: Tensor
     elbo: Tensor
+    pareto_k: Tensor
     num_particles: int
     n_frames: int
+    estimator: str = "sequence"
 
     @property
     def per_frame(self) -> float:
@@ -164,24 +228,88 @@ class LogLikelihood:
         return float(self.iwae.std()) / math.sqrt(len(self.iwae)) / self.n_frames
 
 
+class Summary:
+    """Running sums over particles, in double precision: memory does not grow with their number K.
+
+    Per column: log Σ w, log Σ w², Σ log w, and the largest weights, which are all that Pareto k needs.
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        self.num_particles = num_particles
+        # ArviZ's tail of K weights, and the largest one below it as its threshold.
+        self.kept = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles))) + 1
+        self.total = self.square = torch.tensor(-math.inf, dtype=torch.float64)
+        self.sum = torch.tensor(0.0, dtype=torch.float64)
+        self.largest = torch.empty(0, dtype=torch.float64)
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in a chunk of log-weights (k, …), any number of them at a time."""
+        log_w = log_w.cpu().double()
+        self.total = torch.logaddexp(self.total, log_w.logsumexp(0))
+        self.square = torch.logaddexp(self.square, (2 * log_w).logsumexp(0))
+        self.sum = self.sum + log_w.sum(0)
+        pool = torch.cat([self.largest.reshape(-1, *log_w.shape[1:]), log_w])
+        self.largest = pool.topk(min(self.kept, len(pool)), dim=0).values
+
+    def estimates(self, n_frames: int) -> LogLikelihood:
+        """What K weights per column say; all have to be in."""
+        k = self.num_particles
+        concentration = (self.square - 2 * self.total).exp()  # Σ of squared normalised weights
+        # Relative variance of the mean weight is (K Σ share² − 1) / (K − 1); the log has the same to first order.
+        variance = (k * concentration - 1).clamp(min=0) / (k - 1) if k > 1 else torch.full_like(self.total, math.nan)
+        return LogLikelihood(
+            iwae=self.total - math.log(k),
+            standard_error=variance.sqrt(),
+            ess=1 / concentration,
+            elbo=self.sum / k,
+            pareto_k=pareto_shape(self.largest),
+            num_particles=k,
+            n_frames=n_frames,
+        )
+
+
 def summarise(log_w: Tensor, n_frames: int) -> LogLikelihood:
     """Estimates from log-weights (K, N); the arithmetic is in double precision."""
-    log_w = log_w.double()
-    k = log_w.shape[0]
-    total = log_w.logsumexp(0)
-    share = (log_w - total).exp()  # normalised weights, summing to one over particles
-    square = share.square().sum(0)
-    # Relative variance of the mean weight is (K Σ share² − 1) / (K − 1); the log has the same to first order.
-    error = ((k * square - 1).clamp(min=0) / (k - 1)).sqrt() if k > 1 else torch.full_like(total, math.nan)
-    return LogLikelihood(total - math.log(k), error, 1 / square, log_w.mean(0), k, n_frames)
+    summary = Summary(len(log_w))
+    summary.add(log_w)
+    return summary.estimates(n_frames)
+
+
+def pareto_shape(largest: Tensor) -> Tensor:
+    """Pareto k from the M + 1 largest log-weights of each column, largest first: (M + 1, …) -> (…)."""
+    if len(largest) < 2:
+        return largest.new_full(largest.shape[1:], math.nan)
+    # ArviZ wants all the weights. A fifth of them is the tail where r_eff is small, so that the threshold, repeated,
+    # can stand for the ones that were not kept; with both APIs and any K it is then the same tail.
+    m = len(largest) - 1
+    padded = torch.cat([largest, largest[-1:].expand(4 * m - 1, *largest.shape[1:])])
+    k = torch.from_numpy(_psis(padded.flatten(1).T.contiguous().numpy(), m)).reshape(largest.shape[1:])
+    return torch.where(largest[0] == largest[-1], 0.0, k)
+
+
+def _psis(log_w: NDArray[np.float64], tail: int) -> NDArray[np.float64]:
+    """Pareto k of every row of log-weights (N, 5 · tail) by ArviZ, 0.x or 1.x, imported when first needed."""
+    if tail < 5:
+        return np.full(len(log_w), math.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces version 1
+        arviz: Any = import_module("arviz")
+        try:
+            if int(arviz.__version__.split(".")[0]) < 1:
+                return np.asarray(arviz.psislw(log_w, reff=1e-6)[1])
+            # Version 1 takes log-likelihoods and turns their sign itself.
+            return np.asarray(import_module("arviz_stats.base").array_stats.psislw(-log_w, r_eff=1e-6)[1])
+        except (AttributeError, ImportError, TypeError) as error:
+            raise RuntimeError(
+                f"Pareto k needs arviz.psislw (ArviZ 0.x) or arviz_stats.base.array_stats.psislw (1.x), but ArviZ "
+                f"{arviz.__version__} has neither as expected ({error}); install ArviZ 0.23."
+            ) from None
 
 
 def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
     """Estimates of several batches as one."""
-    tensors = {
-        name: torch.cat([getattr(part, name) for part in parts]) for name in ("iwae", "standard_error", "ess", "elbo")
-    }
-    return LogLikelihood(**tensors, num_particles=parts[0].num_particles, n_frames=parts[0].n_frames)
+    names = ("iwae", "standard_error", "ess", "elbo", "pareto_k")
+    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def log_likelihood(
@@ -190,6 +318,7 @@ def log_likelihood(
     x: Tensor,
     num_particles: int = 100,
     *,
+    estimator: str = "sequence",
     observed: Tensor | None = None,
     batch_size: int = 16,
     seed: int | None = 0,
@@ -197,18 +326,27 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Per-sequence importance-weighted bound on log p(x) (Burda et al. 2016) with its uncertainty.
 
+    Weights are summed up as they are drawn, so memory does not grow with their number.
+
     Args:
         model: the generative program.
         guide: the proposal.
         x: (N, S, channel, height, width), any N.
-        num_particles: draws K per sequence; the bound grows with K.
+        num_particles: draws K per sequence, 1 to 100,000 and more; the bound grows with K.
+        estimator: ``"sequence"``, the bound. Two more serve comparison with published numbers, and warn:
+            ``"frame"`` averages weights frame by frame, ``sum over l of (logsumexp_k log w_kl − log K)``, and is no
+            bound because V couples frames; ``"frame_unnormalised"`` also leaves the log K out, and is no likelihood.
         observed: (S,) or (N, S) booleans: log p of these frames alone. So log p(unseen | seen) is a difference of two.
         batch_size: sequences per pass of the encoders.
         seed: of the draws; None uses torch's global generator.
         progress: show a progress bar.
 
     Returns:
-        :class:`LogLikelihood` with tensors of shape (N,) on the CPU.
+        :class:`LogLikelihood` with tensors of shape (N,) on the CPU, nats per sequence, higher is better.
+
+    Raises:
+        ValueError: nothing to estimate, an unknown estimator, x that does not fit the model, or weights per frame of
+            a guide or prior that has none (orbit energies).
 
     Example:
         >>> import pyro_tvae
@@ -217,14 +355,50 @@ def log_likelihood(
         >>> log_likelihood(model, guide, torch.rand(4, 6, 1, 8, 8), num_particles=10).iwae.shape
         torch.Size([4])
     """
-    if len(x) < 1 or batch_size < 1:
-        raise ValueError(f"log_likelihood: {len(x)} sequences in batches of {batch_size}; expected at least 1 of each.")
+    if min(len(x), batch_size, num_particles) < 1:
+        raise ValueError(
+            f"log_likelihood: {len(x)} sequences in batches of {batch_size}, num_particles {num_particles}; expected at "
+            "least 1 of each."
+        )
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
+    per_frame = estimator != "sequence"
+    if per_frame:
+        warnings.warn(REMARKS[estimator], stacklevel=3)
     whole = frame_mask(observed, len(x), model.n_frames).expand(len(x), -1) if observed is not None else None
     masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
-    batches = tqdm(x.split(batch_size), desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
-    with seeded(seed):
-        parts = [
-            summarise(log_weights(model, guide, batch, num_particles, observed=mask).cpu(), model.n_frames)
-            for batch, mask in zip(batches, masks, strict=False)
-        ]
+    parts = []
+    bar = tqdm(total=len(x) * num_particles, desc=f"IWAE, K = {num_particles}", disable=not progress, leave=False)
+    with torch.no_grad(), seeded(seed), bar:
+        for batch, mask in zip(x.split(batch_size), masks, strict=False):
+            summary = Summary(num_particles)
+            for log_w in _chunks(model, guide, batch, num_particles, mask, per_frame=per_frame):
+                summary.add(log_w)
+                bar.update(log_w.shape[0] * log_w.shape[1])
+            part = summary.estimates(model.n_frames)
+            parts.append(_over_frames(part, mask, estimator) if per_frame else part)
     return concatenate(parts)
+
+
+REMARKS = {
+    "frame": "estimator='frame' averages importance weights frame by frame although frames share energies: it is NOT a "
+    "lower bound of log p(x), and serves comparison with published numbers only.",
+    "frame_unnormalised": "estimator='frame_unnormalised' averages importance weights frame by frame and leaves out "
+    "the −log K of every frame: it is NOT a likelihood, and serves comparison with published numbers only.",
+}
+
+
+def _over_frames(part: LogLikelihood, observed: Tensor | None, estimator: str) -> LogLikelihood:
+    """Estimates of frames (B, S) as estimates of sequences (B,)."""
+    iwae = part.iwae + (math.log(part.num_particles) if estimator == "frame_unnormalised" else 0)
+    if observed is not None:  # weights of 1 in frames that were not seen would still count as log K
+        iwae = torch.where(observed.cpu(), iwae, 0)
+    return replace(
+        part,
+        iwae=iwae.sum(-1),
+        standard_error=part.standard_error.sum(-1),
+        ess=part.ess.amin(-1),
+        elbo=part.elbo.sum(-1),
+        pareto_k=part.pareto_k.amax(-1),
+        estimator=estimator,
+    )
