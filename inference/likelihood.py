@@ -165,7 +165,7 @@ def _chunk_by_frame(
     size: int,
 ) -> Tensor:
     """``log p(x_l | t_l) + log p(z_l, u_l) − log q(z_l, u_l | x)``: (k, B, S); 0 in frames that were not observed."""
-    laws = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
+    laws: dict[str, Any] = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
     shapes = [law.batch_shape for law in laws.values()] + [q.batch_shape[1:] for q in (posterior or {}).values()]
     if (
         not isinstance(guide, Guide)
@@ -309,7 +309,8 @@ def _psis(log_w: NDArray[np.float64], tail: int) -> NDArray[np.float64]:
 def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
     """Estimates of several batches as one."""
     names = ("iwae", "standard_error", "ess", "elbo", "pareto_k")
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **tensors)
 
 
 def log_likelihood(
@@ -357,8 +358,8 @@ def log_likelihood(
     """
     if min(len(x), batch_size, num_particles) < 1:
         raise ValueError(
-            f"log_likelihood: {len(x)} sequences in batches of {batch_size}, num_particles {num_particles}; expected at "
-            "least 1 of each."
+            f"log_likelihood: {len(x)} sequences in batches of {batch_size}, num_particles {num_particles}; expected "
+            "at least 1 of each."
         )
     if estimator not in ESTIMATORS:
         raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
