@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
 
-from .likelihood import seeded
-from .posterior import arviz, pareto_k, weighted_particles
+from .likelihood import seeded, summarise
+from .posterior import arviz, weighted_particles
 
 __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
 
@@ -97,7 +97,8 @@ def nuts(
         )
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
     steps = num_chains * (num_samples + warmup_steps)
-    with seeded(seed), tqdm(total=steps, desc="NUTS", disable=not progress, leave=False) as bar:
+    # Gradients are what NUTS moves by, whatever the caller has switched off.
+    with seeded(seed), torch.enable_grad(), tqdm(total=steps, desc="NUTS", disable=not progress, leave=False) as bar:
         with torch.no_grad():
             posterior = init.posterior(x)
             starts = [{name: q.mean for name, q in posterior.items()}]
@@ -190,4 +191,4 @@ def guide_quality(
         exact = draws.flatten(0, 1).double()
         difference[name] = (proposed[name].mean(0) - exact.mean(0)) / exact.std(0)
         ratio[name] = proposed[name].var(0) / exact.var(0)
-    return GuideQuality(difference, ratio, torch.from_numpy(pareto_k(log_w)))
+    return GuideQuality(difference, ratio, summarise(log_w, model.n_frames).pareto_k)

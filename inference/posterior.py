@@ -215,12 +215,8 @@ def _importance(
             picked = {name: v[row, column] for name, v in values.items()}
             kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
             kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
-    log_w = torch.cat(weights)
-    stats = {
-        "log_weight": kept_weight[None],
-        "pareto_k": torch.from_numpy(pareto_k(log_w)),
-        "ess": summarise(log_w, model.n_frames).ess,
-    }
+    estimate = summarise(torch.cat(weights), model.n_frames)
+    stats = {"log_weight": kept_weight[None], "pareto_k": estimate.pareto_k, "ess": estimate.ess}
     return Draws({name: value[None] for name, value in kept.items()}, stats)
 
 
@@ -377,23 +373,6 @@ def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
     from xarray import DataTree
 
     return DataTree.from_dict(dict(groups))
-
-
-def pareto_k(log_w: Tensor) -> NDArray[np.float64]:
-    """Pareto k of each column of log-weights (K, B): below 0.7 they can be trusted; inf from fewer than 25 draws."""
-    return np.array([_pareto_k(column) for column in log_w.detach().double().cpu().numpy().T])
-
-
-def _pareto_k(log_w: NDArray[np.float64]) -> float:
-    if np.ptp(log_w) == 0:  # equal weights have no tail at all, the best there can be
-        return 0.0
-    if is_legacy():
-        return float(arviz().psislw(log_w)[1])
-    try:
-        # ArviZ 1.x takes log-likelihoods and turns the sign itself, and raises where the tail is too short.
-        return float(import_module("arviz_stats.base").array_stats.psislw(-log_w)[1])
-    except ValueError:
-        return float("inf")
 
 
 def to_netcdf(data: ArvizData, path: str | Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
-from pyro_tvae.inference.posterior import GROUPS, ArvizData, from_netcdf, pareto_k, to_arviz, to_netcdf
+from pyro_tvae.inference.posterior import GROUPS, ArvizData, from_netcdf, to_arviz, to_netcdf
 
 FRAME = (1, 2, 3)
 S, B = 4, 3
@@ -231,17 +231,6 @@ def test_every_sequence_is_resampled_by_its_own_weights() -> None:
     # Own weights leave hundreds of particles in play; weights summed over 64 sequences would leave a handful.
     assert distinct.min() > 100
     assert (tensor(data, "sample_stats", "ess") > 100).all()
-
-
-def test_pareto_k_tells_a_good_guide_from_a_bad_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    light = 0.1 * torch.randn(2000, 1, generator=generator)
-    heavy = -torch.log(torch.rand(2000, 1, generator=generator))  # weights 1/uniform: a Pareto tail with k = 1
-    k = pareto_k(torch.cat([light, heavy, torch.ones(2000, 1)], dim=1))
-    assert k[0] < 0.3
-    # The estimate from 134 tail weights has a standard error of about (1 + k)/sqrt(134) = 0.17; four of them.
-    assert abs(k[1] - 1) < 0.7
-    assert k[2] == 0
 
 
 # --- coordinates -----------------------------------------------------------------------------------------------------
