@@ -29,6 +29,8 @@ from .runs import WEIGHTS, _configuration, _device, _interleaved, write_text
 if TYPE_CHECKING:
     from xarray import DataArray
 
+    from pyro_tvae.inference.calibration import Calibration
+
 __all__ = [
     "PAGE",
     "POSTERIOR",
@@ -38,6 +40,7 @@ __all__ = [
     "likelihoods",
     "pareto_k_plot",
     "posterior_run",
+    "rank_histogram",
     "write_page",
 ]
 
@@ -196,6 +199,33 @@ def pareto_k_plot(k: ArrayLike) -> Figure:
     axis.set_ylabel("k (lower is better)", fontsize=9)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def rank_histogram(result: Calibration, *, bins: int = 10, level: float = 0.01) -> Figure:
+    """Share of ranks per bin for every quantity, averaged over its latents, with the band of an exact posterior.
+
+    Args:
+        result: of :func:`pyro_tvae.inference.calibration.calibration`.
+        bins: bars per histogram; they divide n_draws + 1.
+        level: an exact posterior leaves the band with at most this probability, per quantity.
+    """
+    figure = _canvas(3.0)
+    low, high = result.band(level, bins)
+    place = (np.arange(bins) + 0.5) / bins
+    for axis, name in zip(
+        figure.subplots(1, len(result.ranks), sharey=True, squeeze=False)[0], result.ranks, strict=True
+    ):
+        counts = result.histogram(name, bins).double().reshape(bins, -1).mean(1).numpy()
+        axis.axhspan(low, high, color="#e4e4e4", zorder=0)
+        axis.axhline(1 / bins, color=GREY, linewidth=1.0, zorder=1)
+        inside = result.p_value(name, bins) * len(result.ranks) > level
+        axis.bar(place, counts / len(result.ranks[name]), 0.9 / bins, color=BLUE if inside else VERMILLION, zorder=2)
+        verdict = "uniform" if inside else "NOT uniform"
+        axis.set_title(f"{name.replace('_', ' ').replace('u squared', 'u²')}: {verdict}", loc="left", fontsize=10)
+        axis.set_xlabel("rank of the truth / draws", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("share of simulations", fontsize=9)
     return figure
 
 

@@ -1,0 +1,137 @@
+"""The command posterior: a file that ArviZ reads, a page that stands alone, and mistakes answered in a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import pyro_tvae
+from pyro_tvae.experiments import posterior
+from pyro_tvae.experiments.config import build, compose
+from pyro_tvae.experiments.runs import write_text
+from pyro_tvae.inference.calibration import Calibration
+from pyro_tvae.inference.posterior import from_netcdf, to_arviz
+
+SMALL = ["data.n_train=8", "data.n_validation=4", "data.n_test=6", "model.n_capsules=2", "fit.accelerator=cpu"]
+KINDS = {
+    "orbits": [],
+    "roll": ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"],
+    "plain": ["experiment=plain_vae"],
+}
+
+
+def make_run(folder: Path, kind: str) -> Path:
+    """A run's folder as training leaves it, with untrained weights and a name that wants escaping."""
+    from omegaconf import OmegaConf
+
+    config = compose([*SMALL, *KINDS[kind]])
+    config.name = "a <b> & c"
+    parts = build(config)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    pyro_tvae.save(folder / "model.safetensors", parts.model, parts.guide)
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "pyro_tvae.experiments.cli", "posterior", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_writes_a_file_and_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "orbits")
+    result = command(tmp_path, "run", "--draws", "30", "--sequences", "5")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["posterior: run/posterior.nc", "page: run/posterior.html"]
+    assert "draws from the guide" in result.stderr  # progress
+    data = from_netcdf(run / "posterior.nc")
+    assert data["posterior"]["e"].shape == (1, 30, 5, 2, 18)
+    assert set(data["observed_data"].coords) >= {"label", "moving", "rotation_index", "scale_index"}
+    assert data["observed_data"]["rotation_index"].dims == ("sequence", "frame")
+    page = (run / "posterior.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(posterior.CAPTIONS)
+    assert page.count("alt=") == len(posterior.CAPTIONS)
+    assert not re.search(r"https?://|<script", page)  # nothing from outside
+    assert "a &lt;b&gt; &amp; c" in page
+    assert "<b>" not in page
+    assert "pseudo-likelihood" in page
+    assert not list(run.glob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["roll", "plain"])
+def test_every_prior_has_its_page(tmp_path: Path, kind: str) -> None:
+    run = make_run(tmp_path / "run", kind)
+    file, page = posterior.posterior_run(run, draws=30, sequences=2, method="importance")
+    assert file.is_file()
+    assert page.read_text(encoding="utf-8").count("data:image/png") == len(posterior.CAPTIONS)
+
+
+def test_nuts_has_its_page(tmp_path: Path) -> None:
+    model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 3, pyro_tvae.CapsuleRoll(3), mu=1.0)
+    guide = pyro_tvae.MeanFieldGuide(model)
+    data = to_arviz(model, guide, torch.rand(2, 3, 1, 2, 2), draws=10, method="nuts", warmup_steps=20)
+    page = posterior.write_page(tmp_path / "page.html", data, model, name="small", facts={"Draws": "10"})
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/png") == len(posterior.CAPTIONS) - 1  # no weights, no Pareto k
+    assert "R-hat" in text
+
+
+@pytest.mark.parametrize(
+    ("k", "words"),
+    [
+        ([0.1, 0.2], "2 of 2 .* stand for the posterior"),
+        ([0.1, 9.0], "1 of 2 .* of the others"),
+        ([3.0, 9.0], "0 of 2"),
+    ],
+)
+def test_the_verdict_counts_usable_sequences(k: list[float], words: str) -> None:
+    import xarray
+
+    stats = xarray.Dataset({"pareto_k": ("sequence", k), "ess": ("sequence", [50.0, 60.0])})
+    assert re.search(words, posterior._verdict(stats))
+
+
+@pytest.mark.parametrize("k", [[0.1, 0.5], [0.1, 300.0, np.inf], [np.nan, 0.2], [-0.5]])
+def test_pareto_k_is_drawn_at_any_size(k: list[float], tmp_path: Path) -> None:
+    figure = posterior.pareto_k_plot(k)
+    figure.savefig(tmp_path / "k.png")
+    assert (tmp_path / "k.png").stat().st_size > 5000
+
+
+def test_the_rank_histogram_says_what_is_not_uniform(tmp_path: Path) -> None:
+    even = torch.randint(0, 100, (500, 2), generator=torch.Generator().manual_seed(0))
+    result = Calibration({"z": even, "u_squared": (even // 50) * 99}, 99)
+    figure = posterior.rank_histogram(result)
+    assert isinstance(figure, Figure)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["z: uniform", "u²: NOT uniform"]
+    heights = [bar.get_height() for bar in figure.axes[1].patches if bar.get_width() < 0.5]
+    assert sum(heights) == pytest.approx(1)
+    figure.savefig(tmp_path / "ranks.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere is not a run's folder"),
+        (["unfinished"], "its training has not ended"),
+        (["run", "--method", "magic"], "expected one of guide, importance, nuts"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_a_status(tmp_path: Path, arguments: list[str], words: str) -> None:
+    make_run(tmp_path / "run", "plain")
+    make_run(tmp_path / "unfinished", "plain")
+    (tmp_path / "unfinished" / "model.safetensors").unlink()
+    result = command(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert not (tmp_path / "run" / "posterior.nc").exists()
