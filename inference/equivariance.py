@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -21,7 +22,11 @@ from pyro_tvae.model import TVAE
 from pyro_tvae.topography import roll
 from pyro_tvae.verbs import encode
 
+from . import likelihood
+from .likelihood import seeded
+
 __all__ = [
+    "Conditional",
     "ForwardRoll",
     "RollCorrelation",
     "capsule_correlation",
@@ -168,6 +173,16 @@ def capsule_correlation(t: Tensor, index: Tensor) -> float:
     return torch.corrcoef(pair)[0, 1].item()
 
 
+class Conditional(NamedTuple):
+    """Mean over sequences of log p(unseen frames | seen frames), nats per unseen frame, and its standard error.
+
+    Higher is better. The difference of two lower bounds is no bound itself; both tighten with num_particles.
+    """
+
+    mean: float
+    standard_error: float
+
+
 @dataclass(frozen=True, eq=False)
 class ForwardRoll:
     """Scores of forecasts of the frames that come 1, 2, …, H after the context; ``model`` first, then its floors.
@@ -177,12 +192,14 @@ class ForwardRoll:
         log_likelihood: name -> (H,), nats per unseen frame; higher is better.
         pixel_error: name -> (H,), squared error per pixel; lower is better.
         frames: name -> (n_examples, H, channel, height, width), mean frames forecast for the first sequences.
+        conditional: log p(unseen frames | seen frames) where ``num_particles`` was given, else None.
     """
 
     context: int
     log_likelihood: dict[str, Tensor]
     pixel_error: dict[str, Tensor]
     frames: dict[str, Tensor]
+    conditional: Conditional | None = None
 
     @property
     def floors(self) -> list[str]:
@@ -219,6 +236,8 @@ def forward_roll(
     baseline: tuple[TVAE, Guide] | None = None,
     batch_size: int = 64,
     n_examples: int = 8,
+    num_particles: int | None = None,
+    seed: int | None = 0,
 ) -> ForwardRoll:
     """Forecast unseen frames by rolling capsules: the claim of Fig. 1 of Keller & Welling (2021) as a number.
 
@@ -239,6 +258,9 @@ def forward_roll(
         baseline: (model, guide) of a plain VAE (``NoTopography``) with the same family of likelihoods.
         batch_size: sequences at a time; every sequence weighs the same whatever it is.
         n_examples: sequences whose forecasts are kept for figures.
+        num_particles: also estimate ``conditional`` from so many importance weights per sequence,
+            ``log p(all frames) − log p(seen frames)``; all the latents may move, not only roll.
+        seed: of these weights.
 
     Raises:
         ValueError: x, context or mean_frame does not fit, or the baseline's likelihood is of another family.
@@ -289,7 +311,25 @@ def forward_roll(
         log_likelihood={name: total.amax(0) / n for name, total in log_likelihood.items()},
         pixel_error={name: total.amin(0) / n for name, total in squared_error.items()},
         frames=frames,
+        conditional=_conditional(model, guide, x, m, num_particles, batch_size, seed) if num_particles else None,
     )
+
+
+def _conditional(
+    model: TVAE, guide: Guide, x: Tensor, context: int, num_particles: int, batch_size: int, seed: int | None
+) -> Conditional:
+    """Estimated log p of the frames after the context given the context, per unseen frame."""
+    seen = torch.arange(x.shape[1], device=x.device) < context
+    with seeded(seed):  # one stream for both, so that their errors are independent
+        both, known = (
+            likelihood.log_likelihood(
+                model, guide, x, num_particles, observed=observed, batch_size=batch_size, seed=None
+            ).iwae
+            for observed in (None, seen)
+        )
+    nats = (both - known) / (x.shape[1] - context)
+    error = float(nats.std()) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
+    return Conditional(float(nats.mean()), error)
 
 
 def _forecasts(
