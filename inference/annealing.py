@@ -350,8 +350,9 @@ def leapfrog(
 def transition(path: Path, point: Point, beta: float, step: Tensor, n_steps: int) -> tuple[Point, Tensor]:
     """One HMC step that leaves f_β invariant: the new point, and the acceptance probabilities (K, B, 1)."""
     momentum = torch.randn_like(point.y)
-    # A step size of its own for every trajectory: with a fixed one, trajectories can close into circles.
-    step = step * (0.8 + 0.4 * torch.rand_like(point.log_q))
+    # A size of its own for every trajectory, over a decade: where energies are small, t is steep, and chains that
+    # start there stay there with the size that suits the rest.
+    step = step * 10 ** -torch.rand_like(point.log_q)
     proposal, end, inside = leapfrog(path, point, momentum, beta, step, n_steps)
     gain = proposal.log_f(beta) - point.log_f(beta)
     gain = gain - (end.square() - momentum.square()).sum(-1, keepdim=True) / 2
@@ -391,7 +392,7 @@ def temperatures(n: int, schedule: str = "sigmoid") -> list[float]:
 
 def _pilot(path: Path, betas: list[float], n_steps: int, tick: Callable[[], object]) -> list[Tensor]:
     """Step sizes (B, n) for every temperature between the ends, from chains that are thrown away."""
-    log_size = path.scale.new_full((path.scale.shape[0], 1), math.log(0.5))
+    log_size = path.scale.new_zeros(path.scale.shape[0], 1)
     point, steps = path.at(path.draw(PILOT_CHAINS)), list[Tensor]()
     for beta in betas[1:-1]:
         for _ in range(1 if steps else 10):  # the first temperature starts from a guess

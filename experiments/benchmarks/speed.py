@@ -146,7 +146,7 @@ def run(
 
     Args:
         threads: of torch, for both sides of every ratio; put back afterwards.
-        seconds: time to spend; every ratio is measured three times at least, so little time is exceeded.
+        seconds: time to spend; every ratio is measured three times at least, so a very short time is exceeded.
         output: JSON file of the record, written whole or not at all; None writes nothing.
         progress: show a progress bar with the time that is left.
         setting: the sizes; the paper's MNIST configuration by default.

@@ -244,6 +244,7 @@ def test_weights_per_frame_are_right_where_frames_are_independent() -> None:
     torch.testing.assert_close(found.elbo, toy.log_p(x))
     torch.testing.assert_close(found.ess, torch.full_like(found.ess, 50))
     assert found.estimator == "frame"
+    assert found.pareto_k.shape == found.standard_error.shape == (5,)
     unnormalised = by_frame(toy, x, 50, "frame_unnormalised")
     torch.testing.assert_close(unnormalised.iwae, toy.log_p(x) + S * math.log(50))
     seen = torch.tensor([True, False, True])
