@@ -29,7 +29,7 @@ from .runs import WEIGHTS, _configuration, _device, _interleaved, write_text
 if TYPE_CHECKING:
     from xarray import DataArray
 
-    from pyro_tvae.inference.calibration import Calibration
+    from pyro_tvae.inference.ranks import Calibration
 
 __all__ = [
     "PAGE",
@@ -206,7 +206,7 @@ def rank_histogram(result: Calibration, *, bins: int = 10, level: float = 0.01) 
     """Share of ranks per bin for every quantity, averaged over its latents, with the band of an exact posterior.
 
     Args:
-        result: of :func:`pyro_tvae.inference.calibration.calibration`.
+        result: of :func:`pyro_tvae.inference.ranks.calibration`.
         bins: bars per histogram; they divide n_draws + 1.
         level: an exact posterior leaves the band with at most this probability, per quantity.
     """

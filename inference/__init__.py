@@ -1,9 +1,10 @@
-"""Fitting and judging a Topographic VAE: objectives, training, likelihood, equivariance."""
+"""Fitting and judging a Topographic VAE: objectives, training, likelihood, posteriors, equivariance."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .annealing import AnnealedEstimate, Bracket, annealed_importance, bracket, reverse_annealing
     from .equivariance import (
         ForwardRoll,
         RollCorrelation,
@@ -13,10 +14,14 @@ if TYPE_CHECKING:
         roll_correlation,
     )
     from .likelihood import LogLikelihood, log_likelihood, log_weights
+    from .mcmc import GuideQuality, NUTSResult, guide_quality, nuts
     from .objectives import ELBO, Terms
+    from .posterior import from_netcdf, to_arviz, to_netcdf
+    from .ranks import Calibration, calibration
     from .training import Fitting, History, fit
 
 _HOMES = {
+    "annealing": ("AnnealedEstimate", "Bracket", "annealed_importance", "bracket", "reverse_annealing"),
     "equivariance": (
         "ForwardRoll",
         "RollCorrelation",
@@ -26,26 +31,43 @@ _HOMES = {
         "roll_correlation",
     ),
     "likelihood": ("LogLikelihood", "log_likelihood", "log_weights"),
+    "mcmc": ("GuideQuality", "NUTSResult", "guide_quality", "nuts"),
     "objectives": ("ELBO", "Terms"),
+    "posterior": ("from_netcdf", "to_arviz", "to_netcdf"),
+    "ranks": ("Calibration", "calibration"),
     "training": ("Fitting", "History", "fit"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ELBO",
+    "AnnealedEstimate",
+    "Bracket",
+    "Calibration",
     "Fitting",
     "ForwardRoll",
+    "GuideQuality",
     "History",
     "LogLikelihood",
+    "NUTSResult",
     "RollCorrelation",
     "Terms",
+    "annealed_importance",
+    "bracket",
+    "calibration",
     "capsule_correlation",
     "equivariance_error",
     "fit",
     "forward_roll",
+    "from_netcdf",
+    "guide_quality",
     "log_likelihood",
     "log_weights",
+    "nuts",
+    "reverse_annealing",
     "roll_correlation",
+    "to_arviz",
+    "to_netcdf",
 ]
 
 

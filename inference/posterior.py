@@ -227,7 +227,7 @@ def _like(mask: Tensor, value: Tensor) -> Tensor:
 def _nuts(
     model: TVAE, guide: Guide, x: Tensor, draws: int, num_chains: int, warmup_steps: int, progress: bool
 ) -> Draws:
-    from .nuts import nuts
+    from .mcmc import nuts
 
     result = nuts(
         model,

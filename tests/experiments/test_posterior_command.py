@@ -17,8 +17,8 @@ import pyro_tvae
 from pyro_tvae.experiments import posterior
 from pyro_tvae.experiments.config import build, compose
 from pyro_tvae.experiments.runs import write_text
-from pyro_tvae.inference.calibration import Calibration
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
+from pyro_tvae.inference.ranks import Calibration
 
 SMALL = ["data.n_train=8", "data.n_validation=4", "data.n_test=6", "model.n_capsules=2", "fit.accelerator=cpu"]
 KINDS = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
-from pyro_tvae.inference.nuts import NUTSResult, _diagnose, guide_quality, identified, nuts
+from pyro_tvae.inference.mcmc import NUTSResult, _diagnose, guide_quality, identified, nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf
 
 FRAME = (1, 2, 2)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from pyro_tvae import TVAE, Guide
 
 from .likelihood import seeded
-from .nuts import identified, nuts
+from .mcmc import identified, nuts
 
 __all__ = ["Calibration", "calibration"]
 
