@@ -7,23 +7,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .guides import Guide, MeanFieldGuide, OrbitGuide, default_guide
-    from .likelihoods import Bernoulli, ContinuousBernoulli, Likelihood, Normal
+    from .convolution import Convolutional
+    from .flow_guide import FlowGuide
+    from .gamma_guide import GammaGuide
+    from .grids import GridRoll, Matrix
+    from .guides import Guide, MeanFieldGuide, OrbitGuide, SharedTrunkGuide, default_guide
+    from .joint_guides import ConditionalGuide, CovarianceGuide
+    from .latents import AutoregressiveLatent, LaplaceLatent, LatentPrior, NormalLatent, StudentLatent
+    from .likelihoods import Bernoulli, BinarisedBernoulli, ContinuousBernoulli, Likelihood, Normal
     from .model import TVAE
     from .networks import MLP, Network
+    from .orbit_guides import ConditionalOrbitGuide, OrbitCovarianceGuide
     from .parts import Part
-    from .priors import EnergyPrior, GaussianEnergy, OrbitEnergy
+    from .priors import EnergyPrior, GammaEnergy, GaussianEnergy, OrbitEnergy
+    from .refined_guide import SemiAmortisedGuide
+    from .sequence_guide import SequenceGuide
     from .storage import load, save
     from .topography import CapsuleRoll, NoTopography, Stationary, Topography, Torus, roll
     from .verbs import encode, reconstruct, sample, traverse
 
 _HOMES = {
-    "guides": ("Guide", "MeanFieldGuide", "OrbitGuide", "default_guide"),
-    "likelihoods": ("Bernoulli", "ContinuousBernoulli", "Likelihood", "Normal"),
+    "convolution": ("Convolutional",),
+    "flow_guide": ("FlowGuide",),
+    "gamma_guide": ("GammaGuide",),
+    "grids": ("GridRoll", "Matrix"),
+    "guides": ("Guide", "MeanFieldGuide", "OrbitGuide", "SharedTrunkGuide", "default_guide"),
+    "joint_guides": ("ConditionalGuide", "CovarianceGuide"),
+    "latents": ("AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"),
+    "likelihoods": ("Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"),
     "model": ("TVAE",),
     "networks": ("MLP", "Network"),
+    "orbit_guides": ("ConditionalOrbitGuide", "OrbitCovarianceGuide"),
     "parts": ("Part",),
-    "priors": ("EnergyPrior", "GaussianEnergy", "OrbitEnergy"),
+    "priors": ("EnergyPrior", "GammaEnergy", "GaussianEnergy", "OrbitEnergy"),
+    "refined_guide": ("SemiAmortisedGuide",),
+    "sequence_guide": ("SequenceGuide",),
     "storage": ("load", "save"),
     "topography": ("CapsuleRoll", "NoTopography", "Stationary", "Topography", "Torus", "roll"),
     "verbs": ("encode", "reconstruct", "sample", "traverse"),
@@ -33,21 +51,40 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "MLP",
     "TVAE",
+    "AutoregressiveLatent",
     "Bernoulli",
+    "BinarisedBernoulli",
     "CapsuleRoll",
+    "ConditionalGuide",
+    "ConditionalOrbitGuide",
     "ContinuousBernoulli",
+    "Convolutional",
+    "CovarianceGuide",
     "EnergyPrior",
+    "FlowGuide",
+    "GammaEnergy",
+    "GammaGuide",
     "GaussianEnergy",
+    "GridRoll",
     "Guide",
+    "LaplaceLatent",
+    "LatentPrior",
     "Likelihood",
+    "Matrix",
     "MeanFieldGuide",
     "Network",
     "NoTopography",
     "Normal",
+    "NormalLatent",
+    "OrbitCovarianceGuide",
     "OrbitEnergy",
     "OrbitGuide",
     "Part",
+    "SemiAmortisedGuide",
+    "SequenceGuide",
+    "SharedTrunkGuide",
     "Stationary",
+    "StudentLatent",
     "Topography",
     "Torus",
     "default_guide",

@@ -1,4 +1,4 @@
-"""Guides: amortised posteriors over the latents of a sequence.
+"""Guides: amortised posteriors over the latents of a sequence, and those whose sites are independent of each other.
 
 A guide says ``posterior(x)``: one distribution per sample site. Everything else, being a Pyro program for SVI and
 drawing many particles from one pass of the encoders, follows from that.
@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from .model import TVAE, frame_mask
+from .encoders import FrameEncoder, energy_coordinate, shown, z_coordinate
+from .model import TVAE
 from .naming import NamedModule
-from .networks import Network, last_linear
+from .networks import Network
 from .parts import Part
-from .priors import GaussianEnergy, OrbitEnergy
+from .posteriors import Law, Posterior, draw
+from .priors import OrbitEnergy
 
-__all__ = ["Guide", "MeanFieldGuide", "OrbitGuide", "default_guide"]
-
-Posterior = dict[str, TorchDistribution]
+__all__ = ["Guide", "MeanFieldGuide", "OrbitGuide", "Posterior", "SharedTrunkGuide", "default_guide"]
 
 
 class Guide(Part, NamedModule):
     """Base of all guides: subclasses define :meth:`posterior`.
 
     Attributes:
-        mean_field: the sites are independent given x, so that KL terms are taken site by site in closed form.
+        mean_field: the sites are independent given x, so that KL terms are taken site by site in closed form. Where it
+            is False they are sampled; Pyro's own ``TraceMeanField_ELBO`` stays right for the guides here, since the
+            model's sites are independent a priori and each site of the guide is given by those before it.
     """
 
     mean_field = True
@@ -40,6 +40,8 @@ class Guide(Part, NamedModule):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         """Site name -> distribution with batch shape (B, *site); q of the latents given the observed frames.
+
+        An entry may also be a function of the draws of the entries before it; see :mod:`pyro_tvae.posteriors`.
 
         Args:
             x: (B, S, channel, height, width).
@@ -54,58 +56,28 @@ class Guide(Part, NamedModule):
 
     def draw(self, posterior: Posterior) -> dict[str, Tensor]:
         """Sample every site of a posterior computed before, so that many particles cost one pass of the encoders."""
-        n_sequences = next(iter(posterior.values())).batch_shape[0]
-        with pyro.plate("sequence", n_sequences, dim=-1):
-            return {site: pyro.sample(site, q.to_event(len(q.batch_shape) - 1)) for site, q in posterior.items()}
+        return draw(posterior)
 
     def arguments(self) -> dict[str, Any]:
         # The model is described beside the guide, not inside it.
         return {name: value for name, value in super().arguments().items() if name != "model"}
 
 
-def _shown(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x with unseen frames blank, whatever they held, and the seen ones as (B or 1, S, 1, 1) against (B, S, C, D)."""
-    if observed is None:
-        return x, None
-    seen = frame_mask(observed, x.shape[-5], x.shape[-4]).to(x.device)[..., None, None]
-    return torch.where(seen.unsqueeze(-1), x, 0), seen
-
-
-class _FrameEncoder(nn.Module):
-    """One frame to two real numbers per latent: (..., channel, height, width) -> two tensors (..., C, D)."""
-
-    def __init__(self, model: TVAE, network: Network, second_bias: float) -> None:
-        super().__init__()
-        n = model.n_latents
-        self.shape = (2, model.n_capsules, model.capsule_dim)
-        self.network = network.encoder(model.frame_shape, n, 2 * n)
-        with torch.no_grad():
-            last_linear(self.network).bias[n:] += second_bias
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = self.network(x).unflatten(-1, self.shape).unbind(-3)
-        return first, second
-
-
-def _normal(parameters: tuple[Tensor, Tensor], seen: Tensor | None) -> TorchDistribution:
-    loc, log_variance = parameters
-    scale = (0.5 * log_variance).exp()
-    if seen is not None:  # a frame that was not seen tells nothing: its posterior is the prior
-        loc, scale = loc * seen, torch.where(seen, scale, 1.0)
-    return dist.Normal(loc, scale)
-
-
 class MeanFieldGuide(Guide):
     """The paper's guide: ``q(z_l | x_l) q(u_l | x_l)``, independent Normals from two encoders of single frames.
 
+    Positive energies, as those of GammaEnergy, get log-normals instead. The nearest one to Gamma(½, ½) is 0.15 nats
+    away from it, which is paid for every energy that x says nothing about; u, whose prior is Normal, pays nothing, and
+    neither does GammaGuide.
+
     Args:
-        model: the TVAE it is for, with Gaussian energies or without topography.
+        model: the TVAE it is for, with one energy per latent or without topography.
         network: recipe of the encoders; the model's own by default.
         initial_log_variance: bias of the log-variances. The paper starts at 0 and, measured at its MNIST size, stays on
             a plateau where the posterior is the prior; small initial variances get off it.
 
     Raises:
-        ValueError: the model's energies are not Gaussian.
+        ValueError: the model has orbit energies, or others that are not one per latent.
 
     Example:
         >>> model = TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
@@ -115,20 +87,50 @@ class MeanFieldGuide(Guide):
 
     def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
         super().__init__(model)
-        if model.prior is not None and not isinstance(model.prior, GaussianEnergy):
-            raise ValueError(
-                f"MeanFieldGuide: the model's energies are {type(model.prior).__name__}; it is made for GaussianEnergy "
-                "(use OrbitGuide for OrbitEnergy)."
-            )
-        network = network if network is not None else model.network
-        self.z_encoder = _FrameEncoder(model, network, initial_log_variance)
-        self.u_encoder = None if model.prior is None else _FrameEncoder(model, network, initial_log_variance)
+        self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
+        network, biases = network if network is not None else model.network, (0.0, initial_log_variance)
+        self.z_encoder = FrameEncoder(model, network, biases)
+        self.u_encoder = None if self.energy is None else FrameEncoder(model, network, biases)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Two numbers per latent for z and two more for the energies, each (B, S, C, D), frame by frame."""
+        return (*self.z_encoder(x), *(self.u_encoder(x) if self.u_encoder is not None else ()))
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = _shown(x, observed)
-        q: Posterior = {"z": _normal(self.z_encoder(x), seen)}
-        if self.u_encoder is not None:
-            q["u"] = _normal(self.u_encoder(x), seen)
+        x, seen = shown(x, observed)
+        outputs = self.outputs(x)
+        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], seen)}
+        if self.energy is not None:
+            q[self.energy.site] = self.energy.independent(outputs[2:], seen)
+        return q
+
+
+class SharedTrunkGuide(Guide):
+    """Mean-field with one encoder for z and the energies: their parameters are read off the same features.
+
+    ``q(z_l | x_l) q(u_l | x_l)`` as :class:`MeanFieldGuide`, with half its weights.
+
+    Args:
+        model: the TVAE it is for, with one energy per latent or without topography.
+        network: recipe of the encoder; the model's own by default.
+        initial_log_variance: bias of the log-variances.
+
+    Raises:
+        ValueError: the model has orbit energies, or others that are not one per latent.
+    """
+
+    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
+        super().__init__(model)
+        self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
+        biases = (0.0, initial_log_variance) * (1 if self.energy is None else 2)
+        self.encoder = FrameEncoder(model, network if network is not None else model.network, biases)
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
+        x, seen = shown(x, observed)
+        outputs = self.encoder(x)
+        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], seen)}
+        if self.energy is not None:
+            q[self.energy.site] = self.energy.independent(outputs[2:], seen)
         return q
 
 
@@ -162,15 +164,15 @@ class OrbitGuide(Guide):
         network = network if network is not None else model.network
         index, size = model.prior.index, model.prior.size
         vote_bias = -initial_log_variance - float(size.mean().log())
-        self.z_encoder = _FrameEncoder(model, network, initial_log_variance)
-        self.e_encoder = _FrameEncoder(model, network, vote_bias)
+        self.z, self.z_encoder = z_coordinate(model), FrameEncoder(model, network, (0.0, initial_log_variance))
+        self.e_encoder = FrameEncoder(model, network, (0.0, vote_bias))
         self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
         self.register_buffer("members", nn.functional.one_hot(index.flatten()).to(size), persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = _shown(x, observed)
-        z = _normal(self.z_encoder(x), seen)
+        x, seen = shown(x, observed)
+        z = self.z.independent(self.z_encoder(x), seen)
         shift, log_precision = self.e_encoder(x)
         vote = log_precision.exp()
         if seen is not None:

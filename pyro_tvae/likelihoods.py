@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from . import distributions
 from .parts import Part
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
+__all__ = ["Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
 
 
 class Likelihood(Part, nn.Module):
@@ -47,7 +47,52 @@ class Bernoulli(Likelihood):
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
         # Grey values are outside Bernoulli's support {0, 1}: validation is off here and nowhere else.
-        return dist.Bernoulli(logits=parameters, validate_args=False)
+        return distributions.Bernoulli(logits=parameters, validate_args=False)
+
+    def at_mean(self, mean: Tensor) -> TorchDistribution:
+        return self(torch.logit(mean.clamp(1e-6, 1 - 1e-6)))
+
+
+class BinarisedBernoulli(Likelihood):
+    """Bernoulli on binarised pixels, a true likelihood: ``log p(b(x))`` where b sets a pixel to 1 above a threshold.
+
+    With a seed the thresholds are uniform, one for each pixel of a frame and the same for all frames, sequences and
+    draws: stochastic binarisation (a pixel is 1 with the probability that its grey value says, over seeds), done once.
+    Fresh noise at every evaluation would be no likelihood: importance weights of one sequence would be of many.
+
+    Args:
+        threshold: where pixels turn to 1, without a seed.
+        seed: of the thresholds; the same seed binarises the same frames alike, on any device.
+
+    Raises:
+        ValueError: a threshold outside [0, 1).
+
+    Example:
+        >>> BinarisedBernoulli()(torch.zeros(1, 1, 2)).log_prob(torch.tensor([[[0.3, 1.0]]]))
+        tensor([[[-0.6931, -0.6931]]])
+    """
+
+    remark = "Pixels were binarised before they were scored: nats compare models on the same binarised pixels."
+
+    def __init__(self, threshold: float = 0.5, *, seed: int | None = None) -> None:
+        super().__init__()
+        if not 0 <= threshold < 1:
+            raise ValueError(f"BinarisedBernoulli: threshold is {threshold}; expected a number from 0 to below 1.")
+        self.threshold, self.seed = threshold, seed
+
+    def thresholds(self, like: Tensor) -> Tensor:
+        """Thresholds of a frame's pixels (channel, height, width), or one number, in ``like``'s dtype and device."""
+        if self.seed is None:
+            return like.new_tensor(self.threshold)
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(like.shape[-3:], generator=generator).to(like)
+
+    def binarise(self, x: Tensor) -> Tensor:
+        """What is scored in the place of x (..., channel, height, width): zeros and ones."""
+        return (x > self.thresholds(x)).to(x)
+
+    def forward(self, parameters: Tensor) -> TorchDistribution:
+        return distributions.BinarisedBernoulli(parameters, self.thresholds(parameters))
 
     def at_mean(self, mean: Tensor) -> TorchDistribution:
         return self(torch.logit(mean.clamp(1e-6, 1 - 1e-6)))
@@ -57,7 +102,7 @@ class ContinuousBernoulli(Likelihood):
     """The continuous Bernoulli: the Bernoulli's normalised density on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
-        return _ContinuousBernoulli(logits=parameters)
+        return distributions.ContinuousBernoulli(logits=parameters)
 
     def at_mean(self, mean: Tensor) -> TorchDistribution:
         # The mean grows with the logit; bisection inverts it.
@@ -66,53 +111,9 @@ class ContinuousBernoulli(Likelihood):
         low, high = torch.full_like(target, -2e3), torch.full_like(target, 2e3)
         for _ in range(60):
             middle = (low + high) / 2
-            below = _ContinuousBernoulli(logits=middle).mean < target
+            below = distributions.ContinuousBernoulli(logits=middle).mean < target
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return self(((low + high) / 2).to(mean))
-
-
-class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """The same law from its logit η alone: torch's own clamps probabilities and is no density beyond η = ±16.
-
-    ``log p(x) = η x − A(η)`` with ``A(η) = log((exp(η) − 1) / η)``; mean and variance are A's derivatives.
-    """
-
-    def _flat(self) -> tuple[Tensor, Tensor]:
-        """Where η is so near 0 that its series is exact, and η with those places moved away from 0."""
-        flat = self.logits.abs() < 1e-2
-        return flat, torch.where(flat, 1.0, self.logits)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        eta = self.logits
-        flat, safe = self._flat()
-        size = safe.abs()
-        far = safe.clamp(min=0) + torch.log1p(-torch.exp(-size)) - size.log()
-        return eta * value - torch.where(flat, eta / 2 + eta.square() / 24, far)
-
-    @property
-    def mean(self) -> Tensor:
-        flat, safe = self._flat()
-        return torch.where(flat, 0.5 + self.logits / 12, -1 / torch.expm1(-safe) - 1 / safe)
-
-    @property
-    def variance(self) -> Tensor:
-        flat, safe = self._flat()
-        return torch.where(flat, 1 / 12, safe.square().reciprocal() - (2 * torch.sinh(safe / 2)).square().reciprocal())
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        shape = self._extended_shape(sample_shape)
-        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        flat, safe = self._flat()
-        size = safe.abs()
-        # The inverse distribution function for a positive logit; a negative one mirrors it.
-        upper = 1 + torch.log(uniform + (1 - uniform) * torch.exp(-size)) / size
-        return torch.where(flat, uniform, torch.where(safe > 0, upper, 1 - upper)).clamp(0, 1)
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        with torch.no_grad():
-            return self.rsample(sample_shape)
 
 
 class Normal(Likelihood):
@@ -140,7 +141,7 @@ class Normal(Likelihood):
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
         mean = parameters.sigmoid() if self.activation == "sigmoid" else parameters
-        return dist.Normal(mean, self.log_scale.exp())
+        return distributions.Normal(mean, self.log_scale.exp())
 
     def at_mean(self, mean: Tensor) -> TorchDistribution:
-        return dist.Normal(mean, self.log_scale.exp())
+        return distributions.Normal(mean, self.log_scale.exp())

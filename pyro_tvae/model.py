@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
 from .naming import NamedModule
 from .networks import MLP, Network
@@ -37,6 +39,7 @@ class TVAE(Part, NamedModule):
         capsule_dim: positions D in a capsule.
         topography: which latents share energy; ``NoTopography()`` is the plain VAE.
         prior: the law of the energies.
+        latent: the law of z; standard Normal by default.
         likelihood: the law of the pixels.
         network: recipe of the decoder, and the default one of a guide's encoders.
         mu: where the learned scalar μ starts (30 for capsules, 10 for the 2-D torus in the paper).
@@ -60,6 +63,7 @@ class TVAE(Part, NamedModule):
         topography: Topography | None = None,
         *,
         prior: EnergyPrior | None = None,
+        latent: LatentPrior | None = None,
         likelihood: Likelihood | None = None,
         network: Network | None = None,
         mu: float = 30.0,
@@ -68,17 +72,21 @@ class TVAE(Part, NamedModule):
         super().__init__()
         self.frame_shape = tuple(int(size) for size in frame_shape)
         self.n_frames, self.n_capsules, self.capsule_dim, self.eps = n_frames, n_capsules, capsule_dim, eps
-        if len(self.frame_shape) != 3 or min(*self.frame_shape, n_frames, n_capsules, capsule_dim) < 1 or eps < 0:
+        sizes = (*self.frame_shape, n_frames, n_capsules, capsule_dim)
+        whole = all(isinstance(size, Integral) for size in sizes)
+        if len(sizes) != 6 or not whole or min(sizes) < 1 or not 0 <= eps < math.inf or not math.isfinite(mu):
             raise ValueError(
                 f"TVAE: frame_shape={self.frame_shape}, n_frames={n_frames}, n_capsules={n_capsules}, "
-                f"capsule_dim={capsule_dim}, eps={eps}; expected (channel, height, width), sizes of at least 1 and "
-                "eps >= 0."
+                f"capsule_dim={capsule_dim}, mu={mu}, eps={eps}; expected (channel, height, width), whole sizes of at "
+                "least 1, a finite mu and a finite eps >= 0."
             )
         self.topography = topography if topography is not None else CapsuleRoll()
         self.topography.check(n_frames, capsule_dim)
         self.likelihood = likelihood if likelihood is not None else Bernoulli()
         self.network = network if network is not None else MLP()
         self.decoder = self.network.decoder(self.n_latents, self.frame_shape)
+        self.latent = latent if latent is not None else NormalLatent()
+        self.latent.fit_to(n_frames, n_capsules, capsule_dim)
         self.prior: EnergyPrior | None = None
         if isinstance(self.topography, NoTopography):
             if prior is not None:
@@ -133,7 +141,7 @@ class TVAE(Part, NamedModule):
     def laws(self) -> dict[str, TorchDistribution]:
         """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""
         like = next(self.decoder.parameters())
-        laws = {"z": dist.Normal(like.new_zeros(()), like.new_ones(())).expand(self.latent_shape).to_event(3)}
+        laws = {"z": self.latent.law(like)}
         return laws if self.prior is None else laws | {self.prior.site: self.prior.law(like)}
 
     def energy(self, u: Tensor) -> Tensor:
@@ -166,6 +174,8 @@ class TVAE(Part, NamedModule):
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError or TypeError where x is not a batch of sequences for this model."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}; expected a tensor of sequences.")
         if tuple(x.shape[-4:]) != (self.n_frames, *self.frame_shape) or x.dim() < 5:
             channel, height, width = self.frame_shape
             raise ValueError(
@@ -181,6 +191,8 @@ class TVAE(Part, NamedModule):
 
 def frame_mask(observed: Tensor, n_sequences: int, n_frames: int) -> Tensor:
     """``observed`` as booleans (1 or B, S); raises ValueError where it is anything else."""
+    if not isinstance(observed, Tensor):
+        raise TypeError(f"observed is a {type(observed).__name__}; expected a tensor of booleans.")
     if observed.dtype != torch.bool or tuple(observed.shape) not in ((n_frames,), (n_sequences, n_frames)):
         raise ValueError(
             f"observed has shape {tuple(observed.shape)} and dtype {observed.dtype}; expected booleans of shape "

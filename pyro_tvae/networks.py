@@ -49,7 +49,7 @@ class MLP(Network):
 def _layers(sizes: Sequence[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        layers += [nn.Linear(n_in, n_out), nn.ReLU(inplace=True)]
     return layers[:-1]
 
 

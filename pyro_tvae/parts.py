@@ -18,6 +18,10 @@ class UnknownPartError(LookupError):
     """A description names a class that is not an imported part."""
 
 
+class ArgumentError(TypeError):
+    """Arguments that a part cannot be built from."""
+
+
 class Part:
     """Mixin that records the arguments of the outermost constructor of every subclass."""
 
@@ -40,7 +44,8 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        if "_arguments" not in self.__dict__:
+        outermost = "_arguments" not in self.__dict__
+        if outermost:
             try:
                 bound = signature.bind(self, *args, **kwargs)
             except TypeError as error:
@@ -48,7 +53,15 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
             bound.apply_defaults()
             arguments = dict(list(bound.arguments.items())[1:])
             self.__dict__["_arguments"] = arguments
-        init(self, *args, **kwargs)
+        try:
+            init(self, *args, **kwargs)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            # What is checked raises ValueError with a sentence of its own; what a constructor stumbles over gets one.
+            if not outermost or isinstance(error, ArgumentError):
+                raise
+            given = ", ".join(f"{name}={value!r:.40}" for name, value in self.__dict__["_arguments"].items())
+            sentence = f"{type(self).__name__} cannot be built from {given} ({error})."
+            raise ArgumentError(" ".join(sentence.split())) from error
 
     return __init__
 

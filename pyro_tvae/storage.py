@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import textwrap
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+# Whatever a file may describe has to be loaded: the parts that nothing else here imports.
+from . import convolution, flow_guide, gamma_guide, grids, joint_guides, orbit_guides, refined_guide, sequence_guide  # noqa: F401
+from .files import whole
 from .guides import Guide
 from .model import TVAE
 from .parts import UnknownPartError, build, describe
@@ -28,6 +31,7 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
 
     Raises:
         TypeError: a part was built from something that is not plain data.
+        OSError: the file cannot be written; what was there before is as it was.
     """
     path = Path(path)
     description = {"model": describe(model), "guide": describe(guide)}
@@ -35,10 +39,11 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
     tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "description": json.dumps(description)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        try:
+            save_file(tensors, partial, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
     return path
 
 
@@ -82,7 +87,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{path} is damaged: its description of the model cannot be read ({type(error).__name__}: {error}); "
+            f"{path} is damaged: its description of the model cannot be read ({_line(error)}); "
             "expected a file written by pyro_tvae.save."
         ) from None
     for prefix, module in (("model", model), ("guide", guide)):
@@ -90,5 +95,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"{path}: its weights do not fit the {prefix} that it describes ({error}).") from None
+            raise ValueError(
+                f"{path}: its weights do not fit the {prefix} that it describes ({_line(error)})."
+            ) from None
     return model.to(device).eval(), guide.to(device).eval()
+
+
+def _line(error: Exception) -> str:
+    """A library's message as part of a sentence."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)

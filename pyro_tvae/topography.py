@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,10 @@ class Topography(Part, nn.Module):
         """The offsets (dt, dp) of the latents that are summed into one local energy."""
         raise NotImplementedError
 
+    def coefficients(self) -> list[float]:
+        """How much each offset counts, one number of at least 0 per offset; 1 unless a subclass says otherwise."""
+        return [1.0] * len(self.offsets())
+
     def lattice(self, n_frames: int, n_positions: int) -> tuple[int, ...]:
         """Lengths of the axes that the offsets run over, frames first; their product is S·D."""
         return (n_frames, n_positions)
@@ -105,7 +110,9 @@ class Topography(Part, nn.Module):
             column = column * size + target[..., axis]
         # Kernels longer than an axis meet a cell more than once; then its terms add up.
         raw = self.raw_weight
-        weight = torch.ones(len(offsets)) if raw is None else nn.functional.softplus(raw)
+        weight = torch.tensor(self.coefficients())
+        if raw is not None:
+            weight = weight.to(raw) * nn.functional.softplus(raw)
         value = weight * inside.to(weight)
         n = n_frames * n_positions
         return value.new_zeros(n, n).scatter_add(1, column.to(value.device), value.expand(n, -1))
@@ -241,7 +248,7 @@ class NoTopography(Topography):
 
 
 def _pair(owner: str, name: str, value: Sequence[int]) -> tuple[int, int]:
-    pair = tuple(int(v) for v in value)
-    if len(pair) != 2 or min(pair) < 1:
+    pair = tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, Integral) and v >= 1 for v in pair):
         raise ValueError(f"{owner}: {name} is {value!r}; expected two whole numbers of at least 1.")
-    return (pair[0], pair[1])
+    return (int(pair[0]), int(pair[1]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .guides import Guide, Posterior
+from .guides import Guide
 from .model import TVAE
+from .posteriors import Posterior, moments
 from .topography import roll
 
 __all__ = ["encode", "reconstruct", "sample", "traverse"]
@@ -29,8 +30,9 @@ def encode(model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None)
 
 def point_estimate(model: TVAE, posterior: Posterior) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
-    z = posterior["z"].mean
-    return z if model.prior is None else model.compose(z, model.prior.point(posterior[model.prior.site]))
+    known = moments(posterior)
+    z = known["z"].mean
+    return z if model.prior is None else model.compose(z, model.prior.point(known[model.prior.site]))
 
 
 @torch.no_grad()

@@ -1,0 +1,52 @@
+"""Files: written whole or not at all, whatever happens to the process, the disk or the power in between."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["PARTIAL", "whole"]
+
+PARTIAL = ".partial"  # the suffix of a file that is still being written
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``, and rename it to ``path`` where the block ends well.
+
+    Readers see the old file or the new one, never a half. Missing folders are made.
+
+    Raises:
+        OSError: the file cannot be written: a full or read-only disk, a folder in its place.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole(f"{folder}/notes.txt") as partial:
+        ...         _ = partial.write_text("all of it")
+        ...     os.listdir(folder)
+        ['notes.txt']
+    """
+    path = Path(path)
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder: only within one file system is a rename all or nothing.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
+        os.close(handle)
+        partial = Path(name)
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the good name
+        os.chmod(partial, 0o644)  # mkstemp makes private files
+        os.replace(partial, path)
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror or error}); make room, or choose a folder that can be written. "
+            "What was there before is as it was."
+        ) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""Guides that see several orbit energies at once: log-normals with covariance, and z given the energies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions.transforms import ExpTransform, ReshapeTransform
+
+from .encoders import Coupling, shown
+from .guides import OrbitGuide
+from .model import TVAE
+from .networks import Network
+from .posteriors import Posterior
+from .priors import OrbitEnergy
+
+__all__ = ["ConditionalOrbitGuide", "OrbitCovarianceGuide"]
+
+
+class OrbitCovarianceGuide(OrbitGuide):
+    """One log-normal over all orbits' energies together, whose precision the frames vote for; z as in the paper.
+
+    x tells sums and ratios of energies better than each by itself. Where a frame of :class:`OrbitGuide` votes with a
+    diagonal precision λ, here it votes with ``diag(λ) + F Fᵀ``, F of ``rank`` columns over the frame's latents: every
+    frame is a Gaussian expert on log e, their product has
+    ``precision = diag(λ₀) + Σ_l R_l (diag(λ_l) + F_l F_lᵀ) R_lᵀ`` and ``location = m₀ + precision⁻¹ Σ_l R_l λ_l a_l``,
+    with R_l from the latents of frame l to their orbits. So a frame that was not seen casts no vote, and shifting the
+    sequence along the roll shifts the posterior. Not mean-field: KL terms are sampled.
+
+    Args:
+        model: a TVAE with OrbitEnergy.
+        rank: columns of F, per frame.
+        network: recipe of the encoders; the model's own by default.
+        initial_log_variance: bias of the log-variances, as in OrbitGuide.
+
+    Raises:
+        ValueError: the model's prior is not OrbitEnergy, or a rank below one.
+
+    Example:
+        >>> from pyro_tvae import CapsuleRoll
+        >>> model = TVAE((1, 8, 8), 6, 2, 6, CapsuleRoll(6, 0), prior=OrbitEnergy())
+        >>> OrbitCovarianceGuide(model)(torch.rand(4, 6, 1, 8, 8))["e"].shape
+        torch.Size([4, 2, 6])
+    """
+
+    mean_field = False
+
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        rank: int = 4,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+    ) -> None:
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance)
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"OrbitCovarianceGuide: rank is {rank}; expected a whole number, at least 1.")
+        self.rank = rank
+        network = network if network is not None else model.network
+        self.factors = network.encoder(model.frame_shape, model.n_latents, model.n_latents * rank)
+        # Covariances start small beside the variances.
+        self.gain = nn.Parameter(torch.tensor(0.3))
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
+        x, seen = shown(x, observed)
+        z = self.z.independent(self.z_encoder(x), seen)
+        shift, log_precision = self.e_encoder(x)
+        vote = log_precision.exp()
+        factors = self.gain * self.factors(x).unflatten(-1, (*vote.shape[-2:], self.rank))
+        if seen is not None:
+            vote, factors = vote * seen, factors * seen.unsqueeze(-1)
+        shape = torch.Size([self.n_capsules, self.members.shape[-1]])
+        size = torch.Size([shape.numel()])
+        diagonal = (self.prior_precision + self._pool(vote)).flatten(-2)
+        columns = self._columns(factors)
+        precision = torch.diag_embed(diagonal) + columns @ columns.mT
+        pull = self._pool(vote * shift).flatten(-2, -1).unsqueeze(-1)
+        root = torch.linalg.cholesky(precision)
+        location = self.prior_location.repeat(self.n_capsules) + torch.cholesky_solve(pull, root).squeeze(-1)
+        normal = dist.MultivariateNormal(location, precision_matrix=precision)
+        q = dist.TransformedDistribution(normal, [ReshapeTransform(size, shape), ExpTransform()])
+        # As a function of no draw, since its dimensions beside the sequences are event dimensions.
+        return {"z": z, "e": lambda draws: q}
+
+    def _columns(self, factors: Tensor) -> Tensor:
+        """The frames' factors (B, S, C, D, r) on their orbits, side by side: (B, C·orbits, S·r)."""
+        # A position of a frame belongs to one orbit, (S, D) -> orbit, but several may belong to the same.
+        members = self.members.unflatten(0, (self.n_frames, self.capsule_dim))
+        spread: Tensor = torch.einsum("bscdr,sdo->bcosr", factors, members)
+        return spread.flatten(-2).flatten(1, 2)
+
+
+class ConditionalOrbitGuide(OrbitGuide):
+    """``q(e | x) q(z | e, x)`` for orbit energies: the pooled log-normals first, then z given their draws.
+
+    With x saying much of ``t = (z + μ) / sqrt(V)``, z is known but for the factor sqrt(V), which a whole orbit shares:
+    the location and scale of z follow the draw of its orbit's energy by a network of one hidden layer.
+
+    Args:
+        model: a TVAE with OrbitEnergy.
+        network: recipe of the encoders; the model's own by default.
+        initial_log_variance: bias of the log-variances.
+
+    Raises:
+        ValueError: the model's prior is not OrbitEnergy.
+    """
+
+    mean_field = False
+    index: Tensor
+
+    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance)
+        assert isinstance(model.prior, OrbitEnergy)
+        self.register_buffer("index", model.prior.index, persistent=False)
+        self.coupling = Coupling(4, model.n_latents)
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
+        alone: Mapping[str, Any] = super().posterior(x, observed)
+        seen = shown(x, observed)[1]
+        z, e = alone["z"], alone["e"]
+        context = self.coupling.context([z.loc, z.scale.log(), self._spread(e.loc), self._spread(e.scale.log())])
+
+        def given(draws: Mapping[str, Tensor]) -> TorchDistribution:
+            drawn = self._spread((draws["e"].log() - e.loc) / e.scale)
+            shift, log_scale = self.coupling(context, drawn, seen)
+            return self.z.law(z.loc + z.scale * shift, z.scale * log_scale.exp()).to_event(3)
+
+        return {"e": e, "z": given}
+
+    def _spread(self, value: Tensor) -> Tensor:
+        """One value per orbit, (..., C, orbits), at all its members: (..., S, C, D)."""
+        return value[..., self.index].transpose(-3, -2)

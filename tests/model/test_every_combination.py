@@ -1,0 +1,191 @@
+"""Every prior with every guide, topography and likelihood: trains, is judged, is saved and comes back the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_tvae import (
+    MLP,
+    TVAE,
+    AutoregressiveLatent,
+    Bernoulli,
+    BinarisedBernoulli,
+    CapsuleRoll,
+    ConditionalGuide,
+    ConditionalOrbitGuide,
+    ContinuousBernoulli,
+    Convolutional,
+    CovarianceGuide,
+    EnergyPrior,
+    FlowGuide,
+    GammaEnergy,
+    GammaGuide,
+    GaussianEnergy,
+    GridRoll,
+    Guide,
+    LaplaceLatent,
+    LatentPrior,
+    Likelihood,
+    Matrix,
+    MeanFieldGuide,
+    Network,
+    Normal,
+    NormalLatent,
+    NoTopography,
+    OrbitCovarianceGuide,
+    OrbitEnergy,
+    OrbitGuide,
+    SemiAmortisedGuide,
+    SequenceGuide,
+    SharedTrunkGuide,
+    Stationary,
+    StudentLatent,
+    Topography,
+    Torus,
+    load,
+    save,
+)
+from pyro_tvae.inference import ELBO, log_weights
+
+FRAME, S, C, D = (1, 6, 6), 4, 2, 4
+
+TOPOGRAPHIES: dict[str, Callable[[], Topography]] = {
+    "orbits": lambda: CapsuleRoll(4, 0),
+    "roll": lambda: CapsuleRoll(3, 1),
+    "learned": lambda: CapsuleRoll(3, 1, learned=True),
+    "truncated": lambda: CapsuleRoll(3, 1, boundary="truncate"),
+    "stationary": lambda: Stationary((3, 2)),
+    "torus": lambda: Torus((2, 2), (2, 2)),
+    "velocity": lambda: GridRoll(3, velocity=0.5),
+    "grid": lambda: GridRoll(3, grid=(2, 2), velocity=(1, 0)),
+    "matrix": lambda: Matrix(torch.eye(S * D) + 0.1),
+    "none": NoTopography,
+}
+PRIORS: dict[str, Callable[[], EnergyPrior]] = {
+    "gaussian": GaussianEnergy,
+    "gamma": GammaEnergy,
+    "gamma, learned": lambda: GammaEnergy(0.8, learned=True),
+    "orbit": OrbitEnergy,
+}
+GUIDES: dict[str, Callable[[TVAE], Guide]] = {
+    "mean_field": MeanFieldGuide,
+    "orbit": OrbitGuide,
+    "conditional_orbit": ConditionalOrbitGuide,
+    "orbit_covariance": lambda model: OrbitCovarianceGuide(model, rank=2),
+    "gamma": GammaGuide,
+    "shared_trunk": SharedTrunkGuide,
+    "sequence": SequenceGuide,
+    "low_rank": lambda model: CovarianceGuide(model, rank=2),
+    "full_covariance": lambda model: CovarianceGuide(model, rank=None),
+    "conditional": ConditionalGuide,
+    "flow": FlowGuide,
+    "semi_amortised": lambda model: SemiAmortisedGuide(model, steps=2, num_particles=1),
+}
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "binarised": lambda: BinarisedBernoulli(seed=1),
+    "continuous_bernoulli": ContinuousBernoulli,
+    "normal": lambda: Normal(0.3, learned=True),
+}
+LATENTS: dict[str, Callable[[], LatentPrior]] = {
+    "normal": NormalLatent,
+    "laplace": LaplaceLatent,
+    "student": StudentLatent,
+    "autoregressive": AutoregressiveLatent,
+}
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "mlp": lambda: MLP((1.0,), (1.0,)),
+    "convolutional": lambda: Convolutional((3,), 1),
+}
+
+
+ORBITS = ("orbit", "conditional_orbit", "orbit_covariance")
+
+
+def sensible(topography: str, prior: str | None, guide: str) -> bool:
+    if topography == "none":
+        return prior is None and guide not in (*ORBITS, "gamma", "conditional", "flow")
+    if prior == "orbit":
+        # The torus's kernel covers its whole grid, so that a frame is one orbit.
+        return topography in ("orbits", "torus") and guide in (*ORBITS, "semi_amortised")
+    return prior is not None and guide not in ORBITS and (guide != "gamma" or prior.startswith("gamma"))
+
+
+TRIPLES = list(itertools.product(TOPOGRAPHIES, (*PRIORS, None), GUIDES))
+
+
+def combinations() -> Iterator[tuple[str, str | None, str, str, str, str]]:
+    """Every sensible topography x prior x guide x likelihood; laws of z and networks take turns along the way."""
+    turn = 0
+    for topography, prior, guide in TRIPLES:
+        if sensible(topography, prior, guide):
+            for likelihood in LIKELIHOODS:
+                yield topography, prior, guide, likelihood, list(LATENTS)[turn % 4], list(NETWORKS)[turn % 3 % 2]
+                turn += 1
+            turn += 1  # so that no law of z is always met with the same likelihood
+
+
+def build(
+    topography: str, prior: str | None, likelihood: str = "bernoulli", latent: str = "normal", network: str = "mlp"
+) -> TVAE:
+    return TVAE(
+        FRAME,
+        S,
+        C,
+        D,
+        TOPOGRAPHIES[topography](),
+        prior=None if prior is None else PRIORS[prior](),
+        latent=LATENTS[latent](),
+        likelihood=LIKELIHOODS[likelihood](),
+        network=NETWORKS[network](),
+        mu=2.0,
+    )
+
+
+ALL = list(combinations())
+
+
+@pytest.mark.parametrize("combination", ALL, ids=["-".join(map(str, one)) for one in ALL])
+def test_it_trains_is_judged_and_comes_back_the_same(
+    combination: tuple[str, str | None, str, str, str, str], tmp_path: Path
+) -> None:
+    topography, prior, name, likelihood, latent, network = combination
+    model = build(topography, prior, likelihood, latent, network)
+    guide = GUIDES[name](model)
+    x = torch.rand(2, S, *FRAME)
+    objective = ELBO(model, guide)
+    optimizer = torch.optim.Adam(objective.parameters(), 1e-3)
+    before = [parameter.detach().clone() for parameter in objective.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        (-objective(x).elbo.mean()).backward()
+        optimizer.step()
+    assert not any(torch.equal(one, two) for one, two in zip(before, objective.parameters(), strict=True))
+    expected = log_weights(model, guide, x, 3, seed=7)
+    assert expected.shape == (3, 2)
+    assert torch.isfinite(expected).all()
+    again, its_guide = load(save(tmp_path / "m.safetensors", model, guide))
+    assert torch.equal(log_weights(again, its_guide, x, 3, seed=7), expected)
+
+
+@pytest.mark.parametrize(
+    ("topography", "prior", "guide"),
+    [triple for triple in TRIPLES if not sensible(*triple) and (triple[0] == "none" or triple[1] is not None)],
+)
+def test_what_makes_no_sense_is_refused_when_it_is_built(topography: str, prior: str | None, guide: str) -> None:
+    with pytest.raises(ValueError, match=r"[a-z].*; |expected|use |build it with") as caught:
+        GUIDES[guide](build(topography, prior))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_product_is_whole() -> None:
+    for index, options in enumerate((TOPOGRAPHIES, (*PRIORS, None), GUIDES, LIKELIHOODS, LATENTS, NETWORKS)):
+        assert {one[index] for one in ALL} == {*options}
+    assert {(one[2], one[4]) for one in ALL} == {*itertools.product(GUIDES, LATENTS)}
+    assert {(one[2], one[5]) for one in ALL} == {*itertools.product(GUIDES, NETWORKS)}
+    assert {(one[3], one[4]) for one in ALL} == {*itertools.product(LIKELIHOODS, LATENTS)}
