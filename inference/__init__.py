@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .annealing import AnnealedEstimate, Bracket, annealed_importance, bracket, reverse_annealing
+    from .content import active_latents, commutation, pose_probe, probe
     from .equivariance import (
         ForwardRoll,
         RollCorrelation,
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     )
     from .likelihood import LogLikelihood, log_likelihood, log_weights
     from .mcmc import GuideQuality, NUTSResult, guide_quality, nuts
-    from .objectives import ELBO, Terms
+    from .objectives import ELBO, IWAE, DReG, Objective, Terms
     from .posterior import from_netcdf, to_arviz, to_netcdf
     from .ranks import Calibration, calibration
     from .training import Fitting, History, fit
 
 _HOMES = {
     "annealing": ("AnnealedEstimate", "Bracket", "annealed_importance", "bracket", "reverse_annealing"),
+    "content": ("active_latents", "commutation", "pose_probe", "probe"),
     "equivariance": (
         "ForwardRoll",
         "RollCorrelation",
@@ -32,7 +34,7 @@ _HOMES = {
     ),
     "likelihood": ("LogLikelihood", "log_likelihood", "log_weights"),
     "mcmc": ("GuideQuality", "NUTSResult", "guide_quality", "nuts"),
-    "objectives": ("ELBO", "Terms"),
+    "objectives": ("ELBO", "IWAE", "DReG", "Objective", "Terms"),
     "posterior": ("from_netcdf", "to_arviz", "to_netcdf"),
     "ranks": ("Calibration", "calibration"),
     "training": ("Fitting", "History", "fit"),
@@ -41,21 +43,26 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ELBO",
+    "IWAE",
     "AnnealedEstimate",
     "Bracket",
     "Calibration",
+    "DReG",
     "Fitting",
     "ForwardRoll",
     "GuideQuality",
     "History",
     "LogLikelihood",
     "NUTSResult",
+    "Objective",
     "RollCorrelation",
     "Terms",
+    "active_latents",
     "annealed_importance",
     "bracket",
     "calibration",
     "capsule_correlation",
+    "commutation",
     "equivariance_error",
     "fit",
     "forward_roll",
@@ -64,6 +71,8 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "nuts",
+    "pose_probe",
+    "probe",
     "reverse_annealing",
     "roll_correlation",
     "to_arviz",

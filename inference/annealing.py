@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
-from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.posteriors import standalone
 
 from .likelihood import concatenate, seeded, summarise
+from .progress import progress_bar
 
 __all__ = [
     "AnnealedEstimate",
@@ -277,7 +278,7 @@ class Path:
     def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
         model.check(x)
         self.model, self.x, self.laws = model, x, model.laws()
-        posterior = guide.posterior(x) if isinstance(guide, Guide) and guide.mean_field else None
+        posterior = standalone(guide.posterior(x)) if isinstance(guide, Guide) and guide.mean_field else None
         if posterior is None or {*posterior} != {*self.laws}:
             raise ValueError(
                 f"annealing needs a mean-field guide with the model's sites {', '.join(self.laws)}, whose posterior(x) "
@@ -437,7 +438,7 @@ def _run(
     directions = [1] * forward + [-1] * (latents is not None)
     runs: dict[int, list[tuple[Tensor, Tensor]]] = {direction: [] for direction in directions}
     total = math.ceil(len(x) / settings.batch_size) * (len(betas) - 2) * (1 + len(runs))
-    with seeded(seed), tqdm(total=total, desc="annealing", disable=not progress, leave=False) as bar:
+    with seeded(seed), progress_bar(total, "annealing", shown=progress, leave=False) as bar:
         for start in range(0, len(x), settings.batch_size):
             rows = slice(start, start + settings.batch_size)
             path = Path(model, guide, x[rows])

@@ -12,12 +12,13 @@ import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
+from pyro_tvae.posteriors import moments
 
 from .likelihood import seeded, summarise
 from .posterior import arviz, weighted_particles
+from .progress import progress_bar
 
 __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
 
@@ -98,10 +99,10 @@ def nuts(
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
     steps = num_chains * (num_samples + warmup_steps)
     # Gradients are what NUTS moves by, whatever the caller has switched off.
-    with seeded(seed), torch.enable_grad(), tqdm(total=steps, desc="NUTS", disable=not progress, leave=False) as bar:
+    with seeded(seed), torch.enable_grad(), progress_bar(steps, "NUTS", shown=progress, leave=False) as bar:
         with torch.no_grad():
             posterior = init.posterior(x)
-            starts = [{name: q.mean for name, q in posterior.items()}]
+            starts = [{name: known.mean for name, known in moments(posterior).items()}]
             starts += [init.draw(posterior) for _ in range(num_chains - 1)]
         for chain, start in enumerate(starts):
             # The bare forward: Pyro's parameter store has no part in this, and nothing of the model is trained.

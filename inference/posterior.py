@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.guides import Posterior
+from pyro_tvae.files import whole
+from pyro_tvae.posteriors import Posterior
 
 from .likelihood import CHUNK_BYTES, log_weights, seeded, summarise
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -197,7 +197,7 @@ def _importance(
     kept: dict[str, Tensor] = {}
     kept_weight, weights = x.new_empty(0, len(x)), []
     total = x.new_full((len(x),), -torch.inf)
-    with tqdm(total=n, desc="draws from the guide", disable=not progress, leave=False) as bar:
+    with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
         for start in range(0, n, chunk):
             values, log_w = weighted_particles(model, guide, posterior, x, min(chunk, n - start))
             weights.append(log_w)
@@ -306,6 +306,8 @@ def _dimensions(group: str, name: str, value: Tensor) -> tuple[str, ...]:
         return PIXELS
     if name == "x":
         return (*SAMPLE, "sequence") if group == "log_likelihood" else (*SAMPLE, *PIXELS)
+    if name == "e" and value.dim() == len(SAMPLE) + len(LATTICE):  # one energy per latent, not per orbit
+        return (*SAMPLE, *LATTICE)
     # An energy prior of a user's has dimensions of its own, named as ArviZ would.
     own = tuple(f"{name}_dim_{i}" for i in range(value.dim() - 3))
     return (*SAMPLE, *SITES.get(name, ("sequence", *own)))
@@ -388,13 +390,8 @@ def to_netcdf(data: ArvizData, path: str | Path) -> Path:
         True
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole(path) as partial:
         data.to_netcdf(str(partial), engine="h5netcdf")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -13,12 +13,12 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
 
 from .likelihood import seeded
 from .mcmc import identified, nuts
+from .progress import progress_bar
 
 __all__ = ["Calibration", "calibration"]
 
@@ -133,7 +133,7 @@ def calibration(
             f"warmup_steps={warmup_steps}, thin={thin}; expected at least 1 of each."
         )
     parts: list[dict[str, Tensor]] = []
-    with seeded(seed), tqdm(total=n_simulations, desc="calibration", disable=not progress, leave=False) as bar:
+    with seeded(seed), progress_bar(n_simulations, "calibration", shown=progress, leave=False) as bar:
         for start in range(0, n_simulations, batch_size):
             truth, x = _simulate(model, min(batch_size, n_simulations - start))
             if method == "nuts":

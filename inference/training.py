@@ -1,39 +1,47 @@
-"""Training: a Lightning module around the ELBO, and ``fit``, which runs it and hands the history back."""
+"""Training: a Lightning module around an objective, and ``fit``, which runs it and hands the history back."""
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
-from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, Guide
 
-from .objectives import ELBO, Terms
+from .checkpoints import KEY, VERSION, Keeper, Patience, WholeFiles, read_checkpoint
+from .memory import keep_freed_memory
+from .objectives import ELBO, Objective, Terms
+from .progress import progress_bar
+from .randomness import RandomStates
 
 __all__ = ["Fitting", "History", "NonFiniteError", "fit"]
 
 Optimizers = Callable[[Iterable[Tensor]], Optimizer]
+Objectives = Callable[[TVAE, Guide, int], Objective]
 Schedules = Callable[[Optimizer, int], LRScheduler]
 
 
 class NonFiniteError(FloatingPointError):
-    """The objective became infinite or NaN."""
+    """The objective or its gradient became infinite or NaN."""
 
 
 def adam(parameters: Iterable[Tensor]) -> Optimizer:
@@ -42,7 +50,7 @@ def adam(parameters: Iterable[Tensor]) -> Optimizer:
 
 
 class Fitting(lightning.LightningModule):
-    """Maximises ``reconstruction − β KL`` per frame, β rising linearly from 0 to 1 over the warm-up.
+    """Maximises an objective per frame, the weight of its KL rising linearly from 0 over the warm-up.
 
     Args:
         model: the generative program.
@@ -50,11 +58,14 @@ class Fitting(lightning.LightningModule):
         optimizer: parameters -> torch optimizer.
         schedule: (optimizer, number of training steps) -> learning-rate scheduler stepped once a step, or None.
         warmup_steps: length of the KL warm-up; shortened to half the run where that is less.
+        objective: (model, guide, num_particles) -> :class:`~pyro_tvae.inference.Objective`; ``ELBO``, ``DReG``, …
         num_particles: draws per sequence and step.
+        beta: weight of the KL after the warm-up.
         frame_dropout: share of training sequences of which the guide sees only a run of consecutive frames, of random
             length and start, while all frames are scored: the bound holds for every q, and a guide that has met gaps
             can forecast.
         report_every: steps averaged into one reported training value.
+        max_steps: gradient steps at most; −1 for no limit.
     """
 
     def __init__(
@@ -65,35 +76,46 @@ class Fitting(lightning.LightningModule):
         optimizer: Optimizers | None = None,
         schedule: Schedules | None = None,
         warmup_steps: int = 1500,
+        objective: Objectives = ELBO,
         num_particles: int = 1,
+        beta: float = 1.0,
         frame_dropout: float = 0.0,
         report_every: int = 10,
+        max_steps: int = -1,
     ) -> None:
         super().__init__()
-        self.elbo = ELBO(model, guide, num_particles)
+        self.objective, self.final_beta = objective(model, guide, num_particles), beta
         self.optimizer, self.schedule = optimizer or adam, schedule
         if not 0 <= frame_dropout <= 1:
             raise ValueError(f"frame_dropout is {frame_dropout}; expected a share between 0 and 1.")
         self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
+        self.max_steps = max_steps
         self._recent: list[Tensor] = []
+
+    @property
+    def n_steps(self) -> float:
+        """Length of the whole run in steps."""
+        epochs = self.trainer.estimated_stepping_batches if self._trainer is not None else math.inf
+        return min(epochs, self.max_steps) if self.max_steps >= 0 else epochs
 
     @property
     def beta(self) -> float:
         """Weight of the KL at the current step."""
-        steps = self.trainer.estimated_stepping_batches if self._trainer is not None else math.inf
-        length = min(self.warmup_steps, steps / 2)
-        return min(1.0, (self.global_step + 1) / length) if length >= 1 else 1.0
+        length = min(self.warmup_steps, self.n_steps / 2)
+        return self.final_beta * (min(1.0, (self.global_step + 1) / length) if length >= 1 else 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self._batch_idx = batch_idx
         x = frames_of(batch)
+        self.objective.beta = self.beta
         terms = self._terms(x, self._context(x), batch_idx)
-        n_frames = self.elbo.model.n_frames
-        loss = (self.beta * terms.kl - terms.reconstruction).mean() / n_frames
+        n_frames = self.objective.model.n_frames
+        loss = -terms.objective.mean() / n_frames
         if not torch.isfinite(loss):  # before the optimizer can spread it into the weights
             term = "KL of the latents" if terms.reconstruction.isfinite().all() else "log-probability of site 'x'"
             raise NonFiniteError(
-                f"the {term} is not finite at step {self.global_step}, batch {batch_idx} of epoch "
-                f"{self.current_epoch}; lower the learning rate, raise eps, or look at the data of that batch."
+                f"the {term} is not finite at {self._moment(batch_idx)}; lower the learning rate, raise eps, or look "
+                "at the data of that batch."
             )
         self._recent.append(torch.stack([term.mean().detach() / n_frames for term in terms]))
         if (self.global_step + 1) % self.report_every == 0:
@@ -102,47 +124,90 @@ class Fitting(lightning.LightningModule):
 
     def _terms(self, x: Tensor, observed: Tensor | None, batch_idx: int) -> Terms:
         try:
-            return self.elbo(x, observed)
+            return self.objective(x, observed)
         except ValueError as error:
             if "to satisfy the constraint" not in str(error):
                 raise
             # A distribution was handed NaN; its own message prints every number of the tensor.
             cause = "an encoder's output" if x.isfinite().all() else "the data"
             raise NonFiniteError(
-                f"{cause} is not finite at step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}; "
-                "look at that batch, lower the learning rate or set gradient_clip."
+                f"{cause} is not finite at {self._moment(batch_idx)}; look at that batch, lower the learning rate or "
+                "set gradient_clip."
             ) from None
+
+    def _moment(self, batch_idx: int) -> str:
+        return f"step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}"
 
     def _context(self, x: Tensor) -> Tensor | None:
         """Frames the guide may see, (B, S); None for all."""
         if self.frame_dropout == 0:
             return None
-        n_sequences, n_frames = x.shape[0], self.elbo.model.n_frames
+        n_sequences, n_frames = x.shape[0], self.objective.model.n_frames
         length = torch.randint(1, n_frames + 1, (n_sequences, 1), device=x.device)
-        wraps = self.elbo.model.topography.boundary == "circular"
+        wraps = self.objective.model.topography.boundary == "circular"
         starts = n_frames if wraps else n_frames + 1 - length
         start = (torch.rand(n_sequences, 1, device=x.device) * starts).long()
         whole = torch.rand(n_sequences, 1, device=x.device) >= self.frame_dropout
         return ((torch.arange(n_frames, device=x.device) - start) % n_frames < length) | whole
 
     def _report_recent(self) -> None:
-        reconstruction, kl = torch.stack(self._recent).mean(0).tolist()
+        reconstruction, kl, objective = torch.stack(self._recent).mean(0).tolist()
         self._recent.clear()
-        values = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        values = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl, "objective": objective}
         self.log_dict(values, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()} | {"beta": self.beta})
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         x = frames_of(batch)
-        terms = Terms(*(term.mean() / self.elbo.model.n_frames for term in self._terms(x, None, batch_idx)))
+        terms = Terms(*(term.mean() / self.objective.model.n_frames for term in self._terms(x, None, batch_idx)))
         values = {"val/elbo": terms.elbo, "val/reconstruction": terms.reconstruction, "val/kl": terms.kl}
         self.log_dict(values, batch_size=len(x), sync_dist=True)
+
+    # Not the Trainer's own limit: with one, it resumes in the wrong epoch and stops early.
+    def on_train_start(self) -> None:
+        self._stop_at_the_limit()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._stop_at_the_limit()
+
+    def _stop_at_the_limit(self) -> None:
+        if 0 <= self.max_steps <= self.global_step:
+            self.trainer.should_stop = True
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # float16: the scaler leaves out steps with infinite gradients, and goes on
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        # A bias sums up what the weight beside it multiplies, so that it tells of both, and costs nothing.
+        telling = [
+            gradient
+            for name, gradient in gradients.items()
+            if not name.endswith("weight") or f"{name.removesuffix('weight')}bias" not in gradients
+        ]
+        if not torch.nn.utils.get_total_norm(telling).isfinite():
+            # The sum of squares overflows before its terms do: only what holds such a number is at fault.
+            faulty = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+            if faulty:
+                raise NonFiniteError(
+                    f"the gradient of {faulty[0].removeprefix('objective.')} ({len(faulty)} of {len(gradients)} "
+                    f"parameters) is not finite at {self._moment(self._batch_idx)}; lower the learning rate, raise eps "
+                    "or look at the data of that batch; the weights are those before it."
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The values since the last report too: it averages steps of both sides of an interruption.
+        checkpoint[KEY] = {"version": VERSION, "recent": list(self._recent)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
         if self.schedule is None:
             return optimizer
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        if math.isinf(self.n_steps):
+            raise ValueError("fit: a schedule needs to know the end of the run; give max_epochs or max_steps.")
+        scheduler = self.schedule(optimizer, int(self.n_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -222,7 +287,9 @@ def fit(
     batch_size: int = 8,
     optimizer: Optimizers | None = None,
     schedule: Schedules | None = None,
+    objective: Objectives = ELBO,
     warmup_steps: int = 1500,
+    beta: float = 1.0,
     num_particles: int = 1,
     frame_dropout: float = 0.0,
     gradient_clip: float | None = None,
@@ -252,14 +319,18 @@ def fit(
         batch_size: sequences per step where ``data`` is a tensor.
         optimizer: parameters -> torch optimizer; Adam at 1e-3 by default.
         schedule: (optimizer, number of steps) -> learning-rate scheduler stepped once a step.
-        warmup_steps: steps over which the weight of the KL rises from 0 to 1.
+        objective: what is maximised, :class:`~pyro_tvae.inference.ELBO` by default; ``IWAE`` and ``DReG`` want
+            ``num_particles`` above 1. Any (model, guide, num_particles) -> Objective. Validation goes by the ELBO.
+        warmup_steps: steps over which the weight of the KL rises from 0.
+        beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
             writes nothing.
-        resume: a ``last.ckpt`` to go on from.
+        resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
+            never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
         seed: of everything random in the run.
         accelerator, devices, strategy, precision: as in Lightning's Trainer.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
@@ -270,17 +341,28 @@ def fit(
 
     Raises:
         ValueError: data that does not fit the model, or nothing to do.
+        ValueError: ``resume`` is damaged, foreign, of another model or from a newer version.
         FileNotFoundError: ``resume`` does not exist.
-        NonFiniteError: the objective became infinite or NaN.
+        NonFiniteError: the objective or a gradient became infinite or NaN; the checkpoints are from before.
     """
-    if resume is not None and not Path(resume).is_file():
-        raise FileNotFoundError(f"fit: cannot resume, {resume} does not exist; expected a checkpoint (last.ckpt).")
-    if max_epochs == 0 or max_steps == 0 or batch_size < 1 or warmup_steps < 0:
+    whole = {"max_epochs": max_epochs, "max_steps": max_steps, "batch_size": batch_size, "warmup_steps": warmup_steps}
+    _check_numbers(whole | {"num_particles": num_particles}, {"beta": beta, "frame_dropout": frame_dropout})
+    if min(max_epochs, max_steps) < -1 or 0 in (max_epochs, max_steps) or batch_size < 1 or min(warmup_steps, beta) < 0:
         raise ValueError(
-            f"fit: max_epochs={max_epochs}, max_steps={max_steps}, batch_size={batch_size}, "
-            f"warmup_steps={warmup_steps}; expected at least one epoch, step and sequence (-1 means no limit) and "
-            "warmup_steps >= 0."
+            f"fit: {_named(whole | {'beta': beta})}; expected at least one epoch, step and sequence (-1 means no "
+            "limit), warmup_steps >= 0 and a finite beta >= 0."
         )
+    if not all(value is None or (isinstance(value, Integral) and 0 <= value < 2**32) for value in (patience, seed)):
+        raise ValueError(f"fit: patience={patience!r}, seed={seed!r}; expected whole numbers of at least 0, or None.")
+    if gradient_clip is not None and not (isinstance(gradient_clip, Real) and 0 < gradient_clip < math.inf):
+        raise ValueError(f"fit: gradient_clip is {gradient_clip!r}; expected a finite number above 0, or None.")
+    for name, given in ({"data": data} | ({} if validation is None else {"validation": validation})).items():
+        if not isinstance(given, Tensor | DataLoader | lightning.LightningDataModule):
+            raise TypeError(f"fit: {name} is a {type(given).__name__}; expected a tensor, a loader or a data module.")
+    for name, place in {"resume": resume, "directory": directory}.items():
+        if not isinstance(place, str | Path | None):
+            raise TypeError(f"fit: {name} is a {type(place).__name__}; expected a path.")
+    keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
     module = Fitting(
@@ -288,50 +370,57 @@ def fit(
         guide,
         optimizer=optimizer,
         schedule=schedule,
+        objective=objective,
         warmup_steps=warmup_steps,
+        beta=beta,
         num_particles=num_particles,
         frame_dropout=frame_dropout,
+        max_steps=max_steps,
     )
+    if resume is not None:
+        read_checkpoint(resume, module)
     history = History()
     recorder = _Recorder(history)
     validates = validation is not None or isinstance(data, lightning.LightningDataModule)
-    hooks: list[Callback] = [recorder, *callbacks]
+    generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
+    hooks: list[Callback] = [recorder, RandomStates(generators), *callbacks]
     keeper, last, best = None, None, _Best()
     if directory is None and validates:
         hooks.append(best)
     if directory is not None:
-        keeper = ModelCheckpoint(
+        keeper = Keeper(
             Path(directory) / "checkpoints",
             filename="best",
             monitor="val/elbo" if validates else None,
             mode="max",
             enable_version_counter=False,
+            resume=resume,
         )
         # A keeper of its own: Lightning's save_last copies the best one and so can lie epochs back.
-        last = ModelCheckpoint(keeper.dirpath, filename="last", enable_version_counter=False)
+        last = Keeper(keeper.dirpath, filename="last", enable_version_counter=False, resume=resume)
         hooks += [keeper, last] if validates else [last]
     if patience is not None:
         if not validates:
             raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
-        hooks.append(EarlyStopping("val/elbo", mode="max", patience=patience))
+        hooks.append(Patience("val/elbo", mode="max", patience=patience))
     if progress:
         hooks.append(_Progress())
     logs = Path(directory or ".") / "logs"
     loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
-    with _quiet():
+    with _quiet(), _plain_ends():
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
             max_epochs=max_epochs,
-            max_steps=max_steps,
             callbacks=hooks,
             logger=loggers or False,
             log_every_n_steps=module.report_every,
             gradient_clip_val=gradient_clip,
             num_sanity_val_steps=0,
             enable_checkpointing=directory is not None,
+            plugins=[WholeFiles()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=not isinstance(data, lightning.LightningDataModule),
@@ -351,8 +440,8 @@ def fit(
         history.last_checkpoint = Path(last.best_model_path)
     if keeper is not None and keeper.best_model_path:
         history.best_checkpoint = Path(keeper.best_model_path)
-        state = torch.load(keeper.best_model_path, map_location=module.device, weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+        checkpoint = read_checkpoint(keeper.best_model_path, module, "take the best weights")
+        module.load_state_dict(checkpoint["state_dict"])
     elif best.weights:
         module.load_state_dict(best.weights)
     return history
@@ -373,16 +462,14 @@ class _Best(Callback):
 class _Progress(Callback):
     """One bar over the whole run, in steps, with the latest values in nats per frame and the time that is left."""
 
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        total = trainer.estimated_stepping_batches
-        self.bar = tqdm(
-            total=int(total) if math.isfinite(total) else None,
+    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:  # type: ignore[override]
+        total = module.n_steps
+        self.bar = progress_bar(
+            int(total) if math.isfinite(total) else None,
+            "fit",
+            shown=trainer.is_global_zero,
             initial=trainer.global_step,
-            desc="fit",
             unit="step",
-            disable=not trainer.is_global_zero,
-            # A terminal is redrawn often; a log file gets a line every ten seconds.
-            mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
@@ -407,6 +494,33 @@ def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bo
     if len(data) == 0:
         raise ValueError("fit: there are no sequences; expected at least one.")
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
+
+
+def _check_numbers(whole: Mapping[str, object], real: Mapping[str, object]) -> None:
+    integral = all(isinstance(value, Integral) and not isinstance(value, bool) for value in whole.values())
+    if not integral or not all(isinstance(value, Real) and math.isfinite(value) for value in real.values()):
+        raise ValueError(
+            f"fit: {_named({**whole, **real})}; expected whole numbers, and finite ones for {' and '.join(real)}."
+        )
+
+
+def _named(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+@contextmanager
+def _plain_ends() -> Iterator[None]:
+    """Leave a fit as any other function is left: Lightning exits the process on Ctrl-C, and has errors of its own."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        if isinstance(error, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    except MisconfigurationException as error:
+        raise ValueError(f"fit: {' '.join(str(error).split())}") from None
 
 
 class _quiet:

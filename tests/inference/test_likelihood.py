@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy, Stationary
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference import ELBO, LogLikelihood, log_likelihood, log_weights
-from pyro_tvae.inference.likelihood import summarise
+from pyro_tvae.inference.likelihood import _chunks, summarise
 
 FRAME = (1, 2, 3)
 SIGMA = 0.5
@@ -518,3 +518,16 @@ def test_nothing_to_estimate_gets_one_sentence(n: int, batch_size: int) -> None:
     toy = Toy(0.1)
     with pytest.raises(ValueError, match="at least 1"):
         log_likelihood(toy.model, toy.guide, toy.sequences(2)[:n], 3, batch_size=batch_size)
+
+
+def test_what_is_checked_once_is_left_as_it_was() -> None:
+    """Later chunks are not validated again; validation is on before, between and after them."""
+    model = TVAE((1, 2, 3), 3, 1, 3, CapsuleRoll(3, 1))
+    guide = MeanFieldGuide(model)
+    x = torch.rand(2, 3, 1, 2, 3)
+    chunks = _chunks(model, guide, x, 6, chunk_bytes=2 * x.numel() * x.element_size())
+    with torch.no_grad():
+        for log_w in chunks:  # three of them
+            assert log_w.shape == (2, 2)
+            assert torch.distributions.Distribution._validate_args
+            assert dist.is_validation_enabled()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
-from pyro_tvae.inference import ELBO, Fitting, History, fit
+from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, fit
 from pyro_tvae.inference.training import NonFiniteError, frames_of
 
 FRAME = (1, 2, 3)
@@ -268,7 +268,7 @@ def test_beta_weighs_the_kl_in_the_loss() -> None:
     module = Fitting(model, guide, warmup_steps=4)
     x = moving_bar(8)
     torch.manual_seed(3)
-    terms = module.elbo(x)
+    terms = module.objective(x)
     for beta in (0.25, 1.0):
         torch.manual_seed(3)
         fixed = type("Fixed", (Fitting,), {"beta": beta})
@@ -276,6 +276,35 @@ def test_beta_weighs_the_kl_in_the_loss() -> None:
         loss = other.training_step((x,), 0)
         expected = (beta * terms.kl - terms.reconstruction).mean() / 4
         assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_beta_is_what_the_warm_up_ends_at() -> None:
+    assert Fitting(*start(), warmup_steps=8, beta=4.0).beta == pytest.approx(4 / 8)
+    assert Fitting(*start(), warmup_steps=0, beta=4.0).beta == 4.0
+
+
+@pytest.mark.parametrize("objective", [IWAE, DReG])
+def test_other_objectives_are_followed_and_reported(objective: type[Objective]) -> None:
+    model, guide = start()
+    history = quick(model, guide, objective=objective, num_particles=4, max_epochs=8)
+    steps, bound = history.column("train/objective")
+    _, elbo = history.column("train/elbo")
+    assert steps
+    assert all(tight > loose for tight, loose in zip(bound, elbo, strict=True))
+
+
+def test_an_objective_of_ones_own_is_a_class() -> None:
+    class Reconstruction(ELBO):
+        """Leaves the KL out."""
+
+        def forward(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> Terms:
+            terms = super().forward(x, observed)
+            return terms._replace(objective=terms.reconstruction)
+
+    model, guide = start()
+    history = quick(model, guide, objective=Reconstruction, max_epochs=8)
+    assert history.rows
+    assert history.column("train/objective")[1] == pytest.approx(history.column("train/reconstruction")[1])
 
 
 def test_a_module_outside_a_trainer_warms_up_over_its_own_length() -> None:

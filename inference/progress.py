@@ -1,0 +1,24 @@
+"""Progress: one bar for whatever takes more than two seconds, redrawn often on a terminal and seldom in a log."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(total: float | None, what: str, *, shown: bool = True, **options: Any) -> tqdm:
+    """A tqdm bar on standard error, with the time that is left.
+
+    Args:
+        total: how many units there are; None where that is not known.
+        what: is under way.
+        shown: false for a bar that counts and shows nothing.
+        options: further ones of tqdm.
+    """
+    # A terminal is redrawn often; a log file gets a line every ten seconds.
+    pause = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=what, disable=not shown, mininterval=pause, **options)

@@ -1,0 +1,98 @@
+"""Randomness: the states of all random generators as tensors and plain numbers, so that a stopped run can go on.
+
+Nothing here needs pickle to be written or read: a checkpoint that holds such states is loaded with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+__all__ = ["RandomStates", "random_states", "restore"]
+
+States = dict[str, Any]
+
+
+def random_states(loaders: Sequence[torch.Generator] = ()) -> States:
+    """States of the global generators of torch (every device in use), NumPy and Python, and of further torch ones."""
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global one is what is meant
+    version, numbers, next_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
+        "numpy": {
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        },
+        "python": {"version": version, "numbers": list(numbers), "next_gauss": next_gauss},
+        "loaders": [generator.get_state() for generator in loaders],
+    }
+
+
+def restore(states: States, loaders: Sequence[torch.Generator] = ()) -> None:
+    """Put all generators back into states that :func:`random_states` took; devices that are gone are left out."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+    if torch.backends.mps.is_available():
+        for state in states["mps"]:
+            torch.mps.set_rng_state(state)
+    numpy, python = states["numpy"], states["python"]
+    keys = numpy["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))  # noqa: NPY002
+    random.setstate((python["version"], tuple(python["numbers"]), python["next_gauss"]))
+    for generator, state in zip(loaders, states["loaders"], strict=False):
+        generator.set_state(state)
+
+
+class RandomStates(Callback):
+    """Keeps the generators' states in checkpoints, one set per process, and gives every process noise of its own.
+
+    They are restored while the checkpoint is loaded, before the first batch is drawn: from there on, the resumed run
+    draws what the uninterrupted one drew after it had written the checkpoint.
+
+    Args:
+        loaders: generators that the user's own data loader draws from.
+    """
+
+    def __init__(self, loaders: Sequence[torch.Generator] = ()) -> None:
+        self.loaders = loaders
+
+    def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
+        self.rank = trainer.global_rank
+        # Lightning gives every process the same seed: different data, but the same noise.
+        _own_noise(self.rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        mine = random_states(self.loaders)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return {"ranks": [mine]}
+        ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, mine)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ranks = state_dict["ranks"]
+        if self.rank < len(ranks):
+            restore(ranks[self.rank], self.loaders)
+        else:  # more processes than before: the further ones go on from the first one's state, each its own way
+            restore(ranks[0], self.loaders)
+            torch.manual_seed(int(torch.randint(2**62, ())))
+            _own_noise(self.rank)
+
+
+def _own_noise(rank: int) -> None:
+    if rank > 0:
+        torch.manual_seed(
+            int(np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1, np.uint64)[0] >> 1)
+        )

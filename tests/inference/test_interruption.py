@@ -1,0 +1,193 @@
+"""Interruption: a fit that is stopped at any moment and resumed ends as one that was not, bit by bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
+from pyro_tvae.experiments.datasets import SequenceDataModule, Splits, Transformations
+from pyro_tvae.experiments.datasets.sources import Images
+from pyro_tvae.inference import IWAE, History, fit
+from pyro_tvae.inference.checkpoints import KEY
+
+FRAME, EPOCHS = (1, 4, 4), 4
+
+
+def start(seed: int = 0) -> tuple[TVAE, Guide]:
+    torch.manual_seed(seed)
+    model = TVAE(FRAME, 3, 1, 3, CapsuleRoll(3, 0), mu=3.0)
+    return model, default_guide(model)
+
+
+def sequences(n: int = 20) -> Tensor:
+    return torch.rand(n, 3, *FRAME, generator=torch.Generator().manual_seed(7))
+
+
+def data_module(workers: int = 0) -> SequenceDataModule:
+    pixels = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(7))
+    part = Images(pixels, torch.zeros(20, dtype=torch.long))
+    return SequenceDataModule(
+        Splits(part, part, part), Transformations(rotation=(0, 120, 240)), n_frames=3, batch_size=8, num_workers=workers
+    )
+
+
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+
+
+def own_loader() -> DataLoader:
+    return DataLoader(TensorDataset(sequences()), 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+
+class Noisy(Callback):
+    """A user's callback that draws from all global generators."""
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        with torch.no_grad():
+            noise = torch.randn(()) + random.random() + np.random.standard_normal()  # noqa: NPY002
+            next(module.parameters()).add_(1e-4 * noise)
+
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "tensors, Adam": lambda: {"data": sequences(), "validation": sequences(5)},
+    "tensors, schedule, no validation": lambda: {"data": sequences(), "schedule": cosine},
+    "momentum, dropped frames, IWAE": lambda: {
+        "data": sequences(),
+        "validation": sequences(5),
+        "optimizer": momentum,
+        "frame_dropout": 0.5,
+        "objective": IWAE,
+        "num_particles": 3,
+        "seed": None,
+    },
+    "a loader with a generator": lambda: {"data": own_loader(), "validation": sequences(5), "schedule": cosine},
+    "data module, schedule": lambda: {"data": data_module(), "schedule": cosine},
+    "data module, persistent workers": lambda: {"data": data_module(workers=1)},
+    "every generator, clipped": lambda: {"data": sequences(), "callbacks": [Noisy()], "gradient_clip": 0.1},
+    "steps": lambda: {"data": sequences(), "validation": sequences(5), "max_steps": 10},
+}
+
+
+def quick(case: dict[str, Any], directory: Path, **options: Any) -> tuple[History, dict[str, Any]]:
+    """A fit of fresh parts; its history and last checkpoint."""
+    options = (
+        {"max_epochs": EPOCHS, "seed": 1, "accelerator": "cpu", "progress": False, "warmup_steps": 6} | case | options
+    )
+    model, guide = start(seed=0 if "resume" not in options else 9)
+    history = fit(model, guide, directory=directory, **options)
+    assert history.last_checkpoint is not None
+    return history, torch.load(history.last_checkpoint, weights_only=True)
+
+
+def same(one: Any, two: Any) -> bool:
+    """Equality of nested states, bit by bit."""
+    if isinstance(one, Tensor):
+        return isinstance(two, Tensor) and torch.equal(one, two)
+    if isinstance(one, dict):
+        return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    return bool(one == two)
+
+
+def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", KEY):
+        assert same(one[part], two[part]), part
+    assert same(one["callbacks"]["RandomStates"], two["callbacks"]["RandomStates"])
+    assert one["callbacks"]["_Recorder"]["rows"] == two["callbacks"]["_Recorder"]["rows"]
+
+
+class Copies(Callback):
+    """Keeps every last.ckpt that is written, by the moment at which the next epoch starts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if trainer.current_epoch:
+            shutil.copytree(self.folder / "checkpoints", self.folder.parent / f"at {trainer.current_epoch}/checkpoints")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_fit_resumed_from_any_epoch_ends_as_the_whole_one(case: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
+    options = case()
+    options["callbacks"] = [*options.get("callbacks", []), Copies(tmp_path / "whole")]
+    whole_history, whole = quick(options, tmp_path / "whole")
+    folders = sorted(tmp_path.glob("at *"))
+    assert len(folders) == EPOCHS - 1
+    for folder in folders:
+        torch.manual_seed(int(folder.name[-1]) + 100)  # where the generators stand before must not matter
+        history, state = quick(case(), folder, resume=folder / "checkpoints" / "last.ckpt")
+        assert_same(state, whole)
+        assert history.rows == whole_history.rows
+        if whole_history.best_checkpoint is not None:
+            assert history.best_checkpoint == folder / "checkpoints" / "best.ckpt"
+            best = (torch.load(h.best_checkpoint, weights_only=True) for h in (history, whole_history))
+            assert_same(*best)
+
+
+def test_a_fit_whose_folder_was_moved_goes_on_with_its_best(tmp_path: Path) -> None:
+    """The weights get worse from the start, so that the best ones lie before the interruption."""
+    worse = {
+        "data": sequences(),
+        "validation": sequences(5),
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.01, maximize=True),
+        "warmup_steps": 0,
+    }
+    whole_history, _ = quick(worse, tmp_path / "whole")
+    steps, elbo = whole_history.column("val/elbo")
+    assert elbo[0] == max(elbo)
+    quick(worse, tmp_path / "before", max_epochs=2)
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    history, _ = quick(worse, tmp_path / "after", resume=tmp_path / "after" / "checkpoints" / "last.ckpt")
+    assert history.column("val/elbo") == (steps, elbo)
+    assert history.best_checkpoint == tmp_path / "after" / "checkpoints" / "best.ckpt"
+    assert torch.load(history.best_checkpoint, weights_only=True)["epoch"] == 0
+
+
+def test_a_fit_that_ran_out_of_patience_stays_stopped(tmp_path: Path) -> None:
+    worse = {
+        "data": sequences(),
+        "validation": sequences(5),
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.02, maximize=True),
+        "patience": 1,
+        "max_epochs": 20,
+    }
+    _, whole = quick(worse, tmp_path)
+    assert whole["epoch"] < 6
+    _, state = quick(worse, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert_same(state, whole)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interruption_leaves_fit_as_itself(error: BaseException, tmp_path: Path) -> None:
+    """Lightning would end the process with status 1."""
+
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if trainer.global_step == 4:
+                raise error
+
+    expected = KeyboardInterrupt if error is KeyboardInterrupt else SystemExit
+    with pytest.raises(expected) as caught:
+        quick({"data": sequences(), "callbacks": [Stop()]}, tmp_path)
+    assert getattr(caught.value, "code", 143) == 143
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    _, state = quick({"data": sequences()}, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert_same(state, quick({"data": sequences()}, tmp_path / "whole")[1])

@@ -1,0 +1,119 @@
+"""Several processes: two that share a batch compute what one does with all of it, on data and noise of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without distributed")
+
+# Children of one process that has imported everything, and never used a thread.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pyro_tvae.inference.training", "pyro_tvae.experiments.runs", "tensorboard.summary"])
+
+CODE = """
+import os
+os.environ.update(ENVIRONMENT)
+import torch
+torch.set_num_threads(1)
+from lightning.pytorch.callbacks import Callback
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
+from pyro_tvae.inference import fit
+
+torch.manual_seed(0)
+model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), mu=3.0)
+guide = MeanFieldGuide(model, initial_log_variance=SPREAD)
+x = torch.rand(8, 3, 1, 2, 2, generator=torch.Generator().manual_seed(7))
+
+class Witness(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        seen.append((batch[0].clone(), torch.randn(3, generator=torch.Generator().set_state(torch.get_rng_state()))))
+
+seen = []
+fit(model, guide, x, batch_size=8 // N, max_epochs=EPOCHS, directory=FOLDER, resume=RESUME, seed=1,
+    optimizer=lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), warmup_steps=0, accelerator="cpu", devices=N,
+    strategy="ddp" if N > 1 else "auto", progress=False, callbacks=[Witness()])
+rank = int(os.environ.get("LOCAL_RANK", 0))
+weights = [p.detach() for m in (model, guide) for p in m.parameters()]
+torch.save({"seen": seen, "weights": weights}, f"{FOLDER}/{rank}.pt")
+"""
+
+
+def trained(
+    folder: Path, n: int, *, epochs: int = 3, resume: Path | None = None, spread: float = -60.0
+) -> list[dict[str, Any]]:
+    """What each of n processes saw and ended with."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    processes = []
+    for rank in range(n):
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+        names = {
+            "ENVIRONMENT": where if n > 1 else {},
+            "N": n,
+            "EPOCHS": epochs,
+            "FOLDER": str(folder),
+            "RESUME": resume and str(resume),
+            "SPREAD": spread,
+        }
+        processes.append(CONTEXT.Process(target=exec, args=(CODE, names)))
+        processes[-1].start()
+    for process in processes:
+        process.join(240)
+        if process.exitcode is None:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0] * n
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(n)]
+
+
+def close(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(one, two, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process with the whole batch and next to no noise, so that results can be compared."""
+    return trained(tmp_path_factory.mktemp("alone"), 1)[0]
+
+
+def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(alone: dict[str, Any], tmp_path: Path) -> None:
+    both = trained(tmp_path / "both", 2)
+    for rank in both:
+        assert close(rank["weights"], alone["weights"])
+    assert not close(alone["weights"], trained(tmp_path / "less", 1, epochs=2)[0]["weights"])  # three steps do matter
+
+
+def test_each_process_has_its_own_data_and_its_own_noise(tmp_path: Path) -> None:
+    first, second = (rank["seen"] for rank in trained(tmp_path / "noisy", 2, spread=-1.0))
+    assert len(first) == len(second) == 3
+    for (x, noise), (other_x, other_noise) in zip(first, second, strict=True):
+        pixels = torch.cat([x, other_x]).flatten(1)
+        assert len(pixels.unique(dim=0)) == 8
+        assert not torch.equal(noise, other_noise)
+
+
+def test_a_fit_of_one_process_goes_on_with_two_and_back(alone: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "moves"
+    last = folder / "checkpoints" / "last.ckpt"
+    trained(folder, 1, epochs=1)
+    trained(folder, 2, epochs=2, resume=last)
+    assert len(torch.load(last, weights_only=True)["callbacks"]["RandomStates"]["ranks"]) == 2
+    final = trained(folder, 1, epochs=3, resume=last)
+    assert close(final[0]["weights"], alone["weights"])
+
+
+def test_two_processes_resumed_end_as_two_that_were_not(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", 2, spread=-1.0)
+    trained(tmp_path / "parts", 2, epochs=2, spread=-1.0)
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    parts = trained(tmp_path / "parts", 2, resume=last, spread=-1.0)
+    for one, two in zip(whole, parts, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one["weights"], two["weights"], strict=True))
+        assert torch.equal(one["seen"][-1][1], two["seen"][-1][1])
