@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+
+from .interruption import NOTHING, catch_signals, goes_on_with
 
 __all__ = ["app", "main"]
 
@@ -19,11 +23,15 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart/<time>.")]
+Imports = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer
+    typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
+]
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings=HYDRA)
-def train(context: typer.Context) -> None:
+def train(context: typer.Context, imports: Imports = None) -> None:
     """Train, evaluate and report; without arguments the digits quickstart.
 
     Arguments are Hydra overrides: topography=stationary, fit.max_epochs=5, experiment=lpartial, resume=RUN;
@@ -32,7 +40,17 @@ def train(context: typer.Context) -> None:
     from .config import plain_errors, run_with_hydra
 
     with plain_errors():
-        run_with_hydra(_train, context.args)
+        if imports:
+            from .trust import trust_modules
+
+            trust_modules(imports)
+        run_with_hydra(_train, _resume, context.args)
+
+
+def _resume(run: str, changes: dict[str, Any]) -> None:
+    from .runs import resume_run
+
+    resume_run(Path(run), changes)
 
 
 def _train(config: object) -> None:
@@ -51,22 +69,19 @@ def _train(config: object) -> None:
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")] = "test",
+    imports: Imports = None,
 ) -> None:
     """Judge a trained run again and rewrite its report."""
-    from .config import plain_errors
-
-    with plain_errors():
+    with _stored(run, imports, "evaluate"):
         from .runs import evaluate_run
 
         evaluate_run(run, split)
 
 
 @app.command()
-def report(run: RunFolder) -> None:
+def report(run: RunFolder, imports: Imports = None) -> None:
     """Rewrite a run's report.html from what its folder holds."""
-    from .config import plain_errors
-
-    with plain_errors():
+    with _stored(run, imports, "report"):
         from .runs import report_run
 
         print(f"report: {report_run(run)}")
@@ -79,15 +94,85 @@ def posterior(
     sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for.")] = 8,
     method: Annotated[str, typer.Option(help="guide, importance, or (small models) nuts.")] = "guide",
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    from .config import plain_errors
-
-    with plain_errors():
+    with _stored(run, imports, "posterior"):
         from .posterior import posterior_run
 
         file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
         print(f"posterior: {file}\npage: {page}")
+
+
+@app.command()
+def likelihood(
+    run: RunFolder,
+    particles: Annotated[str, typer.Option(help="Numbers of particles K, separated by commas.")] = "1,10,100,1000",
+    sequences: Annotated[int, typer.Option(min=1, help="The first sequences of the split.")] = 32,
+    temperatures: Annotated[int, typer.Option(min=0, help="Of annealed importance sampling; 0 leaves it out.")] = 0,
+    chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
+    split: Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")] = "test",
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    imports: Imports = None,
+) -> None:
+    """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
+    with _stored(run, imports, "likelihood"):
+        try:
+            counts = [int(part) for part in particles.split(",")]
+        except ValueError:
+            raise ValueError(f"--particles is {particles!r}; expected whole numbers, such as 1,10,100.") from None
+        from .likelihood import likelihood_run, print_likelihood
+
+        record = likelihood_run(
+            run,
+            particles=counts,
+            sequences=sequences,
+            temperatures=temperatures,
+            chains=chains,
+            split=split,
+            seed=seed,
+        )
+        print_likelihood(record)
+
+
+@contextmanager
+def _stored(run: Path, imports: list[str] | None, name: str) -> Iterator[None]:
+    """Answer errors and interruptions of a command on a stored run in one sentence each."""
+    from .config import plain_errors
+    from .interruption import command
+
+    again = f"what {run} held is as it was; start over with: {command(name, run)}"
+    with plain_errors(), goes_on_with(again):
+        from .trust import trust_modules
+
+        trust_modules(imports or ())
+        yield
+
+
+@app.command(context_settings=HYDRA)
+def reproduce(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="table1, table2, guides or priors.")],
+    budget: Annotated[str, typer.Option(help="paper, hour or minutes, for the paper's tables.")] = "minutes",
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
+    output: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("runs/reproduce"),
+) -> None:
+    """Run a whole table, row by row and seed by seed; what is there already is not run again.
+
+    Further arguments are Hydra overrides of every row, such as data.source.root=DIR.
+    """
+    from .config import plain_errors
+
+    with plain_errors():
+        try:
+            numbers = [int(part) for part in seeds.split(",")]
+        except ValueError:
+            raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
+        from .reproduce import markdown
+        from .reproduce import reproduce as run_study
+
+        print(markdown(run_study(name, budget=budget, seeds=numbers, overrides=context.args, output=output)))
+        print(f"tables and runs: {output}")
 
 
 @app.command(name="list")
@@ -97,8 +182,9 @@ def list_() -> None:
 
     for group, entries in options().items():
         print(group)
+        width = max(22, *map(len, entries))
         for name, sentence in entries.items():
-            print(f"  {group}={name:<22} {sentence}")
+            print(f"  {group}={name:<{width}} {sentence}")
     runs = sorted(path for path in Path("runs").rglob("config.yaml") if path.parent.name != ".hydra")
     print("runs" if runs else "no runs in ./runs yet")
     for config in runs:
@@ -108,24 +194,24 @@ def list_() -> None:
 
 @app.command()
 def benchmark(
+    names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAMES]", help="speed, memory, gradients.")] = None,  # noqa: UP045
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
     output: Annotated[Optional[Path], typer.Option(help="Also write the record as JSON.")] = None,  # noqa: UP045
 ) -> None:
-    """Measure speed at the paper's MNIST size as ratios to bare matrix products, all in one run."""
+    """Measure ratios within one run at the paper's MNIST size: speed, memory, noise of gradients; all by default."""
     from .config import plain_errors
 
     with plain_errors():
-        from .benchmarks import speed
+        from .benchmarks import run_suite
 
-        speed.print_record(speed.run(threads=threads, output=output))
+        run_suite(names, threads=threads, output=output)
 
 
 def main() -> None:
     """Entry point of the command ``pyro-tvae``."""
-    try:
+    catch_signals()
+    with goes_on_with(NOTHING):
         app()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -19,12 +19,24 @@ from hydra.errors import HydraException, InstantiationException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from .interruption import NOTHING, goes_on_with
+
 if TYPE_CHECKING:
     from pyro_tvae import TVAE, Guide
 
     from .datasets import SequenceDataModule
 
-__all__ = ["ConfigurationError", "Parts", "build", "compose", "make", "options", "plain_errors", "run_with_hydra"]
+__all__ = [
+    "ConfigurationError",
+    "Parts",
+    "build",
+    "compose",
+    "keys",
+    "make",
+    "options",
+    "plain_errors",
+    "run_with_hydra",
+]
 
 CONF = "pyro_tvae.experiments.conf"
 
@@ -61,17 +73,17 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     with initialize_config_module(CONF, version_base="1.3"):
         try:
             return hydra_compose("config", overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigurationError(_explain(error, overrides)) from None
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     groups = options()
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = _parsed(overrides)
     except OverrideParseException as problem:
         return f"{problem.override!r} is not an override; expected name=value, such as fit.max_epochs=5."
-    known = _keys(hydra_compose("config"))
+    known = keys(hydra_compose("config"))
     for override in parsed:
         name, value = str(override.key_or_group), override.value()
         if name in groups:
@@ -91,17 +103,18 @@ def _nearest(name: str, names: Sequence[str] | dict[str, str]) -> str:
     return f"expected one of {', '.join(list(names)[:12])} ('pyro-tvae list' shows everything)."
 
 
-def _keys(node: Any, prefix: str = "") -> list[str]:
+def keys(node: Any, prefix: str = "") -> list[str]:
+    """Every setting of a configuration by its dotted name."""
     if not isinstance(node, DictConfig):
         return []
-    keys = []
+    names = []
     for key in map(str, node):
         if key.startswith("_"):
             continue
-        keys.append(f"{prefix}{key}")
+        names.append(f"{prefix}{key}")
         if not OmegaConf.is_missing(node, key):
-            keys += _keys(node[key], f"{prefix}{key}.")
-    return keys
+            names += keys(node[key], f"{prefix}{key}.")
+    return names
 
 
 @dataclass(frozen=True)
@@ -136,12 +149,24 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
         config.model.capsule_dim,
         make(config.topography),
         prior=make(config.prior),
+        latent=make(config.get("latent")),  # which older runs have not
         likelihood=make(config.likelihood),
         network=make(config.network),
         mu=config.model.mu,
         eps=config.model.eps,
     )
     return Parts(model, make(config.guide)(model), data)
+
+
+PLAIN = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OSError,
+    FloatingPointError,  # a fit that is no longer finite
+    InstantiationException,
+    OmegaConfBaseException,
+)
 
 
 @contextmanager
@@ -151,8 +176,9 @@ def plain_errors() -> Iterator[None]:
     HYDRA_FULL_ERROR=1 in the environment shows the traceback instead.
     """
     try:
-        yield
-    except (ValueError, TypeError, LookupError, OSError, InstantiationException, OmegaConfBaseException) as error:
+        with goes_on_with(NOTHING):
+            yield
+    except PLAIN as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         cause: BaseException = error
@@ -166,15 +192,48 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def run_with_hydra(job: Callable[[DictConfig], None], overrides: Sequence[str]) -> None:
-    """Run a job under Hydra, with its run folders, ``--multirun`` and launchers."""
+# Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
+ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress")
+
+
+def run_with_hydra(
+    job: Callable[[DictConfig], None], resume: Callable[[str, dict[str, Any]], None], overrides: Sequence[str]
+) -> None:
+    """Run a job under Hydra, with its run folders, ``--multirun`` and launchers.
+
+    With ``resume=RUN`` among the overrides, ``resume`` is called with the folder and further settings instead, and
+    Hydra makes no folder.
+
+    Raises:
+        ConfigurationError: a mistyped override, or one that a resumed run cannot follow.
+    """
     import hydra
     from hydra._internal.utils import get_args_parser
 
     arguments = get_args_parser().parse_args(list(overrides))
     if not arguments.multirun:
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
-        compose(arguments.overrides)
+        config = compose(arguments.overrides)
+        if config.resume is not None and not (arguments.cfg or arguments.info):
+            given = [str(override.key_or_group) for override in _parsed(arguments.overrides)]
+            others = [name for name in given if name not in ("resume", *ELSEWHERE) and not name.startswith("hydra")]
+            if others:
+                raise ConfigurationError(
+                    f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given "
+                    f"beside it; leave it out (only {', '.join(ELSEWHERE)} may differ), or train a new run."
+                )
+            resume(str(config.resume), {name: OmegaConf.select(config, name) for name in given if name in ELSEWHERE})
+            return
         GlobalHydra.instance().clear()
+    typed = sys.argv
+
+    def with_the_typed_command(config: DictConfig) -> None:
+        sys.argv = typed  # Lightning starts further processes by the same command
+        job(config)
+
     sys.argv = ["pyro-tvae train", *overrides]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
+    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(with_the_typed_command)()
+
+
+def _parsed(overrides: Sequence[str]) -> list[Any]:
+    return OverridesParser.create().parse_overrides(list(overrides))

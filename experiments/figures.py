@@ -7,8 +7,6 @@ touches pyplot or the backend, so they work in a notebook, in a script and on a 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,11 +21,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_tvae.files import whole
+
 __all__ = [
     "capsule_stripes",
     "capsule_traversal",
     "forward_roll_curve",
     "forward_roll_strip",
+    "interleaved",
     "reconstructions",
     "save",
     "training_curves",
@@ -61,16 +62,8 @@ def save(figure: Figure, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=DPI, facecolor="white")
-        # mkstemp makes private files; a figure should be as readable as any other file of the run.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
     return path
 
 
@@ -288,6 +281,12 @@ def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None
 
 
 # ---- arrays
+
+
+def interleaved(moving: Tensor) -> Tensor:
+    """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
+    turn = torch.stack([(moving[:k] == factor).sum() for k, factor in enumerate(moving)])
+    return torch.argsort(turn * (int(moving.max()) + 1) + moving, stable=True)
 
 
 def _array(value: Array) -> Floats:

@@ -5,26 +5,23 @@ The figures are matplotlib figures without global state, as in :mod:`.figures`; 
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-import pyro_tvae
 from pyro_tvae import TVAE
 from pyro_tvae.inference.posterior import ArvizData, arviz, assemble, is_legacy, to_arviz, to_netcdf
 
-from .config import make
-from .figures import BLUE, DPI, GREY, VERMILLION, WIDTH
+from .figures import BLUE, DPI, GREY, VERMILLION, WIDTH, interleaved
+from .folders import trained, write_text
+from .pages import embedded, render
 from .report import Caption
-from .runs import WEIGHTS, _configuration, _device, _interleaved, write_text
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -68,22 +65,19 @@ def posterior_run(
         FileNotFoundError: the folder is not a run's, or its training has not ended.
         ValueError: fewer than one sequence, or what :func:`.to_arviz` refuses.
     """
-    config = _configuration(run)
-    if not (run / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{run} holds no {WEIGHTS}: its training has not ended.")
+    loaded = trained(run)
     if sequences < 1:
         raise ValueError(f"posterior: sequences is {sequences}; expected at least 1.")
-    device = _device(config)
-    model, guide = pyro_tvae.load(run / WEIGHTS, device)
-    data = make(config.data)
-    batch = next(data.batches(split, device, batch_size=sequences))
-    order = _interleaved(batch["moving"])
+    config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
+    described = data.datasets[split]
+    batch = next(data.batches(split, loaded.device, batch_size=sequences))
+    order = interleaved(batch["moving"])
     batch = {name: value[order] for name, value in batch.items()}
     coords: dict[str, Any] = {"label": batch["label"]}
     # A factor may be called like a variable (x, scale), its index never is.
-    coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(data.factor_names)}
-    if data.moving:
-        coords["moving"] = [data.moving[k] for k in batch["moving"].tolist()]
+    coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
+    if described.moving:
+        coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
     drawn = to_arviz(
         model,
         guide,
@@ -159,12 +153,12 @@ def energies(data: ArvizData) -> Figure:
     """
     posterior, prior = data["posterior"], data["prior"]
     name = next(site for site in ("e", "v", "z") if site in posterior)
-    fixed = {"sequence": 0} if name == "e" else {"sequence": 0, "frame": 0}
+    fixed = {"sequence": 0, "frame": 0} if "frame" in posterior[name].dims else {"sequence": 0}
     values, before = (np.log(group[name]) if name != "z" else group[name] for group in (posterior, prior))
     values = values.isel(fixed)
     capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
     low, high = np.quantile(before.isel(fixed | {"capsule": capsule}).values, [0.03, 0.97])
-    where = "" if name == "e" else " in frame 0"
+    where = " in frame 0" if "frame" in fixed else ""
     return forest(
         values.isel(capsule=capsule),
         f"Capsule {capsule} of one sequence{where}: {'z' if name == 'z' else 'log energies'} (grey: the prior)",
@@ -299,16 +293,16 @@ def write_page(path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Ma
         for key, (figure, caption) in CAPTIONS.items()
         if key != "pareto_k" or key in stats
     ]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = Path(__file__).with_name("posterior.html").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
-        name=name, verdict=_verdict(stats), facts=dict(facts), remark=model.likelihood.remark, pictures=pictures,
+    page = render(
+        "posterior.html",
+        name=name,
+        verdict=_verdict(stats),
+        facts=dict(facts),
+        remark=model.likelihood.remark,
+        pictures=pictures,
         file=POSTERIOR,
-    )  # fmt: skip
-    write_text(path, page)
-    return path
+    )
+    return write_text(path, page)
 
 
 def _verdict(stats: Any) -> str:
@@ -330,4 +324,4 @@ def _verdict(stats: Any) -> str:
 def _address(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return embedded(buffer.getvalue())

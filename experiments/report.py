@@ -5,16 +5,13 @@ All inputs are plain data, so that the page can be rebuilt from a run folder at 
 
 from __future__ import annotations
 
-import base64
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import jinja2
-
+from .folders import write_text
+from .pages import embedded, render
 from .tables import BLIND, MISSING, describe_data, format_number, format_seconds, rows
 
 if TYPE_CHECKING:
@@ -125,7 +122,8 @@ def write_report(
         figures["forward_roll_curve"] = forward_roll_curve(forward)
     pictures = [_picture(name, figures[name]) for name in sorted(figures, key=_rank)]
     entries = rows(evaluation)
-    page = _template().render(
+    page = render(
+        "report.html",
         name=str(evaluation.get("name") or Path(run).name),
         data=describe_data(evaluation),
         verdict=[str(sentence) for sentence in evaluation.get("verdict") or ()],
@@ -144,14 +142,7 @@ def write_report(
         facts=_facts(evaluation),
         config_yaml=config_yaml,
     )
-    return _write(Path(run) / "report.html", page)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    return write_text(Path(run) / "report.html", page)
 
 
 def _forward(forward: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -220,7 +211,7 @@ def _picture(name: str, source: Picture) -> dict[str, str]:
         "title": caption.title,
         "look_for": caption.look_for,
         "alternative": caption.alternative,
-        "address": f"data:{media};base64,{base64.b64encode(content).decode('ascii')}",
+        "address": embedded(content, media),
     }
 
 
@@ -233,16 +224,3 @@ def _bytes(name: str, source: Picture) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     source.savefig(buffer, format="png", dpi=150, facecolor="white")
     return "image/png", buffer.getvalue()
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path

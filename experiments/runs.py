@@ -3,70 +3,146 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import History, fit
+from pyro_tvae.posteriors import moments
 
 from . import figures
-from .config import build, make
+from .config import Parts, build, make
 from .datasets import SequenceDataModule
 from .evaluation import Evaluation, evaluate
+from .folders import (
+    CONFIG,
+    EVALUATION,
+    HISTORY,
+    PLAIN_VAE,
+    UNTRAINED,
+    WEIGHTS,
+    configuration,
+    finite,
+    history_of,
+    read_record,
+    sweep,
+    trained,
+    write_text,
+)
+from .interruption import command, goes_on_with
 from .report import write_report
 from .tables import print_evaluation
+from .trust import trust_targets
 
-__all__ = ["evaluate_run", "report_run", "train_run"]
-
-CONFIG = "config.yaml"
-WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
-EVALUATION, HISTORY = "evaluation.json", "history.json"
+__all__ = ["evaluate_run", "report_run", "resume_run", "train_run"]
 
 
 def train_run(config: DictConfig, run: Path) -> None:
-    """Train, evaluate and report into a run's folder; prints the table."""
-    if config.resume is not None:
-        previous = Path(config.resume)
-        config = _configuration(previous)
-        run, resume = previous, previous / "checkpoints" / "last.ckpt"
-    else:
-        resume = None
+    """Train, evaluate and report into a run's folder; prints the table.
+
+    Raises:
+        FileExistsError: the folder holds a run already.
+    """
+    if config.resume is not None:  # one of several, under --multirun
+        resume_run(Path(config.resume))
+        return
+    if _first() and (run / CONFIG).is_file():
+        raise FileExistsError(
+            f"{run} holds a run already, which is left as it is; choose another folder, or go on with: "
+            f"{command('train', f'resume={run}')}"
+        )
+    trust_targets(config)
     parts = build(config)
-    print(f"run: {run}")
-    if resume is None:
+    if _first():
         write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
-        pyro_tvae.save(run / UNTRAINED, parts.model, parts.guide)
-    history = _fit(config, parts.model, parts.guide, parts.data, run, resume)
-    pyro_tvae.save(run / WEIGHTS, parts.model, parts.guide)
-    write_text(run / HISTORY, json.dumps({"rows": history.rows, "seconds": history.seconds}))
-    if config.baseline.enabled:
-        plain = build(_plain_vae(config), parts.data)
-        print("the plain VAE, for comparison:")
-        _fit(_plain_vae(config), plain.model, plain.guide, parts.data, run / "plain_vae", None)
-        pyro_tvae.save(run / PLAIN_VAE, plain.model, plain.guide)
-    evaluate_run(run)
+    with _interruptible(run):
+        _finish(run, config, parts)
 
 
-def _fit(
-    config: DictConfig, model: TVAE, guide: Guide, data: SequenceDataModule, directory: Path, resume: Path | None
-) -> History:
+def resume_run(run: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """Go on with a run that was interrupted: what is done is left alone, each step recognised by its file.
+
+    Args:
+        run: the run's folder.
+        changes: settings that may differ from the stored ones: where and how it computes.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's.
+        ValueError: its configuration or its last checkpoint is damaged.
+    """
+    config = configuration(run)
+    for name, value in (changes or {}).items():
+        OmegaConf.update(config, name, value)
+    with _interruptible(run):
+        _finish(run, config, None)
+
+
+def _interruptible(run: Path) -> AbstractContextManager[None]:
+    return goes_on_with(f"what is done is in {run}; go on with: {command('train', f'resume={run}')}")
+
+
+def _finish(run: Path, config: DictConfig, parts: Parts | None) -> None:
+    """All steps of a run whose files are not there yet."""
+    if _first():
+        print(f"run: {run}", flush=True)
+        sweep(run)
+    data = None
+    if not (run / WEIGHTS).is_file():
+        parts = parts or build(config)
+        data = parts.data
+        if not (run / UNTRAINED).is_file():
+            # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
+            _save(run / UNTRAINED, parts)
+        history = _fit(config, parts, run)
+        if _first():
+            write_text(run / HISTORY, json.dumps({"rows": history.rows, "seconds": history.seconds}))
+        _save(run / WEIGHTS, parts)  # the last file of this step: where it is, the step is done
+    if config.baseline.enabled and not (run / PLAIN_VAE).is_file():
+        plain_config = _plain_vae(config)
+        plain = build(plain_config, data)
+        if _first():
+            print("the plain VAE, for comparison:", flush=True)
+        _fit(plain_config, plain, run / "plain_vae")
+        _save(run / PLAIN_VAE, plain)
+    if not _first():
+        return
+    if not (run / EVALUATION).is_file():
+        evaluate_run(run)
+    else:
+        print(f"report: {report_run(run)}")
+
+
+def _first() -> bool:
+    """Whether this process is the one that writes, of several that train together."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _save(path: Path, parts: Parts) -> None:
+    if _first():
+        pyro_tvae.save(path, parts.model, parts.guide)
+
+
+def _fit(config: DictConfig, parts: Parts, directory: Path) -> History:
+    """Fit, from the last checkpoint in the directory where there is one."""
+    last = directory / "checkpoints" / "last.ckpt"
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
     return fit(
-        model,
-        guide,
-        data,
+        parts.model,
+        parts.guide,
+        parts.data,
         optimizer=make(config.optimizer.optimizer),
         schedule=make(config.optimizer.schedule),
+        objective=make(config.objective),
         directory=directory,
-        resume=resume,
+        resume=last if last.is_file() else None,
         seed=config.seed,
         **{str(key): value for key, value in options.items()},
     )
@@ -79,6 +155,8 @@ def _plain_vae(config: DictConfig) -> DictConfig:
         plain.topography = {"_target_": "pyro_tvae.NoTopography"}
         plain.prior = None
         plain.guide = {"_target_": "pyro_tvae.MeanFieldGuide", "_partial_": True}
+        if "initial_log_variance" in config.guide:
+            plain.guide.initial_log_variance = config.guide.initial_log_variance
         plain.fit.max_epochs = config.baseline.max_epochs
         plain.fit.warmup_steps = config.baseline.warmup_steps
         plain.fit.frame_dropout = 0.0
@@ -87,19 +165,12 @@ def _plain_vae(config: DictConfig) -> DictConfig:
 
 def evaluate_run(run: Path, split: str = "test") -> None:
     """Judge a trained run, write ``evaluation.json``, the figures and the report; prints the table."""
-    config = _configuration(run)
-    weights = run / WEIGHTS
-    if not weights.is_file():
-        raise FileNotFoundError(
-            f"{run} holds no {WEIGHTS}: its training has not ended; run 'pyro-tvae train resume={run}'."
-        )
-    device = _device(config)
-    model, guide = pyro_tvae.load(weights, device)
+    loaded = trained(run)
+    config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
     rivals = {
-        role: pyro_tvae.load(run / file, device) if (run / file).is_file() else None
+        role: pyro_tvae.load(run / file, loaded.device) if (run / file).is_file() else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
     }
-    data = make(config.data)
     result = evaluate(
         model,
         guide,
@@ -112,10 +183,10 @@ def evaluate_run(run: Path, split: str = "test") -> None:
         seed=config.seed,
         progress=config.fit.progress,
     )
-    history = _history(run)
+    history = history_of(run)
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
-    write_text(run / EVALUATION, json.dumps(_finite(result.record), indent=1))
     draw(run, model, guide, data, result, history)
+    write_text(run / EVALUATION, json.dumps(finite(result.record), indent=1))
     report_run(run)
     print_evaluation(result.record)
     print(f"report: {run / 'report.html'}")
@@ -123,13 +194,13 @@ def evaluate_run(run: Path, split: str = "test") -> None:
 
 def report_run(run: Path) -> Path:
     """Write ``report.html`` again from what the run's folder holds."""
-    config = _configuration(run)
+    config = configuration(run)
     if not (run / EVALUATION).is_file():
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; run 'pyro-tvae evaluate {run}' first.")
-    record = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
+    record = read_record(run / EVALUATION)
     pictures = {path.stem: path for path in sorted((run / "figures").glob("*.png"))}
     ordered = {name: pictures[name] for name in ORDER if name in pictures}
-    return write_report(run, record, ordered | pictures, OmegaConf.to_yaml(config), _history(run).get("rows"))
+    return write_report(run, record, ordered | pictures, OmegaConf.to_yaml(config), history_of(run).get("rows"))
 
 
 ORDER = (
@@ -149,7 +220,7 @@ def draw(
     """All figures of a run, as PNG files in its folder."""
     folder = run / "figures"
     batch = next(data.batches("test", next(model.parameters()).device, batch_size=8))
-    order = _interleaved(batch["moving"])
+    order = figures.interleaved(batch["moving"])
     x = batch["x"][order]
     t = pyro_tvae.encode(model, guide, x)
     reconstruction = model.decode(t).mean.cpu()
@@ -174,53 +245,8 @@ def draw(
         figures.save(figure(), folder / f"{name}.png")
 
 
-def _interleaved(moving: torch.Tensor) -> torch.Tensor:
-    """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
-    turn = torch.stack([(moving[:k] == factor).sum() for k, factor in enumerate(moving)])
-    return torch.argsort(turn * (int(moving.max()) + 1) + moving, stable=True)
-
-
 def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:
     if model.prior is None:
         return None
     posterior = guide.posterior(x)
-    return model.energy(model.prior.point(posterior[model.prior.site]))[0].cpu()
-
-
-def _configuration(run: Path) -> DictConfig:
-    if not (run / CONFIG).is_file():
-        raise FileNotFoundError(f"{run} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs.")
-    config = OmegaConf.load(run / CONFIG)
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def _history(run: Path) -> dict[str, Any]:
-    path = run / HISTORY
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _device(config: DictConfig) -> torch.device:
-    if config.fit.accelerator in ("cpu", "mps", "cuda"):
-        return torch.device(config.fit.accelerator)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as null: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    return model.energy(model.prior.point(moments(posterior)[model.prior.site]))[0].cpu()

@@ -1,7 +1,9 @@
-"""Data: images in splits, transformations as tensor programs, and the sequences made of both."""
+"""Data: images in splits, transformations and sprites as tensor programs, and the sequences made of them."""
 
+from .makers import MovingImages, ReadySequences, SequenceMaker
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
 from .sources import DataNotFound, Frames, Images, Splits, arrays, digits, mnist
+from .sprites import Sprites, dsprites
 from .transformations import HUE, PERSPECTIVE, ROTATION, SCALE, Draw, Transformations
 
 __all__ = [
@@ -14,11 +16,16 @@ __all__ = [
     "EpochSampler",
     "Frames",
     "Images",
+    "MovingImages",
+    "ReadySequences",
     "SequenceDataModule",
     "SequenceDataset",
+    "SequenceMaker",
     "Splits",
+    "Sprites",
     "Transformations",
     "arrays",
     "digits",
+    "dsprites",
     "mnist",
 ]

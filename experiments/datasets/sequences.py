@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -11,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from .makers import Batch, SequenceMaker, maker
 from .sources import Frames, Images, Splits
 from .transformations import Draw, Transformations
 
 __all__ = ["EpochSampler", "SequenceDataModule", "SequenceDataset"]
-
-Batch = dict[str, Tensor]
 
 SPLITS = ("train", "validation", "test")
 
@@ -25,12 +25,11 @@ class SequenceDataset(Dataset[Batch]):
     """Sequences that are described, not rendered: item ``epoch · N + i`` is item i with the factors of that epoch.
 
     The draw of an epoch is one table that depends on (seed, epoch) alone: the same seed gives the same sequences
-    whatever the number of workers. A batch of B items holds ``image`` (B, 1, height, width), ``index`` (B, S, F),
-    ``moving`` (B,) and ``label`` (B,). Ready sequences have ``x`` (B, S, channel, height, width) instead of the image,
-    and one factor, the frame number.
+    whatever the number of workers. A batch of B items holds ``index`` (B, S, F), ``moving`` (B,), ``label`` (B,) and
+    what its maker needs to render it: still images ``image`` (B, 1, height, width), ready sequences ``x`` itself.
 
     Args:
-        source: N still images, or N ready sequences.
+        source: N still images, N ready sequences, or a sequence maker of N items.
         transformations: how still images become sequences; None leaves them as they are.
         n_frames: frames of a sequence, S.
         seed: of all draws, at least 0.
@@ -40,56 +39,74 @@ class SequenceDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self, source: Images | Frames, transformations: Transformations | None, n_frames: int = 18, seed: int = 0
+        self,
+        source: Images | Frames | SequenceMaker,
+        transformations: Transformations | None,
+        n_frames: int = 18,
+        seed: int = 0,
     ) -> None:
-        if n_frames < 1 or seed < 0:
+        if not isinstance(n_frames, int) or not isinstance(seed, int) or n_frames < 1 or seed < 0:
             raise ValueError(f"n_frames is {n_frames} and seed is {seed}; expected n_frames >= 1 and seed >= 0.")
-        if isinstance(source, Frames) and transformations is not None:
-            raise ValueError("the source holds ready sequences, used as they are; set transformations to null.")
-        if isinstance(source, Frames) and source.pixels.shape[1] != n_frames:
-            raise ValueError(
-                f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames}; set "
-                f"n_frames to {source.pixels.shape[1]}."
-            )
-        self.source, self.n_frames, self.seed = source, n_frames, seed
-        self.transformations = transformations or Transformations()
+        self.source, self.maker = source, maker(source, transformations, n_frames)
+        self.n_frames, self.seed = n_frames, seed
         self._latest: tuple[int, Draw] | None = None
 
     def __len__(self) -> int:
-        return len(self.source.labels)
+        return len(self.maker.labels)
 
     def __getitem__(self, item: int) -> Batch:
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
     def __getitems__(self, items: Sequence[int]) -> Batch:
         virtual = torch.as_tensor(items, dtype=torch.long)
-        rows = virtual % len(self)
-        batch = {"label": self.source.labels[rows]}
-        if isinstance(self.source, Frames):
-            batch["x"] = _unit(self.source.pixels[rows])
-            batch["index"] = torch.arange(self.n_frames).reshape(1, -1, 1).repeat(len(rows), 1, 1)
-            batch["moving"] = torch.zeros(len(rows), dtype=torch.long)
-            return batch
-        batch["image"] = self.source.pixels[rows]
-        batch["index"] = torch.empty(len(rows), self.n_frames, len(self.transformations.names), dtype=torch.long)
-        batch["moving"] = torch.empty(len(rows), dtype=torch.long)
-        epochs = virtual // len(self)
+        rows, epochs = virtual % len(self), virtual // len(self)
+        batch = {
+            "label": self.maker.labels[rows],
+            "index": torch.empty(len(rows), self.n_frames, len(self.maker.names), dtype=torch.long),
+            "moving": torch.empty(len(rows), dtype=torch.long),
+        }
         for epoch in epochs.unique().tolist():
             here, draw = epochs == epoch, self.draw(epoch)
             batch["index"][here], batch["moving"][here] = draw.index[rows[here]], draw.moving[rows[here]]
-        return batch
+        return batch | self.maker.pick(rows)
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the factors in ``index``; ready sequences have the one factor ``time``, the frame number."""
+        return self.maker.names
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Number of values of each factor; S for ``time``."""
+        return self.maker.periods
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """What the numbers in ``moving`` stand for, such as ``rotation+hue``; empty where nothing moves."""
+        return self.maker.moving
 
     def draw(self, epoch: int) -> Draw:
         """The factors of all N items in an epoch: ``index`` (N, S, F) and ``moving`` (N,); the latest one is kept."""
         if self._latest is None or self._latest[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._latest = (epoch, self.transformations.draw(len(self), self.n_frames, generator))
+            self._latest = (epoch, self.maker.draw(self.n_frames, generator))
         return self._latest[1]
 
+    def moved_on(self, batch: Batch) -> Batch | None:
+        """The same sequences with what moves in each one value further on, rendered; None where there is no more.
+
+        Ready sequences are what they are, and cannot be moved.
+        """
+        if isinstance(self.source, Frames) or not self.moving:
+            return None
+        moves = torch.tensor([[name in entry.split("+") for name in self.factor_names] for entry in self.moving])
+        step = moves.long().to(batch["index"].device)[batch["moving"]].unsqueeze(1)
+        periods = torch.tensor(self.periods, device=step.device)
+        return self.render({**batch, "index": (batch["index"] + step) % periods})
+
     def render(self, batch: Batch) -> Batch:
-        """Add ``x`` (B, S, channel, height, width) float32 to a batch, on the device of its images."""
-        if "x" not in batch:
-            batch["x"] = self.transformations.render(batch["image"], batch["index"])
+        """Add ``x`` (B, S, channel, height, width) float32 to a batch, on its device."""
+        batch["x"] = self.maker.render(batch)
         return batch
 
 
@@ -128,7 +145,7 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     Args:
         source: the three splits.
-        transformations: how still images become sequences; None for ready sequences, or to leave images as they are.
+        transformations: how still images become sequences; None for anything else, or to leave images as they are.
         n_frames: frames of a sequence, S.
         batch_size: sequences in a training batch.
         eval_batch_size: sequences in a validation or test batch.
@@ -137,9 +154,12 @@ class SequenceDataModule(lightning.LightningDataModule):
         n_test: likewise.
         num_workers: processes that load training batches.
         seed: of all draws and orders; each split has its own stream.
+        test_transformations: of the test split, where they are not those of the others: does what was learned from
+            one factor at a time hold for two that move together? None: the same.
 
     Raises:
-        ValueError: a number that does not fit the splits, or see :class:`SequenceDataset`.
+        ValueError: a number that does not fit the splits; test transformations whose frames have another shape; or see
+            :class:`SequenceDataset`.
 
     Example:
         >>> data = SequenceDataModule(digits(), Transformations(rotation=True), n_test=2)
@@ -159,55 +179,63 @@ class SequenceDataModule(lightning.LightningDataModule):
         n_test: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        test_transformations: Transformations | None = None,
     ) -> None:
         super().__init__()
-        if min(batch_size, eval_batch_size) < 1:
+        if not all(isinstance(number, int) for number in (batch_size, eval_batch_size, num_workers, seed)):
             raise ValueError(
-                f"batch_size is {batch_size} and eval_batch_size is {eval_batch_size}; expected at least 1 of each."
+                f"batch_size is {batch_size!r}, eval_batch_size {eval_batch_size!r}, num_workers {num_workers!r} and "
+                f"seed {seed!r}; expected whole numbers."
+            )
+        if min(batch_size, eval_batch_size) < 1 or min(num_workers, seed) < 0:
+            raise ValueError(
+                f"batch_size is {batch_size} and eval_batch_size is {eval_batch_size}; expected at least 1 of each, "
+                f"and of num_workers ({num_workers}) and seed ({seed}) at least 0."
             )
         self.n_frames, self.batch_size, self.eval_batch_size = n_frames, batch_size, eval_batch_size
         self.num_workers, self.seed = num_workers, seed
         limits = (n_train, n_validation, n_test)
+        moves = (transformations, transformations, test_transformations or transformations)
         self.datasets = {
-            name: SequenceDataset(_first(part, limit, name), transformations, n_frames, mix(seed, k))
-            for k, (name, part, limit) in enumerate(zip(SPLITS, source, limits, strict=True))
+            name: SequenceDataset(_first(part, limit, name), move, n_frames, mix(seed, k))
+            for k, (name, part, move, limit) in enumerate(zip(SPLITS, source, moves, limits, strict=True))
         }
+        tested = self.datasets["test"].maker.frame_shape
+        if tested != self.frame_shape:
+            raise ValueError(
+                f"test_transformations make frames of shape {tested}, but the training frames have shape "
+                f"{self.frame_shape}; give both or neither of them the factor hue."
+            )
+        self.transformations = transformations or Transformations()
         self._mean_frame: Tensor | None = None
-
-    @property
-    def transformations(self) -> Transformations:
-        """How still images become sequences; without any factor where there is nothing to transform."""
-        return self.datasets["train"].transformations
+        self._first_epoch = 0
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """(channel, height, width) of a frame."""
-        channels, height, width = self.datasets["train"].source.pixels.shape[-3:]
-        return (channels if self._ready else self.transformations.n_channels, height, width)
+        return self.datasets["train"].maker.frame_shape
 
     @property
     def factor_names(self) -> tuple[str, ...]:
-        """Names of the factors in ``index``; ready sequences have the one factor ``time``, the frame number."""
-        return ("time",) if self._ready else self.transformations.names
+        """Names of the training split's factors; a split of other transformations has its own, in ``datasets``."""
+        return self.datasets["train"].factor_names
 
     @property
     def periods(self) -> tuple[int, ...]:
-        """Number of values of each factor; S for ``time``."""
-        return (self.n_frames,) if self._ready else self.transformations.periods
+        """Number of values of each of the training split's factors."""
+        return self.datasets["train"].periods
 
     @property
     def moving(self) -> tuple[str, ...]:
-        """What the numbers in ``moving`` stand for, such as ``rotation+hue``; empty where nothing moves."""
-        return ("time",) if self._ready else self.transformations.moving
-
-    @property
-    def _ready(self) -> bool:
-        return isinstance(self.datasets["train"].source, Frames)
+        """What the numbers in the training split's ``moving`` stand for."""
+        return self.datasets["train"].moving
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches with fresh draws every epoch (Lightning, or you, call ``loader.sampler.set_epoch``)."""
         dataset = self.datasets["train"]
         sampler = EpochSampler(dataset, seed=mix(self.seed, len(SPLITS)))
+        first, self._first_epoch = self._first_epoch, 0  # used once: the next fit begins anew
+        sampler.set_epoch(first)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -217,7 +245,17 @@ class SequenceDataModule(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=_as_is,
+            # The loader draws a seed for its workers whenever they start; no other draw may depend on how often.
+            generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: the epoch that comes next."""
+        return {"epoch": self.trainer.current_epoch + 1 if self.trainer is not None else self._first_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint. Workers fetch ahead before Lightning says which epoch it is: the sampler has to know."""
+        self._first_epoch = int(state_dict["epoch"])
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The fixed validation sequences in order."""
@@ -229,11 +267,12 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     def _fixed(self, split: str) -> DataLoader[Batch]:
         # No EpochSampler: Lightning would advance its epoch, and the fixed sequences with it.
-        return DataLoader(self.datasets[split], batch_size=self.eval_batch_size, collate_fn=_as_is)
+        return DataLoader(self.datasets[split], batch_size=self.eval_batch_size, collate_fn=partial(_of, split))
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Batch:
         """Render: adds ``x`` (B, S, channel, height, width) on the batch's device."""
-        return self.datasets["train"].render(batch)
+        # Splits may render differently, and Lightning does not say which one a batch is from: the batch does.
+        return self.datasets[batch.pop("split", "train")].render(batch)
 
     def batches(self, split: str, device: torch.device | str = "cpu", batch_size: int | None = None) -> Iterator[Batch]:
         """Rendered batches over a whole split, in order: all of it, once; for training the draw of epoch 0.
@@ -274,14 +313,14 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _unit(pixels: Tensor) -> Tensor:
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+def _of(split: str, batch: Any) -> Any:
+    return {**batch, "split": split}
 
 
-def _first(part: Images | Frames, limit: int | None, name: str) -> Images | Frames:
+def _first(part: Images | Frames | SequenceMaker, limit: int | None, name: str) -> Images | Frames | SequenceMaker:
     n = len(part.labels)
     if limit is None:
         return part
-    if not 0 < limit <= n:
+    if not isinstance(limit, int) or not 0 < limit <= n:
         raise ValueError(f"n_{name} is {limit}, but the {name} split holds {n}; expected 1 to {n}, or null for all.")
-    return type(part)(part.pixels[:limit], part.labels[:limit])
+    return part.first(limit)

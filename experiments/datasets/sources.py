@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from .makers import SequenceMaker
 
 __all__ = ["DataNotFound", "Frames", "Images", "Splits", "arrays", "digits", "mnist"]
 
@@ -26,6 +29,10 @@ class Images(NamedTuple):
     pixels: Tensor
     labels: Tensor
 
+    def first(self, n: int) -> Images:
+        """The first n alone."""
+        return Images(self.pixels[:n], self.labels[:n])
+
 
 class Frames(NamedTuple):
     """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64."""
@@ -33,13 +40,17 @@ class Frames(NamedTuple):
     pixels: Tensor
     labels: Tensor
 
+    def first(self, n: int) -> Frames:
+        """The first n alone."""
+        return Frames(self.pixels[:n], self.labels[:n])
+
 
 class Splits(NamedTuple):
     """Disjoint parts of one data set; every prefix of a part is stratified by label."""
 
-    train: Images | Frames
-    validation: Images | Frames
-    test: Images | Frames
+    train: Images | Frames | SequenceMaker
+    validation: Images | Frames | SequenceMaker
+    test: Images | Frames | SequenceMaker
 
 
 def digits(seed: int = 0, size: int = 28, validation: float = 0.2, test: float = 0.2) -> Splits:
@@ -212,20 +223,30 @@ def _pixels(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def _split(whole: Images | Frames, validation: float, test: float, seed: int) -> Splits:
-    """Cut a stratified, seeded order into test, validation and training parts, so that any prefix is stratified too."""
-    n = len(whole.labels)
+    parts = cuts(whole.labels, validation, test, seed)
+    return Splits(*(type(whole)(whole.pixels[part], whole.labels[part]) for part in parts))
+
+
+def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut a stratified, seeded order of N items into training, validation and test, any prefix stratified too.
+
+    Returns:
+        The places of the items of each part, int64.
+
+    Raises:
+        ValueError: shares that leave nothing to train on.
+    """
+    n = len(labels)
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(
             f"the validation share is {validation} and the test share {test}; expected two shares of at least 0 that "
             "sum to less than 1, so that something is left to train on."
         )
     shuffled = np.random.default_rng(seed).permutation(n)
-    _, kind, counts = np.unique(whole.labels.numpy()[shuffled], return_inverse=True, return_counts=True)
+    _, kind, counts = np.unique(labels.numpy()[shuffled], return_inverse=True, return_counts=True)
     rank = np.empty(n)
     rank[np.argsort(kind, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
     # Items of each class sit at evenly spaced places in (0, 1); sorting by place interleaves the classes.
     order = torch.from_numpy(shuffled[np.argsort((rank + 0.5) / counts[kind], kind="stable")])
     n_test, n_validation = round(test * n), round(validation * n)
-    cuts = torch.tensor_split(order, (n_test, n_test + n_validation))
-    made = [type(whole)(whole.pixels[cut], whole.labels[cut]) for cut in cuts]
-    return Splits(train=made[2], validation=made[1], test=made[0])
+    return order[n_test + n_validation :], order[n_test : n_test + n_validation], order[:n_test]

@@ -122,3 +122,42 @@ def test_mistakes_get_one_sentence_and_a_status(tmp_path: Path, arguments: list[
 def test_help_does_not_load_torch(tmp_path: Path) -> None:
     code = "import sys, pyro_tvae.experiments.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def test_likelihood_shows_the_bound_growing_and_the_annealed_estimate(
+    trained: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = trained
+    options = ["--particles", "30,1", "--sequences", "3", "--temperatures", "3", "--chains", "2"]
+    result = run(folder.parent, "likelihood", folder.name, *options)
+    assert result.returncode == 0, result.stderr
+    assert "IWAE, K = 30" in result.stdout
+    assert "AIS, 3 temperatures" in result.stdout
+    assert "pseudo-likelihood" in result.stdout
+    record = json.loads((folder / "likelihood.json").read_text())
+    one, thirty, annealed = record["rows"]
+    assert (one["k"], thirty["k"]) == (1, 30)
+    assert one["gain"] == 0
+    assert one["unreliable"] is None
+    assert thirty["per_frame"] == pytest.approx(one["per_frame"] + thirty["gain"])
+    assert thirty["unreliable"] == 3
+    assert thirty["gain"] > 0
+    assert annealed["ess"] <= 2
+    assert record["bracket"]["gap"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--particles", "1,many"], "expected whole numbers, such as 1,10,100"),
+        (["--particles", "0"], "expected at least one of each"),
+        (["--temperatures", "1"], "no temperatures or at least 2"),
+    ],
+)
+def test_likelihood_answers_mistakes_in_a_sentence(
+    trained: tuple[Path, subprocess.CompletedProcess[str]], arguments: list[str], expected: str
+) -> None:
+    result = run(trained[0].parent, "likelihood", trained[0].name, *arguments)
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -20,10 +23,31 @@ def test_the_default_is_the_quickstart() -> None:
     assert parts.model.latent_shape == (18, 2, 18)
 
 
+LPARTIAL = ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"]
+SMALL = ["model.capsule_dim=6", "network.encoder_widths=[1]", "network.decoder_widths=[1]"]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"],
+        LPARTIAL,
+        [*LPARTIAL, "prior=gamma"],
+        [*LPARTIAL, "prior=gamma", "guide=gamma"],
+        [*LPARTIAL, "prior=gamma", "prior.learned=true", "guide=low_rank"],
+        *([*LPARTIAL, f"latent={name}"] for name in ("normal", "laplace", "student", "autoregressive")),
+        *(
+            [*LPARTIAL, f"guide={name}"]
+            for name in ("shared_trunk", "sequence", "conditional", "flow", "semi_amortised")
+        ),
+        [*LPARTIAL, *SMALL, "guide=full_covariance"],
+        [*LPARTIAL, "topography=velocity", "prior=gamma", "guide=sequence"],
+        [*LPARTIAL, "topography=grid"],
+        [*LPARTIAL, *SMALL, "topography=matrix", "topography.w=w.npy"],
+        [*LPARTIAL, "topography=own", "topography._target_=pyro_tvae.Stationary", "+topography.kernel=[3,2]"],
+        ["guide=semi_amortised", "guide.steps=2"],
+        ["guide=conditional_orbit"],
+        ["likelihood=binarised_bernoulli", "likelihood.seed=3"],
+        ["network=convolutional", "network.channels=[4]"],
         ["topography=capsule_roll", "topography.learned=true", "prior=gaussian", "guide=mean_field"],
         ["topography=stationary", "prior=gaussian", "guide=mean_field"],
         ["topography=torus", "topography.grid=[3,6]", "prior=gaussian", "guide=mean_field"],
@@ -36,7 +60,11 @@ def test_the_default_is_the_quickstart() -> None:
     ],
     ids=" ".join,
 )
-def test_every_choice_builds_trains_and_saves(overrides: list[str], tmp_path) -> None:
+def test_every_choice_builds_trains_and_saves(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("w.npy", np.eye(18 * 6) + 0.1)
     config = compose([*TINY, *overrides])
     parts = build(config)
     x = next(parts.data.batches("train", batch_size=2))["x"]
@@ -80,6 +108,11 @@ def test_a_mistyped_override_gets_one_sentence(override: str, words: list[str]) 
         (["topography=capsule_roll"], "no disjoint orbits"),
         (["guide=mean_field"], "MeanFieldGuide: the model's energies are OrbitEnergy"),
         (["prior=gaussian", "topography=none"], "NoTopography has no energies"),
+        (["guide=sequence"], "SequenceGuide: the model's energies are OrbitEnergy"),
+        (["guide=own"], "guide._target_ has no default and was not given"),
+        (["topography=matrix"], "topography.w has no default and was not given"),
+        (["topography=grid", "model.capsule_dim=4", "prior=gaussian"], "GridRoll: grid 6 x 3 has 18 positions"),
+        (["latent=autoregressive", "latent.coefficient=1"], "expected a number between −1 and 1"),
         (["data=mnist", "data.source.root=/nowhere"], "/nowhere"),
         (["data=arrays", "data.source.path=/nowhere.npy"], "/nowhere.npy"),
         (["model.n_capsules=0"], "n_capsules=0"),
@@ -97,6 +130,26 @@ def test_parts_that_do_not_fit_get_one_sentence(
     assert words in text
     assert text.count("\n") == 1
     assert "Error in call" not in text
+
+
+GROUPS = ("topography", "prior", "latent", "guide", "likelihood", "network")
+
+
+def test_every_part_can_be_chosen_by_name() -> None:
+    """Each public part is the target of an option, and each group takes a class of the user's own."""
+    targets = set()
+    for group in GROUPS:
+        names = options()[group]
+        assert "own" in names
+        for name in set(names) - {"own"}:
+            targets.add(OmegaConf.to_container(compose([f"{group}={name}"])[group])["_target_"])
+    bases = {"Topography", "EnergyPrior", "LatentPrior", "Guide", "Likelihood", "Network", "Part", "TVAE"}
+    classes = {
+        name
+        for name in pyro_tvae.__all__
+        if isinstance(getattr(pyro_tvae, name), type) and issubclass(getattr(pyro_tvae, name), pyro_tvae.Part)
+    }
+    assert {f"pyro_tvae.{name}" for name in classes - bases} == targets
 
 
 def test_every_option_is_introduced_by_a_sentence() -> None:

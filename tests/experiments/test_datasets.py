@@ -14,11 +14,13 @@ from torch import Tensor
 
 from pyro_tvae.experiments.datasets import (
     DataNotFound,
+    Draw,
     EpochSampler,
     Frames,
     Images,
     SequenceDataModule,
     SequenceDataset,
+    SequenceMaker,
     Splits,
     Transformations,
     arrays,
@@ -317,6 +319,63 @@ def test_ready_sequences_are_used_as_they_are() -> None:
         SequenceDataModule(Splits(part, part, part), None)
     with pytest.raises(ValueError, match="ready sequences, used as they are; set transformations to null"):
         SequenceDataModule(Splits(part, part, part), Transformations(rotation=True), n_frames=4)
+
+
+def test_the_test_split_can_move_otherwise() -> None:
+    together = Transformations(**MOVING, moving=["rotation+hue"])
+    data, usual = module(test_transformations=together), module()
+    assert (data.moving, data.datasets["test"].moving) == (("rotation", "hue"), ("rotation+hue",))
+    batch = next(data.batches("test"))
+    steps = (batch["index"][:, 1:] - batch["index"][:, :-1]) % torch.tensor(data.periods)
+    assert bool((steps == 1).all())
+    assert torch.equal(batch["x"], together.render(batch["image"], batch["index"]))
+    for split in ("train", "validation"):
+        assert torch.equal(all_x(data, split), all_x(usual, split))
+    # Other values, not only other moves: every split renders its own, by either road.
+    tilted = module(test_transformations=Transformations(hue=[0], perspective=[0, 30]))
+    for split, loader in (("test", tilted.test_dataloader()), ("validation", tilted.val_dataloader())):
+        loaded = torch.cat([tilted.on_after_batch_transfer(batch)["x"] for batch in loader])
+        assert torch.equal(loaded, all_x(tilted, split))
+    with pytest.raises(
+        ValueError, match=r"frames of shape \(1, 6, 6\), but the training frames have shape \(3, 6, 6\)"
+    ):
+        module(test_transformations=Transformations(rotation=[0, 90]))
+
+
+class Counter:
+    """A sequence maker of one's own: frame l of item i shows the number of the item plus that of the frame."""
+
+    names, periods, moving, frame_shape = ("number",), (5,), ("number",), (1, 2, 3)
+
+    def __init__(self, n: int) -> None:
+        self.labels = torch.arange(n)
+
+    def first(self, n: int) -> Counter:
+        return Counter(n)
+
+    def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        phase = torch.randint(5, (len(self.labels), 1, 1), generator=generator)
+        return Draw((phase + torch.arange(n_frames)[:, None]) % 5, torch.zeros(len(self.labels), dtype=torch.long))
+
+    def pick(self, rows: Tensor) -> dict[str, Tensor]:
+        return {"start": rows.float()}
+
+    def render(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["start"][:, None, None] + batch["index"])[..., None, None].expand(-1, -1, 1, 2, 3)
+
+
+def test_a_sequence_maker_of_ones_own_fits() -> None:
+    assert isinstance(Counter(1), SequenceMaker)
+    data = SequenceDataModule(Splits(Counter(9), Counter(4), Counter(4)), n_frames=4, n_train=8)
+    assert (data.frame_shape, data.factor_names, data.periods) == ((1, 2, 3), ("number",), (5,))
+    for batch in data.train_dataloader():
+        x = data.on_after_batch_transfer(batch)["x"]
+        assert x.shape == (8, 4, 1, 2, 3)
+        assert torch.equal(x[:, :, 0, 0, 0], batch["label"][:, None] + batch["index"][..., 0])
+    with pytest.raises(
+        ValueError, match="the source holds Counter, which move by themselves; set transformations to null"
+    ):
+        SequenceDataModule(Splits(Counter(9), Counter(4), Counter(4)), Transformations(), n_frames=4)
 
 
 def test_bad_numbers_are_named_in_one_sentence() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
+from pyro_tvae import MLP, TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
 from pyro_tvae.experiments.evaluation import evaluate, measure
 from pyro_tvae.inference import ELBO, equivariance_error, log_likelihood
@@ -85,3 +86,38 @@ def test_the_same_seed_evaluates_the_same(data: SequenceDataModule) -> None:
     other = measure(*make(), data, num_particles=4, seed=8, progress=False)
     assert (one.iwae, one.elbo, one.kl, one.e_eq) == (two.iwae, two.elbo, two.kl, two.e_eq)
     assert one.iwae != other.iwae
+
+
+def test_content_measures_know_a_code_from_none(data: SequenceDataModule) -> None:
+    """A guide that copies pixels into z, and a topography that shares nothing: class and pose can be read from t."""
+    torch.manual_seed(0)
+    model = TVAE((1, 8, 8), 6, 2, 32, NoTopography())
+    guide = MeanFieldGuide(model, network=Copy())
+    found = measure(model, guide, data, num_particles=3, progress=False)
+    assert found.active["z"] > 30
+    assert found.probe > 0.3  # ten classes
+    assert found.pose["rotation"] > 0
+    assert 0.5 < found.commutation["rotation"] < 2  # it does not roll
+    assert found.frame_unnormalised > found.elbo
+    orbits = measure(*make(), data, num_particles=3, progress=False)
+    assert math.isnan(orbits.frame_unnormalised)  # orbit energies belong to no frame
+
+
+class Copy(MLP):
+    """An encoder whose means are the pixels themselves."""
+
+    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> torch.nn.Module:
+        layer = torch.nn.Linear(64, 128, bias=True)
+        with torch.no_grad():
+            layer.weight.copy_(torch.cat([torch.eye(64), torch.zeros(64, 64)]))
+            layer.bias.zero_()
+        return torch.nn.Sequential(torch.nn.Flatten(-3), layer)
+
+
+def test_moving_on_is_one_value_further(data: SequenceDataModule) -> None:
+    dataset = data.datasets["test"]
+    batch = next(data.batches("test"))
+    further = dataset.moved_on(dict(batch))
+    assert further is not None
+    torch.testing.assert_close(further["x"][:, :-1], batch["x"][:, 1:])
+    torch.testing.assert_close(further["x"][:, -1], batch["x"][:, 0])  # the circle closes

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import pyro_tvae
 from pyro_tvae.experiments import posterior
 from pyro_tvae.experiments.config import build, compose
-from pyro_tvae.experiments.runs import write_text
+from pyro_tvae.experiments.folders import write_text
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
 from pyro_tvae.inference.ranks import Calibration
 

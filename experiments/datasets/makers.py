@@ -1,0 +1,163 @@
+"""Sequence makers: what the items of a split are, and how a draw of factor values turns them into frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .sources import Frames, Images
+from .transformations import Draw, Transformations
+
+__all__ = ["Batch", "MovingImages", "ReadySequences", "SequenceMaker", "maker"]
+
+Batch = dict[str, Tensor]
+
+
+@runtime_checkable
+class SequenceMaker(Protocol):
+    """N items that become sequences once their factors are drawn; any class with these members is one.
+
+    A data set of your own whose frames are computed from factor values is a ``Splits`` of three of these.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """One whole number per item, (N,) int64; −1 where unknown."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(channel, height, width) of a frame."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the F factors."""
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Number of values of each factor; a moving factor wraps there."""
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """What the numbers in a draw's ``moving`` stand for: a factor, or several joined by ``+``."""
+
+    def first(self, n: int) -> SequenceMaker:
+        """The first n items alone."""
+
+    def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        """The factors of all N items: ``index`` (N, S, F) and ``moving`` (N,), on the CPU."""
+
+    def pick(self, rows: Tensor) -> Batch:
+        """What rendering the items ``rows`` (B,) needs beside ``index``, ``moving`` and ``label``: rows of tensors."""
+
+    def render(self, batch: Batch) -> Tensor:
+        """Frames (B, S, channel, height, width), float32 in [0, 1], on the device of the batch."""
+
+
+@dataclass(frozen=True)
+class MovingImages:
+    """Still images, moved by transformations."""
+
+    images: Images
+    transformations: Transformations
+
+    @property
+    def labels(self) -> Tensor:
+        return self.images.labels
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        height, width = self.images.pixels.shape[-2:]
+        return (self.transformations.n_channels, height, width)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.transformations.names
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        return self.transformations.periods
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        return self.transformations.moving
+
+    def first(self, n: int) -> MovingImages:
+        return MovingImages(self.images.first(n), self.transformations)
+
+    def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        return self.transformations.draw(len(self.labels), n_frames, generator)
+
+    def pick(self, rows: Tensor) -> Batch:
+        return {"image": self.images.pixels[rows]}
+
+    def render(self, batch: Batch) -> Tensor:
+        return self.transformations.render(batch["image"], batch["index"])
+
+
+@dataclass(frozen=True)
+class ReadySequences:
+    """Sequences used as they are; their one factor is ``time``, the frame number."""
+
+    frames: Frames
+
+    names = ("time",)
+    moving = ("time",)
+
+    @property
+    def labels(self) -> Tensor:
+        return self.frames.labels
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.frames.pixels.shape[-3:]
+        return (channels, height, width)
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        return (self.frames.pixels.shape[1],)
+
+    def first(self, n: int) -> ReadySequences:
+        return ReadySequences(self.frames.first(n))
+
+    def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        n = len(self.labels)
+        return Draw(torch.arange(n_frames).reshape(1, -1, 1).expand(n, -1, 1), torch.zeros(n, dtype=torch.long))
+
+    def pick(self, rows: Tensor) -> Batch:
+        pixels = self.frames.pixels[rows]
+        return {"x": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()}
+
+    def render(self, batch: Batch) -> Tensor:
+        return batch["x"]
+
+
+def maker(
+    source: Images | Frames | SequenceMaker, transformations: Transformations | None, n_frames: int
+) -> SequenceMaker:
+    """The sequence maker of one split.
+
+    Args:
+        source: still images, ready sequences, or a sequence maker already.
+        transformations: how still images become sequences; None leaves them as they are.
+        n_frames: frames of a sequence, S.
+
+    Raises:
+        ValueError: ready sequences of another length; transformations of anything but still images.
+    """
+    if isinstance(source, Images):
+        return MovingImages(source, transformations or Transformations())
+    if transformations is not None:
+        ready = isinstance(source, Frames)
+        kind = "ready sequences, used as they are" if ready else f"{type(source).__name__}, which move by themselves"
+        raise ValueError(f"the source holds {kind}; set transformations to null.")
+    if not isinstance(source, Frames):
+        return source
+    if source.pixels.shape[1] != n_frames:
+        raise ValueError(
+            f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames}; set n_frames "
+            f"to {source.pixels.shape[1]}."
+        )
+    return ReadySequences(source)

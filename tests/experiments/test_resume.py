@@ -1,0 +1,85 @@
+"""Resuming a run: what is done is left alone, what is missing is made, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pyro_tvae.experiments import runs
+from pyro_tvae.experiments.config import ConfigurationError, compose, run_with_hydra
+from pyro_tvae.experiments.runs import resume_run, train_run
+
+TINY = [
+    "data.n_train=16",
+    "data.n_validation=8",
+    "data.n_test=12",
+    "model.n_capsules=2",
+    "fit.max_epochs=1",
+    "fit.progress=false",
+    "fit.accelerator=cpu",
+    "baseline.max_epochs=1",
+    "evaluation.num_particles=2",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train_run(compose(TINY), folder)
+    return folder
+
+
+def stamps(run: Path) -> dict[str, int]:
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_left_alone_but_for_its_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr(runs, "fit", nothing)
+    monkeypatch.setattr(runs, "evaluate", nothing)
+    before = stamps(run)
+    resume_run(run)
+    assert {name for name, stamp in stamps(run).items() if before.get(name) != stamp} == {"report.html"}
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "untrained.safetensors", "plain_vae.safetensors"])
+def test_what_is_missing_is_made_again_as_it_was(missing: str, run: Path) -> None:
+    """A file that is gone stands for the kill just before it was written."""
+    before = {path.name: load_file(path) for path in run.glob("*.safetensors")}
+    measures = json.loads((run / "evaluation.json").read_text())["measures"]
+    gone = {missing, "model.safetensors"} if missing == "untrained.safetensors" else {missing}
+    for name in gone | {"evaluation.json", "report.html"}:
+        (run / name).unlink()
+    half = run / "figures" / ".reconstructions.png-x.partial"
+    half.write_bytes(b"half a picture")
+    resume_run(run)
+    for name, tensors in before.items():
+        assert all(tensors[key].equal(value) for key, value in load_file(run / name).items()), name
+    assert json.loads((run / "evaluation.json").read_text())["measures"] == measures
+    assert not half.exists()
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(run: Path) -> None:
+    before = stamps(run)
+    with pytest.raises(FileExistsError, match="holds a run already, which is left as it is") as caught:
+        train_run(compose([*TINY, "seed=1"]), run)
+    assert "\n" not in str(caught.value)
+    assert stamps(run) == before
+
+
+def test_a_resumed_run_takes_no_other_settings_than_where_it_computes() -> None:
+    called: list[tuple[str, dict[str, object]]] = []
+
+    def resume(folder: str, changes: dict[str, object]) -> None:
+        called.append((folder, changes))
+
+    run_with_hydra(lambda config: None, resume, ["resume=runs/a", "fit.devices=2", "fit.strategy=ddp"])
+    assert called == [("runs/a", {"fit.devices": 2, "fit.strategy": "ddp"})]
+    with pytest.raises(ConfigurationError, match=r"model\.mu cannot be given beside it; leave it out"):
+        run_with_hydra(lambda config: None, resume, ["resume=runs/a", "model.mu=3"])
+    assert len(called) == 1
