@@ -38,7 +38,7 @@ from pyro_tvae.verbs import point_estimate
 
 from .datasets import SequenceDataModule, SequenceDataset
 
-__all__ = ["COLLAPSED", "Evaluation", "Measures", "Rival", "evaluate", "measure"]
+__all__ = ["COLLAPSED", "Evaluation", "Measures", "Rival", "ends_of_explained", "evaluate", "hardware", "measure"]
 
 PUBLISHED_K = 10
 COLLAPSED = 0.05  # `explained` below this is called a collapse
@@ -127,9 +127,8 @@ def measure(
                 "moving": batch["moving"],
                 "label": batch["label"],
                 "kl": divergence(model, posterior),
-                "mean": _nats(model.likelihood.at_mean(mean_frame).log_prob(x)),
-                "best": _nats(model.likelihood.at_mean(x).log_prob(x)),
             }
+            values["mean"], values["best"] = ends_of_explained(model, mean_frame, x)
             if model.prior is not None:
                 energy = known[model.prior.site].mean
                 # Orbits belong to no frame; positive energies count by their logarithm.
@@ -165,6 +164,12 @@ def measure(
         pose=poses,
         frame_unnormalised=concatenate(published).per_frame if published else math.nan,
     )
+
+
+def ends_of_explained(model: TVAE, mean_frame: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats per sequence, each (B,), where ``explained`` is 0, the mean frame, and where it is 1, the pixels themselves."""
+    at_mean = model.likelihood.at_mean
+    return _nats(at_mean(mean_frame).log_prob(x)), _nats(at_mean(x).log_prob(x))
 
 
 def _nats(log_probability: Tensor) -> Tensor:
@@ -284,7 +289,7 @@ def evaluate(
         "notes": [model.likelihood.remark] if model.likelihood.remark else [],
         "seed": seed,
         "versions": _versions(),
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
         "seconds": {"evaluation": time.monotonic() - start},
         "parameters": sum(p.numel() for module in (model, guide) for p in module.parameters()),
     }
@@ -391,7 +396,8 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """The processor, its cores, and what computes: a number of threads or a named device."""
     processor = platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
