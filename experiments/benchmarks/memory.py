@@ -24,6 +24,7 @@ __all__ = ["begin", "peak", "print_record", "run", "train", "weigh"]
 LIMIT = 1.05  # of the peak with the most particles to that with the fewest
 AXES = {"S": "n_frames", "batch": "n_sequences"}
 STEPS = 4
+FEW = 2  # sequences for which many particles are drawn: a chunk of them is then as large as with more
 
 
 def run(
@@ -42,7 +43,7 @@ def run(
     Args:
         threads: of torch.
         progress: show progress bars.
-        particles: the K, for one batch of the setting.
+        particles: the K, for two sequences.
         frames: the S, at the setting's batch, and K for the weights.
         sequences: in a batch, likewise.
         setting: the other sizes; the paper's MNIST configuration by default, with K = 100.
@@ -60,7 +61,7 @@ def run(
     with Nursery() as nursery:
         peaks = {}
         for k in particles:
-            many = asdict(replace(setting, num_particles=k))
+            many = asdict(replace(setting, num_particles=k, n_sequences=FEW))
             peaks[k] = int(nursery.call(weigh, {"sizes": many, "threads": threads, "progress": progress}))
         found: dict[str, dict[str, dict[str, int]]] = {}
         done: dict[tuple[str, Setting], int] = {}
@@ -91,7 +92,7 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
     table.add_column("importance weights", justify="right")
     table.add_column("training", justify="right")
     for k, value in record["peaks"].items():
-        table.add_row(f"K = {int(k):,}", f"{value / 1e6:,.0f}", "–")
+        table.add_row(f"K = {int(k):,}, batch = {FEW}", f"{value / 1e6:,.0f}", "–")
     for axis in AXES:
         for n, value in record["weights"][axis].items():
             table.add_row(f"{axis} = {n}", f"{value / 1e6:,.0f}", f"{record['training'][axis][n] / 1e6:,.0f}")
