@@ -194,17 +194,28 @@ def list_() -> None:
 
 @app.command()
 def benchmark(
-    names: Annotated[Optional[list[str]], typer.Argument(metavar="[NAMES]", help="speed, memory, gradients.")] = None,  # noqa: UP045
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[NAMES]", help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
-    output: Annotated[Optional[Path], typer.Option(help="Also write the record as JSON.")] = None,  # noqa: UP045
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON file of the record; by default runs/benchmark/<time>.json."),
+    ] = None,
 ) -> None:
-    """Measure ratios within one run at the paper's MNIST size: speed, memory, noise of gradients; all by default."""
+    """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
+    from datetime import datetime
+
     from .config import plain_errors
 
-    with plain_errors():
+    file = output or Path("runs/benchmark") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
+    with plain_errors(), goes_on_with(f"benchmarks that were finished, if any, are in {file}."):
         from .benchmarks import run_suite
 
-        run_suite(names, threads=threads, output=output)
+        run_suite(names, threads=threads, output=file)
 
 
 def main() -> None:

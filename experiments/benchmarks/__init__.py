@@ -10,9 +10,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NAMES", "run_suite"]
+__all__ = ["ABOUT", "NAMES", "run_suite"]
 
-NAMES = ("speed", "memory", "gradients")
+# Seconds that each takes, about, on two cores: an estimate before anything has been measured.
+ABOUT = {
+    "speed": 60,
+    "throughput": 40,
+    "memory": 100,
+    "scaling": 60,
+    "growth": 80,
+    "startup": 15,
+    "gradients": 60,
+}
+NAMES = tuple(ABOUT)
 
 
 def run_suite(
@@ -23,8 +33,9 @@ def run_suite(
     Args:
         names: some of :data:`NAMES`; all by default.
         threads: of torch.
-        output: JSON file of the record, written whole or not at all after every benchmark; None writes nothing.
-        progress: show progress bars.
+        output: JSON file of the record, written whole or not at all before the first benchmark and after each, so that
+            an interruption loses only the one under way; None writes nothing.
+        progress: show progress bars, and how long the rest will take.
 
     Raises:
         ValueError: there is no such benchmark, or no thread.
@@ -32,7 +43,7 @@ def run_suite(
     from ..folders import write_text
     from . import record as records
 
-    names = names or NAMES
+    names = list(dict.fromkeys(names or NAMES))
     unknown = [name for name in names if name not in NAMES]
     if unknown or threads < 1:
         raise ValueError(
@@ -40,18 +51,39 @@ def run_suite(
             "least 1 thread."
         )
     start = time.perf_counter()
-    record: dict[str, Any] = {"schema": 2, "kind": "benchmark", "machine": records.machine(threads)}
-    console = records.console()
-    here = record["machine"]
-    console.print(f"{here['cpu']}, {here['threads']} threads, torch {here['torch']}", highlight=False)
-    for name in names:
-        module = import_module(f".{name}", __name__)
-        record[name] = module.run(threads=threads, progress=progress)
-        module.print_record(record[name], console)
+    record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": records.machine(threads)}
+
+    def write() -> None:
         record["seconds"] = time.perf_counter() - start
         record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         if output is not None:
             write_text(Path(output), json.dumps(record, indent=2) + "\n")
+
+    write()
+    console = records.console()
+    here = record["machine"]
+    console.print(f"{here['cpu']}, {here['threads']} threads, torch {here['torch']}", highlight=False)
+    for position, name in enumerate(names):
+        if progress:
+            left = remaining(names, position, time.perf_counter() - start)
+            where = f"{name}, {position + 1} of {len(names)}"
+            console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
+        module = import_module(f".{name}", __name__)
+        record[name] = module.run(threads=threads, progress=progress)
+        module.print_record(record[name], console)
+        write()
     if output is not None:
         console.print(f"record: {output}", highlight=False)
     return record
+
+
+def remaining(names: Sequence[str], position: int, spent: float) -> str:
+    """How long a suite will still take, judged by the pace of what is done: before benchmark ``position`` of ``names``.
+
+    Example:
+        >>> remaining(["speed", "startup"], 1, spent=120.0)
+        '30 seconds'
+    """
+    done, left = (sum(ABOUT[name] for name in part) for part in (names[:position], names[position:]))
+    seconds = left * (spent / done if done else 1)
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

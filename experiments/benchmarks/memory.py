@@ -1,11 +1,10 @@
-"""Memory of importance weights: the peak of a process that draws few particles against one that draws many."""
+"""Memory: how much processes that weigh particles and that train need, over particles, frames and sequences."""
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,58 +12,103 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pyro_tvae.inference import log_likelihood
+from pyro_tvae.inference import fit, log_likelihood
+from pyro_tvae.inference.progress import progress_bar
 
+from .children import Nursery
 from .record import console as record_console
-from .speed import Setting, make_batches
+from .speed import Setting
 
-__all__ = ["peak", "print_record", "run"]
+__all__ = ["begin", "peak", "print_record", "run", "train", "weigh"]
 
-PARTICLES = (1_000, 10_000)
-LIMIT = 1.05  # of the second peak to the first
+LIMIT = 1.05  # of the peak with the most particles to that with the fewest
+AXES = {"S": "n_frames", "batch": "n_sequences"}
+STEPS = 4
+FEW = 2  # sequences for which many particles are drawn: a chunk of them is then as large as with more
 
 
-def run(*, threads: int = 2, progress: bool = True, particles: Sequence[int] = PARTICLES) -> dict[str, Any]:
-    """Peak memory of ``log_likelihood`` at the paper's MNIST size for several K, each in a process of its own.
+def run(
+    *,
+    threads: int = 2,
+    progress: bool = True,
+    particles: Sequence[int] = (1_000, 10_000),
+    frames: Sequence[int] = (9, 18, 36, 72),
+    sequences: Sequence[int] = (4, 8, 16, 32),
+    setting: Setting | None = None,
+) -> dict[str, Any]:
+    """Peak memory of ``log_likelihood`` over K, and of it and of training over S and the batch.
+
+    Every number is from a process of its own, and counts what that process needed beyond the imported libraries.
+
+    Args:
+        threads: of torch.
+        progress: show progress bars.
+        particles: the K, for two sequences.
+        frames: the S, at the setting's batch, and K for the weights.
+        sequences: in a batch, likewise.
+        setting: the other sizes; the paper's MNIST configuration by default, with K = 100.
 
     Returns:
-        A mapping ready for JSON: ``peaks`` (K -> bytes), ``ratio`` of the last to the first, ``target``, ``met``.
+        A mapping ready for JSON: ``peaks`` (K -> bytes), ``ratio`` of the last to the first, ``target``, ``met``;
+        ``weights`` and ``training``, each a mapping of ``S`` and ``batch`` to (size -> bytes); ``setting``.
 
     Raises:
-        RuntimeError: a process failed.
+        RuntimeError: a process failed, or the system does not say how much memory one used.
     """
-    peaks = {}
-    for k in particles:
-        command = [sys.executable, "-m", __name__, str(k), str(threads), str(int(progress))]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if child.returncode != 0:
-            raise RuntimeError(f"benchmark memory: the process with K = {k} ended with status {child.returncode}.")
-        peaks[k] = int(json.loads(child.stdout))
+    setting = setting or Setting()
+    grown = {"S": frames, "batch": sequences}
+    settings = {(axis, n): replace(setting, **{AXES[axis]: n}) for axis in grown for n in grown[axis]}
+    with Nursery() as nursery:
+        peaks = {}
+        for k in particles:
+            many = asdict(replace(setting, num_particles=k, n_sequences=FEW))
+            peaks[k] = int(nursery.call(weigh, {"sizes": many, "threads": threads, "progress": progress}))
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        done: dict[tuple[str, Setting], int] = {}
+        todo = [(name, *key) for name in ("weights", "training") for key in settings]
+        with progress_bar(len(todo), "memory over S and batch", shown=progress, unit="process") as bar:
+            for name, axis, n in todo:
+                key = name, settings[axis, n]
+                if key not in done:
+                    call = {"sizes": asdict(key[1]), "threads": threads}
+                    done[key] = int(nursery.call(weigh if name == "weights" else train, call))
+                found.setdefault(name, {}).setdefault(axis, {})[str(n)] = done[key]
+                bar.update()
     ratio = peaks[particles[-1]] / peaks[particles[0]]
     return {
         "peaks": {str(k): value for k, value in peaks.items()},
         "ratio": ratio,
         "target": LIMIT,
         "met": ratio <= LIMIT,
-        "setting": "the paper's MNIST model, one batch of 8 sequences",
+        **found,
+        "setting": asdict(setting),
     }
 
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("importance weights: particles per sequence")
-    table.add_column("peak memory of the process, MB", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("peak memory in MB, the libraries' left out")
+    table.add_column("importance weights", justify="right")
+    table.add_column("training", justify="right")
     for k, value in record["peaks"].items():
-        table.add_row(f"{int(k):,}", f"{value / 1e6:,.0f}")
+        table.add_row(f"K = {int(k):,}, batch = {FEW}", f"{value / 1e6:,.0f}", "–")
+    for axis in AXES:
+        for n, value in record["weights"][axis].items():
+            table.add_row(f"{axis} = {n}", f"{value / 1e6:,.0f}", f"{record['training'][axis][n] / 1e6:,.0f}")
     console = console or record_console()
     console.print(table)
-    met = "met" if record["met"] else "NOT met"
-    console.print(f"last to first {record['ratio']:.3f}, target at most {record['target']} {met}; {record['setting']}.")
+    met, size = "met" if record["met"] else "NOT met", record["setting"]
+    console.print(
+        f"Most to fewest particles {record['ratio']:.3f}, target at most {record['target']} {met}; a process each; "
+        f"where not said otherwise K = {size['num_particles']}, S = {size['n_frames']}, batch = {size['n_sequences']}."
+    )
 
 
 def peak() -> int:
     """Largest resident memory of this process so far, in bytes.
+
+    Linux hands the number on to a program that a process starts, but not to a process that it forks.
 
     Raises:
         RuntimeError: the system does not say.
@@ -77,14 +121,40 @@ def peak() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _child(num_particles: int, threads: int, progress: bool) -> None:
+def weigh(sizes: Mapping[str, int], threads: int, progress: bool = False) -> int:
+    """Bytes that this process needs for the importance weights of one batch."""
+    setting, before = begin(sizes, threads)
+    model, guide = setting.build()
+    x = torch.rand(setting.n_sequences, setting.n_frames, *setting.frame_shape)
+    log_likelihood(model, guide, x, setting.num_particles, batch_size=setting.n_sequences, progress=progress)
+    return peak() - before
+
+
+def train(sizes: Mapping[str, int], threads: int) -> int:
+    """Bytes that this process needs for a few training steps."""
+    setting, before = begin(sizes, threads)
+    model, guide = setting.build()
+    x = torch.rand(setting.n_sequences, setting.n_frames, *setting.frame_shape)
+    fit(
+        model,
+        guide,
+        x,
+        batch_size=setting.n_sequences,
+        max_epochs=STEPS,
+        accelerator="cpu",
+        devices=1,
+        progress=False,
+    )
+    return peak() - before
+
+
+def begin(sizes: Mapping[str, int], threads: int) -> tuple[Setting, int]:
+    """The sizes, and the peak so far, of a process whose libraries have all done something small."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    setting = Setting()
-    model, guide = setting.build()
-    log_likelihood(model, guide, make_batches(setting)(), num_particles, progress=progress)
-    print(json.dumps(peak()))
-
-
-if __name__ == "__main__":
-    _child(int(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3])))
+    small = Setting(2, 3, 4, 1, 3, 3, 0)
+    model, guide = small.build()
+    x = torch.rand(2, 3, *small.frame_shape)
+    fit(model, guide, x, batch_size=2, max_epochs=1, accelerator="cpu", devices=1, progress=False)
+    log_likelihood(model, guide, x, 30)
+    return Setting(**sizes), peak()

@@ -1,0 +1,155 @@
+"""Throughput: training sequences and importance-weighted particles per second, against the rates of bare products."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pyro_tvae.inference import fit, log_likelihood
+from pyro_tvae.inference.likelihood import seeded
+
+from ..datasets import SequenceDataModule, Transformations, digits
+from .record import Bar, with_threads
+from .record import console as record_console
+from .speed import Setting, step_products, weight_products
+from .turns import StepTurns, ratios, seconds_of, spread
+
+__all__ = ["measure", "print_record", "run", "turning_digits"]
+
+STEPS, WARM_UP_STEPS = 10, 20
+MIN_REPEATS = 3
+WHAT = {
+    "sequences": "training sequences: draw, render, step",
+    "particles": "particles of log_likelihood",
+}
+
+
+def run(
+    *, threads: int = 2, progress: bool = True, seconds: float = 40.0, setting: Setting | None = None
+) -> dict[str, Any]:
+    """Measure both rates in turns with bare matrix products for about ``seconds``.
+
+    Training sequences come from ``fit`` with a data module: scikit-learn's digits, one of three factors moving, drawn
+    and rendered afresh for every step. What they are compared with multiplies the step's matrices and does nothing
+    else; for particles, the decoder's.
+
+    Args:
+        threads: of torch, for both sides; put back afterwards.
+        progress: show a progress bar with the time that is left.
+        seconds: time to spend; every rate is measured three times at least, so a very short time is exceeded.
+        setting: the sizes; the paper's MNIST configuration by default.
+
+    Returns:
+        A mapping ready for JSON: ``measures`` (``sequences`` and ``particles``, each with the ``rate`` per second, the
+        ``bare_rate`` of the products, and ``ratio``, ``low``, ``high`` of the two: higher is better, 1 would be nothing
+        but products) and ``setting``.
+
+    Raises:
+        ValueError: no threads, or no time.
+    """
+    if threads < 1 or not 0 < seconds < math.inf:
+        raise ValueError(f"benchmark: threads={threads}, seconds={seconds}; expected at least 1 thread and some time.")
+    setting = setting or Setting()
+    n, k = setting.n_sequences, setting.num_particles
+    start = time.perf_counter()
+    with with_threads(threads), seeded(0), pyro.get_param_store().scope(), Bar(seconds, progress) as bar:
+        model, guide = setting.build()
+        turns = StepTurns(
+            step_products(model, guide, n),
+            steps=STEPS,
+            warm_up=WARM_UP_STEPS,
+            enough=lambda count: count >= MIN_REPEATS and time.perf_counter() > start + 0.6 * seconds,
+            report=lambda step, products: bar("sequences", products / step),
+        )
+        fit(
+            model,
+            guide,
+            turning_digits(setting),
+            max_epochs=1_000_000,  # never reached: the clock stops the run
+            accelerator="cpu",
+            devices=1,
+            progress=False,
+            callbacks=[turns],
+        )
+        x = next(turning_digits(setting).batches("train", batch_size=n))["x"]
+        products = weight_products(model, n, k)
+        log_likelihood(model, guide, x, 1, batch_size=n)  # the first calls allocate and plan
+        weights, bare = list[float](), [seconds_of(products, 2)]
+        while len(weights) < MIN_REPEATS or time.perf_counter() < start + seconds:
+            weights.append(seconds_of(lambda: log_likelihood(model, guide, x, k, batch_size=n)))
+            bare.append(seconds_of(products))
+            bar("particles", bare[-1] / weights[-1])
+    return {
+        "measures": {
+            "sequences": measure("sequences", n, turns.steps, turns.others),
+            "particles": measure("particles", n * k, weights, bare),
+        },
+        "setting": asdict(setting),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def turning_digits(setting: Setting) -> SequenceDataModule:
+    """scikit-learn's digits at the sizes of the setting, one of rotation, hue and scale moving."""
+    return SequenceDataModule(
+        digits(size=setting.image_size),
+        Transformations(rotation=True, hue=True, scale=True),
+        n_frames=setting.n_frames,
+        batch_size=setting.n_sequences,
+        n_validation=setting.n_sequences,
+        n_test=1,
+        seed=0,
+    )
+
+
+def measure(name: str, count: int, seconds: Sequence[float], bare: Sequence[float]) -> dict[str, Any]:
+    """One rate beside that of the bare products.
+
+    Args:
+        name: of the rate.
+        count: what one call brings.
+        seconds: of one call, per turn.
+        bare: of the products, before and after every turn.
+
+    Example:
+        >>> measure("particles", 12, [3.0, 6.0, 4.0], [2.0, 2.0, 2.0, 2.0])["rate"]
+        3.0
+    """
+    return {
+        "what": WHAT[name],
+        "rate": count / statistics.median(seconds),
+        "bare_rate": count / statistics.median(bare),
+        **spread([1 / ratio for ratio in ratios(seconds, bare)]),
+    }
+
+
+def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a record of :func:`run` as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("per second, end to end", no_wrap=True)
+    for heading in ("here", "bare products", "share of them", "lowest to highest"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for found in record["measures"].values():
+        table.add_row(
+            found["what"],
+            f"{found['rate']:,.0f}",
+            f"{found['bare_rate']:,.0f}",
+            Text(f"{found['ratio']:.2f}", "bold"),
+            f"{found['low']:.2f} to {found['high']:.2f}",
+        )
+    console = console or record_console()
+    console.print(table)
+    size = record["setting"]
+    console.print(
+        f"Higher is better, 1 is nothing but products; batches of {size['n_sequences']}, K = {size['num_particles']}."
+    )

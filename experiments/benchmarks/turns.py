@@ -1,0 +1,82 @@
+"""Turns: a few steps inside a fit, then what they are compared with, so that a machine that drifts slows both."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as lightning
+from lightning.pytorch.callbacks import Callback
+
+__all__ = ["StepTurns", "ratios", "seconds_of", "spread"]
+
+
+class StepTurns(Callback):
+    """Times steps of a fit, data and validation included, in turns with something else, until there are enough.
+
+    Args:
+        other: is called as often as there are steps in a turn.
+        steps: of one turn.
+        warm_up: steps before the first turn.
+        enough: number of turns so far -> whether to stop.
+        report: is told the latest seconds of a step and of ``other``.
+
+    Attributes:
+        steps: seconds of one step, one value per turn.
+        others: seconds of one call of ``other``: one turn more, since it is measured before and after every step's.
+    """
+
+    def __init__(
+        self,
+        other: Callable[[], object],
+        *,
+        steps: int,
+        warm_up: int,
+        enough: Callable[[int], bool],
+        report: Callable[[float, float], None] | None = None,
+    ) -> None:
+        self.other, self.per_turn, self.warm_up, self.enough, self.report = other, steps, warm_up, enough, report
+        self.steps: list[float] = []
+        self.others: list[float] = []
+        self._since = 0.0
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        done = trainer.global_step - self.warm_up
+        if done < 0 or done % self.per_turn:
+            return
+        if done:
+            self.steps.append((time.perf_counter() - self._since) / self.per_turn)
+        self.others.append(seconds_of(self.other, self.per_turn))
+        if self.steps and self.report is not None:
+            self.report(self.steps[-1], self.others[-1])
+        if self.enough(len(self.steps)):
+            trainer.should_stop = True
+        self._since = time.perf_counter()
+
+
+def seconds_of(action: Callable[[], object], times: int = 1) -> float:
+    """Mean wall-clock time of one call."""
+    since = time.perf_counter()
+    for _ in range(times):
+        action()
+    return (time.perf_counter() - since) / times
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Ratios of neighbouring turns; ``below`` was measured before and after every turn of ``above``.
+
+    Each is compared with the mean of its two neighbours, so that a steady drift of the machine cancels.
+
+    Example:
+        >>> ratios([3.0, 3.0], [1.0, 2.0, 4.0])
+        [2.0, 1.0]
+    """
+    return [a / ((before + after) / 2) for a, (before, after) in zip(above, itertools.pairwise(below), strict=True)]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, lowest, highest and number of values, ready for JSON."""
+    return {"ratio": statistics.median(values), "low": min(values), "high": max(values), "repeats": len(values)}
