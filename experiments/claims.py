@@ -63,13 +63,17 @@ def _row(record: Record, name: str) -> Row | None:
     return None
 
 
-def _sample(row: Row | None, key: str, *, blind: bool = False) -> list[float]:
-    """A measure's numbers over seeds; of a measure that is blind to collapse, without the collapsed models."""
-    if row is None:
+def _sample(row: Row | None, key: str, *, blind: bool = False, missing: float | None = None) -> list[float]:
+    """A measure's numbers over seeds; of a measure that is blind to collapse, without the collapsed models.
+
+    ``missing`` stands in for a number that was asked for and is undefined; None leaves it out.
+    """
+    if row is None or key not in row["values"]:
         return []
     gone = collapsed_seeds(row) if blind else []
-    pairs = zip(row["seeds"], row["values"].get(key, [None] * len(row["seeds"])), strict=True)
-    return [float(value) for seed, value in pairs if seed not in gone and value is not None and math.isfinite(value)]
+    alive = [value for seed, value in zip(row["seeds"], row["values"][key], strict=True) if seed not in gone]
+    filled = [missing if value is None or not math.isfinite(value) else value for value in alive]
+    return [float(value) for value in filled if value is not None]
 
 
 def _spelled(values: Sequence[float]) -> str:
@@ -89,21 +93,21 @@ def _factors(record: Record, prefix: str) -> list[str]:
 
 def _caveat(record: Record, names: Sequence[str], consequence: str) -> str:
     """What is missing or collapsed among the rows that a claim is about, in words."""
-    parts = []
-    for name in names:
-        row = _row(record, name)
-        if row is None:
-            parts.append(f"There are no runs of the {_called(name)}.")
-        elif collapsed_seeds(row):
-            gone = collapsed_seeds(row)
-            seeds = ", ".join(map(str, gone))
-            parts.append(f"Collapsed: {_called(name)}, {'seed' if len(gone) == 1 else 'seeds'} {seeds}; {consequence}.")
-    return "".join(f" {part}" for part in parts)
+    rows = {name: _row(record, name) for name in names}
+    missing = [_called(name) for name, row in rows.items() if row is None]
+    gone = {_called(name): collapsed_seeds(row) for name, row in rows.items() if row is not None}
+    collapsed = [
+        f"{called} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+        for called, seeds in gone.items()
+        if seeds
+    ]
+    text = f" There are no runs of: {', '.join(missing)}." if missing else ""
+    return text + (f" Collapsed: {', '.join(collapsed)}; {consequence}." if collapsed else "")
 
 
-EQUIVARIANCE_GONE = "its measures of equivariance there do not count"
-LIKELIHOOD_COUNTS = "its likelihood counts all the same"
-FORECASTS_COUNT = "its forecasts count all the same"
+EQUIVARIANCE_GONE = "measures of equivariance there do not count"
+LIKELIHOOD_COUNTS = "likelihoods there count all the same"
+FORECASTS_COUNT = "forecasts there count all the same"
 
 
 def _numbers(record: Record, names: Sequence[str], key: str, *, blind: bool = False) -> str:
@@ -173,14 +177,21 @@ def _coherence(record: Record, source: str) -> Claim:
 def _contrast(record: Record, prefix: str, said: str) -> Claim:
     """A correlation that is high for the TVAE (half), and absent in the plain VAE, for every factor."""
     names = (HALF, PLAIN)
-    parts, verdicts = [], {}
+    parts, verdicts, constant = [], {}, False
     for factor in _factors(record, prefix):
-        high, low = (_sample(_row(record, name), f"{prefix}/{factor}", blind=True) for name in names)
+        key = f"{prefix}/{factor}"
+        high, low = (_sample(_row(record, name), key, blind=True, missing=0.0) for name in names)
+        constant = constant or any(
+            len(_sample(_row(record, name), key, blind=True)) < len(values)
+            for name, values in zip(names, (high, low), strict=True)
+        )
         verdicts[factor] = all_of([above(high, CORRELATED), above([-value for value in low], -UNCORRELATED)])
         untrained = _sample(_row(record, HALF), f"{prefix}_untrained/{factor}")
         control = f" (untrained {_spelled(untrained)})" if untrained else ""
         parts.append(f"{factor}: {_spelled(high)}{control} against {_spelled(low)}")
     measured = f"TVAE (half) against plain VAE, {'; '.join(parts)}." if parts else "No number."
+    if constant:
+        measured += " Where the observed roll never varies, the correlation is undefined, and counts as 0 here."
     return Claim(
         said, all_of(verdicts.values()), measured + _undecided(verdicts) + _caveat(record, names, EQUIVARIANCE_GONE)
     )

@@ -115,7 +115,8 @@ def test_numbers_as_published_are_seen() -> None:
         ("capsules", "tvae_lhalf", "cap_corr/hue", [0.5, 0.51, 0.52], NOT_SEEN),
         ("capsules", "nontvae", "cap_corr/hue", [0.5, 0.51, 0.52], NOT_SEEN),
         ("capsules", "tvae_lhalf", "cap_corr/hue", [0.89, 0.9, 0.92], NOT_DECIDED),
-        ("capsules", "tvae_lhalf", "cap_corr/hue", [None, None, None], NOT_DECIDED),
+        ("capsules", "tvae_lhalf", "cap_corr/hue", [None, None, None], NOT_SEEN),
+        ("capsules", "nontvae", "cap_corr/hue", [None, None, None], SEEN),
         ("rolls", "tvae_lhalf", "roll/hue", [0.1, 0.11, 0.12], NOT_SEEN),
         ("bound", "nontvae", "iwae", [-170.0, -170.1, -170.2], NOT_SEEN),
         ("bound", "nontvae", "iwae", [-190.0, -170.0, -185.0], NOT_DECIDED),
@@ -129,6 +130,14 @@ def test_numbers_that_contradict_a_claim_are_told(
     assert verdict_on(table1({row: {measure: numbers}}), CLAIMS[name]) == verdict
 
 
+def test_a_roll_that_never_varies_follows_nothing_and_that_is_said() -> None:
+    record = table1({"nontvae": {"roll/hue": [None, 0.01, None]}})
+    assert verdict_on(record, CLAIMS["rolls"]) == SEEN
+    (claim,) = [claim for claim in claims_of(record) if CLAIMS["rolls"] in claim.said]
+    assert "undefined, and counts as 0" in claim.measured
+    assert not any("undefined" in claim.measured for claim in claims_of(table1()))
+
+
 def test_one_seed_decides_nothing() -> None:
     claims = claims_of(table1(seeds=[4]))
     assert {claim.verdict for claim in claims} == {NOT_DECIDED}
@@ -138,7 +147,7 @@ def test_one_seed_decides_nothing() -> None:
 def test_missing_rows_are_named_and_decide_nothing() -> None:
     record = table1(rows=("tvae_lhalf", "bubbles"))
     assert verdict_on(record, CLAIMS["order"]) == NOT_DECIDED
-    assert "no runs of the plain VAE" in claims_of(record)[0].measured
+    assert "no runs of: TVAE (partial), TVAE (short), plain VAE." in claims_of(record)[0].measured
 
 
 def test_equivariance_of_collapsed_models_does_not_count_and_they_are_named() -> None:
@@ -146,7 +155,7 @@ def test_equivariance_of_collapsed_models_does_not_count_and_they_are_named() ->
     record = table1({"tvae_lhalf": {"collapsed": collapsed, "e_eq": [520.0, 1.0, 1.0]}})
     order = claims_of(record)[0]
     assert order.verdict == NOT_DECIDED  # one seed of it is left
-    assert "Collapsed: TVAE (half), seeds 1, 2" in order.measured
+    assert "Collapsed: TVAE (half) (seeds 1, 2); measures of equivariance there do not count." in order.measured
     assert "TVAE (half) 520.0 (1 seed)" in order.measured
     assert verdict_on(record, CLAIMS["capsules"]) == NOT_DECIDED
     assert verdict_on(record, CLAIMS["bound"]) == SEEN  # likelihoods are not blind to collapse
