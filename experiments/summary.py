@@ -78,9 +78,9 @@ Commands leave out where data lie (`data.source.root=DIR`); every setting is in 
 ± is the standard deviation over seeds, which are all judged on one fixed test set: the error of drawing that set is not
 in it, and stands in the tables as the standard error over test sequences. A claim is **seen** where the 95 % interval
 over seeds (Welch's t for a difference, Student's t for a mean) lies on the claimed side, **not seen** where it lies on
-the other, **not decided** where it holds both or there are fewer than two seeds. E_eq, CapCorr and roll correlations are
-blind to collapse: those of models that explain less than 0.05 of what there is to explain beyond the mean frame do not
-count.
+the other, **not decided** where it holds both or there are fewer than two seeds. E_eq, CapCorr and roll correlations
+are blind to collapse: those of models that explain less than 0.05 of what there is to explain beyond the mean frame do
+not count.
 """
 
 
