@@ -252,8 +252,32 @@ def _forecasts(record: Record, names: Sequence[str], source: str) -> Claim:
 
 
 def _figure(record: Record) -> list[Claim]:
+    source = f"Figure {record['study'].removeprefix('fig')}"
     rows = [row["name"] for row in record["rows"] if row["values"].get("forward_roll")]
-    return [_forecasts(record, rows, f"Figure {record['study'].removeprefix('fig')}")] if rows else []
+    claims = [_forecasts(record, rows, source)] if rows else []
+    return claims + [_map(record, row, source) for row in record["rows"] if _controlled(row)]
+
+
+def _controlled(row: Row) -> list[str]:
+    """The measures of a map that have an untrained control beside them."""
+    return [key for key in row["values"] if key.startswith("map/") and f"{key}_untrained" in row["values"]]
+
+
+def _map(record: Record, row: Row, source: str) -> Claim:
+    verdicts, parts = {}, []
+    for key in _controlled(row):
+        called = key.removeprefix("map/").replace("_", " ")
+        trained, untrained = _sample(row, key, blind=True), _sample(row, f"{key}_untrained", blind=True)
+        verdicts[called] = greater(trained, untrained)
+        parts.append(f"{called} {_spelled(trained)}, untrained {_spelled(untrained)}")
+    return Claim(
+        "On a two-dimensional topography, units come to be selective, and neighbours to prefer what is alike "
+        f"({source}); here: every measure of it is above that of the untrained model.",
+        all_of(verdicts.values()),
+        f"{row['name']}: {'; '.join(parts)}."
+        + _undecided(verdicts)
+        + _caveat(record, [row["name"]], EQUIVARIANCE_GONE),
+    )
 
 
 # ---- guides and priors

@@ -13,26 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_tvae.files import whole
-
-from .comparison import as_csv, markdown
 from .config import ConfigurationError, compose
 from .folders import CONFIG, EVALUATION, finite, trained, write_text
-from .interruption import command
-from .records import (
-    ANNEALED,
-    Cell,
-    check_settings,
-    kept_cells,
-    measured,
-    read_kept,
-    record_of,
-    settings_of,
-    stem_of,
-    stored_settings,
-    write_record,
-)
-from .trust import trust_targets
+from .ledger import Ledger
+from .records import ANNEALED, stem_of
 
 __all__ = ["STUDIES", "Study", "reproduce"]
 
@@ -168,35 +152,25 @@ def reproduce(
     configurations = {
         (row, seed): _composed([*own, *recipe, f"seed={seed}"]) for row, own in study.rows.items() for seed in seeds
     }
-    for config in configurations.values():
-        trust_targets(config)  # what was typed may be found in the runs' folders
-    settings = {row: settings_of(configurations[row, seeds[0]]) for row in study.rows}
-    file = records / f"{stem_of(name, used)}.json" if records is not None else None
-    done = _kept(file, name, used, settings)
-    _check_local(folder, settings)
-    if file is not None and any(cell in done for cell in configurations):
-        progress(f"{name}: {sum(cell in done for cell in configurations)} of {len(configurations)} runs are in {file}")
-
-    def write() -> dict[str, Any]:
-        # Other processes may have added seeds in the meantime.
-        kept = _kept(file, name, used, settings)
-        known = {row: settings.get(row) or cell.settings for (row, _), cell in kept.items()}
-        local = {cell: measured(run) for cell, run in _local(folder, study).items() if cell not in kept}
-        record = record_of(name, study.title, used, overrides, settings | known, {**local, **kept})
-        write_record(folder / "table.json", record)
-        write_text(folder / "table.md", markdown(record))
-        write_text(folder / "table.csv", as_csv(record))
-        if keep and file is not None:
-            write_record(file, record)
-            for picture in folder.glob("*.png"):
-                with whole(file.with_name(f"{file.stem}-{picture.name}")) as partial:
-                    partial.write_bytes(picture.read_bytes())
-        return record
-
+    homes = {row: folder / row.replace(" ", "_") for row in study.rows}
+    ledger = Ledger(
+        name,
+        study.title,
+        used,
+        overrides,
+        configurations={row: configurations[row, seeds[0]] for row in study.rows},
+        homes=homes,
+        folder=folder,
+        records=records,
+        keep=keep,
+        complete=lambda run: not study.annealing or (run / ANNEALED).is_file(),
+    )
+    if ledger.said(configurations):
+        progress(ledger.said(configurations))
     for number, (cell, config) in enumerate(configurations.items(), start=1):
-        if cell in done:
+        if cell in ledger:
             continue
-        run = _folder_of(folder, *cell)
+        run = homes[cell[0]] / f"seed{cell[1]}"
         if not (run / EVALUATION).is_file():
             progress(f"{name} {number}/{len(configurations)}: {cell[0]}, seed {cell[1]} -> {run}")
             _run(config, run)
@@ -205,48 +179,8 @@ def reproduce(
             start = time.monotonic()
             annealed = _anneal(run, **study.annealing)
             write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-        write()
-    return write()
-
-
-def _folder_of(folder: Path, row: str, seed: int) -> Path:
-    return folder / row.replace(" ", "_") / f"seed{seed}"
-
-
-def _local(folder: Path, study: Study) -> dict[tuple[str, int], Path]:
-    """All evaluated runs in a study's folder, asked for or not."""
-    return {
-        (row, int(path.parent.name.removeprefix("seed"))): path.parent
-        for row in study.rows
-        for path in (folder / row.replace(" ", "_")).glob(f"seed*/{EVALUATION}")
-        if not study.annealing or (path.parent / ANNEALED).is_file()
-    }
-
-
-def _check_local(folder: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse runs in a study's folder that were made from other settings: a table of both would compare nothing."""
-    remedy = f"choose another --output, or give again what {folder} was made with."
-    for row, asked in settings.items():
-        for path in sorted((folder / row.replace(" ", "_")).glob(f"seed*/{CONFIG}")):
-            check_settings(path.parent, stored_settings(path.parent), asked, remedy)
-
-
-def _kept(
-    file: Path | None, name: str, budget: str | None, settings: Mapping[str, Mapping[str, Any]]
-) -> dict[tuple[str, int], Cell]:
-    """The cells of the study's record, if there is one."""
-    if file is None or not file.is_file():
-        return {}
-    record = read_kept(file)
-    if (record["kind"], record["study"], record["budget"]) != ("reproduction", name, budget):
-        raise ValueError(
-            f"{file} is a record of {command('reproduce', record['study'])}, budget {record['budget']}; give --fresh "
-            "to leave it out, or move it away."
-        )
-    cells = kept_cells(record)
-    for (row, _), cell in cells.items():
-        check_settings(file, cell.settings, settings.get(row, {}), f"give --fresh to leave it out ({row}).")
-    return cells
+        ledger.write()
+    return ledger.write()
 
 
 def _composed(overrides: Sequence[str]) -> Any:

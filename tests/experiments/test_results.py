@@ -171,6 +171,15 @@ def test_a_study_without_rules_claims_nothing() -> None:
     assert claims_of(still) == []
 
 
+def test_a_map_must_be_more_organised_than_the_untrained_one() -> None:
+    values = {"map/slant": [0.5, 0.52], "map/slant_untrained": [0.1, 0.09], "map/slant_p": [0.001, 0.001]}
+    (claim,) = claims_of(parts_record("fig3", {"tvae_2d_mnist": values}))
+    assert claim.verdict == SEEN
+    assert "slant 0.510 ± 0.014, untrained 0.0950 ± 0.0071" in claim.measured
+    (claim,) = claims_of(parts_record("fig3", {"tvae_2d_mnist": {**values, "map/slant": [0.01, 0.02]}}))
+    assert claim.verdict == NOT_SEEN
+
+
 def test_every_row_of_a_figure_must_forecast() -> None:
     good = {"forward_roll": [-200.0, -200.1], "forward_roll_floor": [-250.0, -250.2]}
     bad = {"forward_roll": [-300.0, -300.1], "forward_roll_floor": [-250.0, -250.2]}
@@ -465,7 +474,7 @@ def test_foreign_records_and_runs_are_refused(ran: list[str], tmp_path: Path) ->
     reproduce("small", output=here, records=kept, keep=True, progress=quietly)
     before = (kept / "small.json").read_text()
     options: dict[str, Any] = {"overrides": ["fit.beta=2"], "progress": quietly}
-    with pytest.raises(ValueError, match=r"small.json was made with fit.beta=1.0, and 2 is asked for; give --fresh"):
+    with pytest.raises(ValueError, match=r"small.json was made with fit.beta=1.0, and 2 is asked for; --fresh"):
         reproduce("small", seeds=[1], output=tmp_path / "there", records=kept, keep=True, **options)
     with pytest.raises(ValueError, match=r"seed0 was made with fit.beta=1.0, and 2 is asked for; choose another"):
         reproduce("small", seeds=[1], output=here, **options)
