@@ -27,6 +27,7 @@ Imports = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
+RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -156,6 +157,9 @@ def reproduce(
     budget: Annotated[str, typer.Option(help="paper, hour or minutes, for the paper's tables.")] = "minutes",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     output: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("runs/reproduce"),
+    records: Annotated[Optional[Path], typer.Option(metavar="DIR", help=RECORDS)] = None,  # noqa: UP045
+    keep: Annotated[bool, typer.Option("--keep", help="Also write what was run to the record and RESULTS.md.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Leave records out: run all seeds asked for.")] = False,
 ) -> None:
     """Run a whole table, row by row and seed by seed; what is there already is not run again.
 
@@ -168,11 +172,47 @@ def reproduce(
             numbers = [int(part) for part in seeds.split(",")]
         except ValueError:
             raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
-        from .reproduce import markdown
+        if fresh and (keep or records):
+            raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
+        from .comparison import markdown
+        from .records import FOLDER
         from .reproduce import reproduce as run_study
 
-        print(markdown(run_study(name, budget=budget, seeds=numbers, overrides=context.args, output=output)))
+        if records is not None and not records.is_dir() and not keep:
+            raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
+        folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
+        record = run_study(
+            name,
+            budget=budget,
+            seeds=numbers,
+            overrides=context.args,
+            output=output,
+            records=None if fresh else folder,
+            keep=keep,
+        )
+        print(markdown(record))
         print(f"tables and runs: {output}")
+        if keep and folder is not None:
+            from .summary import write_results
+
+            print(f"kept: {write_results(folder)}")
+
+
+@app.command()
+def results(
+    records: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="The folder of records. Default: experiments/results."),
+    ] = None,
+) -> None:
+    """Write RESULTS.md and its pictures from kept records: what was run, and which published claims were seen."""
+    from .config import plain_errors
+
+    with plain_errors():
+        from .records import FOLDER
+        from .summary import write_results
+
+        print(f"results: {write_results(records or FOLDER)}")
 
 
 @app.command(name="list")

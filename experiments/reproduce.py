@@ -6,24 +6,19 @@ where it was interrupted, and a later one adds seeds.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .config import ConfigurationError, compose
-from .folders import CONFIG, EVALUATION, finite, history_of, trained, write_text
-from .tables import MISSING, format_number
+from .folders import CONFIG, EVALUATION, finite, trained, write_text
+from .ledger import Ledger
+from .records import ANNEALED, stem_of
 
-__all__ = ["STUDIES", "Study", "aggregate", "markdown", "reproduce"]
-
-ANNEALED = "annealed.json"
-Values = dict[str, float | None]
+__all__ = ["STUDIES", "Study", "reproduce"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +116,8 @@ def reproduce(
     seeds: Sequence[int] = (0,),
     overrides: Sequence[str] = (),
     output: Path = Path("runs/reproduce"),
+    records: Path | None = None,
+    keep: bool = False,
     progress: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Run what is missing of a study, and write ``table.md``, ``table.csv`` and ``table.json`` into its folder.
@@ -131,6 +128,8 @@ def reproduce(
         seeds: of the runs; each row has one run per seed.
         overrides: further Hydra overrides of every row, such as ``data.source.root=DIR``.
         output: where studies are kept, a folder each.
+        records: a folder of records (see :mod:`.records`); seeds that the study's record there has are not run again.
+        keep: also write the study's record, and the pictures in its folder, into that folder, after every run.
         progress: takes a line before every cell.
 
     Returns:
@@ -138,27 +137,50 @@ def reproduce(
         one number per seed for each measure.
 
     Raises:
-        ValueError: there is no such study or budget, or no seed; or an override is wrong.
+        ValueError: there is no such study or budget, or no seed; an override is wrong; or runs that are there already
+            were made from other settings.
     """
     if name not in STUDIES or not seeds:
         raise ValueError(f"reproduce: name={name}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, a seed.")
+    if keep and records is None:
+        raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
     study = STUDIES[name]
+    used = budget if study.budgets else None
     recipe = [*study.shared, *([f"budget={budget}"] if study.budgets else []), *overrides]
-    folder = output / (f"{name}-{budget}" if study.budgets else name)
+    folder = output / stem_of(name, used)
     # A mistake in any row shows before the first hour is spent.
     configurations = {
         (row, seed): _composed([*own, *recipe, f"seed={seed}"]) for row, own in study.rows.items() for seed in seeds
     }
-    cells = {cell: folder / cell[0].replace(" ", "_") / f"seed{cell[1]}" for cell in configurations}
-    for number, (cell, run) in enumerate(cells.items(), start=1):
+    homes = {row: folder / row.replace(" ", "_") for row in study.rows}
+    ledger = Ledger(
+        name,
+        study.title,
+        used,
+        overrides,
+        configurations={row: configurations[row, seeds[0]] for row in study.rows},
+        homes=homes,
+        folder=folder,
+        records=records,
+        keep=keep,
+        complete=lambda run: not study.annealing or (run / ANNEALED).is_file(),
+    )
+    if ledger.said(configurations):
+        progress(ledger.said(configurations))
+    for number, (cell, config) in enumerate(configurations.items(), start=1):
+        if cell in ledger:
+            continue
+        run = homes[cell[0]] / f"seed{cell[1]}"
         if not (run / EVALUATION).is_file():
-            progress(f"{name} {number}/{len(cells)}: {cell[0]}, seed {cell[1]} -> {run}")
-            _run(configurations[cell], run)
+            progress(f"{name} {number}/{len(configurations)}: {cell[0]}, seed {cell[1]} -> {run}")
+            _run(config, run)
         if study.annealing and not (run / ANNEALED).is_file():
-            progress(f"{name} {number}/{len(cells)}: {cell[0]}, seed {cell[1]}, annealing")
-            write_text(run / ANNEALED, json.dumps(finite(_anneal(run, **study.annealing))))
-        _write(folder, study, budget, overrides)
-    return _write(folder, study, budget, overrides)
+            progress(f"{name} {number}/{len(configurations)}: {cell[0]}, seed {cell[1]}, annealing")
+            start = time.monotonic()
+            annealed = _anneal(run, **study.annealing)
+            write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+        ledger.write()
+    return ledger.write()
 
 
 def _composed(overrides: Sequence[str]) -> Any:
@@ -206,138 +228,3 @@ def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -
     assert found["elbo"] is not None
     found["gap"] = best - found["elbo"]
     return found
-
-
-def _write(folder: Path, study: Study, budget: str, overrides: Sequence[str]) -> dict[str, Any]:
-    rows = [_row(folder / row.replace(" ", "_"), row) for row in study.rows]
-    record = {
-        "schema": 1,
-        "kind": "reproduction",
-        "title": study.title,
-        "budget": budget if study.budgets else None,
-        "overrides": list(overrides),
-        "rows": [row for row in rows if row["seeds"]],
-    }
-    write_text(folder / "table.json", json.dumps(finite(record), indent=1))
-    write_text(folder / "table.md", markdown(record))
-    write_text(folder / "table.csv", _csv(record))
-    return record
-
-
-def _row(folder: Path, name: str) -> dict[str, Any]:
-    """All seeds that a row has by now, asked for or not."""
-    runs = sorted((path.parent for path in folder.glob(f"seed*/{EVALUATION}")), key=lambda run: int(run.name[4:]))
-    values = [_values(run) for run in runs]
-    names = list(dict.fromkeys(key for value in values for key in value))
-    return {
-        "name": name,
-        "seeds": [int(run.name[4:]) for run in runs],
-        "values": {key: [value.get(key) for value in values] for key in names},
-        "hardware": sorted({json.loads((run / EVALUATION).read_text())["hardware"] for run in runs}),
-    }
-
-
-def _values(run: Path) -> Values:
-    """One run's measures by name, flat; nats per frame where not said otherwise."""
-    record = json.loads((run / EVALUATION).read_text(encoding="utf-8"))
-    found: Values = {}
-    for key, value in record["measures"]["trained"].items():
-        found |= {f"{key}/{part}": item for part, item in value.items()} if isinstance(value, dict) else {key: value}
-    forecast = record.get("forward_roll")
-    if forecast:
-        means = {
-            key: statistics.fmean(value[: (len(value) + 1) // 2]) for key, value in forecast["log_likelihood"].items()
-        }
-        found["forward_roll"] = means.pop("model")
-        found["forward_roll_floor"] = max(means.values())
-    untrained = record["measures"].get("untrained")
-    if untrained:
-        found["e_eq_untrained"] = untrained["e_eq"]
-    found["collapsed"] = float(record["collapsed"])
-    history = history_of(run)
-    steps = max((row["step"] for row in history.get("rows", ())), default=0)
-    if steps:
-        found["seconds"] = history["seconds"]
-        found["seconds_per_step"] = history["seconds"] / steps
-    if (run / ANNEALED).is_file():
-        found |= {f"few/{key}": value for key, value in json.loads((run / ANNEALED).read_text()).items()}
-    return found
-
-
-COLUMNS = {
-    "iwae": "IWAE ↑",
-    "elbo": "ELBO ↑",
-    "kl": "KL",
-    "frame_unnormalised": "frame_unnormalised",
-    "few/elbo": "ELBO, some sequences ↑",
-    "few/iwae": "IWAE, K = 1,000, the same ↑",
-    "few/ais": "AIS, the same ↑",
-    "few/gap": "best of these − ELBO ↓",
-    "explained": "explained ↑",
-    "e_eq": "E_eq ↓",
-    "e_eq_untrained": "E_eq, untrained",
-    "forward_roll": "forward_roll ↑",
-    "forward_roll_floor": "its best floor",
-    "probe": "class probe ↑",
-    "collapsed": "collapsed",
-    "seconds": "training, s",
-    "seconds_per_step": "s / step",
-}
-PREFIXES = {
-    "roll": "roll correlation",
-    "cap_corr": "CapCorr",
-    "commutation": "commutation ↓",
-    "pose": "pose probe",
-    "active": "active latents",
-}
-
-
-def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
-    """Mean and standard deviation over seeds of the numbers that are there; nan and None where there are too few.
-
-    Example:
-        >>> aggregate([1.0, 3.0, None])
-        (2.0, 1.4142135623730951)
-    """
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return statistics.fmean(known) if known else math.nan, statistics.stdev(known) if len(known) > 1 else None
-
-
-def _columns(record: Mapping[str, Any]) -> dict[str, str]:
-    present = list(dict.fromkeys(key for row in record["rows"] for key in row["values"]))
-    parts = {
-        key: f"{PREFIXES[key.split('/')[0]]}, {key.split('/')[1]}"
-        for key in present
-        if "/" in key and key.split("/")[0] in PREFIXES
-    }
-    return {key: label for key, label in COLUMNS.items() if key in present} | parts
-
-
-def markdown(record: Mapping[str, Any]) -> str:
-    """A record as a Markdown table, measures down and the study's rows across: mean ± standard deviation over seeds."""
-    rows = record["rows"]
-    lines = [f"### {record['title']}", ""]
-    lines += ["| | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) for row in rows) + " |"]
-    for key, label in _columns(record).items():
-        cells = [_cell(row["values"].get(key, ())) for row in rows]
-        if any(cell != MISSING for cell in cells):
-            lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += ["", "Nats per frame where a measure is in nats; ± is the standard deviation over seeds."]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    mean, spread = aggregate(values)
-    return format_number(mean, spread)
-
-
-def _csv(record: Mapping[str, Any]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "seed", "measure", "value"])
-    for row in record["rows"]:
-        for key, values in row["values"].items():
-            for seed, value in zip(row["seeds"], values, strict=True):
-                writer.writerow([row["name"], seed, key, "" if value is None else repr(value)])
-    return text.getvalue()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pyro_tvae.experiments import reproduce as study_module
-from pyro_tvae.experiments.reproduce import STUDIES, Study, aggregate, markdown, reproduce
+from pyro_tvae.experiments.comparison import aggregate, markdown
+from pyro_tvae.experiments.reproduce import STUDIES, Study, reproduce
 
 QUICK = (
     "data.n_train=16",

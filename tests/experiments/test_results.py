@@ -1,0 +1,631 @@
+"""Records are merged and refused, claims are judged by their numbers alone, and RESULTS.md says what records hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from test_house import ROOT
+
+from pyro_tvae.experiments.claims import claims_of, remarks_of
+from pyro_tvae.experiments.comparison import table
+from pyro_tvae.experiments.config import compose
+from pyro_tvae.experiments.curves import forecast_curves, recipe_curves
+from pyro_tvae.experiments.records import (
+    Cell,
+    check_settings,
+    kept_cells,
+    portable,
+    read_kept,
+    record_of,
+    settings_of,
+    stem_of,
+    write_record,
+)
+from pyro_tvae.experiments.reproduce import STUDIES, Study, reproduce
+from pyro_tvae.experiments.summary import NAME, results_text, write_results
+from pyro_tvae.experiments.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
+
+KINDS = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
+RUN = {
+    "hardware": "an EPYC, 2 cores, 1 threads",
+    "versions": {"torch": "2.14"},
+    "seconds": {"training": 400.0, "evaluation": 30.0},
+    "notes": ["Bernoulli on grey values is no density."],
+    "forward_roll": {
+        "context": 9,
+        "log_likelihood": {"model": [-200.0, -210.0], "repeat last frame": [-250.0, -260.0]},
+    },
+}
+
+
+def as_published(kind: str, seed: int) -> dict[str, float | None]:
+    """Numbers that agree with every published claim, a little different for every seed."""
+    place, shake = KINDS.index(kind), 0.01 * seed
+    coherent = place < 3
+    return {
+        "iwae": -180.0 - place - shake,
+        "frame_unnormalised": -175.0 - place + shake,
+        "explained": 0.6,
+        "e_eq": {"nontvae": 13_000.0, "bubbles": 3_000.0, "tvae_l0": 9_000.0}.get(kind, 500.0 * (place + 1)) + shake,
+        "e_eq_untrained": 600.0 + shake,
+        "roll/hue": 0.98 - shake if coherent else 0.05 + shake,
+        "roll_untrained/hue": 0.97,
+        "cap_corr/hue": 0.97 + shake if coherent else 0.1 - shake,
+        "forward_roll": -205.0 + shake,
+        "forward_roll_floor": -255.0 - shake,
+        "collapsed": 0.0,
+    }
+
+
+def table1(
+    changes: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    study: str = "table1",
+    rows: Sequence[str] = KINDS,
+) -> dict[str, Any]:
+    cells = {(f"{kind}_mnist", seed): Cell(as_published(kind, seed), RUN) for kind in rows for seed in seeds}
+    settings = {f"{kind}_mnist": {"fit.max_steps": 3600, "topography.kernel": n} for n, kind in enumerate(rows)}
+    record = record_of(study, "Table 1: MNIST", "hour", ["data.source.root=/mine"], settings, cells)
+    for row in record["rows"]:
+        row["values"] |= (changes or {}).get(row["name"].removesuffix("_mnist"), {})
+    return record
+
+
+def verdict_on(record: Mapping[str, Any], words: str) -> str:
+    (found,) = [claim for claim in claims_of(record) if words in claim.said]
+    return found.verdict
+
+
+CLAIMS = {
+    "order": "below that of the BubbleVAE",
+    "coherence": "The longer the temporal coherence",
+    "capsules": "CapCorr",
+    "rolls": "no truth leaks into",
+    "bound": "importance-weighted bound",
+    "published": "published estimator",
+    "forecasts": "rolling the capsules",
+}
+
+
+def test_numbers_as_published_are_seen() -> None:
+    record = table1()
+    assert {name: verdict_on(record, words) for name, words in CLAIMS.items()} == dict.fromkeys(CLAIMS, SEEN)
+    assert len(claims_of(record)) == len(CLAIMS)
+    assert remarks_of(record) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "measure", "numbers", "verdict"),
+    [
+        ("order", "tvae_lshort", "e_eq", [9_000.0, 9_001.0, 9_002.0], NOT_SEEN),
+        ("order", "bubbles", "e_eq", [14_000.0, 14_001.0, 14_002.0], NOT_SEEN),
+        ("order", "bubbles", "e_eq", [1_000.0, 13_000.0, 25_000.0], NOT_DECIDED),
+        ("coherence", "tvae_l0", "e_eq", [100.0, 101.0, 102.0], NOT_SEEN),
+        ("coherence", "tvae_lhalf", "e_eq", [1_000.0, 1_000.01, 1_000.02], NOT_DECIDED),
+        ("capsules", "tvae_lhalf", "cap_corr/hue", [0.5, 0.51, 0.52], NOT_SEEN),
+        ("capsules", "nontvae", "cap_corr/hue", [0.5, 0.51, 0.52], NOT_SEEN),
+        ("capsules", "tvae_lhalf", "cap_corr/hue", [0.89, 0.9, 0.92], NOT_DECIDED),
+        ("capsules", "tvae_lhalf", "cap_corr/hue", [None, None, None], NOT_SEEN),
+        ("capsules", "nontvae", "cap_corr/hue", [None, None, None], SEEN),
+        ("rolls", "tvae_lhalf", "roll/hue", [0.1, 0.11, 0.12], NOT_SEEN),
+        ("bound", "nontvae", "iwae", [-170.0, -170.1, -170.2], NOT_SEEN),
+        ("bound", "nontvae", "iwae", [-190.0, -170.0, -185.0], NOT_DECIDED),
+        ("published", "tvae_lhalf", "frame_unnormalised", [-300.0, -300.1, -300.2], NOT_SEEN),
+        ("forecasts", "tvae_lpartial", "forward_roll", [-300.0, -300.1, -300.2], NOT_SEEN),
+    ],
+)
+def test_numbers_that_contradict_a_claim_are_told(
+    name: str, row: str, measure: str, numbers: list[float | None], verdict: str
+) -> None:
+    assert verdict_on(table1({row: {measure: numbers}}), CLAIMS[name]) == verdict
+
+
+def test_a_roll_that_never_varies_follows_nothing_and_that_is_said() -> None:
+    record = table1({"nontvae": {"roll/hue": [None, 0.01, None]}})
+    assert verdict_on(record, CLAIMS["rolls"]) == SEEN
+    (claim,) = [claim for claim in claims_of(record) if CLAIMS["rolls"] in claim.said]
+    assert "undefined, and counts as 0" in claim.measured
+    assert not any("undefined" in claim.measured for claim in claims_of(table1()))
+
+
+def test_one_seed_decides_nothing() -> None:
+    claims = claims_of(table1(seeds=[4]))
+    assert {claim.verdict for claim in claims} == {NOT_DECIDED}
+    assert all("1 seed" in claim.measured for claim in claims)
+
+
+def test_missing_rows_are_named_and_decide_nothing() -> None:
+    record = table1(rows=("tvae_lhalf", "bubbles"))
+    assert verdict_on(record, CLAIMS["order"]) == NOT_DECIDED
+    assert "no runs of: TVAE (partial), TVAE (short), plain VAE." in claims_of(record)[0].measured
+
+
+def test_equivariance_of_collapsed_models_does_not_count_and_they_are_named() -> None:
+    collapsed = [0.0, 1.0, 1.0]
+    record = table1({"tvae_lhalf": {"collapsed": collapsed, "e_eq": [520.0, 1.0, 1.0]}})
+    order = claims_of(record)[0]
+    assert order.verdict == NOT_DECIDED  # one seed of it is left
+    assert "Collapsed: TVAE (half) (seeds 1, 2); measures of equivariance there do not count." in order.measured
+    assert "TVAE (half) 520.0 (1 seed)" in order.measured
+    assert verdict_on(record, CLAIMS["capsules"]) == NOT_DECIDED
+    assert verdict_on(record, CLAIMS["bound"]) == SEEN  # likelihoods are not blind to collapse
+    assert "tvae_lhalf_mnist (2 of 3)" in remarks_of(record)[-1]
+    text = table(record)
+    assert "| collapsed | 2 of 3 | 0 of 3 |" in text
+    assert re.search(r"\| E_eq ↓ \| [^|]*† \| [^†|]* \|", text)
+
+
+def test_a_study_without_rules_claims_nothing() -> None:
+    assert claims_of(table1(study="elsewhere")) == []
+    still = parts_record("fig3", {"tvae_2d_mnist": {"iwae": [-100.0, -101.0]}})
+    assert claims_of(still) == []
+
+
+def test_a_map_must_be_more_organised_than_the_untrained_one() -> None:
+    values = {"map/slant": [0.5, 0.52], "map/slant_untrained": [0.1, 0.09], "map/slant_p": [0.001, 0.001]}
+    (claim,) = claims_of(parts_record("fig3", {"tvae_2d_mnist": values}))
+    assert claim.verdict == SEEN
+    assert "slant 0.510 ± 0.014, untrained 0.0950 ± 0.0071" in claim.measured
+    (claim,) = claims_of(parts_record("fig3", {"tvae_2d_mnist": {**values, "map/slant": [0.01, 0.02]}}))
+    assert claim.verdict == NOT_SEEN
+
+
+def test_every_row_of_a_figure_must_forecast() -> None:
+    good = {"forward_roll": [-200.0, -200.1], "forward_roll_floor": [-250.0, -250.2]}
+    bad = {"forward_roll": [-300.0, -300.1], "forward_roll_floor": [-250.0, -250.2]}
+    rows = {"tvae_lpartial_mnist": good, "tvae_lpartial_dsprites": good}
+    (claim,) = claims_of(parts_record("fig4", rows))
+    assert claim.verdict == SEEN
+    assert "Figure 4" in claim.said
+    (claim,) = claims_of(parts_record("fig4", {**rows, "tvae_lpartial_dsprites": bad}))
+    assert claim.verdict == NOT_SEEN
+    assert "Not seen: tvae_lpartial_dsprites." in claim.measured
+
+
+def parts_record(study: str, rows: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, Any]:
+    made = []
+    for name, values in rows.items():
+        n = len(next(iter(values.values())))
+        filled = {"collapsed": [0.0] * n, **values}
+        made.append({"name": name, "settings": {}, "seeds": list(range(n)), "values": filled, "runs": [dict(RUN)] * n})
+    head = {"schema": 2, "kind": "reproduction", "study": study, "budget": None, "title": study.capitalize()}
+    return {**head, "overrides": [], "settings": {}, "rows": made}
+
+
+def guide(elbo: float, estimate: float, annealed: bool = True) -> dict[str, list[float | None]]:
+    shakes = (0.0, 0.02, -0.02)
+    return {
+        "few/elbo": [elbo + shake for shake in shakes],
+        "few/iwae": [estimate - 1 + shake for shake in shakes],
+        "few/ais": [estimate + shake if annealed else None for shake in shakes],
+        "few/gap": [estimate - (0 if annealed else 1) - elbo] * 3,
+    }
+
+
+def test_the_best_guide_must_close_the_gap() -> None:
+    good = parts_record("guides", {"mean_field": guide(-100, -90), "orbit": guide(-91, -90), "flow": guide(-95, -90)})
+    assert [claim.verdict for claim in claims_of(good)] == [SEEN, SEEN]
+    bad = parts_record("guides", {"mean_field": guide(-100, -90), "orbit": guide(-94, -90)})
+    assert [claim.verdict for claim in claims_of(bad)] == [NOT_SEEN, NOT_SEEN]
+    # Another model that fits better raises what the guide has to reach, but not the gap below its own model.
+    other = parts_record("guides", {"mean_field": guide(-100, -90), "orbit": guide(-91, -90), "flow": guide(-95, -80)})
+    assert [claim.verdict for claim in claims_of(other)] == [NOT_SEEN, SEEN]
+    # A gap below an importance-weighted bound alone looks smaller than it is.
+    loose = parts_record("guides", {"mean_field": guide(-100, -90), "conditional": guide(-91.5, -90, annealed=False)})
+    assert claims_of(loose)[1].verdict == NOT_DECIDED
+    assert "conditional" in claims_of(loose)[1].measured
+    # So does that of a model that has collapsed.
+    empty: dict[str, Sequence[float | None]] = {**guide(-90.1, -90), "collapsed": [1.0] * 3}
+    gone = parts_record("guides", {"mean_field": guide(-100, -90), "orbit": empty})
+    assert [claim.verdict for claim in claims_of(gone)] == [NOT_DECIDED] * 2
+    assert "Collapsed: orbit" in claims_of(gone)[0].measured
+    assert any("orbit" in sentence for sentence in remarks_of(gone))
+
+
+def test_priors_agree_only_within_a_margin() -> None:
+    record = parts_record("priors", {"gaussian": guide(-95, -90), "gamma": guide(-95, -90.3), "orbit": guide(-95, -86)})
+    assert [claim.verdict for claim in claims_of(record)] == [SEEN, NOT_SEEN]
+    assert remarks_of(record)[1].index("orbit") < remarks_of(record)[1].index("gaussian")
+
+
+def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5) -> dict[str, Any]:
+    def points(end: float, seed: int) -> list[dict[str, float]]:
+        return [
+            {
+                "seconds": 10.0 * n,
+                "step": 100 * n,
+                "iwae": end - 200.0 / n + 0.1 * seed,
+                "explained": explained,
+                "forward_roll": end - 10.0 - 0.1 * seed,
+                "forward_roll_floor": -230.0,
+            }
+            for n in range(1, 31)
+        ]
+
+    def row(name: str, end: float, machine: str) -> dict[str, Any]:
+        runs = [{"hardware": machine, "seconds": {"training": 300.0}, "points": points(end, s)} for s in range(3)]
+        return {"name": name, "label": f"{name}, in words", "seeds": [0, 1, 2], "runs": runs}
+
+    head = {"schema": 2, "kind": "recipe", "study": "recipe", "budget": None, "title": "Recipes", "command": "say so"}
+    rows = [row("published", -220.0, "an EPYC"), row("ours", -220.0 + gain, hardware)]
+    return {**head, "rows": rows}
+
+
+def test_recipes_are_compared_at_the_same_time() -> None:
+    assert [claim.verdict for claim in claims_of(recipe())] == [SEEN, SEEN]
+    assert [claim.verdict for claim in claims_of(recipe(-20.0))] == [NOT_SEEN, NOT_SEEN]
+    assert [claim.verdict for claim in claims_of(recipe(0.0))] == [NOT_DECIDED, NOT_DECIDED]
+    assert [claim.verdict for claim in claims_of(recipe(hardware="another"))] == [NOT_DECIDED, NOT_DECIDED]
+    assert "Collapsed at that time: 3 of 3 runs of ours" in claims_of(recipe(explained=0.01))[0].measured
+    # -226.7 is where the published recipe ends; -200 - 200 / n passes it at n = 8, after 80 seconds.
+    assert "in 3 of 3 runs, after 1 min 20 s" in remarks_of(recipe())[0]
+    assert "in 0 of 3 runs." in remarks_of(recipe(-20.0))[0]
+
+
+def test_a_longer_run_does_not_win_by_its_length() -> None:
+    record = recipe(0.0)
+    published, ours = record["rows"]
+    for run in published["runs"]:
+        run["points"] = run["points"][:10]
+    assert "After 1 min 40 s" in claims_of(record)[0].measured
+    assert claims_of(record)[0].verdict == NOT_DECIDED
+    assert len(ours["runs"][0]["points"]) == 30
+
+
+# ---- verdicts
+
+
+def test_intervals_are_those_of_students_t() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(0, 1, 5).tolist(), rng.normal(2.0, 3, 4).tolist()
+    reference = stats.ttest_ind(second, first, equal_var=False)
+    assert (greater(second, first) == SEEN) == (reference.pvalue < 0.05 and reference.statistic > 0)
+    edge = stats.ttest_1samp(first, 0.0).confidence_interval(0.95)
+    assert above(first, edge.low - 1e-9) == SEEN
+    assert above(first, edge.low + 1e-9) == NOT_DECIDED
+    assert above(first, edge.high + 1e-9) == NOT_SEEN
+
+
+def test_two_samples_of_one_law_are_rarely_told_apart() -> None:
+    """400 pairs, a false alarm in 5 % of them: more than 36 of those has a probability of 0.1 %."""
+    rng = np.random.default_rng(1)
+    alarms = sum(greater(a, b) != NOT_DECIDED for a, b in rng.normal(size=(400, 2, 3)).tolist())
+    assert alarms <= stats.binom.ppf(0.999, 400, 0.05)
+
+
+numbers = st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=5)
+
+
+@given(numbers, numbers)
+def test_verdicts_mirror_each_other_and_few_seeds_decide_nothing(first: list[float], second: list[float]) -> None:
+    mirrored = {SEEN: NOT_SEEN, NOT_SEEN: SEEN, NOT_DECIDED: NOT_DECIDED}
+    assert greater(second, first) == mirrored[greater(first, second)]
+    assert same(first, second, 1.0) == same(second, first, 1.0)
+    if min(len(first), len(second)) < 2:
+        assert greater(first, second) == same(first, second, 1.0) == NOT_DECIDED
+
+
+def test_a_claim_of_several_parts() -> None:
+    assert all_of([SEEN, SEEN]) == SEEN
+    assert all_of([SEEN, NOT_DECIDED]) == NOT_DECIDED
+    assert all_of([NOT_DECIDED, NOT_SEEN]) == NOT_SEEN
+    assert all_of([]) == NOT_DECIDED
+
+
+# ---- records
+
+
+def test_a_record_comes_back_from_its_file_and_its_cells(tmp_path: Path) -> None:
+    record = table1()
+    path = write_record(tmp_path / "table1-hour.json", record)
+    assert read_kept(path) == record
+    cells = kept_cells(record)
+    settings = {row["name"]: {**record["settings"], **row["settings"]} for row in record["rows"]}
+    assert record_of("table1", "Table 1: MNIST", "hour", [], settings, cells) == record
+    assert record["settings"] == {"fit.max_steps": 3600}
+    assert max(map(len, path.read_text().splitlines())) < 500  # a seed more is a small difference of the file
+
+
+def test_no_path_of_a_machine_is_kept() -> None:
+    mine = ["experiment=tvae_lhalf_dsprites", "data.source.path=/mine/dsprites.npz", "fit.accelerator=cpu", "seed=7"]
+    settings = settings_of(compose(mine))
+    assert settings["data.source.path"] == "dsprites.npz"
+    assert settings == settings_of(compose([mine[0], "data.source.path=/yours/dsprites.npz"]))
+    rooted = settings_of(compose(["experiment=tvae_lhalf_mnist", "data.source.root=/mine", "fit.progress=false"]))
+    assert "/mine" not in json.dumps(settings) + json.dumps(rooted)
+    assert {"seed", "name", "data.source.root"} & rooted.keys() == set()
+    assert portable(["data.source.root=/mine", "+data.source.path=/mine/x.npz", "fit.beta=2"]) == [
+        "+data.source.path=x.npz",
+        "fit.beta=2",
+    ]
+
+
+def test_other_settings_are_refused_and_new_ones_are_no_difference() -> None:
+    check_settings(Path("a.json"), {"fit.beta": 1.0, "gone": 1}, {"fit.beta": 1.0, "new": 2}, "mind.")
+    with pytest.raises(ValueError, match=r"a.json was made with fit.beta=1.0, and 2.0 is asked for; mind\."):
+        check_settings(Path("a.json"), {"fit.beta": 1.0}, {"fit.beta": 2.0}, "mind.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 1}, "has schema 1"),
+        ({"kind": "benchmark"}, "kind 'benchmark'"),
+        ({"title": None}, "no title"),
+        ({"rows": {}}, "no rows"),
+        ({"settings": None}, "no settings"),
+        ({"rows": [{"seeds": []}]}, "no name"),
+        ({"rows": [{"name": "a", "seeds": [0, 0], "runs": [{}, {}]}]}, "a seed twice"),
+        ({"rows": [{"name": "a", "seeds": [0], "runs": []}]}, "how it was run"),
+        ({"rows": [{"name": "a", "seeds": ["0"], "runs": [{}]}]}, "no seeds"),
+        ({"rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}, "values": {"iwae": []}}]}, "one number"),
+        ({"rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}, "values": {"x": ["1"]}}]}, "one number"),
+        ({"kind": "recipe", "rows": [{"name": "a", "seeds": [0], "runs": [{}]}]}, "no points"),
+        ({"rows": [{"name": "a", "seeds": [], "runs": [], "settings": {}, "values": {}}] * 2}, "same name"),
+    ],
+)
+def test_what_is_no_record_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "table1-hour.json"
+    path.write_text(json.dumps({**table1(), **change}))
+    with pytest.raises(ValueError, match=message):
+        read_kept(path)
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table1-hour.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        results_text(tmp_path)
+
+
+# ---- merging
+
+
+SMALL = Study("One guide", {"mean field": ("prior=gaussian", "guide=mean_field")}, ("data.n_train=16",), budgets=False)
+
+
+def pretend(ran: list[str]) -> Any:
+    """In place of training: a run's folder with a configuration and an evaluation."""
+
+    def run(config: Any, folder: Path) -> None:
+        from omegaconf import OmegaConf
+
+        ran.append(str(config.seed))
+        folder.mkdir(parents=True)
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+        measures = {"iwae": -100.0 - config.seed / 3, "roll": {"hue": math.nan}}
+        evaluation = {
+            "measures": {"trained": measures, "untrained": {"e_eq": 2.0, "roll": {"hue": 0.5}}},
+            "collapsed": False,
+            "hardware": "made up",
+            "versions": {"torch": "0"},
+            "seconds": {"training": 2.0, "evaluation": 1.0},
+            "forward_roll": {
+                "context": 2,
+                "log_likelihood": {"model": [-1.0, -3.0], "hold": [-2.0, -9.0]},
+                "pixel_error": {},
+            },
+        }
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+
+    return run
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    from pyro_tvae.experiments import reproduce as module
+
+    seeds: list[str] = []
+    monkeypatch.setitem(STUDIES, "small", SMALL)
+    monkeypatch.setattr(module, "_run", pretend(seeds))
+    return seeds
+
+
+def quietly(line: str) -> None:
+    """Say nothing."""
+
+
+def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    here = reproduce("small", output=tmp_path / "here", records=kept, keep=True, progress=quietly)
+    (tmp_path / "here" / "small" / "map.png").write_bytes(b"a picture")
+    said: list[str] = []
+    options: dict[str, Any] = {"records": kept, "progress": said.append}
+    there = reproduce("small", seeds=[0, 5], output=tmp_path / "there", keep=True, **options)
+    assert ran == ["0", "5"]
+    assert "1 of 2 runs are in" in said[0]
+    (row,) = there["rows"]
+    assert row["seeds"] == [0, 5]
+    assert row["values"]["iwae"] == [-100.0, pytest.approx(-100 - 5 / 3, rel=1e-6)]
+    assert row["values"]["roll/hue"] == [None, None]
+    assert row["values"]["roll_untrained/hue"] == [0.5, 0.5]
+    assert row["values"]["forward_roll"] == [-1.0, -1.0]
+    assert row["runs"][1]["forward_roll"]["log_likelihood"]["hold"] == [-2.0, -9.0]
+    assert row["runs"][1]["seconds"] == {"training": 2.0, "evaluation": 1.0}
+    assert row["settings"] == {}
+    assert there["settings"]["data.n_train"] == 16
+    assert here["rows"][0]["seeds"] == [0]
+    assert read_kept(kept / "small.json") == there
+    assert "± 1.2" in (tmp_path / "there" / "small" / "table.md").read_text()
+    assert str(tmp_path) not in (kept / "small.json").read_text()
+    # Without keep the record stays as it is, and the table shows it all the same.
+    more = reproduce("small", seeds=[7], output=tmp_path / "there", **options)
+    assert more["rows"][0]["seeds"] == [0, 5, 7]
+    assert read_kept(kept / "small.json") == there
+    # Back where the first seed was run, with a picture in the study's folder.
+    again = reproduce("small", output=tmp_path / "here", keep=True, **options)
+    assert json.dumps(again) == json.dumps(there)
+    assert (kept / "small-map.png").read_bytes() == b"a picture"
+    assert ran == ["0", "5", "7"]
+
+
+def test_foreign_records_and_runs_are_refused(ran: list[str], tmp_path: Path) -> None:
+    kept, here = tmp_path / "kept", tmp_path / "here"
+    reproduce("small", output=here, records=kept, keep=True, progress=quietly)
+    before = (kept / "small.json").read_text()
+    options: dict[str, Any] = {"overrides": ["fit.beta=2"], "progress": quietly}
+    with pytest.raises(ValueError, match=r"small.json was made with fit.beta=1.0, and 2 is asked for; --fresh"):
+        reproduce("small", seeds=[1], output=tmp_path / "there", records=kept, keep=True, **options)
+    with pytest.raises(ValueError, match=r"seed0 was made with fit.beta=1.0, and 2 is asked for; choose another"):
+        reproduce("small", seeds=[1], output=here, **options)
+    # Where and how it is computed is no difference.
+    elsewhere = ["fit.progress=false", "fit.accelerator=cpu", "data.num_workers=0"]
+    reproduce("small", output=here, records=kept, overrides=elsewhere, progress=quietly)
+    (kept / "small.json").write_text(json.dumps({**json.loads(before), "study": "guides"}))
+    with pytest.raises(ValueError, match="is a record of pyro-tvae reproduce guides"):
+        reproduce("small", output=here, records=kept, progress=quietly)
+    (kept / "small.json").write_text(json.dumps({**json.loads(before), "schema": 1}))
+    with pytest.raises(ValueError, match="has schema 1"):
+        reproduce("small", output=here, records=kept, progress=quietly)
+    assert ran == ["0"]
+    with pytest.raises(ValueError, match="expected the folder of records"):
+        reproduce("small", output=here, keep=True, progress=quietly)
+
+
+# ---- RESULTS.md
+
+
+def test_results_hold_command_numbers_pictures_claims_and_notes(tmp_path: Path) -> None:
+    write_record(tmp_path / "table1-hour.json", table1({"nontvae": {"iwae": [-170.0, -170.1, -170.2]}}))
+    write_record(tmp_path / "recipe.json", recipe())
+    (tmp_path / "table1-hour-traversal.png").write_bytes(b"")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "table1.md").write_text("Tried in vain: a warm-up of 10 steps.\n")
+    (tmp_path / "notes" / "else.md").write_text("Something else.\n")
+    (tmp_path / "robustness.md").write_text("## Robustness\n\n100 kills.\n")
+    path = write_results(tmp_path)
+    text = path.read_text()
+    assert path == tmp_path / NAME
+    assert text == results_text(tmp_path)
+    for expected in (
+        "## Table 1: MNIST (budget: hour)",
+        "`pyro-tvae reproduce table1 --budget hour --seeds 0,1,2`",
+        "Seeds: 0, 1, 2; 18 runs",
+        "Hardware: an EPYC, 2 cores, 1 threads\n",
+        "training 2 h 0 min, evaluation 9 min 0 s",
+        "torch 2.14",
+        "| IWAE ↑ | -180.010 ± 0.010 |",
+        "- **Seen**: The longer the temporal coherence",
+        "- **Not seen**: TVAEs with temporal coherence give test sequences a higher likelihood",
+        "\n  - Measured: E_eq: TVAE (half) 500.010 ± 0.010, ",
+        "Among the settings of all rows: fit.max_steps=3600\n",
+        "\nBernoulli on grey values is no density.\n",
+        "![traversal](table1-hour-traversal.png)",
+        "(table1-hour-forward_roll.png)",
+        "(recipe-curves.png)",
+        "Command: `say so`",
+        "Tried in vain: a warm-up of 10 steps.",
+        "## Else\n\nSomething else.",
+        "## Robustness\n\n100 kills.",
+        "| Table 1: MNIST (budget: hour) | 6 | 1 | 0 |",
+    ):
+        assert expected in text, expected
+    assert text.index("## Table 1") < text.index("## Recipes") < text.index("## Else") < text.index("## Robustness")
+    assert text.index("Tried in vain") < text.index("## Recipes")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (tmp_path / target).is_file(), target
+
+
+def test_pictures_belong_to_the_longest_name(tmp_path: Path) -> None:
+    write_record(tmp_path / "fig1.json", {**table1(study="fig1"), "budget": None, "title": "First"})
+    write_record(tmp_path / "fig1-hour.json", {**table1(study="fig1"), "title": "Second"})
+    for name in ("fig1-hour-a.png", "fig1-b.png", "fig10-c.png"):
+        (tmp_path / name).write_bytes(b"")
+    text = results_text(tmp_path)
+    assert text.index("fig1-b.png") < text.index("## Second") < text.index("fig1-hour-a.png")
+    assert "fig10-c.png" not in text
+
+
+def test_a_record_under_a_wrong_name_is_refused(tmp_path: Path) -> None:
+    write_record(tmp_path / "table2-hour.json", table1())
+    with pytest.raises(ValueError, match=r"is a record of table1-hour; rename it"):
+        write_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        write_results(tmp_path / "nowhere")
+
+
+def test_without_records_nothing_is_claimed(tmp_path: Path) -> None:
+    assert "No study has been kept here yet" in write_results(tmp_path).read_text()
+
+
+def test_curves_show_every_recipe_and_row() -> None:
+    record = recipe()
+    record["rows"][1]["runs"][0]["points"][3]["iwae"] = None
+    figure = recipe_curves(record)
+    iwae, forward = figure.axes
+    assert [axis.get_title(loc="left") for axis in (iwae, forward)] == ["Test IWAE", "forward_roll: frames not seen"]
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["published, in words (3 seeds)", "ours, in words (3 seeds)", "best floor"]
+    mean = next(line for line in iwae.lines if line.get_label() == labels[0])
+    # At the last point, 5 minutes: -220 - 200 / 30 + 0.1 on average.
+    assert np.asarray(mean.get_xydata())[-1] == pytest.approx([5.0, -220 - 200 / 30 + 0.1])
+    forecasts = forecast_curves(table1())
+    assert forecasts is not None
+    known = forecasts.axes[0].get_legend()
+    assert known is not None
+    assert len(known.get_texts()) == len(KINDS) + 1
+    assert forecast_curves(parts_record("guides", {})) is None
+
+
+def test_the_committed_results_are_those_of_the_committed_records() -> None:
+    folder = ROOT / "experiments" / "results"
+    committed = (folder / NAME).read_text(encoding="utf-8")
+    assert committed == results_text(folder), "refresh it with: pyro-tvae results"
+    for target in re.findall(r"\]\(([^)]+)\)", committed):
+        assert target.startswith("https://") or (folder / target).is_file(), target
+    for path in folder.glob("*.json"):
+        record = read_kept(path)
+        assert path.stem == stem_of(record["study"], record.get("budget"))
+        assert not re.search(r'"/(home|root|work|tmp|mnt|Users)/', path.read_text(encoding="utf-8"))
+
+
+def test_the_commands_say_what_they_do_with_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from pyro_tvae.experiments.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    assert runner.invoke(app, ["results"]).exit_code == 2
+    wrong = runner.invoke(app, ["reproduce", "guides", "--fresh", "--keep"])
+    assert wrong.exit_code == 2
+    assert "choose one" in wrong.output
+    wrong = runner.invoke(app, ["reproduce", "guides", "--records", "nowhere"])
+    assert "there is no folder nowhere" in wrong.output
+    folder = tmp_path / "experiments" / "results"
+    write_record(folder / "table1-hour.json", table1())
+    right = runner.invoke(app, ["results"])
+    assert right.exit_code == 0, right.output
+    assert (folder / NAME).is_file()
+    assert (folder / "table1-hour-forward_roll.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_kept_study_is_in_the_results_and_a_fresh_one_ignores_them(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from pyro_tvae.experiments.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    kept = runner.invoke(app, ["reproduce", "small", "--keep", "--seeds", "0,1"])
+    assert kept.exit_code == 0, kept.output
+    assert "| IWAE ↑ |" in (tmp_path / "experiments" / "results" / NAME).read_text()
+    found = runner.invoke(app, ["reproduce", "small", "--seeds", "0,1", "--output", "other"])
+    assert "2 of 2 runs are in experiments/results/small.json" in found.output
+    assert ran == ["0", "1"]
+    fresh = runner.invoke(app, ["reproduce", "small", "--fresh", "--output", "other"])
+    assert fresh.exit_code == 0, fresh.output
+    assert ran == ["0", "1", "0"]
