@@ -11,7 +11,7 @@ from typing import Any
 
 from .tables import MISSING, format_number
 
-__all__ = ["BLIND_MEASURES", "aggregate", "as_csv", "collapsed_seeds", "markdown", "table"]
+__all__ = ["BLIND_MEASURES", "aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
 
 COLUMNS = {
     "iwae": "IWAE ↑",
@@ -84,6 +84,28 @@ def table(record: Mapping[str, Any]) -> str:
     if marked:
         lines += ["", f"{MARK} over models of which some have collapsed: their measures of equivariance mean nothing."]
     return "\n".join(lines) + "\n"
+
+
+ENDS = {
+    "seconds": "training, s",
+    "step": "steps",
+    "elbo": "ELBO ↑",
+    "iwae": "IWAE ↑",
+    "explained": "explained ↑",
+    "forward_roll": "forward_roll ↑",
+    "forward_roll_floor": "its best floor",
+}
+
+
+def ends(record: Mapping[str, Any]) -> str:
+    """A record of kind ``recipe`` as a table of where its curves end."""
+    rows = record["rows"]
+    lines = ["| at the end | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) or MISSING for row in rows) + " |"]
+    for key, label in ENDS.items():
+        last = [aggregate([run["points"][-1].get(key) for run in row["runs"]]) for row in rows]
+        lines.append(f"| {label} | " + " | ".join(format_number(*value) for value in last) + " |")
+    return "\n".join(lines) + "\n\nNats per frame where a measure is in nats; ± is the standard deviation over seeds.\n"
 
 
 def _columns(record: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The study ``recipe``: how good a model is after so many seconds of training, for several recipes on the same data.
+"""Courses of training: how good a model is after so many seconds of training, for several recipes on the same data.
 
 Weights are kept at a few moments of a run and judged afterwards, so that judging costs the curves no time.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +22,75 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import fit, forward_roll, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
-from .config import Parts, build, make
+from .config import Parts, build, compose, make
 from .datasets import SequenceDataModule
-from .evaluation import ends_of_explained, hardware
-from .folders import finite, read_record, write_text
-from .interruption import command, goes_on_with
+from .evaluation import ends_of_explained
+from .folders import CONFIG, device_of, finite, read_record, write_text
+from .interruption import goes_on_with
+from .provenance import hardware, versions
+from .records import SCHEMA, portable, read_kept, write_record
 
-__all__ = ["MOMENTS", "RECIPES", "Snapshots", "judge", "recipe_cell"]
+__all__ = ["COURSES", "MOMENTS", "Course", "Snapshots", "follow", "judge", "reproduce_course"]
 
 MOMENTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a run's steps
 POINTS = "points.json"
 
-SHARED = (
-    "data.n_train=4000",
+SIZE = (
     "data.n_validation=96",
     "data.n_test=500",
     "model.n_capsules=18",
     "model.capsule_dim=18",
     "baseline.enabled=false",
     "fit.max_epochs=-1",
-    "fit.max_steps=7000",
 )
+SHORT = (*SIZE, "data.n_train=4000", "fit.max_steps=7000")
+LONG = (*SIZE, "data.n_train=20000", "fit.max_steps=30000")
+# Adam, q's variances small at first, and a KL warm-up: what gets the published models off their plateau.
 OURS = ("optimizer=adam", "guide.initial_log_variance=-5.0", "fit.warmup_steps=1500")
-ORBITS = ("topography=orbits", "fit.frame_dropout=0.3", "fit.warmup_steps=3000", "model.mu=100")
-RECIPES: dict[str, tuple[str, ...]] = {
-    "published": ("experiment=tvae_lpartial_mnist", *SHARED),
-    "lpartial": ("experiment=tvae_lpartial_mnist", *SHARED, *OURS),
-    "lhalf": ("experiment=tvae_lhalf_mnist", *SHARED, *OURS),
-    "plain_vae": ("experiment=nontvae_mnist", *SHARED, *OURS),
-    "orbits_mean_field": ("data=mnist", *SHARED, *OURS, *ORBITS, "prior=gaussian", "guide=mean_field"),
-    "orbits": ("data=mnist", *SHARED, *ORBITS),
+# The quickstart's recipe at the paper's size.
+ORBITS = ("data=mnist", "fit.warmup_steps=3000", "fit.frame_dropout=0.3", "model.mu=100")
+
+
+def _published(kind: str, *overrides: str) -> tuple[str, ...]:
+    return (f"experiment={kind}_mnist", *overrides)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Recipes to follow on the same data: row -> its label in figures, and the overrides of its runs."""
+
+    title: str
+    rows: Mapping[str, tuple[str, tuple[str, ...]]]
+
+
+COURSES: dict[str, Course] = {
+    "recipe": Course(
+        "Recipes at the paper's MNIST size, 4,000 training sequences",
+        {
+            "published": ("lpartial, SGD, as published", _published("tvae_lpartial", *SHORT)),
+            "lpartial": ("lpartial, Adam and warm-up", _published("tvae_lpartial", *SHORT, *OURS)),
+            "lhalf": ("lhalf, Adam and warm-up", _published("tvae_lhalf", *SHORT, *OURS)),
+            "plain_vae": ("plain VAE, Adam and warm-up", _published("nontvae", *SHORT, *OURS)),
+            "orbits_mean_field": (
+                "orbits, the paper's guide",
+                (*ORBITS, *SHORT, "prior=gaussian", "guide=mean_field", "fit.warmup_steps=1500", "fit.max_steps=14000"),
+            ),
+            "orbits_short": (
+                "orbits, the orbit guide, a fifth of that",
+                (*ORBITS, *SHORT, "fit.warmup_steps=1400", "fit.max_steps=2800"),
+            ),
+            "orbits": ("orbits, the orbit guide", (*ORBITS, *SHORT)),
+        },
+    ),
+    "recipe_hour": Course(
+        "Recipes at the paper's MNIST size, 20,000 training sequences",
+        {
+            "lpartial": ("lpartial, Adam and warm-up", _published("tvae_lpartial", *LONG, *OURS)),
+            "lhalf": ("lhalf, Adam and warm-up", _published("tvae_lhalf", *LONG, *OURS)),
+            "plain_vae": ("plain VAE, Adam and warm-up", _published("nontvae", *LONG, *OURS)),
+            "orbits": ("orbits, the orbit guide", (*ORBITS, *LONG)),
+        },
+    ),
 }
 
 
@@ -126,47 +166,47 @@ def judge(
     return point
 
 
-def recipe_cell(config: DictConfig, folder: Path, *, sequences: int = 128, num_particles: int = 100) -> dict[str, Any]:
+def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_particles: int = 100) -> dict[str, Any]:
     """Train one recipe with one seed, judge its snapshots, and return them; what the folder holds is not done again.
 
     Args:
         config: of the run; ``fit.max_steps`` is its length.
-        folder: of the cell.
+        folder: of the run.
         sequences, num_particles: see :func:`judge`.
 
     Returns:
-        ``points``, one mapping per snapshot with ``step``, ``seconds`` (of training) and what :func:`judge` finds;
-        and ``hardware``.
+        A run of a record of kind ``recipe`` (see :mod:`.records`): ``points``, ``hardware``, ``versions``, ``seconds``.
 
     Raises:
-        ValueError: the configuration sets no number of steps.
+        ValueError: the configuration sets no number of steps, or the folder holds a run of another.
     """
     if (folder / POINTS).is_file():
         return read_record(folder / POINTS)
     if config.fit.max_steps < 1:
         raise ValueError(f"recipe: fit.max_steps is {config.fit.max_steps}; expected the length of a run in steps.")
     steps = sorted({max(1, round(share * config.fit.max_steps)) for share in MOMENTS})
-    with goes_on_with(f"what is done is in {folder}; give the same command again to go on."):
-        parts = build(config)
-        snapshots = folder / "snapshots"
-        if not (snapshots / f"step{steps[-1]}.json").is_file():
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-            _fit(config, parts, folder, Snapshots(snapshots, steps, parts.model, parts.guide))
-        points = []
-        moments = [read_record(snapshots / f"step{step}.json") for step in steps]
-        for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
-            model, guide = pyro_tvae.load(snapshots / f"step{moment['step']}.safetensors")
-            points.append(
-                moment | judge(model, guide, parts.data, sequences=sequences, num_particles=num_particles)
-            )
-        record = {"points": points, "hardware": hardware(torch.device("cpu"))}
-        write_text(folder / POINTS, json.dumps(finite(record), indent=1))
-    return record
+    parts, snapshots = build(config), folder / "snapshots"
+    if not (snapshots / f"step{steps[-1]}.json").is_file():
+        write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        _fit(config, parts, folder, Snapshots(snapshots, steps, parts.model, parts.guide))
+    moments = [read_record(snapshots / f"step{step}.json") for step in steps]
+    points = []
+    for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
+        model, guide = pyro_tvae.load(snapshots / f"step{moment['step']}.safetensors")
+        points.append(moment | judge(model, guide, parts.data, sequences=sequences, num_particles=num_particles))
+    run = {
+        "hardware": hardware(device_of(config)),
+        "versions": versions(),
+        "seconds": {"training": moments[-1]["seconds"]},
+        "points": points,
+    }
+    write_text(folder / POINTS, json.dumps(finite(run), indent=1))
+    return run
 
 
 def _fit(config: DictConfig, parts: Parts, folder: Path, snapshots: Callback) -> None:
     last = folder / "checkpoints" / "last.ckpt"
-    options = {str(name): value for name, value in OmegaConf.to_container(config.fit, resolve=True).items()}
+    options: Any = OmegaConf.to_container(config.fit, resolve=True)
     fit(
         parts.model,
         parts.guide,
@@ -180,3 +220,71 @@ def _fit(config: DictConfig, parts: Parts, folder: Path, snapshots: Callback) ->
         callbacks=[snapshots],
         **options,
     )
+
+
+def reproduce_course(
+    name: str,
+    *,
+    seeds: Sequence[int] = (0,),
+    overrides: Sequence[str] = (),
+    output: Path = Path("runs/reproduce"),
+    records: Path | None = None,
+    keep: bool = False,
+    progress: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Follow every recipe of a course that was not followed yet, seed by seed.
+
+    Args:
+        name: of the course, one of :data:`COURSES`.
+        seeds: one run each, per recipe.
+        overrides: further Hydra overrides of every run, such as ``data.source.root=DIR``.
+        output: where runs are kept.
+        records: a folder of records; seeds that the course's record there has are not run again.
+        keep: also write the record into that folder, after every run.
+        progress: takes a line before every run.
+
+    Returns:
+        The record, of kind ``recipe`` (see :mod:`.records`), which is also ``record.json`` in the course's folder.
+
+    Raises:
+        ValueError: there is no such course, an override is wrong, or the kept record is of other overrides.
+    """
+    course, folder = COURSES[name], output / name
+    file = records / f"{name}.json" if records is not None else None
+    configurations = {row: compose([*own, *overrides]) for row, (_, own) in course.rows.items()}
+    asked = portable(overrides)
+    kept = read_kept(file) if file is not None and file.is_file() else {"rows": [], "overrides": asked}
+    if kept["overrides"] != asked:
+        raise ValueError(
+            f"{file} was made with the overrides {kept['overrides']}, and {asked} are given; give --fresh to leave it "
+            "out, or the same ones."
+        )
+    runs = {(row["name"], seed): row["runs"][n] for row in kept["rows"] for n, seed in enumerate(row["seeds"])}
+    wanted = [(row, seed) for row in course.rows for seed in seeds]
+    record: dict[str, Any] = {}
+    for number, (row, seed) in enumerate(wanted, start=1):
+        if (row, seed) not in runs:
+            place = folder / row / f"seed{seed}"
+            progress(f"{name} {number}/{len(wanted)}: {row}, seed {seed} -> {place}")
+            config = configurations[row].copy()
+            config.seed = seed
+            with goes_on_with(f"what is done is in {place}; give the same command again to go on."):
+                runs[row, seed] = follow(config, place)
+        record = {
+            "schema": SCHEMA,
+            "kind": "recipe",
+            "study": name,
+            "budget": None,
+            "title": course.title,
+            "overrides": asked,
+            "rows": [_row(known, label, runs) for known, (label, _) in course.rows.items()],
+        }
+        write_record(folder / "record.json", record)
+        if keep and file is not None:
+            write_record(file, record)
+    return record
+
+
+def _row(name: str, label: str, runs: Mapping[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
+    seeds = sorted(seed for row, seed in runs if row == name)
+    return {"name": name, "label": label, "seeds": seeds, "runs": [runs[name, seed] for seed in seeds]}

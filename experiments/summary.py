@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .claims import Claim, claims_of, remarks_of
-from .comparison import table
+from .comparison import ends, table
 from .folders import write_text
 from .interruption import command
 from .records import read_kept, stem_of
@@ -114,8 +114,7 @@ def _overview(records: Mapping[str, Record], judged: Mapping[str, Sequence[Claim
 
 def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], notes: Sequence[Path]) -> str:
     parts = [f"## {_heading(record)}\n", _how(record, stem)]
-    if record["kind"] == "reproduction":
-        parts.append(table(record))
+    parts.append(table(record) if record["kind"] == "reproduction" else ends(record))
     said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
     parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
     for path in _pictures(folder, stem, record):
