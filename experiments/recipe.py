@@ -6,10 +6,10 @@ Weights are kept at a few moments of a run and judged afterwards, so that judgin
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -108,15 +108,15 @@ class Snapshots(Callback):
         self.seconds, self._since = 0.0, 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._since = time.monotonic() - self.seconds
+        self._since = monotonic() - self.seconds
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        self.seconds = time.monotonic() - self._since
+        self.seconds = monotonic() - self._since
         if trainer.global_step in self.steps and trainer.is_global_zero:
             name = f"step{trainer.global_step}"
             pyro_tvae.save(self.folder / f"{name}.safetensors", self.model, self.guide)
             write_text(self.folder / f"{name}.json", json.dumps({"step": trainer.global_step, "seconds": self.seconds}))
-            self._since = time.monotonic() - self.seconds
+            self._since = monotonic() - self.seconds
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

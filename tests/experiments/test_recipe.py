@@ -1,0 +1,107 @@
+"""Courses of recipes: curves whose seconds are those of training, followed once, and kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyro_tvae.experiments import recipe
+from pyro_tvae.experiments.config import compose
+from pyro_tvae.experiments.recipe import COURSES, Course, follow, reproduce_course
+from pyro_tvae.experiments.records import read_kept
+from pyro_tvae.experiments.summary import results_text
+
+TINY = (
+    "+data.source.size=8",
+    "data.transformations.rotation=[0,90,180,270]",
+    "data.transformations.scale=null",
+    "data.n_frames=4",
+    "data.n_train=32",
+    "data.n_validation=4",
+    "data.n_test=8",
+    "data.batch_size=4",
+    "model.n_capsules=2",
+    "model.capsule_dim=4",
+    "fit.max_epochs=-1",
+    "fit.max_steps=16",
+    "fit.progress=false",
+    "baseline.enabled=false",
+)
+
+
+@pytest.fixture
+def course(monkeypatch: pytest.MonkeyPatch) -> str:
+    rows = {"published": ("SGD", (*TINY, "optimizer=sgd")), "adam": ("Adam", TINY)}
+    monkeypatch.setitem(COURSES, "recipe", Course("Recipes", rows))
+    return "recipe"
+
+
+def points(folder: Path, **options: Any) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = follow(compose([*TINY, *options.pop("more", ())]), folder, **options)["points"]
+    return found
+
+
+def test_every_course_composes() -> None:
+    for course in COURSES.values():
+        for _, overrides in course.rows.values():
+            assert compose(overrides).fit.max_steps > 0
+
+
+def test_a_curve_has_its_moments_and_judging_takes_none_of_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(recipe, "monotonic", lambda: float(next(clock)))  # a second for each look at it
+    curve = points(tmp_path, sequences=8, num_particles=5)
+    assert [point["step"] for point in curve] == [1, 2, 4, 8, 12, 16]
+    assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
+    # One look at the start, one per step, one after each of the snapshots: those that wrote files are not counted.
+    assert curve[-1]["seconds"] == 16
+    assert {"elbo", "iwae", "explained", "forward_roll", "forward_roll_floor"} <= curve[0].keys()
+    assert all(point["iwae"] >= point["elbo"] for point in curve)
+
+
+def test_a_run_that_was_interrupted_ends_with_the_same_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = points(tmp_path / "whole", sequences=8, num_particles=5)
+    saved = recipe.pyro_tvae.save
+
+    def interrupted(path: Path, *arguments: Any) -> object:
+        if Path(path).name == "step12.safetensors":
+            raise KeyboardInterrupt
+        return saved(path, *arguments)
+
+    monkeypatch.setattr(recipe.pyro_tvae, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        points(tmp_path / "cut", sequences=8, num_particles=5)
+    monkeypatch.undo()
+    again = points(tmp_path / "cut", sequences=8, num_particles=5)
+    for one, two in zip(whole, again, strict=True):
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
+def test_seeds_are_added_to_the_kept_record_and_none_is_run_twice(
+    course: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tmp_path / "records"
+    said: list[str] = []
+    options: dict[str, Any] = {"output": tmp_path / "runs", "records": records, "keep": True, "progress": said.append}
+    first = reproduce_course(course, seeds=(0,), **options)
+    assert [row["seeds"] for row in first["rows"]] == [[0], [0]]
+    assert len(said) == 2
+    kept = read_kept(records / "recipe.json")
+    assert kept["rows"] == json.loads(json.dumps(first["rows"]))
+    assert "explained" in results_text(records)
+    second = reproduce_course(course, seeds=(0, 1), **{**options, "output": tmp_path / "elsewhere"})
+    assert len(said) == 4
+    assert [row["seeds"] for row in second["rows"]] == [[0, 1], [0, 1]]
+    assert [row["runs"][0] for row in second["rows"]] == [row["runs"][0] for row in kept["rows"]]
+    with pytest.raises(ValueError, match=r"was made with the overrides \[\].*--fresh"):
+        reproduce_course(course, overrides=["fit.beta=2"], **options)
+
+
+def test_a_course_needs_a_length(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fit\.max_steps is -1; expected the length"):
+        points(tmp_path, more=["fit.max_steps=-1"])
