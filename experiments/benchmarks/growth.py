@@ -18,7 +18,7 @@ from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
 from .children import Nursery
-from .memory import begin, peak
+from .memory import begin, needed
 from .record import console as record_console
 from .speed import Setting, step_products
 from .turns import StepTurns, seconds_of
@@ -120,7 +120,7 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     n = setting.n_sequences
     x = torch.rand(n, setting.n_frames, *setting.frame_shape)
     fit(model, guide, x, batch_size=n, max_epochs=WARM_UP_STEPS, accelerator="cpu", devices=1, progress=False)
-    memory = peak() - before  # the products that follow have matrices of their own
+    memory = needed(before)  # the products that follow have matrices of their own
     products = step_products(model, guide, n)
     products()
     times = max(1, min(20, round(turn_seconds / seconds_of(products))))

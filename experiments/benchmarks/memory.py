@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from .children import Nursery
 from .record import console as record_console
 from .speed import Setting
 
-__all__ = ["begin", "peak", "print_record", "run", "train", "weigh"]
+__all__ = ["begin", "needed", "peak", "print_record", "run", "train", "weigh"]
 
 LIMIT = 1.05  # of the peak with the most particles to that with the fewest
 AXES = {"S": "n_frames", "batch": "n_sequences"}
@@ -127,7 +128,7 @@ def weigh(sizes: Mapping[str, int], threads: int, progress: bool = False) -> int
     model, guide = setting.build()
     x = torch.rand(setting.n_sequences, setting.n_frames, *setting.frame_shape)
     log_likelihood(model, guide, x, setting.num_particles, batch_size=setting.n_sequences, progress=progress)
-    return peak() - before
+    return needed(before)
 
 
 def train(sizes: Mapping[str, int], threads: int) -> int:
@@ -145,7 +146,12 @@ def train(sizes: Mapping[str, int], threads: int) -> int:
         devices=1,
         progress=False,
     )
-    return peak() - before
+    return needed(before)
+
+
+def needed(before: int) -> int:
+    """Bytes of the peak beyond ``before``; at least a page, since nothing has neither a ratio nor a logarithm."""
+    return max(peak() - before, mmap.PAGESIZE)
 
 
 def begin(sizes: Mapping[str, int], threads: int) -> tuple[Setting, int]:

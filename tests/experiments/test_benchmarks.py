@@ -149,8 +149,9 @@ def test_memory_is_compared_between_processes() -> None:
 
 
 def test_what_a_process_held_before_is_not_counted(nursery: children.Nursery) -> None:
+    assert memory.needed(memory.peak()) > 0  # where nothing was needed there is still a ratio
     found = nursery.call(memory.weigh, {"sizes": vars(TINY), "threads": 1})
-    assert 0 <= found < 50e6  # the libraries alone take hundreds
+    assert 0 < found < 50e6  # the libraries alone take hundreds
 
 
 def test_children_are_processes_of_their_own(nursery: children.Nursery) -> None:
@@ -159,7 +160,7 @@ def test_children_are_processes_of_their_own(nursery: children.Nursery) -> None:
     names = nursery.together(os.getenv, [{"key": "WHO"}] * 2, [{"WHO": "one"}, {"WHO": "two"}])
     assert names == ["one", "two"]
     assert nursery.call(os.getenv, {"key": "WHO"}) is None  # what one was told is not left to the next
-    assert nursery.call(print, {"sep": ""}) is None  # words on standard output are no answers
+    assert nursery.call(os.system, {"command": "echo words"}) == 0  # what goes to standard output is no answer
 
 
 def test_a_child_that_fails_ends_the_others_and_is_named(nursery: children.Nursery) -> None:
