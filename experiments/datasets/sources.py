@@ -69,7 +69,7 @@ def digits(seed: int = 0, size: int = 28, validation: float = 0.2, test: float =
         ValueError: a size below 8, or shares that leave nothing to train on.
     """
     if size < 8:
-        raise ValueError(f"digits: size is {size}; expected at least 8 pixels, the side of the originals.")
+        raise ValueError(f"digits: size is {size!r}; expected at least 8 pixels, the side of the originals.")
     from sklearn.datasets import load_digits  # slow to import, and needed by this source alone
 
     raw = load_digits()
