@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .interruption import NOTHING, catch_signals, goes_on_with
+from .interruption import NOTHING, catch_signals, goes_on_with, typed
 
 __all__ = ["app", "main"]
 
@@ -72,7 +72,7 @@ def evaluate(
     imports: Imports = None,
 ) -> None:
     """Judge a trained run again and rewrite its report."""
-    with _stored(run, imports, "evaluate"):
+    with _stored(run, imports):
         from .runs import evaluate_run
 
         evaluate_run(run, split)
@@ -81,7 +81,7 @@ def evaluate(
 @app.command()
 def report(run: RunFolder, imports: Imports = None) -> None:
     """Rewrite a run's report.html from what its folder holds."""
-    with _stored(run, imports, "report"):
+    with _stored(run, imports):
         from .runs import report_run
 
         print(f"report: {report_run(run)}")
@@ -97,7 +97,7 @@ def posterior(
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    with _stored(run, imports, "posterior"):
+    with _stored(run, imports):
         from .posterior import posterior_run
 
         file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
@@ -116,7 +116,7 @@ def likelihood(
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
-    with _stored(run, imports, "likelihood"):
+    with _stored(run, imports):
         try:
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
@@ -136,13 +136,11 @@ def likelihood(
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None, name: str) -> Iterator[None]:
+def _stored(run: Path, imports: list[str] | None) -> Iterator[None]:
     """Answer errors and interruptions of a command on a stored run in one sentence each."""
     from .config import plain_errors
-    from .interruption import command
 
-    again = f"what {run} held is as it was; start over with: {command(name, run)}"
-    with plain_errors(), goes_on_with(again):
+    with plain_errors(), goes_on_with(f"every file in {run} is whole; start over with: {typed()}"):
         from .trust import trust_modules
 
         trust_modules(imports or ())
@@ -171,7 +169,8 @@ def reproduce(
         from .reproduce import markdown
         from .reproduce import reproduce as run_study
 
-        print(markdown(run_study(name, budget=budget, seeds=numbers, overrides=context.args, output=output)))
+        with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
+            print(markdown(run_study(name, budget=budget, seeds=numbers, overrides=context.args, output=output)))
         print(f"tables and runs: {output}")
 
 
