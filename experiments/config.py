@@ -254,7 +254,7 @@ def _begun(config: DictConfig, overrides: Sequence[str], given: Sequence[str]) -
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         folder = hydra_compose("config", overrides=list(overrides), return_hydra_config=True).hydra.run.dir
-    begun = unfinished(config, Path(folder), beside="hydra.run.dir" not in given)
+    begun = unfinished(config, Path(folder).absolute(), beside="hydra.run.dir" not in given)
     if begun is not None:
         trust_targets(config)  # it names what was typed
     return begun

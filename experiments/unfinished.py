@@ -33,7 +33,7 @@ def occupied(run: Path) -> Iterator[None]:
         OSError: the folder cannot be written.
     """
     try:
-        file = open(run / LOCK, "ab")
+        file = open(run / LOCK, "ab")  # noqa: SIM115 - the errors of opening are not those of the block
     except OSError as error:
         raise type(error)(f"{run} cannot be written ({error.strerror}); choose a folder that can be.") from error
     with file:
