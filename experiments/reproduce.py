@@ -141,7 +141,10 @@ def reproduce(
         ValueError: there is no such study or budget, or no seed; or an override is wrong.
     """
     if name not in STUDIES or not seeds:
-        raise ValueError(f"reproduce: name={name}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, a seed.")
+        raise ValueError(
+            f"reproduce: name={name!r}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, and at least "
+            "one seed."
+        )
     study = STUDIES[name]
     recipe = [*study.shared, *([f"budget={budget}"] if study.budgets else []), *overrides]
     folder = output / (f"{name}-{budget}" if study.budgets else name)

@@ -404,7 +404,8 @@ def from_netcdf(path: str | Path) -> ArvizData:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a file written by to_netcdf.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")
     try:
         if is_legacy():
             # Eager: a lazy file stays open and could not be written again.

@@ -176,6 +176,10 @@ def _read(path: Path, key: str | None, labels_key: str | None) -> tuple[np.ndarr
         found = [None if name is None or name not in names else stored[name] for name in (key, labels_key)]
     # A hostile or truncated file may fail in any way; each means the same to its owner.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(
+                f"{path} cannot be read ({error.strerror}); give the path of an .npy or .npz file that can be."
+            ) from error
         if "pickle" in str(error):
             raise ValueError(
                 f"{path} holds Python objects or is no array file, and nothing is ever unpickled; save a plain array "
