@@ -167,7 +167,8 @@ def test_a_run_killed_at_random_moments_ends_as_the_whole_one(whole: tuple[Path,
             count += 1
             counts[number] += 1
             places[place(folder / "run")] += 1
-            arguments = ["train", *TINY]
+            done = (folder / "run" / "report.html").exists()  # the same command leaves a finished run alone
+            arguments = ["train", f"resume={folder / 'run'}"] if done else ["train", *TINY]
             if number is not signal.SIGKILL and process.exitcode != 0:  # 0: it was ending anyway
                 arguments = way_on(folder, process, number) or arguments
         assert process.exitcode == 0, (folder / "err").read_text()
