@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .interruption import NOTHING, catch_signals, goes_on_with
+from .interruption import NOTHING, catch_signals, goes_on_with, typed
 
 __all__ = ["app", "main"]
 
@@ -73,7 +73,7 @@ def evaluate(
     imports: Imports = None,
 ) -> None:
     """Judge a trained run again and rewrite its report."""
-    with _stored(run, imports, "evaluate"):
+    with _stored(run, imports):
         from .runs import evaluate_run
 
         evaluate_run(run, split)
@@ -82,7 +82,7 @@ def evaluate(
 @app.command()
 def report(run: RunFolder, imports: Imports = None) -> None:
     """Rewrite a run's report.html from what its folder holds."""
-    with _stored(run, imports, "report"):
+    with _stored(run, imports):
         from .runs import report_run
 
         print(f"report: {report_run(run)}")
@@ -98,7 +98,7 @@ def posterior(
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    with _stored(run, imports, "posterior"):
+    with _stored(run, imports):
         from .posterior import posterior_run
 
         file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
@@ -117,7 +117,7 @@ def likelihood(
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
-    with _stored(run, imports, "likelihood"):
+    with _stored(run, imports):
         try:
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
@@ -137,13 +137,11 @@ def likelihood(
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None, name: str) -> Iterator[None]:
+def _stored(run: Path, imports: list[str] | None) -> Iterator[None]:
     """Answer errors and interruptions of a command on a stored run in one sentence each."""
     from .config import plain_errors
-    from .interruption import command
 
-    again = f"what {run} held is as it was; start over with: {command(name, run)}"
-    with plain_errors(), goes_on_with(again):
+    with plain_errors(), goes_on_with(f"every file in {run} is whole; start over with: {typed()}"):
         from .trust import trust_modules
 
         trust_modules(imports or ())
@@ -181,15 +179,16 @@ def reproduce(
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
-        record = run_study(
-            name,
-            budget=budget,
-            seeds=numbers,
-            overrides=context.args,
-            output=output,
-            records=None if fresh else folder,
-            keep=keep,
-        )
+        with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
+            record = run_study(
+                name,
+                budget=budget,
+                seeds=numbers,
+                overrides=context.args,
+                output=output,
+                records=None if fresh else folder,
+                keep=keep,
+            )
         print(markdown(record))
         print(f"tables and runs: {output}")
         if keep and folder is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .datasets import SequenceDataModule
 
 __all__ = [
+    "ELSEWHERE",
     "ConfigurationError",
     "Parts",
     "build",
@@ -202,7 +204,7 @@ def run_with_hydra(
     """Run a job under Hydra, with its run folders, ``--multirun`` and launchers.
 
     With ``resume=RUN`` among the overrides, ``resume`` is called with the folder and further settings instead, and
-    Hydra makes no folder.
+    Hydra makes no folder. So it is where a run of exactly this configuration was interrupted.
 
     Raises:
         ConfigurationError: a mistyped override, or one that a resumed run cannot follow.
@@ -214,15 +216,22 @@ def run_with_hydra(
     if not arguments.multirun:
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
         config = compose(arguments.overrides)
-        if config.resume is not None and not (arguments.cfg or arguments.info):
-            given = [str(override.key_or_group) for override in _parsed(arguments.overrides)]
+        given = [str(override.key_or_group) for override in _parsed(arguments.overrides)]
+        changes = {name: OmegaConf.select(config, name) for name in given if name in ELSEWHERE}
+        shown = arguments.cfg or arguments.info
+        if config.resume is None and not shown and (begun := _begun(config, arguments.overrides, given)) is not None:
+            print(f"{begun}: this command was interrupted before, and goes on; another name=… starts anew", flush=True)
+            sys.argv = [*sys.argv, f"hydra.run.dir={begun}"]  # for the further processes that Lightning starts by it
+            resume(str(begun), changes)
+            return
+        if config.resume is not None and not shown:
             others = [name for name in given if name not in ("resume", *ELSEWHERE) and not name.startswith("hydra")]
             if others:
                 raise ConfigurationError(
                     f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given "
                     f"beside it; leave it out (only {', '.join(ELSEWHERE)} may differ), or train a new run."
                 )
-            resume(str(config.resume), {name: OmegaConf.select(config, name) for name in given if name in ELSEWHERE})
+            resume(str(config.resume), changes)
             return
         GlobalHydra.instance().clear()
     typed = sys.argv
@@ -233,6 +242,22 @@ def run_with_hydra(
 
     sys.argv = ["pyro-tvae train", *overrides]
     hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(with_the_typed_command)()
+
+
+def _begun(config: DictConfig, overrides: Sequence[str], given: Sequence[str]) -> Path | None:
+    """The run that the same command began and did not end."""
+    if not {"LOCAL_RANK", "SLURM_PROCID"}.isdisjoint(os.environ):
+        return None  # one of several processes, which have to agree
+    from .trust import trust_targets
+    from .unfinished import unfinished
+
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONF, version_base="1.3"):
+        folder = hydra_compose("config", overrides=list(overrides), return_hydra_config=True).hydra.run.dir
+    begun = unfinished(config, Path(folder).absolute(), beside="hydra.run.dir" not in given)
+    if begun is not None:
+        trust_targets(config)  # it names what was typed
+    return begun
 
 
 def _parsed(overrides: Sequence[str]) -> list[Any]:

@@ -37,7 +37,7 @@ __all__ = [
 
 CONFIG = "config.yaml"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
-EVALUATION, HISTORY = "evaluation.json", "history.json"
+EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 
 
 @dataclass(frozen=True)

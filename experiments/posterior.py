@@ -67,7 +67,7 @@ def posterior_run(
     """
     loaded = trained(run)
     if sequences < 1:
-        raise ValueError(f"posterior: sequences is {sequences}; expected at least 1.")
+        raise ValueError(f"posterior: sequences is {sequences!r}; expected at least 1.")
     config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
     described = data.datasets[split]
     batch = next(data.batches(split, loaded.device, batch_size=sequences))

@@ -141,7 +141,10 @@ def reproduce(
             were made from other settings.
     """
     if name not in STUDIES or not seeds:
-        raise ValueError(f"reproduce: name={name}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, a seed.")
+        raise ValueError(
+            f"reproduce: name={name!r}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, and at least "
+            "one seed."
+        )
     if keep and records is None:
         raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
     study = STUDIES[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from .interruption import command, goes_on_with
 from .report import write_report
 from .tables import print_evaluation
 from .trust import trust_targets
+from .unfinished import occupied
 
 __all__ = ["evaluate_run", "report_run", "resume_run", "train_run"]
 
@@ -90,6 +91,11 @@ def _interruptible(run: Path) -> AbstractContextManager[None]:
 
 def _finish(run: Path, config: DictConfig, parts: Parts | None) -> None:
     """All steps of a run whose files are not there yet."""
+    with occupied(run) if _first() else nullcontext():
+        _finish_alone(run, config, parts)
+
+
+def _finish_alone(run: Path, config: DictConfig, parts: Parts | None) -> None:
     if _first():
         print(f"run: {run}", flush=True)
         sweep(run)

@@ -102,7 +102,9 @@ def rows(evaluation: Mapping[str, Any]) -> list[Row]:
     """
     schema = evaluation.get("schema", SCHEMA)
     if schema != SCHEMA:
-        raise ValueError(f"the evaluation has schema {schema!r}; this version reads schema {SCHEMA}. Evaluate again.")
+        raise ValueError(
+            f"the evaluation has schema {schema!r}, this pyro-tvae reads {SCHEMA}; update pyro-tvae, or evaluate again."
+        )
     return [_row(entry) for entry in evaluation.get("rows") or ()]
 
 

@@ -236,7 +236,7 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
         torch.Size([2, 3, 1, 4, 4])
     """
     if n_sequences < 1:
-        raise ValueError(f"simulate: n_sequences is {n_sequences}; expected at least 1.")
+        raise ValueError(f"simulate: n_sequences is {n_sequences!r}; expected at least 1.")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
         latents = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}

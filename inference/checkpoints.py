@@ -80,13 +80,16 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"fit: cannot {purpose}, {path} does not exist; expected a checkpoint (last.ckpt).")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"fit: cannot {purpose}, {path} {what}; expected a checkpoint (last.ckpt).")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, on pickles that it then refuses
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"fit: cannot {purpose}, {path} cannot be read ({error.strerror or error}).") from None
+        raise ValueError(
+            f"fit: cannot {purpose}, {path} cannot be read ({error.strerror or error}); see to it that it can."
+        ) from None
     except Exception as error:  # a damaged or hostile file may fail in any way; each means the same to its owner
         raise ValueError(
             f"fit: cannot {purpose}, {path} is damaged or no checkpoint ({type(error).__name__}), and nothing in it "

@@ -115,7 +115,7 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
     turn = size if turn is None else turn
     if period < 1 or turn < 1:
         raise ValueError(
-            f"roll_correlation: period is {period} and turn is {turn}; expected the values in a cycle and the "
+            f"roll_correlation: period is {period} and turn is {turn!r}; expected the values in a cycle and the "
             "positions a capsule moves meanwhile, both at least 1."
         )
     index = index.to(t.device).long()  # a difference of unsigned integers would wrap
@@ -221,7 +221,7 @@ class ForwardRoll:
         n = len(self.log_likelihood[MODEL])
         first = (n + 1) // 2 if horizon is None else horizon
         if not 1 <= first <= n:
-            raise ValueError(f"beats_floors: horizon is {horizon}; expected 1 to {n}, the number of unseen frames.")
+            raise ValueError(f"beats_floors: horizon is {horizon!r}; expected 1 to {n}, the number of unseen frames.")
         return all(float(self.gain(name)[:first].double().mean()) > 0 for name in self.floors)
 
 
@@ -274,12 +274,12 @@ def forward_roll(
     """
     if x.dim() != 5 or len(x) == 0 or x.shape[1] < 2 or batch_size < 1:
         raise ValueError(
-            f"forward_roll: x has shape {tuple(x.shape)} and batch_size is {batch_size}; expected (sequence, frame, "
+            f"forward_roll: x has shape {tuple(x.shape)} and batch_size is {batch_size!r}; expected (sequence, frame, "
             "channel, height, width) with two frames or more, and batches of at least one sequence."
         )
     n, m = len(x), x.shape[1] // 2 if context is None else context
     if not 1 <= m < x.shape[1]:
-        raise ValueError(f"forward_roll: context is {m}; expected 1 to {x.shape[1] - 1}, so that frames stay unseen.")
+        raise ValueError(f"forward_roll: context is {m!r}; expected 1 to {x.shape[1] - 1}, so that frames stay unseen.")
     if mean_frame is not None and mean_frame.shape != x.shape[2:]:
         raise ValueError(
             f"forward_roll: mean_frame has shape {tuple(mean_frame.shape)}; expected one frame, {tuple(x.shape[2:])}."

@@ -101,7 +101,7 @@ def _chunks(
     """Log-weights (k, B), or (k, B, S) per frame, in chunks that make up all the particles."""
     model.check(x)
     if num_particles < 1:
-        raise ValueError(f"log_weights: num_particles is {num_particles}; expected at least 1.")
+        raise ValueError(f"log_weights: num_particles is {num_particles!r}; expected at least 1.")
     keep_freed_memory()
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     program: Callable[[], object]

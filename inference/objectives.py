@@ -58,9 +58,9 @@ class Objective(nn.Module):
     def __init__(self, model: TVAE, guide: Guide, num_particles: int = 1, *, beta: float = 1.0) -> None:
         super().__init__()
         if num_particles < 1:
-            raise ValueError(f"{type(self).__name__}: num_particles is {num_particles}; expected at least 1.")
+            raise ValueError(f"{type(self).__name__}: num_particles is {num_particles!r}; expected at least 1.")
         if not 0 <= beta < math.inf:
-            raise ValueError(f"{type(self).__name__}: beta is {beta}; expected a finite weight of at least 0.")
+            raise ValueError(f"{type(self).__name__}: beta is {beta!r}; expected a finite weight of at least 0.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:

@@ -164,7 +164,7 @@ def _check(method: str, groups: Collection[str], draws: int, num_particles: int 
     if draws < 1 or num_chains < 1:
         raise ValueError(f"to_arviz: draws={draws} and num_chains={num_chains}; expected at least 1 of each.")
     if num_particles is not None and num_particles < draws:
-        raise ValueError(f"to_arviz: num_particles is {num_particles}; expected at least draws, {draws}.")
+        raise ValueError(f"to_arviz: num_particles is {num_particles!r}; expected at least draws, {draws}.")
 
 
 # ---- draws
@@ -404,7 +404,8 @@ def from_netcdf(path: str | Path) -> ArvizData:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a file written by to_netcdf.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")
     try:
         if is_legacy():
             # Eager: a lazy file stays open and could not be written again.

@@ -93,6 +93,5 @@ class RandomStates(Callback):
 
 def _own_noise(rank: int) -> None:
     if rank > 0:
-        torch.manual_seed(
-            int(np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1, np.uint64)[0] >> 1)
-        )
+        seed = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]) >> 1)

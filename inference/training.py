@@ -87,7 +87,7 @@ class Fitting(lightning.LightningModule):
         self.objective, self.final_beta = objective(model, guide, num_particles), beta
         self.optimizer, self.schedule = optimizer or adam, schedule
         if not 0 <= frame_dropout <= 1:
-            raise ValueError(f"frame_dropout is {frame_dropout}; expected a share between 0 and 1.")
+            raise ValueError(f"frame_dropout is {frame_dropout!r}; expected a share between 0 and 1.")
         self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
         self.max_steps = max_steps
         self._recent: list[Tensor] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ PARTIAL = ".partial"  # the suffix of a file that is still being written
 def whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, and rename it to ``path`` where the block ends well.
 
-    Readers see the old file or the new one, never a half. Missing folders are made.
+    Readers see the old file or the new one, never a half. Missing folders are made, and what killed processes left of
+    the same file is removed.
 
     Raises:
         OSError: the file cannot be written: a full or read-only disk, a folder in its place.
@@ -34,9 +36,10 @@ def whole(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: only within one file system is a rename all or nothing.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-{os.getpid()}-", suffix=PARTIAL)
         os.close(handle)
         partial = Path(name)
+        _clear(path)
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the good name
@@ -50,3 +53,24 @@ def whole(path: str | Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what processes that are no more left of a file."""
+    start = f".{path.name}-"
+    for partial in path.parent.glob(f"{glob.escape(start)}*{PARTIAL}"):
+        pid = partial.name.removeprefix(start).partition("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            partial.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere signal 0 is not a question
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -50,7 +50,7 @@ class FlowGuide(MeanFieldGuide):
     ) -> None:
         super().__init__(model, network=network, initial_log_variance=initial_log_variance)
         if layers < 1:
-            raise ValueError(f"FlowGuide: layers is {layers}; expected at least 1.")
+            raise ValueError(f"FlowGuide: layers is {layers!r}; expected at least 1.")
         if self.energy is None:
             raise ValueError(NO_ENERGIES.format(type(self).__name__))
         self.couplings = nn.ModuleList(Coupling(4, model.n_latents) for _ in range(2 * layers))

@@ -55,7 +55,7 @@ class CovarianceGuide(Guide):
         self.parts = [z_coordinate(model)] if energy is None else [z_coordinate(model), energy]
         self.rank, self.size = rank, len(self.parts) * model.n_latents
         if rank is not None and rank < 1:
-            raise ValueError(f"CovarianceGuide: rank is {rank}; expected at least 1, or None for full covariance.")
+            raise ValueError(f"CovarianceGuide: rank is {rank!r}; expected at least 1, or None for full covariance.")
         network = network if network is not None else model.network
         n_factors = self.size * (self.size - 1) // 2 if rank is None else self.size * rank
         self.encoder = FrameEncoder(model, network, (0.0, initial_log_variance) * len(self.parts))

@@ -87,7 +87,7 @@ class AutoregressiveLatent(LatentPrior):
         super().__init__()
         if not -1 < coefficient < 1:
             raise ValueError(
-                f"AutoregressiveLatent: coefficient is {coefficient}; expected a number between −1 and 1: no other "
+                f"AutoregressiveLatent: coefficient is {coefficient!r}; expected a number between −1 and 1: no other "
                 "process of this kind is stationary."
             )
         raw = torch.tensor(math.atanh(coefficient))
@@ -171,5 +171,5 @@ def _kl_normal_autoregressive(q: torch.distributions.Independent, p: Autoregress
 
 def _positive(owner: str, name: str, value: float) -> float:
     if not value > 0:
-        raise ValueError(f"{owner}: {name} is {value}; expected a number above 0.")
+        raise ValueError(f"{owner}: {name} is {value!r}; expected a number above 0.")
     return value

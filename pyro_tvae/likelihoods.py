@@ -77,7 +77,7 @@ class BinarisedBernoulli(Likelihood):
     def __init__(self, threshold: float = 0.5, *, seed: int | None = None) -> None:
         super().__init__()
         if not 0 <= threshold < 1:
-            raise ValueError(f"BinarisedBernoulli: threshold is {threshold}; expected a number from 0 to below 1.")
+            raise ValueError(f"BinarisedBernoulli: threshold is {threshold!r}; expected a number from 0 to below 1.")
         self.threshold, self.seed = threshold, seed
 
     def thresholds(self, like: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Normal(Likelihood):
     def __init__(self, scale: float = 0.1, *, learned: bool = False, activation: str = "identity") -> None:
         super().__init__()
         if scale <= 0:
-            raise ValueError(f"Normal likelihood: scale is {scale}; expected a number above 0.")
+            raise ValueError(f"Normal likelihood: scale is {scale!r}; expected a number above 0.")
         if activation not in ("identity", "sigmoid"):
             raise ValueError(f"Normal likelihood: activation is {activation!r}; expected 'identity' or 'sigmoid'.")
         self.activation = activation

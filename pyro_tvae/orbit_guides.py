@@ -59,7 +59,7 @@ class OrbitCovarianceGuide(OrbitGuide):
     ) -> None:
         super().__init__(model, network=network, initial_log_variance=initial_log_variance)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"OrbitCovarianceGuide: rank is {rank}; expected a whole number, at least 1.")
+            raise ValueError(f"OrbitCovarianceGuide: rank is {rank!r}; expected a whole number, at least 1.")
         self.rank = rank
         network = network if network is not None else model.network
         self.factors = network.encoder(model.frame_shape, model.n_latents, model.n_latents * rank)

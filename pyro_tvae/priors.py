@@ -97,7 +97,7 @@ class GammaEnergy(EnergyPrior):
     def __init__(self, concentration: float = 0.5, *, learned: bool = False) -> None:
         super().__init__()
         if not concentration > 0:
-            raise ValueError(f"GammaEnergy: concentration is {concentration}; expected a number above 0.")
+            raise ValueError(f"GammaEnergy: concentration is {concentration!r}; expected a number above 0.")
         raw = torch.tensor(math.log(concentration))
         if learned:
             self.raw = nn.Parameter(raw)

@@ -59,7 +59,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a file written by pyro_tvae.save.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a file written by pyro_tvae.save.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

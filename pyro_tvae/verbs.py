@@ -45,7 +45,7 @@ def reconstruct(model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = 
 def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
     """Mean frames of sequences drawn from the prior: (n_sequences, S, channel, height, width), pixels."""
     if n_sequences < 1:
-        raise ValueError(f"sample: n_sequences is {n_sequences}; expected at least 1.")
+        raise ValueError(f"sample: n_sequences is {n_sequences!r}; expected at least 1.")
     draws = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
     return model.decode(model.compose(draws["z"], draws[model.prior.site] if model.prior is not None else None)).mean
 

@@ -188,3 +188,11 @@ def test_there_are_examples_to_run() -> None:
     finder = doctest.DocTestFinder()
     count = sum(bool(test.examples) for name in MODULES for test in finder.find(importlib.import_module(name)))
     assert count >= 6
+
+
+def test_a_warning_from_our_own_code_is_an_error() -> None:
+    for module in ("pyro_tvae.model", "pyro_tvae.inference.training", "pyro_tvae.experiments.runs"):
+        with pytest.raises(UserWarning, match="ours"):
+            exec("import warnings; warnings.warn('ours')", {"__name__": module})
+    with pytest.warns(UserWarning, match="theirs"):
+        exec("import warnings; warnings.warn('theirs')", {"__name__": "somebody.else"})

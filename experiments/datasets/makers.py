@@ -157,7 +157,7 @@ def maker(
         return source
     if source.pixels.shape[1] != n_frames:
         raise ValueError(
-            f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames}; set n_frames "
-            f"to {source.pixels.shape[1]}."
+            f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames!r}; set "
+            f"n_frames to {source.pixels.shape[1]}."
         )
     return ReadySequences(source)

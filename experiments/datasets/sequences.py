@@ -46,7 +46,7 @@ class SequenceDataset(Dataset[Batch]):
         seed: int = 0,
     ) -> None:
         if not isinstance(n_frames, int) or not isinstance(seed, int) or n_frames < 1 or seed < 0:
-            raise ValueError(f"n_frames is {n_frames} and seed is {seed}; expected n_frames >= 1 and seed >= 0.")
+            raise ValueError(f"n_frames is {n_frames} and seed is {seed!r}; expected n_frames >= 1 and seed >= 0.")
         self.source, self.maker = source, maker(source, transformations, n_frames)
         self.n_frames, self.seed = n_frames, seed
         self._latest: tuple[int, Draw] | None = None
@@ -189,7 +189,7 @@ class SequenceDataModule(lightning.LightningDataModule):
             )
         if min(batch_size, eval_batch_size) < 1 or min(num_workers, seed) < 0:
             raise ValueError(
-                f"batch_size is {batch_size} and eval_batch_size is {eval_batch_size}; expected at least 1 of each, "
+                f"batch_size is {batch_size} and eval_batch_size is {eval_batch_size!r}; expected at least 1 of each, "
                 f"and of num_workers ({num_workers}) and seed ({seed}) at least 0."
             )
         self.n_frames, self.batch_size, self.eval_batch_size = n_frames, batch_size, eval_batch_size
@@ -322,5 +322,5 @@ def _first(part: Images | Frames | SequenceMaker, limit: int | None, name: str) 
     if limit is None:
         return part
     if not isinstance(limit, int) or not 0 < limit <= n:
-        raise ValueError(f"n_{name} is {limit}, but the {name} split holds {n}; expected 1 to {n}, or null for all.")
+        raise ValueError(f"n_{name} is {limit!r}, but the {name} split holds {n}; expected 1 to {n}, or null for all.")
     return part.first(limit)

@@ -69,7 +69,7 @@ def digits(seed: int = 0, size: int = 28, validation: float = 0.2, test: float =
         ValueError: a size below 8, or shares that leave nothing to train on.
     """
     if size < 8:
-        raise ValueError(f"digits: size is {size}; expected at least 8 pixels, the side of the originals.")
+        raise ValueError(f"digits: size is {size!r}; expected at least 8 pixels, the side of the originals.")
     from sklearn.datasets import load_digits  # slow to import, and needed by this source alone
 
     raw = load_digits()
@@ -176,6 +176,10 @@ def _read(path: Path, key: str | None, labels_key: str | None) -> tuple[np.ndarr
         found = [None if name is None or name not in names else stored[name] for name in (key, labels_key)]
     # A hostile or truncated file may fail in any way; each means the same to its owner.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(
+                f"{path} cannot be read ({error.strerror}); give the path of an .npy or .npz file that can be."
+            ) from error
         if "pickle" in str(error):
             raise ValueError(
                 f"{path} holds Python objects or is no array file, and nothing is ever unpickled; save a plain array "

@@ -1,6 +1,7 @@
 """Kills: a command that is interrupted, terminated or killed at random moments loses nothing, and says how to go on.
 
-PYRO_TVAE_KILLS=100 in the environment asks for a hundred kills instead of a few.
+PYRO_TVAE_KILLS=100 in the environment asks for a hundred kills instead of a few: three fifths of them while a run
+trains and is judged, a tenth each in evaluate, posterior, likelihood and reproduce.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import time
+from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,7 +23,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-KILLS = int(os.environ.get("PYRO_TVAE_KILLS", "6"))
+from pyro_tvae.inference import from_netcdf
+
+TOTAL = max(10, int(os.environ.get("PYRO_TVAE_KILLS", "10")))
+SHARE = TOTAL // 10
+KILLS = TOTAL - 4 * SHARE
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 TINY = [
     "data.n_train=48",
@@ -33,9 +40,12 @@ TINY = [
     "evaluation.num_particles=3",
     "hydra.run.dir=run",
 ]
+STUDY = [*TINY[:4], "fit.max_steps=4", "fit.progress=false", "baseline.enabled=false", "evaluation.num_particles=3"]
 # Children of one process that has imported everything: seconds less for each of many commands.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pyro_tvae.experiments.cli", "pyro_tvae.experiments.runs", "tensorboard.summary"])
+CONTEXT.set_forkserver_preload(
+    ["pyro_tvae.experiments.runs", "pyro_tvae.experiments.posterior", "tensorboard.summary", "arviz"]
+)
 
 CODE = """
 import os, signal, sys
@@ -47,6 +57,10 @@ import torch
 torch.set_num_threads(1)
 from pyro_tvae.experiments import cli
 sys.argv = ["pyro-tvae", *ARGUMENTS]
+if ARGUMENTS[0] == "reproduce":
+    from pyro_tvae.experiments.reproduce import STUDIES, Study
+    few = {"sequences": 2, "num_chains": 2, "num_temperatures": 3}
+    STUDIES["tiny"] = Study("Tiny", {"a row": ("guide=orbit",), "b": ("guide=conditional_orbit",)}, STUDY, False, few)
 open("started", "w").close()
 cli.main()
 """
@@ -55,7 +69,7 @@ cli.main()
 def command(folder: Path, *arguments: str) -> BaseProcess:
     folder.mkdir(exist_ok=True)
     (folder / "started").unlink(missing_ok=True)
-    process = CONTEXT.Process(target=exec, args=(CODE, {"FOLDER": str(folder), "ARGUMENTS": arguments}))
+    process = CONTEXT.Process(target=exec, args=(CODE, {"FOLDER": str(folder), "ARGUMENTS": arguments, "STUDY": STUDY}))
     process.start()
     while process.is_alive() and not (folder / "started").exists():
         time.sleep(0.005)
@@ -109,6 +123,19 @@ def way_on(folder: Path, process: BaseProcess, number: signal.Signals) -> list[s
     return shlex.split(said.partition("go on with: ")[2])[1:]
 
 
+def place(run: Path) -> str:
+    """What a killed run was at."""
+    for file, at in (
+        ("config.yaml", "starting"),
+        ("model.safetensors", "training"),
+        ("plain_vae.safetensors", "plain VAE"),
+        ("evaluation.json", "evaluation"),
+    ):
+        if not (run / file).is_file():
+            return at
+    return "report"
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A run that was left alone, and how long it took."""
@@ -123,7 +150,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 @pytest.mark.timeout(60 + 60 * KILLS)
 def test_a_run_killed_at_random_moments_ends_as_the_whole_one(whole: tuple[Path, float], tmp_path: Path) -> None:
     dice, count, runs = random.Random(0), 0, 0
-    counts = dict.fromkeys(SIGNALS, 0)
+    counts, places = dict.fromkeys(SIGNALS, 0), Counter[str]()
     while count < KILLS:
         folder, runs = tmp_path / f"try {runs}", runs + 1
         arguments = ["train", *TINY]
@@ -139,11 +166,94 @@ def test_a_run_killed_at_random_moments_ends_as_the_whole_one(whole: tuple[Path,
                 break
             count += 1
             counts[number] += 1
-            started = (folder / "run" / "config.yaml").is_file()
-            arguments = ["train", f"resume={folder / 'run'}"] if started else ["train", *TINY]
+            places[place(folder / "run")] += 1
+            done = (folder / "run" / "report.html").exists()  # the same command leaves a finished run alone
+            arguments = ["train", f"resume={folder / 'run'}"] if done else ["train", *TINY]
             if number is not signal.SIGKILL and process.exitcode != 0:  # 0: it was ending anyway
                 arguments = way_on(folder, process, number) or arguments
         assert process.exitcode == 0, (folder / "err").read_text()
         assert not list((folder / "run").rglob("*.partial"))
         assert_same(results(folder / "run"), results(whole[0]))
-    print(f"{count} kills in {runs} runs: {', '.join(f'{n} by {s.name}' for s, n in counts.items())}; nothing lost")
+    said = ", ".join(f"{n} by {s.name}" for s, n in counts.items())
+    print(f"train: {count} kills in {runs} runs ({said}; {dict(places)}); nothing lost")
+
+
+def assert_whole(folder: Path) -> None:
+    """Every file can be read to its end."""
+    for path in folder.rglob("*"):
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".nc":
+            from_netcdf(path)
+        elif path.suffix == ".png":
+            assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), path
+        elif path.suffix == ".html":
+            assert path.read_text().rstrip().endswith("</html>"), path
+        elif path.suffix == ".csv" and path.parent.name == "tiny":
+            assert path.read_text().endswith("\n")
+
+
+def numbers(folder: Path, name: str) -> object:
+    """What a command leaves, but for wall-clock times."""
+    if name == "posterior":
+        posterior = from_netcdf(folder / "run" / "posterior.nc")["posterior"]
+        return {key: torch.from_numpy(value.values).tolist() for key, value in posterior.items()}
+    if name == "evaluate":
+        return json.loads((folder / "run" / "evaluation.json").read_text())["measures"]
+    if name == "likelihood":
+        record = json.loads((folder / "run" / "likelihood.json").read_text())
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in record["rows"]]
+    rows = json.loads((folder / "studies" / "tiny" / "table.json").read_text())["rows"]
+    return [{key: value for key, value in row["values"].items() if "seconds" not in key} for row in rows]
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", "run"],
+    "posterior": ["posterior", "run", "--draws", "30", "--sequences", "3"],
+    "likelihood": ["likelihood", "run", "--particles", "1,10,100", "--sequences", "4"],
+    "reproduce": ["reproduce", "tiny", "--output", "studies"],
+}
+
+
+@pytest.mark.timeout(120 + 60 * SHARE)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_random_moments_goes_on_when_given_again(
+    name: str, whole: tuple[Path, float], tmp_path: Path
+) -> None:
+    arguments = COMMANDS[name]
+    for place_of in ("left alone", "killed"):
+        shutil.copytree(whole[0], tmp_path / place_of / "run")
+        (tmp_path / place_of / "run" / "evaluation.json").unlink()
+    since = time.monotonic()
+    process = command(tmp_path / "left alone", *arguments)
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "left alone" / "err").read_text()
+    length = time.monotonic() - since
+    folder, dice, count, tries = tmp_path / "killed", random.Random(name), 0, 0
+    counts = dict.fromkeys(SIGNALS, 0)
+    while count < SHARE:
+        number, tries = SIGNALS[(count + len(name)) % 3], tries + 1
+        assert tries < 5 * SHARE + 10
+        process = command(folder, *arguments)
+        if killed(process, dice.uniform(0.1, 0.8) * length, number):
+            count += 1
+            counts[number] += 1
+            if number is not signal.SIGKILL and process.exitcode != 0:
+                assert process.exitcode == 128 + number
+                said = (folder / "err").read_text().strip()
+                assert "Traceback" not in said
+                assert shlex.join(["pyro-tvae", *arguments]) in said or "nothing was written" in said, said
+        assert_whole(folder)
+        if name == "reproduce" and (folder / "studies" / "tiny" / "table.json").exists() and process.exitcode == 0:
+            assert numbers(folder, name) == numbers(tmp_path / "left alone", name)
+            shutil.rmtree(folder / "studies")  # a finished study is not computed again
+    process = command(folder, *arguments)
+    process.join(300)
+    assert process.exitcode == 0, (folder / "err").read_text()
+    assert_whole(folder)
+    assert not list(folder.rglob("*.partial"))
+    assert numbers(folder, name) == numbers(tmp_path / "left alone", name)
+    said = ", ".join(f"{n} by {s.name}" for s, n in counts.items())
+    print(f"{name}: {count} kills ({said}); nothing lost")

@@ -87,7 +87,7 @@ def test_means_and_spreads_leave_out_what_is_not_there() -> None:
     ("name", "options", "expected"),
     [
         ("table3", {}, "expected one of table1"),
-        ("table1", {"seeds": []}, "a seed"),
+        ("table1", {"seeds": []}, "at least one seed"),
         ("table1", {"budget": "day"}, "no budget called 'day'"),
         ("guides", {"overrides": ["fit.max_step=3"]}, "fit.max_steps"),
     ],

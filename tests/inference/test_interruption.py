@@ -161,6 +161,26 @@ def test_a_fit_whose_folder_was_moved_goes_on_with_its_best(tmp_path: Path) -> N
     assert torch.load(history.best_checkpoint, weights_only=True)["epoch"] == 0
 
 
+def test_a_path_inside_a_checkpoint_is_not_followed(tmp_path: Path) -> None:
+    """A checkpoint that names another folder's best weights goes on with those that lie beside it."""
+    case = {"data": sequences(), "validation": sequences(5)}
+    quick(case, tmp_path / "mine", max_epochs=2)
+    outside = tmp_path / "outside" / "best.ckpt"
+    outside.parent.mkdir()
+    outside.write_bytes(b"not to be read")
+    last = tmp_path / "mine" / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    keepers = [kept for kept in state["callbacks"].values() if "best_model_path" in kept]
+    assert len(keepers) == 2
+    for kept in keepers:
+        kept |= {"best_model_path": str(outside), "dirpath": str(outside.parent), "last_model_path": str(outside)}
+    torch.save(state, last)
+    history, _ = quick(case, tmp_path / "mine", resume=last)
+    assert history.best_checkpoint == last.with_name("best.ckpt")
+    assert [path.name for path in outside.parent.iterdir()] == ["best.ckpt"]
+    assert outside.read_bytes() == b"not to be read"
+
+
 def test_a_fit_that_ran_out_of_patience_stays_stopped(tmp_path: Path) -> None:
     worse = {
         "data": sequences(),

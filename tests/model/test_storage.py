@@ -180,7 +180,7 @@ def complaint(path: Path, error: type[Exception]) -> str:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "does not exist; expected a file written by" in complaint(tmp_path / "no.safetensors", FileNotFoundError)
-    assert "does not exist" in complaint(tmp_path, FileNotFoundError)
+    assert f"{tmp_path} is no file" in complaint(tmp_path, FileNotFoundError)
 
 
 def test_a_foreign_file(tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""Faults around a run: full and read-only disks, newer files, two processes at once; nothing is lost or overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyro_tvae.experiments.config import compose, run_with_hydra
+from pyro_tvae.experiments.datasets import arrays
+from pyro_tvae.experiments.likelihood import likelihood_run
+from pyro_tvae.experiments.posterior import posterior_run
+from pyro_tvae.experiments.runs import evaluate_run, report_run, resume_run, train_run
+from pyro_tvae.experiments.unfinished import unfinished
+from pyro_tvae.files import whole
+
+TINY = [
+    "data.n_train=16",
+    "data.n_validation=8",
+    "data.n_test=12",
+    "model.n_capsules=2",
+    "fit.max_epochs=3",
+    "fit.progress=false",
+    "fit.accelerator=cpu",
+    "baseline.enabled=false",
+    "evaluation.num_particles=2",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_run(compose(TINY), folder)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def refused(action: Callable[[], object], kind: type[Exception]) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_disk_that_fills_up_while_training_costs_an_epoch_at_most(
+    number: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that finds no room is the first or the last but one."""
+    save, calls = torch.save, 0
+
+    def full(state: Any, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            path.write_bytes(b"as much as there was room for")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        text = refused(lambda: train_run(compose(TINY), tmp_path / "run"), OSError)
+    assert "cannot be written (No space left on device); make room" in text
+    assert not list(tmp_path.rglob("*.partial"))
+    for path in tmp_path.rglob("*.ckpt"):
+        torch.load(path, weights_only=True)
+    resume_run(tmp_path / "run")
+    one, two = load_file(run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    measures = (json.loads((folder / "evaluation.json").read_text())["measures"] for folder in (run, tmp_path / "run"))
+    assert next(measures) == next(measures)
+
+
+COMMANDS: dict[str, Callable[[Path], object]] = {
+    "evaluate": evaluate_run,
+    "report": report_run,
+    "posterior": lambda run: posterior_run(run, draws=20, sequences=2),
+    "likelihood": lambda run: likelihood_run(run, particles=[1], sequences=2),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_was(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(run)
+
+    def read_only(**options: Any) -> tuple[int, str]:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    text = refused(lambda: COMMANDS[name](run), OSError)
+    assert str(run) in text
+    assert "cannot be written (Read-only file system)" in text
+    assert files(run) == before
+
+
+def test_an_evaluation_of_a_newer_version_is_refused_and_kept(run: Path) -> None:
+    path = run / "evaluation.json"
+    before = path.read_bytes()
+    path.write_text(json.dumps(json.loads(before) | {"schema": 2}))
+    newer = path.read_bytes()
+    try:
+        assert "schema 2" in refused(lambda: report_run(run), ValueError)
+        assert path.read_bytes() == newer
+    finally:
+        path.write_bytes(before)
+
+
+def test_paths_inside_an_archive_are_names_and_nothing_else(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).random((10, 4, 4), dtype=np.float32)
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    np.savez(folder / "data.npz", **{"../../escaped": pixels, "/tmp/escaped-too": pixels})
+    for key in ("../../escaped", "/tmp/escaped-too"):
+        assert arrays(folder / "data.npz", key=key).train.pixels.shape[1:] == (1, 4, 4)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["data.npz"]
+    assert not Path("/tmp/escaped-too.npy").exists()
+
+
+def test_what_killed_processes_left_goes_with_the_next_writing(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = tmp_path / "a.json"
+    left, others = tmp_path / f".a.json-{dead.pid}-x.partial", tmp_path / ".a.json-1-x.partial"
+    left.touch()
+    others.touch()  # process 1 is always there
+    with whole(path) as partial:
+        partial.write_text("{}")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [others.name, path.name]
+
+
+# --- the same command ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_finds_what_it_began_and_no_other(run: Path, tmp_path: Path) -> None:
+    for name in ("earlier", "later", "done"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    for name in ("evaluation.json", "report.html"):
+        (tmp_path / "done" / name).touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("just words")
+    new = tmp_path / "now"
+    assert unfinished(compose(TINY), new, beside=True) == tmp_path / "later"
+    assert unfinished(compose([*TINY, "fit.progress=true"]), new, beside=True) == tmp_path / "later"
+    assert unfinished(compose(TINY), new, beside=False) is None
+    assert unfinished(compose(TINY), tmp_path / "earlier", beside=False) == tmp_path / "earlier"
+    assert unfinished(compose([*TINY, "seed=1"]), new, beside=True) is None
+
+
+def test_the_same_command_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    called: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train"])
+    overrides = [*TINY, f"hydra.run.dir={tmp_path / 'runs'}"]
+    run_with_hydra(lambda config: called.append("new"), lambda folder, changes: called.append(folder), overrides)
+    assert called == [str(tmp_path / "runs")]
+
+
+def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        assert "another process is at work on" in refused(lambda: resume_run(tmp_path), OSError)
+        assert unfinished(compose(TINY), tmp_path, beside=False) is None
+    finally:
+        holder.kill()  # as SIGKILL does: the system lets go of the folder
+        holder.communicate()
+    assert unfinished(compose(TINY), tmp_path, beside=False) == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
