@@ -152,14 +152,17 @@ def _stored(run: Path, imports: list[str] | None, name: str) -> Iterator[None]:
 @app.command(context_settings=HYDRA)
 def reproduce(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="table1, table2, guides or priors.")],
-    budget: Annotated[str, typer.Option(help="paper, hour or minutes, for the paper's tables.")] = "minutes",
+    name: Annotated[
+        str,
+        typer.Argument(help="table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides or priors."),
+    ],
+    budget: Annotated[str, typer.Option(help="paper, hour or minutes, for studies of the paper.")] = "minutes",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     output: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("runs/reproduce"),
 ) -> None:
-    """Run a whole table, row by row and seed by seed; what is there already is not run again.
+    """Run a whole table or figure, row by row and seed by seed; what is there already is not run again.
 
-    Further arguments are Hydra overrides of every row, such as data.source.root=DIR.
+    Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
     from .config import plain_errors
 
@@ -168,11 +171,13 @@ def reproduce(
             numbers = [int(part) for part in seeds.split(",")]
         except ValueError:
             raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
-        from .reproduce import markdown
-        from .reproduce import reproduce as run_study
+        from .reproduce import markdown, reproduce_all
+        from .studies import chosen
 
-        print(markdown(run_study(name, budget=budget, seeds=numbers, overrides=context.args, output=output)))
-        print(f"tables and runs: {output}")
+        names = chosen(name)
+        for record in reproduce_all(names, budget=budget, seeds=numbers, overrides=context.args, output=output):
+            print(markdown(record))
+        print(f"tables, figures and runs: {output}")
 
 
 @app.command(name="list")

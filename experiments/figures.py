@@ -17,7 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from .mosaics import DPI, MAX_COLUMNS, WIDTH, Array, Floats, as_array, as_frames, mosaic, pick, save, stack, wrap
+from .mosaics import (
+    DPI,
+    MAX_COLUMNS,
+    WIDTH,
+    Array,
+    Floats,
+    as_array,
+    as_frames,
+    mosaic,
+    pick,
+    save,
+    seen_and_unseen,
+    stack,
+    wrap,
+)
 
 __all__ = [
     "capsule_stripes",
@@ -161,10 +175,7 @@ def forward_roll_strip(
         rows, labels, ticks, "Forward roll: below each unseen frame, what the model expected to see",
         row_breaks=breaks[1:], column_break=len(seen),
     )  # fmt: skip
-    axis.axvline(edge, color=BLACK, linewidth=1.2, linestyle="--")
-    offset: dict[str, Any] = {"textcoords": "offset points", "xycoords": ("data", "axes fraction"), "va": "bottom"}
-    axis.annotate("◂ seen", (edge, 1.0), xytext=(-6, 3), ha="right", **offset)
-    axis.annotate("unseen ▸", (edge, 1.0), xytext=(6, 3), ha="left", **offset)
+    seen_and_unseen(axis, edge)
     return figure
 
 

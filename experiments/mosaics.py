@@ -28,6 +28,7 @@ __all__ = [
     "mosaic",
     "pick",
     "save",
+    "seen_and_unseen",
     "stack",
     "wrap",
 ]
@@ -150,3 +151,11 @@ def mosaic(
     axis.spines[:].set_visible(False)
     edge = left[column_break] - (wide + gap + 1) / 2 if column_break is not None else 0.0
     return figure, axis, edge
+
+
+def seen_and_unseen(axis: Axes, edge: float) -> None:
+    """Mark the wide gap of a mosaic as the end of what a model has seen."""
+    axis.axvline(edge, color="black", linewidth=1.2, linestyle="--")
+    offset: dict[str, Any] = {"textcoords": "offset points", "xycoords": ("data", "axes fraction"), "va": "bottom"}
+    axis.annotate("◂ seen", (edge, 1.0), xytext=(-6, 3), ha="right", **offset)
+    axis.annotate("unseen ▸", (edge, 1.0), xytext=(6, 3), ha="left", **offset)

@@ -1,7 +1,7 @@
-"""The command ``reproduce``: a table of the paper, or of parts against each other, row by row and seed by seed.
+"""The command ``reproduce``: tables and figures of the paper, and parts against each other, row by row, seed by seed.
 
 Every cell is a run like any other, in a folder of its own. What is there is not computed again, so that a study goes on
-where it was interrupted, and a later one adds seeds.
+where it was interrupted, and a later one adds seeds; a run that two studies of the paper show is made once.
 """
 
 from __future__ import annotations
@@ -11,107 +11,19 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigurationError, compose
-from .folders import CONFIG, EVALUATION, finite, history_of, trained, write_text
+from .config import ConfigurationError, compose, fitting_overrides
+from .folders import CONFIG, EVALUATION, SELECTIVITY, finite, history_of, trained, write_text
+from .studies import STUDIES, Study, home
 from .tables import MISSING, format_number
 
-__all__ = ["STUDIES", "Study", "aggregate", "markdown", "reproduce"]
+__all__ = ["STUDIES", "Study", "aggregate", "markdown", "reproduce", "reproduce_all"]
 
 ANNEALED = "annealed.json"
 Values = dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class Study:
-    """Rows to run under one recipe and to compare.
-
-    Attributes:
-        title: heading of the table.
-        rows: name -> overrides of the row.
-        shared: overrides of all rows.
-        budgets: whether the presets of the group ``budget`` apply; else the recipe is in ``shared``.
-        annealing: keywords of :func:`.annealed_importance` for rows whose guide allows it, and ``sequences``.
-    """
-
-    title: str
-    rows: Mapping[str, Sequence[str]]
-    shared: Sequence[str] = ()
-    budgets: bool = True
-    annealing: Mapping[str, int] | None = None
-
-
-def _experiments(*names: str) -> dict[str, tuple[str, ...]]:
-    return {name: (f"experiment={name}",) for name in names}
-
-
-def _table(data: str) -> dict[str, tuple[str, ...]]:
-    kinds = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
-    return _experiments(*(f"{kind}_{data}" for kind in kinds))
-
-
-GAUSSIAN, GAMMA = "prior=gaussian", "prior=gamma"
-# One generative model for all rows: where neighbourhoods are disjoint orbits, Gaussian u, Gamma(½, ½) energies and one
-# χ² energy per orbit give x the same law, so that rows differ in the variables that the guide has to infer alone.
-PARTS = (
-    "+data.source.size=14",
-    "data.transformations.rotation=[0,60,120,180,240,300]",
-    "data.transformations.scale=null",
-    "data.n_frames=6",
-    "data.batch_size=16",
-    "data.n_test=128",
-    "data.n_validation=64",
-    "model.n_capsules=4",
-    "model.capsule_dim=6",
-    "model.mu=30",
-    "fit.max_epochs=-1",
-    "fit.max_steps=4000",
-    "fit.warmup_steps=1000",
-    "fit.frame_dropout=0.0",
-    "baseline.enabled=false",
-)
-
-STUDIES: dict[str, Study] = {
-    "table1": Study("Table 1: MNIST, one of rotation, hue and scale moves", _table("mnist")),
-    "table2": Study("Table 2: dSprites, one of x, y, orientation and scale moves", _table("dsprites")),
-    "guides": Study(
-        "Guides: one generative model (orbits), one recipe",
-        {
-            "mean_field": (GAUSSIAN, "guide=mean_field"),
-            "shared_trunk": (GAUSSIAN, "guide=shared_trunk"),
-            "sequence": (GAUSSIAN, "guide=sequence"),
-            "low_rank": (GAUSSIAN, "guide=low_rank"),
-            "conditional": (GAUSSIAN, "guide=conditional"),
-            "flow": (GAUSSIAN, "guide=flow"),
-            "semi_amortised": (GAUSSIAN, "guide=semi_amortised"),
-            "gamma": (GAMMA, "guide=gamma"),
-            "orbit": ("prior=orbit", "guide=orbit"),
-            "conditional_orbit": ("prior=orbit", "guide=conditional_orbit"),
-            "orbit_covariance": ("prior=orbit", "guide=orbit_covariance"),
-        },
-        PARTS,
-        budgets=False,
-        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
-    ),
-    "priors": Study(
-        "Priors under the guide that is best for each: orbits, one recipe",
-        {
-            "gaussian": (GAUSSIAN, "guide=sequence"),
-            "gamma": (GAMMA, "guide=gamma"),
-            "orbit": ("prior=orbit", "guide=orbit"),
-            "orbit, Laplace z": ("prior=orbit", "guide=orbit", "latent=laplace"),
-            "orbit, Student z": ("prior=orbit", "guide=orbit", "latent=student"),
-            "orbit, AR(1) z": ("prior=orbit", "guide=orbit", "latent=autoregressive"),
-        },
-        PARTS,
-        budgets=False,
-        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
-    ),
-}
 
 
 def reproduce(
@@ -127,46 +39,108 @@ def reproduce(
 
     Args:
         name: of the study, one of :data:`STUDIES`.
-        budget: ``paper``, ``hour`` or ``minutes``, for the paper's tables.
-        seeds: of the runs; each row has one run per seed.
-        overrides: further Hydra overrides of every row, such as ``data.source.root=DIR``.
+        budget: ``paper``, ``hour`` or ``minutes``, for the paper's tables and figures.
+        seeds: of the runs; each row has one run per seed, and figures are drawn for the first of them.
+        overrides: further Hydra overrides, such as ``data.source.root=DIR``, of every row that has such a setting.
         output: where studies are kept, a folder each.
         progress: takes a line before every cell.
 
     Returns:
         The content of ``table.json``: ``rows``, one mapping per row with ``name``, ``seeds`` and ``values``, a list of
-        one number per seed for each measure.
+        one number per seed for each measure; for a figure also ``figures``, the names of its PNG files in the folder.
 
     Raises:
         ValueError: there is no such study or budget, or no seed; or an override is wrong.
     """
-    if name not in STUDIES or not seeds:
-        raise ValueError(f"reproduce: name={name}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, a seed.")
-    study = STUDIES[name]
-    recipe = [*study.shared, *([f"budget={budget}"] if study.budgets else []), *overrides]
-    folder = output / (f"{name}-{budget}" if study.budgets else name)
-    # A mistake in any row shows before the first hour is spent.
-    configurations = {
-        (row, seed): _composed([*own, *recipe, f"seed={seed}"]) for row, own in study.rows.items() for seed in seeds
+    if name not in STUDIES:
+        raise ValueError(f"reproduce: name={name}; expected one of {', '.join(STUDIES)}.")
+    [record] = reproduce_all((name,), budget=budget, seeds=seeds, overrides=overrides, output=output, progress=progress)
+    return record
+
+
+def reproduce_all(
+    names: Sequence[str],
+    *,
+    budget: str = "minutes",
+    seeds: Sequence[int] = (0,),
+    overrides: Sequence[str] = (),
+    output: Path = Path("runs/reproduce"),
+    progress: Callable[[str], object] = print,
+) -> Iterator[dict[str, Any]]:
+    """Reproduce several studies, one record after the other; arguments as for :func:`reproduce`.
+
+    A mistake in any row of any of them shows before the first hour is spent.
+    """
+    if not seeds:
+        raise ValueError("reproduce: seeds is empty; expected a seed or more, such as 0.")
+    recipes = {
+        (name, row): [*own, *STUDIES[name].shared, *([f"budget={budget}"] if STUDIES[name].budgets else [])]
+        for name in names
+        for row, own in STUDIES[name].rows.items()
     }
-    cells = {cell: folder / cell[0].replace(" ", "_") / f"seed{cell[1]}" for cell in configurations}
-    for number, (cell, run) in enumerate(cells.items(), start=1):
-        if not (run / EVALUATION).is_file():
-            progress(f"{name} {number}/{len(cells)}: {cell[0]}, seed {cell[1]} -> {run}")
-            _run(configurations[cell], run)
-        if study.annealing and not (run / ANNEALED).is_file():
-            progress(f"{name} {number}/{len(cells)}: {cell[0]}, seed {cell[1]}, annealing")
-            write_text(run / ANNEALED, json.dumps(finite(_anneal(run, **study.annealing))))
-        _write(folder, study, budget, overrides)
-    return _write(folder, study, budget, overrides)
+    configurations = _composed(recipes, overrides)
+    for name in names:
+        study, folder = STUDIES[name], _folder(output, name, budget)
+        homes = {row: _folder(output, home(name, row), budget) / row.replace(" ", "_") for row in study.rows}
+        cells = [(row, seed) for row in study.rows for seed in seeds]
+        record: dict[str, Any] = {}
+        for number, (row, seed) in enumerate(cells, start=1):
+            run = homes[row] / f"seed{seed}"
+            said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+            if not (run / EVALUATION).is_file():
+                progress(f"{said} -> {run}")
+                _run(_seeded(configurations[name, row], seed), run)
+            if study.annealing and not (run / ANNEALED).is_file():
+                progress(f"{said}, annealing")
+                write_text(run / ANNEALED, json.dumps(finite(_anneal(run, **study.annealing))))
+            if study.drawing:
+                drawn = seed == seeds[0]
+                _draw(study, run, folder / f"{row.replace(' ', '_')}-seed{seed}" if drawn else None, said, progress)
+                record = _write_figure(folder, study, budget, overrides, homes)
+            else:
+                record = _write(folder, study, budget, overrides)
+        yield record
 
 
-def _composed(overrides: Sequence[str]) -> Any:
-    experiment = [override for override in overrides if override.startswith("experiment=")]
+def _folder(output: Path, name: str, budget: str) -> Path:
+    return output / (f"{name}-{budget}" if STUDIES[name].budgets else name)
+
+
+def _composed(recipes: Mapping[tuple[str, str], Sequence[str]], overrides: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """Every row's configuration; an override applies to the rows that have its setting, and one of them has to."""
     try:
-        return compose([*experiment, *(override for override in overrides if override not in experiment)])
+        fitting = {row: fitting_overrides(recipe, overrides) for row, recipe in recipes.items()} if overrides else {}
+        unknown = [text for text in overrides if not any(text in fits for fits in fitting.values())]
+        if unknown:  # composed all the same, for the sentence that names what was meant
+            compose([*next(iter(recipes.values())), *unknown])
+        return {row: compose([*recipe, *fitting.get(row, ())]) for row, recipe in recipes.items()}
     except ConfigurationError as error:
         raise ValueError(f"reproduce: {error}") from None
+
+
+def _seeded(config: Any, seed: int) -> Any:
+    config = config.copy()
+    config.seed = seed
+    return config
+
+
+def _draw(study: Study, run: Path, stem: Path | None, said: str, progress: Callable[[str], object]) -> None:
+    """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
+    from .paper_figures import draw_run
+
+    assert study.drawing is not None
+    if study.drawing == "map" and not (run / SELECTIVITY).is_file():
+        from .unit_map import organisation
+
+        progress(f"{said}, organisation of the map")
+        write_text(run / SELECTIVITY, json.dumps(finite(organisation(run)), indent=1))
+    if stem is None:
+        return
+    pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
+    judged = (run / EVALUATION).stat().st_mtime
+    if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
+        progress(f"{said}, drawing -> {pictures[0]}")
+        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem)
 
 
 def _run(config: Any, run: Path) -> None:
@@ -224,6 +198,27 @@ def _write(folder: Path, study: Study, budget: str, overrides: Sequence[str]) ->
     return record
 
 
+def _write_figure(
+    folder: Path, study: Study, budget: str, overrides: Sequence[str], homes: Mapping[str, Path]
+) -> dict[str, Any]:
+    """The record of a figure: as a table's, with the names of the pictures beside it."""
+    rows = [_row(homes[row], row) for row in study.rows]
+    record: dict[str, Any] = {
+        "schema": 1,
+        "kind": "reproduction",
+        "title": study.title,
+        "budget": budget if study.budgets else None,
+        "overrides": list(overrides),
+        "rows": [row for row in rows if row["seeds"]],
+        "figures": sorted(path.name for path in folder.glob("*.png")),
+    }
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in record["figures"])
+    write_text(folder / "table.json", json.dumps(finite(record), indent=1))
+    write_text(folder / "table.md", markdown(record) + pictures)
+    write_text(folder / "table.csv", _csv(record))
+    return record
+
+
 def _row(folder: Path, name: str) -> dict[str, Any]:
     """All seeds that a row has by now, asked for or not."""
     runs = sorted((path.parent for path in folder.glob(f"seed*/{EVALUATION}")), key=lambda run: int(run.name[4:]))
@@ -259,8 +254,9 @@ def _values(run: Path) -> Values:
     if steps:
         found["seconds"] = history["seconds"]
         found["seconds_per_step"] = history["seconds"] / steps
-    if (run / ANNEALED).is_file():
-        found |= {f"few/{key}": value for key, value in json.loads((run / ANNEALED).read_text()).items()}
+    for file, prefix in ((ANNEALED, "few"), (SELECTIVITY, "map")):
+        if (run / file).is_file():
+            found |= {f"{prefix}/{key}": value for key, value in json.loads((run / file).read_text()).items()}
     return found
 
 
@@ -279,6 +275,18 @@ COLUMNS = {
     "forward_roll": "forward_roll ↑",
     "forward_roll_floor": "its best floor",
     "probe": "class probe ↑",
+    "map/selective": "units with d′ ≥ 0.85 ↑",
+    "map/selective_untrained": "such units, untrained",
+    "map/classes": "classes they prefer",
+    "map/selectivity": "neighbours' d′: correlation ↑",
+    "map/selectivity_p": "neighbours' d′: p",
+    "map/selectivity_untrained": "neighbours' d′: untrained",
+    "map/slant": "neighbours' slant: correlation ↑",
+    "map/slant_p": "neighbours' slant: p",
+    "map/slant_untrained": "neighbours' slant: untrained",
+    "map/stroke_width": "neighbours' stroke width: correlation ↑",
+    "map/stroke_width_p": "neighbours' stroke width: p",
+    "map/stroke_width_untrained": "neighbours' stroke width: untrained",
     "collapsed": "collapsed",
     "seconds": "training, s",
     "seconds_per_step": "s / step",

@@ -31,7 +31,9 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
     """d′ of every unit for every class: how far its response to the class lies above its response to all others.
 
     ``d′ = (mean of t in the class − mean of t outside) / sqrt((variance in the class + variance outside) / 2)``
-    (Keller & Welling 2021, Fig. 3). 0 is no preference; a unit that never changes has 0 everywhere.
+    (Keller & Welling 2021, Fig. 3). 0 is no preference; so it is for a unit that never changes, and for a class with
+    fewer than two images in it or outside it, of which nothing is known. Posterior means hide how noisy a code is, and
+    d′ has no scale: give draws from the posterior, else a unit that says next to nothing can be called selective.
 
     Args:
         t: (N, *units), responses to N still images.
@@ -42,24 +44,19 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
         (K, *units), in float64.
 
     Raises:
-        ValueError: t is not finite, or label does not fit it; or a class has fewer than two images, or all of them.
+        ValueError: t is not finite, or label is not one whole number from 0 to K − 1 per image.
 
     Example:
         >>> t = torch.tensor([[1.0], [3.0], [7.0], [9.0]])
         >>> class_selectivity(t, torch.tensor([0, 0, 1, 1])).flatten().tolist()
         [-6.0, 6.0]
     """
-    if label.shape != t.shape[:1] or label.is_floating_point() or t.dim() < 2 or not bool(t.isfinite().all()):
+    size = int(label.max()) + 1 if n_classes is None and len(label) else n_classes or 0
+    known = label.shape == t.shape[:1] and not label.is_floating_point() and len(label) > 0
+    if not known or t.dim() < 2 or not bool(t.isfinite().all()) or int(label.min()) < 0 or int(label.max()) >= size:
         raise ValueError(
-            f"class_selectivity: t has shape {tuple(t.shape)} and label {tuple(label.shape)}, {label.dtype}; expected "
-            "finite t (image, *units) and one whole number per image."
-        )
-    size = int(label.max()) + 1 if n_classes is None else n_classes
-    counts = torch.bincount(label.cpu().clamp_min(0), minlength=size)[:size]
-    if int(label.min()) < 0 or int(counts.min()) < 2 or int(counts.max()) > len(label) - 2:
-        raise ValueError(
-            f"class_selectivity: the {size} classes have {counts.tolist()} of {len(label)} images; expected labels 0 "
-            f"to {size - 1}, with at least two images in every class and two outside it."
+            f"class_selectivity: t has shape {tuple(t.shape)}, label {tuple(label.shape)} of {label.dtype}, n_classes "
+            f"is {n_classes}; expected finite t (image, *units), and for every image a whole number below n_classes."
         )
     # Centred first: a variance as a difference of large squares would lose its digits.
     values = t.detach().cpu().double()
@@ -67,6 +64,9 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
     found = []
     for k in range(size):
         inside = label.cpu() == k
+        if min(int(inside.sum()), int((~inside).sum())) < 2:
+            found.append(torch.zeros_like(values[0]))
+            continue
         parts = values[inside], values[~inside]
         spread = ((parts[0].var(0, unbiased=False) + parts[1].var(0, unbiased=False)) / 2).sqrt()
         found.append(torch.where(spread > 0, (parts[0].mean(0) - parts[1].mean(0)) / spread, 0.0))
@@ -194,7 +194,8 @@ def neighbour_correlation(features: Tensor, n_permutations: int = 9999, seed: in
 def _rearranged(similarity: Tensor, ends: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Mean similarity of neighbours in so many random arrangements, (count,)."""
     places = torch.rand(count, len(similarity), generator=generator, dtype=torch.float64).argsort(-1)
-    return similarity[places[:, ends[0]], places[:, ends[1]]].mean(-1)
+    pairs = places[:, ends[0]].mul_(len(similarity)).add_(places[:, ends[1]])
+    return similarity.flatten()[pairs].mean(-1)
 
 
 def slant(images: Tensor) -> Tensor:
