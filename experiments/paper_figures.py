@@ -67,7 +67,7 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     shown = [*first, *then]
     rows: list[list[Floats | None]] = []
     for n in range(len(x)):
-        capsules = _coloured(as_array(t[n]))
+        capsules = _coloured(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
         rows += [[_enlarged(_rgb(source[n, i])) for i in shown] for source in (truth, decoded)]
         rows.append([_enlarged(capsules[i]) for i in shown])
     figure, axis, edge = mosaic(

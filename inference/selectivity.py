@@ -224,8 +224,9 @@ def slant(images: Tensor) -> Tensor:
 def stroke_width(images: Tensor) -> Tensor:
     """Mean width of the strokes of every image, in pixels: twice the grey mass over the length of the edges.
 
-    The length of the edges is the total variation of the image. For a ring this is its width exactly; free ends make a
-    stroke of width w and length L appear narrower, as ``w L / (w + L)``. An empty image has 0.
+    The length of the edges is the total variation of the image. For a ring this is its width, but for the few percent
+    that pixels make oblique edges longer; free ends make a stroke of width w and length L appear narrower, as
+    ``w L / (w + L)``. An empty image has 0.
 
     Args:
         images: (..., height, width), grey values between 0, the background, and 1.
