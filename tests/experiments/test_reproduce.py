@@ -38,6 +38,7 @@ def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatc
     ran: list[Any] = []
     monkeypatch.setattr(study_module, "_run", lambda config, run: ran.append((config, run)))
     monkeypatch.setattr(study_module, "_anneal", lambda run, **_: {})
+    monkeypatch.setattr(study_module, "_draw", lambda *_: None)
     reproduce(name, seeds=[3], output=tmp_path, progress=lambda _: None)
     assert len(ran) == len(STUDIES[name].rows)
     assert all(config.seed == 3 for config, _ in ran)
