@@ -28,6 +28,7 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
+STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -151,17 +152,20 @@ def _stored(run: Path, imports: list[str] | None) -> Iterator[None]:
 @app.command(context_settings=HYDRA)
 def reproduce(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="table1, table2, guides or priors.")],
-    budget: Annotated[str, typer.Option(help="paper, hour or minutes, for the paper's tables.")] = "minutes",
+    name: Annotated[
+        str,
+        typer.Argument(help=STUDY),
+    ],
+    budget: Annotated[str, typer.Option(help="paper, hour or minutes, for studies of the paper.")] = "minutes",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     output: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("runs/reproduce"),
     records: Annotated[Optional[Path], typer.Option(metavar="DIR", help=RECORDS)] = None,  # noqa: UP045
     keep: Annotated[bool, typer.Option("--keep", help="Also write what was run to the record and RESULTS.md.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Leave records out: run all seeds asked for.")] = False,
 ) -> None:
-    """Run a whole table, row by row and seed by seed; what is there already is not run again.
+    """Run a whole table or figure, row by row and seed by seed; what is there already is not run again.
 
-    Further arguments are Hydra overrides of every row, such as data.source.root=DIR.
+    Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
     from .config import plain_errors
 
@@ -173,27 +177,30 @@ def reproduce(
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
         from .comparison import markdown
+        from .recipe import COURSES, reproduce_course
         from .records import FOLDER
-        from .reproduce import reproduce as run_study
+        from .reproduce import reproduce_all
+        from .studies import chosen
+        from .summary import write_results
 
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
+        options: dict[str, Any] = {
+            "seeds": numbers,
+            "overrides": context.args,
+            "output": output,
+            "records": None if fresh else folder,
+            "keep": keep,
+        }
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
-            record = run_study(
-                name,
-                budget=budget,
-                seeds=numbers,
-                overrides=context.args,
-                output=output,
-                records=None if fresh else folder,
-                keep=keep,
-            )
-        print(markdown(record))
-        print(f"tables and runs: {output}")
+            if name in COURSES:
+                print(markdown(reproduce_course(name, **options)))
+            else:
+                for record in reproduce_all(chosen(name), budget=budget, **options):
+                    print(markdown(record))
+        print(f"tables, figures and runs: {output}")
         if keep and folder is not None:
-            from .summary import write_results
-
             print(f"kept: {write_results(folder)}")
 
 

@@ -29,6 +29,18 @@ COLUMNS = {
     "forward_roll": "forward_roll ↑",
     "forward_roll_floor": "its best floor",
     "probe": "class probe ↑",
+    "map/selective": "units with d′ ≥ 0.85 ↑",
+    "map/selective_untrained": "such units, untrained",
+    "map/classes": "classes they prefer",
+    "map/selectivity": "neighbours' d′: correlation ↑",
+    "map/selectivity_p": "neighbours' d′: p",
+    "map/selectivity_untrained": "neighbours' d′: untrained",
+    "map/slant": "neighbours' slant: correlation ↑",
+    "map/slant_p": "neighbours' slant: p",
+    "map/slant_untrained": "neighbours' slant: untrained",
+    "map/stroke_width": "neighbours' stroke width: correlation ↑",
+    "map/stroke_width_p": "neighbours' stroke width: p",
+    "map/stroke_width_untrained": "neighbours' stroke width: untrained",
     "collapsed": "collapsed",
     "seconds": "training, s",
     "seconds_per_step": "s / step",
@@ -66,7 +78,9 @@ def collapsed_seeds(row: Mapping[str, Any]) -> list[int]:
 
 def markdown(record: Mapping[str, Any]) -> str:
     """A record as Markdown: a heading, and measures down and rows across, mean ± standard deviation over seeds."""
-    return f"### {record['title']}\n\n{table(record)}"
+    body = table(record) if record["kind"] == "reproduction" else ends(record)
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in record.get("figures", ()))
+    return f"### {record['title']}\n\n{body}{pictures}"
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "Parts",
     "build",
     "compose",
+    "fitting_overrides",
     "keys",
     "make",
     "options",
@@ -77,6 +78,24 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             return hydra_compose("config", overrides=list(overrides))
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigurationError(_explain(error, overrides)) from None
+
+
+def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that set something which the configuration of a recipe has, or that add to it.
+
+    Raises:
+        ConfigurationError: one of them is no override at all, or the recipe is none.
+    """
+    known = {*keys(compose(recipe)), *options()}
+    try:
+        parsed = _parsed(overrides)
+    except OverrideParseException as error:
+        raise ConfigurationError(_explain(error, overrides)) from None
+    return [
+        text
+        for text, override in zip(overrides, parsed, strict=True)
+        if override.is_add() or str(override.key_or_group) in known
+    ]
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

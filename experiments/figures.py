@@ -6,10 +6,7 @@ touches pyplot or the backend, so they work in a notebook, in a script and on a 
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,10 +15,23 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_tvae.files import whole
+from .mosaics import (
+    DPI,
+    MAX_COLUMNS,
+    WIDTH,
+    Array,
+    Floats,
+    as_array,
+    as_frames,
+    mosaic,
+    pick,
+    save,
+    seen_and_unseen,
+    stack,
+    wrap,
+)
 
 __all__ = [
     "capsule_stripes",
@@ -34,12 +44,8 @@ __all__ = [
     "training_curves",
 ]
 
-Array: TypeAlias = Tensor | NDArray[Any]
-Floats: TypeAlias = NDArray[np.float64]
 History: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 
-DPI = 150
-WIDTH = 9.0  # inches
 # Okabe & Ito's palette: eight colours that stay apart under every common colour vision deficiency.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
@@ -48,23 +54,6 @@ FLOORS = (VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 2)))
 MARKERS = "s^Dv*X"
 GREY = "#555555"
-MAX_COLUMNS = 24
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure atomically: readers see the old file or the whole new one, never a half.
-
-    Args:
-        figure: any matplotlib figure.
-        path: where to; the suffix chooses the format (``.png``, ``.pdf``, ``.svg``). Missing folders are made.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    with whole(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
-    return path
 
 
 def training_curves(history: History) -> Figure:
@@ -118,7 +107,7 @@ def reconstructions(x: Array, reconstruction: Array, *, max_sequences: int = 4) 
         reconstruction: same shape as ``x``.
         max_sequences: how many of the N sequences to draw.
     """
-    return _stack(
+    return stack(
         {"true": x, "reconstructed": reconstruction}, max_sequences,
         "Reconstructions: each pair of rows should show the same shape in the same pose",
     )  # fmt: skip
@@ -133,7 +122,7 @@ def capsule_traversal(x: Array, reconstruction: Array, rolled: Array, *, max_seq
         rolled: same shape as ``x``; frame l is decoded from ``Roll_l(t_0)``, so that it saw frame 0 only.
         max_sequences: how many of the N sequences to draw.
     """
-    return _stack(
+    return stack(
         {"true": x, "reconstructed": reconstruction, "t of frame 0, rolled": rolled}, max_sequences,
         "Capsule traversal: a roll that learned the transformation makes the third row follow the first",
     )  # fmt: skip
@@ -159,18 +148,18 @@ def forward_roll_strip(
     Raises:
         ValueError: the number of predicted frames is not S − context.
     """
-    truth = _frames(x)
+    truth = as_frames(x)
     n_frames = truth.shape[1]
     if not 0 < context < n_frames:
         raise ValueError(f"forward_roll_strip: context={context}; expected 1 to {n_frames - 1} of {n_frames} frames.")
-    predictions = {"predicted": _frames(predicted)}
-    predictions.update({name: _frames(frames) for name, frames in (floors or {}).items()})
+    predictions = {"predicted": as_frames(predicted)}
+    predictions.update({name: as_frames(frames) for name, frames in (floors or {}).items()})
     expected = (truth.shape[0], n_frames - context, *truth.shape[2:])
     for name, frames in predictions.items():
         if frames.shape != expected:
             raise ValueError(f"forward_roll_strip: {name} has shape {frames.shape}; expected {expected}.")
-    seen = _pick(context, MAX_COLUMNS // 2)
-    unseen = _pick(n_frames - context, MAX_COLUMNS // 2)
+    seen = pick(context, MAX_COLUMNS // 2)
+    unseen = pick(n_frames - context, MAX_COLUMNS // 2)
     rows: list[list[Floats | None]] = []
     labels: list[str] = []
     breaks: list[int] = []
@@ -182,14 +171,11 @@ def forward_roll_strip(
             rows.append([None] * len(seen) + [frames[n, i] for i in unseen])
             labels.append(name)
     ticks = [str(i) for i in (*seen, *(context + unseen))]
-    figure, axis, edge = _mosaic(
+    figure, axis, edge = mosaic(
         rows, labels, ticks, "Forward roll: below each unseen frame, what the model expected to see",
         row_breaks=breaks[1:], column_break=len(seen),
     )  # fmt: skip
-    axis.axvline(edge, color=BLACK, linewidth=1.2, linestyle="--")
-    offset: dict[str, Any] = {"textcoords": "offset points", "xycoords": ("data", "axes fraction"), "va": "bottom"}
-    axis.annotate("◂ seen", (edge, 1.0), xytext=(-6, 3), ha="right", **offset)
-    axis.annotate("unseen ▸", (edge, 1.0), xytext=(6, 3), ha="left", **offset)
+    seen_and_unseen(axis, edge)
     return figure
 
 
@@ -252,7 +238,7 @@ def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None
         v: (S, C, D), their local energies; None (a plain VAE has none) draws T alone.
         capsule: which capsule; None takes the one whose t varies most over the frames.
     """
-    values = {"T": _array(t)} | ({} if v is None else {"V = W U², the local energy": _array(v)})
+    values = {"T": as_array(t)} | ({} if v is None else {"V = W U², the local energy": as_array(v)})
     for name, value in values.items():
         if value.ndim != 3 or value.shape != values["T"].shape:
             raise ValueError(f"capsule_stripes: {name} has shape {value.shape}; expected (frame, capsule, position).")
@@ -276,7 +262,7 @@ def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     title = f"Capsule {capsule} of {n_capsules} over one sequence: diagonal stripes are a roll"
-    figure.suptitle(_wrapped(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11)
+    figure.suptitle(wrap(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -287,23 +273,6 @@ def interleaved(moving: Tensor) -> Tensor:
     """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
     turn = torch.stack([(moving[:k] == factor).sum() for k, factor in enumerate(moving)])
     return torch.argsort(turn * (int(moving.max()) + 1) + moving, stable=True)
-
-
-def _array(value: Array) -> Floats:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().double().numpy()
-    return np.asarray(value, dtype=np.float64)
-
-
-def _frames(value: Array) -> Floats:
-    frames = _array(value)
-    if frames.ndim == 4:
-        frames = frames[None]
-    if frames.ndim != 5 or frames.shape[2] not in (1, 3):
-        raise ValueError(
-            f"frames have shape {frames.shape}; expected (sequence, frame, channel, height, width), 1 or 3 channels."
-        )
-    return frames.clip(0.0, 1.0)
 
 
 def _number(value: Any) -> float:
@@ -326,11 +295,6 @@ def _series(history: History, key: str) -> tuple[Floats, Floats]:
     steps = steps[: len(values)]
     kept = np.isfinite(values) & np.isfinite(steps)
     return steps[kept], values[kept]
-
-
-def _pick(n: int, limit: int) -> NDArray[np.int64]:
-    """At most ``limit`` indices, evenly spread over 0 … n − 1, ends included."""
-    return np.unique(np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64))
 
 
 # ---- axes
@@ -408,78 +372,4 @@ def _darker(colour: str) -> tuple[float, ...]:
 
 
 def _footnote(figure: Figure, text: str) -> None:
-    figure.supxlabel(_wrapped(text, figure.get_figwidth(), 9), x=0.01, ha="left", fontsize=9, color=GREY)
-
-
-def _wrapped(text: str, width: float, size: float = 11) -> str:
-    return textwrap.fill(text, max(20, int(width * 72 / (0.56 * size))))
-
-
-# ---- mosaics of frames
-
-
-def _stack(named: Mapping[str, Array], max_sequences: int, title: str) -> Figure:
-    """One row of frames per name and sequence, the sequences apart."""
-    frames = {name: _frames(value) for name, value in named.items()}
-    shape = frames["true"].shape
-    for name, value in frames.items():
-        if value.shape != shape:
-            raise ValueError(f"{name} frames have shape {value.shape}; expected {shape}, as the true ones.")
-    shown = _pick(shape[1], MAX_COLUMNS)
-    rows: list[list[Floats | None]] = []
-    labels: list[str] = []
-    count = min(shape[0], max_sequences)
-    for n in range(count):
-        for name, value in frames.items():
-            rows.append([value[n, i] for i in shown])
-            labels.append(name)
-    breaks = [n * len(frames) for n in range(1, count)]
-    return _mosaic(rows, labels, [str(i) for i in shown], title, row_breaks=breaks)[0]
-
-
-def _mosaic(
-    rows: Sequence[Sequence[Floats | None]],
-    labels: Sequence[str],
-    ticks: Sequence[str],
-    title: str,
-    *,
-    row_breaks: Sequence[int] = (),
-    column_break: int | None = None,
-) -> tuple[Figure, Axes, float]:
-    """All frames on one white canvas, drawn by one ``imshow``; returns also the x of the wide gap between columns."""
-    channels, height, width = next(frame for row in rows for frame in row if frame is not None).shape
-    # Small pictures are enlarged first, so that the gaps between them stay thin lines.
-    factor = math.ceil(56 / max(height, width))
-    height, width = height * factor, width * factor
-    gap, wide = 3, max(14, width // 3)
-    left = [(width + gap) * i + (wide if column_break is not None and i >= column_break else 0)
-            for i in range(len(rows[0]))]  # fmt: skip
-    top = [(height + gap) * i + sum(wide // 2 for b in row_breaks if i >= b) for i in range(len(rows))]
-    canvas = np.ones((top[-1] + height, left[-1] + width, channels))
-    for y, row in zip(top, rows, strict=True):
-        for x, frame in zip(left, row, strict=True):
-            if frame is not None:
-                enlarged = frame.repeat(factor, axis=1).repeat(factor, axis=2)
-                canvas[y : y + height, x : x + width] = enlarged.transpose(1, 2, 0)
-    # Exact places in inches: the number of rows and columns decides the size of the figure.
-    margin = 0.15 + 0.07 * max(len(label) for label in labels)
-    across = min(WIDTH - margin - 0.1, 0.9 * canvas.shape[1] / width)
-    tall = across * canvas.shape[0] / canvas.shape[1]
-    size = max(across + margin + 0.1, 4.0)
-    wrapped = _wrapped(title, size)
-    foot, head = 0.5, 0.2 + 0.2 * (1 + wrapped.count("\n")) + (0.18 if column_break is not None else 0.0)
-    total = foot + tall + head
-    figure = Figure(figsize=(size, total), dpi=DPI)
-    figure.text(0.1 / size, 1 - 0.1 / total, wrapped, ha="left", va="top", fontsize=11)
-    axis = figure.add_axes((margin / size, foot / total, across / size, tall / total))
-    if channels == 1:
-        axis.imshow(canvas[..., 0], cmap="gray", vmin=0.0, vmax=1.0)
-    else:
-        axis.imshow(canvas)
-    axis.set_xticks([x + (width - 1) / 2 for x in left], ticks, fontsize=8)
-    axis.set_yticks([y + (height - 1) / 2 for y in top], labels, fontsize=9)
-    axis.set_xlabel("frame", fontsize=9)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    edge = left[column_break] - (wide + gap + 1) / 2 if column_break is not None else 0.0
-    return figure, axis, edge
+    figure.supxlabel(wrap(text, figure.get_figwidth(), 9), x=0.01, ha="left", fontsize=9, color=GREY)

@@ -38,6 +38,7 @@ __all__ = [
 CONFIG = "config.yaml"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
+SELECTIVITY = "selectivity.json"  # what .unit_map.organisation found, where a figure of the map was asked for
 
 
 @dataclass(frozen=True)

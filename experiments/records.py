@@ -38,7 +38,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from .config import ELSEWHERE
-from .folders import EVALUATION, configuration, finite, history_of, read_record, write_text
+from .folders import EVALUATION, SELECTIVITY, configuration, finite, history_of, read_record, write_text
 
 __all__ = [
     "ANNEALED",
@@ -179,6 +179,8 @@ def measured(run: Path) -> Cell:
         if "seconds" in annealed:
             seconds["annealing"] = annealed.pop("seconds")
         values |= {f"few/{key}": value for key, value in annealed.items()}
+    if (run / SELECTIVITY).is_file():
+        values |= {f"map/{key}": value for key, value in read_record(run / SELECTIVITY).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     if record.get("notes"):
         how["notes"] = record["notes"]

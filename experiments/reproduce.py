@@ -1,116 +1,41 @@
-"""The command ``reproduce``: a table of the paper, or of parts against each other, row by row and seed by seed.
+"""The command ``reproduce``: tables and figures of the paper, and parts against each other, row by row, seed by seed.
 
 Every cell is a run like any other, in a folder of its own. What is there is not computed again, so that a study goes on
-where it was interrupted, and a later one adds seeds.
+where it was interrupted, and a later one adds seeds; a run that two studies of the paper show is made once.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigurationError, compose
-from .folders import CONFIG, EVALUATION, finite, trained, write_text
+from .config import ConfigurationError, compose, fitting_overrides
+from .folders import CONFIG, EVALUATION, SELECTIVITY, finite, trained, write_text
 from .ledger import Ledger
 from .records import ANNEALED, stem_of
+from .studies import STUDIES, Study, home
 
-__all__ = ["STUDIES", "Study", "reproduce"]
+__all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
 
 
-@dataclass(frozen=True)
-class Study:
-    """Rows to run under one recipe and to compare.
+def reproduce(name: str, **options: Any) -> dict[str, Any]:
+    """Run what is missing of one study; the options and errors are those of :func:`reproduce_all`.
 
-    Attributes:
-        title: heading of the table.
-        rows: name -> overrides of the row.
-        shared: overrides of all rows.
-        budgets: whether the presets of the group ``budget`` apply; else the recipe is in ``shared``.
-        annealing: keywords of :func:`.annealed_importance` for rows whose guide allows it, and ``sequences``.
+    Returns:
+        The content of ``table.json``: ``rows``, one mapping per row with ``name``, ``seeds`` and ``values``, a list of
+        one number per seed for each measure; for a figure also ``figures``, the names of its PNG files in the folder.
     """
-
-    title: str
-    rows: Mapping[str, Sequence[str]]
-    shared: Sequence[str] = ()
-    budgets: bool = True
-    annealing: Mapping[str, int] | None = None
+    if name not in STUDIES:
+        raise ValueError(f"reproduce: name={name!r}; expected one of {', '.join(STUDIES)}.")
+    [record] = reproduce_all((name,), **options)
+    return record
 
 
-def _experiments(*names: str) -> dict[str, tuple[str, ...]]:
-    return {name: (f"experiment={name}",) for name in names}
-
-
-def _table(data: str) -> dict[str, tuple[str, ...]]:
-    kinds = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
-    return _experiments(*(f"{kind}_{data}" for kind in kinds))
-
-
-GAUSSIAN, GAMMA = "prior=gaussian", "prior=gamma"
-# One generative model for all rows: where neighbourhoods are disjoint orbits, Gaussian u, Gamma(½, ½) energies and one
-# χ² energy per orbit give x the same law, so that rows differ in the variables that the guide has to infer alone.
-PARTS = (
-    "+data.source.size=14",
-    "data.transformations.rotation=[0,60,120,180,240,300]",
-    "data.transformations.scale=null",
-    "data.n_frames=6",
-    "data.batch_size=16",
-    "data.n_test=128",
-    "data.n_validation=64",
-    "model.n_capsules=4",
-    "model.capsule_dim=6",
-    "model.mu=30",
-    "fit.max_epochs=-1",
-    "fit.max_steps=4000",
-    "fit.warmup_steps=1000",
-    "fit.frame_dropout=0.0",
-    "baseline.enabled=false",
-)
-
-STUDIES: dict[str, Study] = {
-    "table1": Study("Table 1: MNIST, one of rotation, hue and scale moves", _table("mnist")),
-    "table2": Study("Table 2: dSprites, one of x, y, orientation and scale moves", _table("dsprites")),
-    "guides": Study(
-        "Guides: one generative model (orbits), one recipe",
-        {
-            "mean_field": (GAUSSIAN, "guide=mean_field"),
-            "shared_trunk": (GAUSSIAN, "guide=shared_trunk"),
-            "sequence": (GAUSSIAN, "guide=sequence"),
-            "low_rank": (GAUSSIAN, "guide=low_rank"),
-            "conditional": (GAUSSIAN, "guide=conditional"),
-            "flow": (GAUSSIAN, "guide=flow"),
-            "semi_amortised": (GAUSSIAN, "guide=semi_amortised"),
-            "gamma": (GAMMA, "guide=gamma"),
-            "orbit": ("prior=orbit", "guide=orbit"),
-            "conditional_orbit": ("prior=orbit", "guide=conditional_orbit"),
-            "orbit_covariance": ("prior=orbit", "guide=orbit_covariance"),
-        },
-        PARTS,
-        budgets=False,
-        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
-    ),
-    "priors": Study(
-        "Priors under the guide that is best for each: orbits, one recipe",
-        {
-            "gaussian": (GAUSSIAN, "guide=sequence"),
-            "gamma": (GAMMA, "guide=gamma"),
-            "orbit": ("prior=orbit", "guide=orbit"),
-            "orbit, Laplace z": ("prior=orbit", "guide=orbit", "latent=laplace"),
-            "orbit, Student z": ("prior=orbit", "guide=orbit", "latent=student"),
-            "orbit, AR(1) z": ("prior=orbit", "guide=orbit", "latent=autoregressive"),
-        },
-        PARTS,
-        budgets=False,
-        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
-    ),
-}
-
-
-def reproduce(
-    name: str,
+def reproduce_all(
+    names: Sequence[str],
     *,
     budget: str = "minutes",
     seeds: Sequence[int] = (0,),
@@ -119,79 +44,118 @@ def reproduce(
     records: Path | None = None,
     keep: bool = False,
     progress: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """Run what is missing of a study, and write ``table.md``, ``table.csv`` and ``table.json`` into its folder.
+) -> Iterator[dict[str, Any]]:
+    """Run what is missing of several studies, one record after the other, and write each into its folder.
+
+    A mistake in any row of any of them shows before the first hour is spent.
 
     Args:
-        name: of the study, one of :data:`STUDIES`.
-        budget: ``paper``, ``hour`` or ``minutes``, for the paper's tables.
-        seeds: of the runs; each row has one run per seed.
-        overrides: further Hydra overrides of every row, such as ``data.source.root=DIR``.
-        output: where studies are kept, a folder each.
-        records: a folder of records (see :mod:`.records`); seeds that the study's record there has are not run again.
-        keep: also write the study's record, and the pictures in its folder, into that folder, after every run.
+        names: of the studies, of :data:`STUDIES`.
+        budget: ``paper``, ``hour`` or ``minutes``, for the paper's tables and figures.
+        seeds: of the runs; each row has one run per seed, and figures are drawn for the first of them.
+        overrides: further Hydra overrides, such as ``data.source.root=DIR``, of every row that has such a setting.
+        output: where studies are kept, a folder each, with ``table.md``, ``table.csv`` and ``table.json``.
+        records: a folder of records (see :mod:`.records`); seeds that a study's record there has are not run again.
+        keep: also write each study's record, and the pictures in its folder, into that folder, after every run.
         progress: takes a line before every cell.
 
-    Returns:
-        The content of ``table.json``: ``rows``, one mapping per row with ``name``, ``seeds`` and ``values``, a list of
-        one number per seed for each measure.
-
     Raises:
-        ValueError: there is no such study or budget, or no seed; an override is wrong; or runs that are there already
-            were made from other settings.
+        ValueError: there is no such budget, or no seed; an override is wrong; or runs that are there already were made
+            from other settings.
     """
-    if name not in STUDIES or not seeds:
-        raise ValueError(
-            f"reproduce: name={name!r}, seeds={list(seeds)}; expected one of {', '.join(STUDIES)}, and at least "
-            "one seed."
-        )
+    if not seeds:
+        raise ValueError("reproduce: seeds is empty; expected at least one seed, such as 0.")
     if keep and records is None:
         raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
-    study = STUDIES[name]
-    used = budget if study.budgets else None
-    recipe = [*study.shared, *([f"budget={budget}"] if study.budgets else []), *overrides]
-    folder = output / stem_of(name, used)
-    # A mistake in any row shows before the first hour is spent.
-    configurations = {
-        (row, seed): _composed([*own, *recipe, f"seed={seed}"]) for row, own in study.rows.items() for seed in seeds
+    recipes = {
+        (name, row): [*own, *STUDIES[name].shared, *([f"budget={budget}"] if STUDIES[name].budgets else [])]
+        for name in names
+        for row, own in STUDIES[name].rows.items()
     }
-    homes = {row: folder / row.replace(" ", "_") for row in study.rows}
-    ledger = Ledger(
-        name,
-        study.title,
-        used,
-        overrides,
-        configurations={row: configurations[row, seeds[0]] for row in study.rows},
-        homes=homes,
-        folder=folder,
-        records=records,
-        keep=keep,
-        complete=lambda run: not study.annealing or (run / ANNEALED).is_file(),
-    )
-    if ledger.said(configurations):
-        progress(ledger.said(configurations))
-    for number, (cell, config) in enumerate(configurations.items(), start=1):
-        if cell in ledger:
-            continue
-        run = homes[cell[0]] / f"seed{cell[1]}"
-        if not (run / EVALUATION).is_file():
-            progress(f"{name} {number}/{len(configurations)}: {cell[0]}, seed {cell[1]} -> {run}")
-            _run(config, run)
-        if study.annealing and not (run / ANNEALED).is_file():
-            progress(f"{name} {number}/{len(configurations)}: {cell[0]}, seed {cell[1]}, annealing")
-            start = time.monotonic()
-            annealed = _anneal(run, **study.annealing)
-            write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-        ledger.write()
-    return ledger.write()
+    configurations = _composed(recipes, overrides)
+    for name in names:
+        study, used = STUDIES[name], budget if STUDIES[name].budgets else None
+        folder = output / stem_of(name, used)
+        homes = {row: output / stem_of(home(name, row), used) / row.replace(" ", "_") for row in study.rows}
+        ledger = Ledger(
+            name,
+            study.title,
+            used,
+            overrides,
+            configurations={row: configurations[name, row] for row in study.rows},
+            homes=homes,
+            folder=folder,
+            records=records,
+            keep=keep,
+            complete=lambda run, study=study: _complete(study, run),
+        )
+        cells = [(row, seed) for row in study.rows for seed in seeds]
+        if ledger.said(cells):
+            progress(ledger.said(cells))
+        for number, (row, seed) in enumerate(cells, start=1):
+            if (row, seed) in ledger:
+                continue
+            run, said = homes[row] / f"seed{seed}", f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+            if not (run / EVALUATION).is_file():
+                progress(f"{said} -> {run}")
+                _run(_seeded(configurations[name, row], seed), run)
+            if study.annealing and not (run / ANNEALED).is_file():
+                progress(f"{said}, annealing")
+                start = time.monotonic()
+                annealed = _anneal(run, **study.annealing)
+                write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+            if study.drawing:
+                stem = folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                _draw(study, run, stem, said, progress)
+            ledger.write(_pictures(study, folder))
+        yield ledger.write(_pictures(study, folder))
 
 
-def _composed(overrides: Sequence[str]) -> Any:
-    experiment = [override for override in overrides if override.startswith("experiment=")]
+def _complete(study: Study, run: Path) -> bool:
+    """Whether a run that was evaluated also has what the study needs beside that."""
+    needed = [ANNEALED] * bool(study.annealing) + [SELECTIVITY] * (study.drawing == "map")
+    return all((run / name).is_file() for name in needed)
+
+
+def _pictures(study: Study, folder: Path) -> dict[str, list[str]]:
+    return {"figures": sorted(path.name for path in folder.glob("*.png"))} if study.drawing else {}
+
+
+def _composed(recipes: Mapping[tuple[str, str], Sequence[str]], overrides: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """Every row's configuration; an override applies to the rows that have its setting, and one of them has to."""
     try:
-        return compose([*experiment, *(override for override in overrides if override not in experiment)])
+        fitting = {row: fitting_overrides(recipe, overrides) for row, recipe in recipes.items()} if overrides else {}
+        unknown = [text for text in overrides if not any(text in fits for fits in fitting.values())]
+        if unknown:  # composed all the same, for the sentence that names what was meant
+            compose([*next(iter(recipes.values())), *unknown])
+        return {row: compose([*recipe, *fitting.get(row, ())]) for row, recipe in recipes.items()}
     except ConfigurationError as error:
         raise ValueError(f"reproduce: {error}") from None
+
+
+def _seeded(config: Any, seed: int) -> Any:
+    config = config.copy()
+    config.seed = seed
+    return config
+
+
+def _draw(study: Study, run: Path, stem: Path | None, said: str, progress: Callable[[str], object]) -> None:
+    """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
+    from .paper_figures import draw_run
+
+    assert study.drawing is not None
+    if study.drawing == "map" and not (run / SELECTIVITY).is_file():
+        from .unit_map import organisation
+
+        progress(f"{said}, organisation of the map")
+        write_text(run / SELECTIVITY, json.dumps(finite(organisation(run)), indent=1))
+    if stem is None:
+        return
+    pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
+    judged = (run / EVALUATION).stat().st_mtime
+    if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
+        progress(f"{said}, drawing -> {pictures[0]}")
+        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem)
 
 
 def _run(config: Any, run: Path) -> None:

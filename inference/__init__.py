@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from .objectives import ELBO, IWAE, DReG, Objective, Terms
     from .posterior import from_netcdf, to_arviz, to_netcdf
     from .ranks import Calibration, calibration
+    from .selectivity import (
+        NeighbourCorrelation,
+        class_selectivity,
+        neighbour_correlation,
+        preferred_class,
+        preferred_value,
+        slant,
+        stroke_width,
+    )
     from .training import Fitting, History, fit
 
 _HOMES = {
@@ -37,6 +46,15 @@ _HOMES = {
     "objectives": ("ELBO", "IWAE", "DReG", "Objective", "Terms"),
     "posterior": ("from_netcdf", "to_arviz", "to_netcdf"),
     "ranks": ("Calibration", "calibration"),
+    "selectivity": (
+        "NeighbourCorrelation",
+        "class_selectivity",
+        "neighbour_correlation",
+        "preferred_class",
+        "preferred_value",
+        "slant",
+        "stroke_width",
+    ),
     "training": ("Fitting", "History", "fit"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -54,6 +72,7 @@ __all__ = [
     "History",
     "LogLikelihood",
     "NUTSResult",
+    "NeighbourCorrelation",
     "Objective",
     "RollCorrelation",
     "Terms",
@@ -62,6 +81,7 @@ __all__ = [
     "bracket",
     "calibration",
     "capsule_correlation",
+    "class_selectivity",
     "commutation",
     "equivariance_error",
     "fit",
@@ -70,11 +90,16 @@ __all__ = [
     "guide_quality",
     "log_likelihood",
     "log_weights",
+    "neighbour_correlation",
     "nuts",
     "pose_probe",
+    "preferred_class",
+    "preferred_value",
     "probe",
     "reverse_annealing",
     "roll_correlation",
+    "slant",
+    "stroke_width",
     "to_arviz",
     "to_netcdf",
 ]

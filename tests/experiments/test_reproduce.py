@@ -39,6 +39,7 @@ def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatc
     ran: list[Any] = []
     monkeypatch.setattr(study_module, "_run", lambda config, run: ran.append((config, run)))
     monkeypatch.setattr(study_module, "_anneal", lambda run, **_: {})
+    monkeypatch.setattr(study_module, "_draw", lambda *_: None)
     reproduce(name, seeds=[3], output=tmp_path, progress=lambda _: None)
     assert len(ran) == len(STUDIES[name].rows)
     assert all(config.seed == 3 for config, _ in ran)
@@ -77,7 +78,7 @@ def test_means_and_spreads_leave_out_what_is_not_there() -> None:
     assert math.isnan(mean)
     assert spread is None
     rows = [{"name": "a", "seeds": [0, 1], "values": {"iwae": [-1.0, -3.0], "ess": [1.0, 2.0], "roll/hue": [0.5, 0.5]}}]
-    table = markdown({"title": "T", "rows": rows})
+    table = markdown({"kind": "reproduction", "title": "T", "rows": rows})
     assert "| IWAE ↑ | -2.0 ± 1.4 |" in table
     assert "| roll correlation, hue | 0.5000 |" in table
     assert "ess" not in table

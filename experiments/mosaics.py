@@ -1,0 +1,161 @@
+"""Mosaics: frames of sequences side by side on one canvas, and how any figure is written to a file."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_tvae.files import whole
+
+__all__ = [
+    "DPI",
+    "MAX_COLUMNS",
+    "WIDTH",
+    "Array",
+    "Floats",
+    "as_array",
+    "as_frames",
+    "mosaic",
+    "pick",
+    "save",
+    "seen_and_unseen",
+    "stack",
+    "wrap",
+]
+
+Array: TypeAlias = Tensor | NDArray[Any]
+Floats: TypeAlias = NDArray[np.float64]
+
+DPI = 150
+WIDTH = 9.0  # inches
+MAX_COLUMNS = 24
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure atomically: readers see the old file or the whole new one, never a half.
+
+    Args:
+        figure: any matplotlib figure.
+        path: where to; the suffix chooses the format (``.png``, ``.pdf``, ``.svg``). Missing folders are made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    with whole(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
+    return path
+
+
+def as_array(value: Array) -> Floats:
+    """A tensor or array as numpy's, in float64."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().double().numpy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def as_frames(value: Array) -> Floats:
+    """Frames (N, S, channel, height, width), pixels in [0, 1]; a single sequence gets its N."""
+    frames = as_array(value)
+    if frames.ndim == 4:
+        frames = frames[None]
+    if frames.ndim != 5 or frames.shape[2] not in (1, 3):
+        raise ValueError(
+            f"frames have shape {frames.shape}; expected (sequence, frame, channel, height, width), 1 or 3 channels."
+        )
+    return frames.clip(0.0, 1.0)
+
+
+def pick(n: int, limit: int) -> NDArray[np.int64]:
+    """At most ``limit`` indices, evenly spread over 0 … n − 1, ends included."""
+    return np.unique(np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64))
+
+
+def wrap(text: str, width: float, size: float = 11) -> str:
+    """Text of a font size, broken into lines that fit a width in inches."""
+    return textwrap.fill(text, max(20, int(width * 72 / (0.56 * size))))
+
+
+def stack(named: Mapping[str, Array], max_sequences: int, title: str) -> Figure:
+    """One row of frames per name and sequence, the sequences apart."""
+    frames = {name: as_frames(value) for name, value in named.items()}
+    shape = frames["true"].shape
+    for name, value in frames.items():
+        if value.shape != shape:
+            raise ValueError(f"{name} frames have shape {value.shape}; expected {shape}, as the true ones.")
+    shown = pick(shape[1], MAX_COLUMNS)
+    rows: list[list[Floats | None]] = []
+    labels: list[str] = []
+    count = min(shape[0], max_sequences)
+    for n in range(count):
+        for name, value in frames.items():
+            rows.append([value[n, i] for i in shown])
+            labels.append(name)
+    breaks = [n * len(frames) for n in range(1, count)]
+    return mosaic(rows, labels, [str(i) for i in shown], title, row_breaks=breaks)[0]
+
+
+def mosaic(
+    rows: Sequence[Sequence[Floats | None]],
+    labels: Sequence[str],
+    ticks: Sequence[str],
+    title: str,
+    *,
+    row_breaks: Sequence[int] = (),
+    column_break: int | None = None,
+) -> tuple[Figure, Axes, float]:
+    """All frames on one white canvas, drawn by one ``imshow``; returns also the x of the wide gap between columns."""
+    channels, height, width = next(frame for row in rows for frame in row if frame is not None).shape
+    # Small pictures are enlarged first, so that the gaps between them stay thin lines.
+    factor = math.ceil(56 / max(height, width))
+    height, width = height * factor, width * factor
+    gap, wide = 3, max(14, width // 3)
+    left = [(width + gap) * i + (wide if column_break is not None and i >= column_break else 0)
+            for i in range(len(rows[0]))]  # fmt: skip
+    top = [(height + gap) * i + sum(wide // 2 for b in row_breaks if i >= b) for i in range(len(rows))]
+    canvas = np.ones((top[-1] + height, left[-1] + width, channels))
+    for y, row in zip(top, rows, strict=True):
+        for x, frame in zip(left, row, strict=True):
+            if frame is not None:
+                enlarged = frame.repeat(factor, axis=1).repeat(factor, axis=2)
+                canvas[y : y + height, x : x + width] = enlarged.transpose(1, 2, 0)
+    # Exact places in inches: the number of rows and columns decides the size of the figure.
+    margin = 0.15 + 0.07 * max(len(label) for label in labels)
+    across = min(WIDTH - margin - 0.1, 0.9 * canvas.shape[1] / width)
+    tall = across * canvas.shape[0] / canvas.shape[1]
+    size = max(across + margin + 0.1, 4.0)
+    wrapped = wrap(title, size)
+    foot, head = 0.5, 0.2 + 0.2 * (1 + wrapped.count("\n")) + (0.18 if column_break is not None else 0.0)
+    total = foot + tall + head
+    figure = Figure(figsize=(size, total), dpi=DPI)
+    figure.text(0.1 / size, 1 - 0.1 / total, wrapped, ha="left", va="top", fontsize=11)
+    axis = figure.add_axes((margin / size, foot / total, across / size, tall / total))
+    if channels == 1:
+        axis.imshow(canvas[..., 0], cmap="gray", vmin=0.0, vmax=1.0)
+    else:
+        axis.imshow(canvas)
+    axis.set_xticks([x + (width - 1) / 2 for x in left], ticks, fontsize=8)
+    axis.set_yticks([y + (height - 1) / 2 for y in top], labels, fontsize=9)
+    axis.set_xlabel("frame", fontsize=9)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    edge = left[column_break] - (wide + gap + 1) / 2 if column_break is not None else 0.0
+    return figure, axis, edge
+
+
+def seen_and_unseen(axis: Axes, edge: float) -> None:
+    """Mark the wide gap of a mosaic as the end of what a model has seen."""
+    axis.axvline(edge, color="black", linewidth=1.2, linestyle="--")
+    offset: dict[str, Any] = {"textcoords": "offset points", "xycoords": ("data", "axes fraction"), "va": "bottom"}
+    axis.annotate("◂ seen", (edge, 1.0), xytext=(-6, 3), ha="right", **offset)
+    axis.annotate("unseen ▸", (edge, 1.0), xytext=(6, 3), ha="left", **offset)

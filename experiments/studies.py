@@ -1,0 +1,139 @@
+"""Studies: the tables and figures of the paper, and comparisons of parts, as rows to run under one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["PAPER", "STUDIES", "Study", "chosen", "home"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows to run under one recipe and to compare.
+
+    Attributes:
+        title: heading of the table.
+        rows: name -> overrides of the row.
+        shared: overrides of all rows.
+        budgets: whether the presets of the group ``budget`` apply; else the recipe is in ``shared``.
+        annealing: keywords of :func:`.annealed_importance` for rows whose guide allows it, and ``sequences``.
+        drawing: how each run becomes a figure, one of :data:`.paper_figures.DRAWINGS`; None for a table.
+    """
+
+    title: str
+    rows: Mapping[str, Sequence[str]]
+    shared: Sequence[str] = ()
+    budgets: bool = True
+    annealing: Mapping[str, int] | None = None
+    drawing: str | None = None
+
+
+def _experiments(*names: str) -> dict[str, tuple[str, ...]]:
+    return {name: (f"experiment={name}",) for name in names}
+
+
+def _table(data: str) -> dict[str, tuple[str, ...]]:
+    kinds = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
+    return _experiments(*(f"{kind}_{data}" for kind in kinds))
+
+
+def _figure(title: str, drawing: str, *names: str) -> Study:
+    return Study(title, _experiments(*names), drawing=drawing)
+
+
+GAUSSIAN, GAMMA = "prior=gaussian", "prior=gamma"
+# One generative model for all rows: where neighbourhoods are disjoint orbits, Gaussian u, Gamma(½, ½) energies and one
+# χ² energy per orbit give x the same law, so that rows differ in the variables that the guide has to infer alone.
+PARTS = (
+    "+data.source.size=14",
+    "data.transformations.rotation=[0,60,120,180,240,300]",
+    "data.transformations.scale=null",
+    "data.n_frames=6",
+    "data.batch_size=16",
+    "data.n_test=128",
+    "data.n_validation=64",
+    "model.n_capsules=4",
+    "model.capsule_dim=6",
+    "model.mu=30",
+    "fit.max_epochs=-1",
+    "fit.max_steps=4000",
+    "fit.warmup_steps=1000",
+    "fit.frame_dropout=0.0",
+    "baseline.enabled=false",
+)
+GENERALIZATION = "tvae_lpartial_mnist_generalization"
+
+STUDIES: dict[str, Study] = {
+    "table1": Study("Table 1: MNIST, one of rotation, hue and scale moves", _table("mnist")),
+    "table2": Study("Table 2: dSprites, one of x, y, orientation and scale moves", _table("dsprites")),
+    "fig1": _figure("Fig. 1: unseen frames, forecast by rolling capsules", "forecast", GENERALIZATION),
+    "fig3": _figure("Fig. 3: MNIST on a torus, what every unit prefers", "map", "tvae_2d_mnist"),
+    "fig4": _figure(
+        "Fig. 4: one factor at a time",
+        "traversals",
+        "tvae_lpartial_mnist",
+        "tvae_lpartial_dsprites",
+    ),
+    "fig6": _figure(
+        "Fig. 6: rotation and hue together, after training on one factor at a time", "traversals", GENERALIZATION
+    ),
+    "fig22": _figure(
+        "Fig. 22: rotation and hue together, in training too", "traversals", "tvae_lpartial_rotcolor_mnist"
+    ),
+    "fig23": _figure("Fig. 23: perspective and hue together", "traversals", "tvae_lpartial_perspective_mnist"),
+    "guides": Study(
+        "Guides: one generative model (orbits), one recipe",
+        {
+            "mean_field": (GAUSSIAN, "guide=mean_field"),
+            "shared_trunk": (GAUSSIAN, "guide=shared_trunk"),
+            "sequence": (GAUSSIAN, "guide=sequence"),
+            "low_rank": (GAUSSIAN, "guide=low_rank"),
+            "conditional": (GAUSSIAN, "guide=conditional"),
+            "flow": (GAUSSIAN, "guide=flow"),
+            "semi_amortised": (GAUSSIAN, "guide=semi_amortised"),
+            "gamma": (GAMMA, "guide=gamma"),
+            "orbit": ("prior=orbit", "guide=orbit"),
+            "conditional_orbit": ("prior=orbit", "guide=conditional_orbit"),
+            "orbit_covariance": ("prior=orbit", "guide=orbit_covariance"),
+        },
+        PARTS,
+        budgets=False,
+        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
+    ),
+    "priors": Study(
+        "Priors under the guide that is best for each: orbits, one recipe",
+        {
+            "gaussian": (GAUSSIAN, "guide=sequence"),
+            "gamma": (GAMMA, "guide=gamma"),
+            "orbit": ("prior=orbit", "guide=orbit"),
+            "orbit, Laplace z": ("prior=orbit", "guide=orbit", "latent=laplace"),
+            "orbit, Student z": ("prior=orbit", "guide=orbit", "latent=student"),
+            "orbit, AR(1) z": ("prior=orbit", "guide=orbit", "latent=autoregressive"),
+        },
+        PARTS,
+        budgets=False,
+        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
+    ),
+}
+PAPER = ("table1", "table2", "fig1", "fig3", "fig4", "fig6", "fig22", "fig23")
+
+
+def chosen(name: str) -> tuple[str, ...]:
+    """Names of the studies that a word of the command line asks for: one, or with ``all`` those of the paper.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    if name != "all" and name not in STUDIES:
+        raise ValueError(
+            f"reproduce: there is no study called {name!r}; expected one of {', '.join(STUDIES)}, recipe, recipe_hour, "
+            "or all."
+        )
+    return PAPER if name == "all" else (name,)
+
+
+def home(name: str, row: str) -> str:
+    """The study in whose folder a row's runs are kept: a run that several of the paper's studies show is made once."""
+    sharing = [other for other in PAPER if row in STUDIES[other].rows] if name in PAPER else []
+    return sharing[0] if sharing else name
