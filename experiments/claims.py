@@ -323,17 +323,23 @@ def _guides(record: Record) -> list[Claim]:
                 shares.append((own - low) / (best - low))
         return shares
 
-    def by_gap(row: Row) -> list[float]:
-        return [1 - own / left for _, own, left in _pairs(row, base, lambda r, s: _at(r, s, "few/gap")) if left > 0]
+    def by_gap(row: Row, key: str) -> list[float]:
+        return [1 - own / left for _, own, left in _pairs(row, base, lambda r, s: _at(r, s, key)) if left > 0]
 
     # Without annealing, log p(x) is underestimated most, and the gap below it looks smaller than it is.
     annealed = [row for row in others if _sample(row, "few/ais")]
     loose = [row["name"] for row in others if row not in annealed]
     remark = f" Not eligible, as annealing needs a mean-field guide: {', '.join(loose)}." if loose else ""
-    return [
+    shares = {row["name"]: by_gap(row, "few/gap") for row in annealed}
+    claims = [
         _closing(said.format("that any row found"), {row["name"]: by_elbo(row) for row in others}, gone),
-        _closing(said.format("of its own model"), {row["name"]: by_gap(row) for row in annealed}, remark + gone),
+        _closing(said.format("of its own model"), shares, remark + gone),
     ]
+    if any(_sample(row, "held/gap") for row in record["rows"]):
+        shares = {row["name"]: by_gap(row, "held/gap") for row in others}
+        held = "of one model, whose weights are held while every guide is fitted to it"
+        claims.append(_closing(said.format(held), shares, gone))
+    return claims
 
 
 def _closing(said: str, shares: Mapping[str, list[float]], caveat: str) -> Claim:

@@ -253,7 +253,7 @@ def reproduce_course(
     file = records / f"{name}.json" if records is not None else None
     configurations = {row: compose([*own, *overrides]) for row, (_, own) in course.rows.items()}
     asked = portable(overrides)
-    kept = read_kept(file) if file is not None and file.is_file() else {"rows": [], "overrides": asked}
+    kept: dict[str, Any] = read_kept(file) if file is not None and file.is_file() else {"rows": [], "overrides": asked}
     if kept["overrides"] != asked:
         raise ValueError(
             f"{file} was made with the overrides {kept['overrides']}, and {asked} are given; give --fresh to leave it "

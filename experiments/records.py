@@ -44,6 +44,7 @@ __all__ = [
     "ANNEALED",
     "FOLDER",
     "KINDS",
+    "REFITTED",
     "SCHEMA",
     "Cell",
     "check_settings",
@@ -61,7 +62,7 @@ __all__ = [
 SCHEMA = 2
 KINDS = ("reproduction", "recipe")
 FOLDER = Path("experiments/results")  # where records are kept, seen from a checkout
-ANNEALED = "annealed.json"
+ANNEALED, REFITTED = "annealed.json", "refitted.json"
 DIGITS = 7  # more would be noise in the files' diffs
 
 Values = dict[str, float | None]
@@ -179,8 +180,9 @@ def measured(run: Path) -> Cell:
         if "seconds" in annealed:
             seconds["annealing"] = annealed.pop("seconds")
         values |= {f"few/{key}": value for key, value in annealed.items()}
-    if (run / SELECTIVITY).is_file():
-        values |= {f"map/{key}": value for key, value in read_record(run / SELECTIVITY).items()}
+    for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
+        if (run / file).is_file():
+            values |= {f"{prefix}/{key}": value for key, value in read_record(run / file).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     if record.get("notes"):
         how["notes"] = record["notes"]

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .config import ConfigurationError, compose, fitting_overrides
-from .folders import CONFIG, EVALUATION, SELECTIVITY, finite, trained, write_text
+from .folders import CONFIG, EVALUATION, SELECTIVITY, finite, read_record, trained, write_text
 from .ledger import Ledger
-from .records import ANNEALED, stem_of
+from .records import ANNEALED, REFITTED, stem_of
 from .studies import STUDIES, Study, home
 
 __all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
@@ -87,7 +88,7 @@ def reproduce_all(
             folder=folder,
             records=records,
             keep=keep,
-            complete=lambda run, study=study: _complete(study, run),
+            complete=partial(_complete, study),
         )
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if ledger.said(cells):
@@ -104,6 +105,9 @@ def reproduce_all(
                 start = time.monotonic()
                 annealed = _anneal(run, **study.annealing)
                 write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+            if study.reference and not (run / REFITTED).is_file():
+                progress(f"{said}, its guide fitted to the model of {study.reference}")
+                write_text(run / REFITTED, json.dumps(finite(_refit(run, homes[study.reference] / run.name, study))))
             if study.drawing:
                 stem = folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
                 _draw(study, run, stem, said, progress)
@@ -113,8 +117,8 @@ def reproduce_all(
 
 def _complete(study: Study, run: Path) -> bool:
     """Whether a run that was evaluated also has what the study needs beside that."""
-    needed = [ANNEALED] * bool(study.annealing) + [SELECTIVITY] * (study.drawing == "map")
-    return all((run / name).is_file() for name in needed)
+    needed = {ANNEALED: study.annealing, REFITTED: study.reference, SELECTIVITY: study.drawing == "map"}
+    return all((run / name).is_file() for name, wanted in needed.items() if wanted)
 
 
 def _pictures(study: Study, folder: Path) -> dict[str, list[str]]:
@@ -195,3 +199,14 @@ def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -
     assert found["elbo"] is not None
     found["gap"] = best - found["elbo"]
     return found
+
+
+def _refit(run: Path, reference: Path, study: Study) -> dict[str, float | None]:
+    """What a guide leaves of the gap between its ELBO and log p(x) of the reference's model, as annealing finds it."""
+    from .refitting import refit
+
+    assert study.annealing is not None
+    known = read_record(reference / ANNEALED)
+    found = refit(run, reference, sequences=study.annealing["sequences"])
+    best = max(value for value in (known["ais"], known["iwae"], found["iwae"]) if value is not None)
+    return {**found, "best": best, "gap": best - found["elbo"]}

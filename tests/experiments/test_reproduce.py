@@ -31,6 +31,7 @@ TINY = Study(
     QUICK,
     budgets=False,
     annealing={"sequences": 2, "num_chains": 2, "num_temperatures": 3},
+    reference="mean field",
 )
 
 
@@ -39,6 +40,7 @@ def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatc
     ran: list[Any] = []
     monkeypatch.setattr(study_module, "_run", lambda config, run: ran.append((config, run)))
     monkeypatch.setattr(study_module, "_anneal", lambda run, **_: {})
+    monkeypatch.setattr(study_module, "_refit", lambda *_: {})
     monkeypatch.setattr(study_module, "_draw", lambda *_: None)
     reproduce(name, seeds=[3], output=tmp_path, progress=lambda _: None)
     assert len(ran) == len(STUDIES[name].rows)
@@ -50,9 +52,9 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
     monkeypatch.setitem(STUDIES, "tiny", TINY)
     said: list[str] = []
     first = reproduce("tiny", output=tmp_path, progress=said.append)
-    assert len(said) == 4  # two cells, each trained and annealed
+    assert len(said) == 6  # two cells, each trained, annealed and refitted
     again = reproduce("tiny", output=tmp_path, progress=said.append)
-    assert len(said) == 4
+    assert len(said) == 6
     assert json.dumps(again) == json.dumps(first)
     more = reproduce("tiny", seeds=[1], output=tmp_path, progress=said.append)
     assert [row["seeds"] for row in more["rows"]] == [[0, 1], [0, 1]]
@@ -69,6 +71,9 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
     # Annealing needs a guide that is mean-field; the other has the importance-weighted bound alone.
     assert more["rows"][0]["values"]["few/ais"][0] is not None
     assert more["rows"][1]["values"]["few/ais"] == [None, None]
+    for row in more["rows"]:
+        held = [row["values"][f"held/{key}"] for key in ("best", "elbo", "gap")]
+        assert all(gap == pytest.approx(best - elbo) and gap > 0 for best, elbo, gap in zip(*held, strict=True))
 
 
 def test_means_and_spreads_leave_out_what_is_not_there() -> None:

@@ -224,7 +224,13 @@ def test_the_best_guide_must_close_the_gap() -> None:
     loose = parts_record("guides", {"mean_field": guide(-100, -90), "conditional": guide(-91.5, -90, annealed=False)})
     assert claims_of(loose)[1].verdict == NOT_DECIDED
     assert "conditional" in claims_of(loose)[1].measured
-    # So does that of a model that has collapsed.
+    # Fitted to one model, guides compare by what they leave of the same gap.
+    for left, verdict in ((1.0, SEEN), (3.0, NOT_SEEN)):
+        rows = {
+            name: {**guide(-100, -90), "held/gap": [gap] * 3} for name, gap in (("mean_field", 10.0), ("orbit", left))
+        }
+        assert [claim.verdict for claim in claims_of(parts_record("guides", rows))][2:] == [verdict]
+    # A gap does not count where the model has collapsed.
     empty: dict[str, Sequence[float | None]] = {**guide(-90.1, -90), "collapsed": [1.0] * 3}
     gone = parts_record("guides", {"mean_field": guide(-100, -90), "orbit": empty})
     assert [claim.verdict for claim in claims_of(gone)] == [NOT_DECIDED] * 2
