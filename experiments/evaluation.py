@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -37,6 +34,7 @@ from pyro_tvae.posteriors import moments
 from pyro_tvae.verbs import point_estimate
 
 from .datasets import SequenceDataModule, SequenceDataset
+from .provenance import hardware, versions
 
 __all__ = ["COLLAPSED", "Evaluation", "Measures", "Rival", "evaluate", "measure"]
 
@@ -283,8 +281,8 @@ def evaluate(
         "measures": {role: asdict(score) for role, score in scores.items()},
         "notes": [model.likelihood.remark] if model.likelihood.remark else [],
         "seed": seed,
-        "versions": _versions(),
-        "hardware": _hardware(device),
+        "versions": versions(),
+        "hardware": hardware(device),
         "seconds": {"evaluation": time.monotonic() - start},
         "parameters": sum(p.numel() for module in (model, guide) for p in module.parameters()),
     }
@@ -384,19 +382,3 @@ def _verdict(scores: dict[str, Measures], forecast: ForwardRoll | None) -> list[
             parts.append(f"{value:.2f} for {name}{before}")
         sentences.append(f"Roll correlation: {', '.join(parts)}.")
     return sentences
-
-
-def _versions() -> dict[str, str]:
-    packages = ("pyro-tvae", "pyro-ppl", "torch", "lightning", "hydra-core")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
-
-
-def _hardware(device: torch.device) -> str:
-    processor = platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            processor = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{processor}, {os.cpu_count()} cores, {where}"
