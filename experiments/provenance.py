@@ -5,25 +5,30 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
-__all__ = ["hardware", "versions"]
+__all__ = ["hardware", "processor", "versions"]
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that numbers depend on."""
+    """Of Python, and of the packages that numbers depend on."""
     packages = ("pyro-tvae", "pyro-ppl", "torch", "lightning", "hydra-core")
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
 def hardware(device: torch.device) -> str:
     """The processor, its cores, and what computes: a number of threads or a named device."""
-    processor = platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            processor = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{processor}, {os.cpu_count()} cores, {where}"
+    return f"{processor()}, {os.cpu_count()} cores, {where}"
+
+
+def processor() -> str:
+    """The processor's name: Linux hides it from the standard library."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

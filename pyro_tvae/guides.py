@@ -63,7 +63,27 @@ class Guide(Part, NamedModule):
         return {name: value for name, value in super().arguments().items() if name != "model"}
 
 
-class MeanFieldGuide(Guide):
+class FrameGuide(Guide):
+    """Base of guides that judge every latent by its own frame: subclasses define :meth:`outputs`."""
+
+    def __init__(self, model: TVAE) -> None:
+        super().__init__(model)
+        self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Two numbers per latent for z and two more for the energies, each (B, S, C, D), frame by frame."""
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
+        x, seen = shown(x, observed)
+        outputs = self.outputs(x)
+        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], seen)}
+        if self.energy is not None:
+            q[self.energy.site] = self.energy.independent(outputs[2:], seen)
+        return q
+
+
+class MeanFieldGuide(FrameGuide):
     """The paper's guide: ``q(z_l | x_l) q(u_l | x_l)``, independent Normals from two encoders of single frames.
 
     Positive energies, as those of GammaEnergy, get log-normals instead. The nearest one to Gamma(½, ½) is 0.15 nats
@@ -87,25 +107,15 @@ class MeanFieldGuide(Guide):
 
     def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
         super().__init__(model)
-        self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
         network, biases = network if network is not None else model.network, (0.0, initial_log_variance)
         self.z_encoder = FrameEncoder(model, network, biases)
         self.u_encoder = None if self.energy is None else FrameEncoder(model, network, biases)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Two numbers per latent for z and two more for the energies, each (B, S, C, D), frame by frame."""
         return (*self.z_encoder(x), *(self.u_encoder(x) if self.u_encoder is not None else ()))
 
-    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
-        outputs = self.outputs(x)
-        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], seen)}
-        if self.energy is not None:
-            q[self.energy.site] = self.energy.independent(outputs[2:], seen)
-        return q
 
-
-class SharedTrunkGuide(Guide):
+class SharedTrunkGuide(FrameGuide):
     """Mean-field with one encoder for z and the energies: their parameters are read off the same features.
 
     ``q(z_l | x_l) q(u_l | x_l)`` as :class:`MeanFieldGuide`, with half its weights.
@@ -121,17 +131,12 @@ class SharedTrunkGuide(Guide):
 
     def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
         super().__init__(model)
-        self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
         biases = (0.0, initial_log_variance) * (1 if self.energy is None else 2)
         self.encoder = FrameEncoder(model, network if network is not None else model.network, biases)
 
-    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
-        outputs = self.encoder(x)
-        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], seen)}
-        if self.energy is not None:
-            q[self.energy.site] = self.energy.independent(outputs[2:], seen)
-        return q
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.encoder(x)
+        return outputs
 
 
 class OrbitGuide(Guide):

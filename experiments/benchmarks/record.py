@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -16,13 +15,15 @@ from rich.console import Console
 
 from pyro_tvae.inference.progress import progress_bar
 
+from ..provenance import processor
+
 __all__ = ["Bar", "console", "machine", "with_threads"]
 
 
 def machine(threads: int) -> dict[str, Any]:
     """What the seconds depend on."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "threads": threads,
         "torch": torch.__version__,
         "pyro": pyro.__version__,
@@ -72,13 +73,3 @@ def with_threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _cpu() -> str:
-    """The processor's name: Linux hides it from the standard library."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
