@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
     from .likelihood import LogLikelihood, log_likelihood, log_weights
     from .mcmc import GuideQuality, NUTSResult, guide_quality, nuts
-    from .objectives import ELBO, IWAE, DReG, Objective, Terms
+    from .objectives import ELBO, IWAE, DReG, MeanFieldELBO, Objective, Terms
     from .posterior import from_netcdf, to_arviz, to_netcdf
     from .ranks import Calibration, calibration
     from .selectivity import (
@@ -43,7 +43,7 @@ _HOMES = {
     ),
     "likelihood": ("LogLikelihood", "log_likelihood", "log_weights"),
     "mcmc": ("GuideQuality", "NUTSResult", "guide_quality", "nuts"),
-    "objectives": ("ELBO", "IWAE", "DReG", "Objective", "Terms"),
+    "objectives": ("ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms"),
     "posterior": ("from_netcdf", "to_arviz", "to_netcdf"),
     "ranks": ("Calibration", "calibration"),
     "selectivity": (
@@ -71,6 +71,7 @@ __all__ = [
     "GuideQuality",
     "History",
     "LogLikelihood",
+    "MeanFieldELBO",
     "NUTSResult",
     "NeighbourCorrelation",
     "Objective",

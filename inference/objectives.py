@@ -20,7 +20,7 @@ from torch.func import functional_call
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.posteriors import Posterior, draw, standalone
 
-__all__ = ["ELBO", "IWAE", "DReG", "Objective", "Terms", "divergence", "matched_sites"]
+__all__ = ["ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms", "divergence", "matched_sites"]
 
 
 class Terms(NamedTuple):
@@ -122,6 +122,49 @@ class ELBO(Objective):
             except NotImplementedError:
                 pass
         return q.log_prob(value) - p.log_prob(value)
+
+
+class MeanFieldELBO(ELBO):
+    """The bound of :class:`ELBO` with every KL in closed form: what would have to be sampled is refused.
+
+    Pyro's ``TraceMeanField_ELBO`` and :class:`ELBO` sample a KL where they have to, and do not say so. Use this one
+    where the KL is to be exact.
+
+    Raises:
+        ValueError: the guide is not mean-field, or a site's KL has no closed form.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+        >>> MeanFieldELBO(model, pyro_tvae.FlowGuide(model))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: MeanFieldELBO: FlowGuide is not mean-field...
+    """
+
+    def __init__(self, model: TVAE, guide: Guide, num_particles: int = 1, *, beta: float = 1.0) -> None:
+        super().__init__(model, guide, num_particles, beta=beta)
+        blank = next(model.decoder.parameters()).new_zeros(1, model.n_frames, *model.frame_shape)
+        with torch.no_grad():
+            alone, laws = standalone(guide.posterior(blank)), model.laws()
+        if not guide.mean_field or alone is None:
+            raise ValueError(
+                f"MeanFieldELBO: {type(guide).__name__} is not mean-field: some of its latents depend on draws of "
+                "others, so that the KL is no sum over sites; use ELBO, which samples it, or a mean-field guide such "
+                "as MeanFieldGuide."
+            )
+        for site, q in alone.items():
+            try:
+                kl_divergence(q.to_event(len(q.batch_shape) - 1), laws[site])
+            except NotImplementedError:
+                raise ValueError(
+                    f"MeanFieldELBO: the KL of site {site!r} from {_family(q)} to {_family(laws[site])} has no closed "
+                    "form; use ELBO, which samples it, or another law."
+                ) from None
+
+
+def _family(law: torch.distributions.Distribution) -> str:
+    return type(getattr(law, "base_dist", law)).__name__
 
 
 class IWAE(Objective):

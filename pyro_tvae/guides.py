@@ -28,8 +28,9 @@ class Guide(Part, NamedModule):
 
     Attributes:
         mean_field: the sites are independent given x, so that KL terms are taken site by site in closed form. Where it
-            is False they are sampled; Pyro's own ``TraceMeanField_ELBO`` stays right for the guides here, since the
-            model's sites are independent a priori and each site of the guide is given by those before it.
+            is False they are sampled, and ``MeanFieldELBO`` refuses the guide. Pyro's own ``TraceMeanField_ELBO`` takes
+            it and stays right for the guides here, since the model's sites are independent a priori and each site of
+            the guide is given by those before it.
     """
 
     mean_field = True

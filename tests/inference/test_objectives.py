@@ -19,6 +19,7 @@ from pyro_tvae import (
     CapsuleRoll,
     ConditionalGuide,
     CovarianceGuide,
+    FlowGuide,
     Guide,
     MeanFieldGuide,
     Network,
@@ -26,9 +27,10 @@ from pyro_tvae import (
     NoTopography,
     OrbitEnergy,
     Stationary,
+    StudentLatent,
     default_guide,
 )
-from pyro_tvae.inference import ELBO, IWAE, DReG, Objective, Terms, log_weights
+from pyro_tvae.inference import ELBO, IWAE, DReG, MeanFieldELBO, Objective, Terms, fit, log_weights
 
 FRAME = (1, 2, 3)
 
@@ -107,6 +109,45 @@ def test_a_guide_that_is_not_mean_field_has_its_kl_sampled(build: Callable[[], T
         ours = float(ELBO(model, guide)(x).elbo.sum())
         pyro.set_rng_seed(3)
         assert -Trace_ELBO().loss(model, guide, x) == pytest.approx(ours, rel=1e-5)
+
+
+@ALL
+def test_the_mean_field_elbo_is_the_elbo_where_it_is_allowed(build: Callable[[], TVAE]) -> None:
+    model = build()
+    guide = default_guide(model)
+    x = torch.rand(3, 4, *FRAME)
+    found = []
+    for objective in (ELBO, MeanFieldELBO):
+        pyro.set_rng_seed(3)
+        found.append(objective(model, guide, beta=0.5)(x).objective)
+    assert torch.equal(*found)
+    fit(model, guide, x, objective=MeanFieldELBO, max_epochs=1, progress=False)
+
+
+def claims_too_much(model: TVAE) -> Guide:
+    """A user's guide whose author forgot to say that it is not mean-field."""
+    guide = ConditionalGuide(model)
+    guide.mean_field = True
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (ConditionalGuide, {}, "ConditionalGuide is not mean-field"),
+        (CovarianceGuide, {}, "CovarianceGuide is not mean-field"),
+        (FlowGuide, {}, "FlowGuide is not mean-field"),
+        (claims_too_much, {}, "ConditionalGuide is not mean-field"),
+        (MeanFieldGuide, {"latent": StudentLatent()}, "site 'z' from Normal to StudentT has no closed form; use ELBO"),
+    ],
+)
+def test_the_mean_field_elbo_refuses_what_it_would_have_to_sample(
+    make: Callable[[TVAE], Guide], options: dict[str, object], words: str
+) -> None:
+    model = TVAE(FRAME, 4, 2, 4, CapsuleRoll(3, 1), **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=words) as caught:
+        MeanFieldELBO(model, make(model))
+    assert "\n" not in str(caught.value)
 
 
 def test_gradients_are_pyros() -> None:
