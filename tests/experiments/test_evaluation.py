@@ -11,7 +11,7 @@ import torch
 from pyro_tvae import MLP, TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
 from pyro_tvae.experiments.evaluation import evaluate, measure
-from pyro_tvae.inference import ELBO, equivariance_error, log_likelihood
+from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 
 
@@ -79,6 +79,12 @@ def test_the_table_has_a_value_for_every_model_and_the_factor_that_moves(data: S
     assert math.isfinite(rows["iwae"]["plain_vae"])
     assert rows["e_eq"]["trained"] < 1e-2 * rows["e_eq"]["plain_vae"]
     assert {"plain VAE, rolled", "plain VAE, held"} <= set(record["forward_roll"]["log_likelihood"])
+    # log p(unseen frames | seen frames) stands beside the forecasts.
+    x = torch.cat([batch["x"] for batch in data.batches("test")])
+    expected = forward_roll(*trained, x, num_particles=5, seed=0).conditional
+    assert expected is not None
+    assert record["forward_roll"]["conditional"] == expected._asdict()
+    assert any(f"is about {expected.mean:.1f} ± {expected.standard_error:.1f} nats" in s for s in record["verdict"])
 
 
 def test_the_same_seed_evaluates_the_same(data: SequenceDataModule) -> None:
