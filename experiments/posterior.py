@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from pyro_tvae import TVAE
 from pyro_tvae.inference.posterior import ArvizData, arviz, assemble, is_legacy, to_arviz, to_netcdf
 
+from .datasets.makers import MovingImages
 from .figures import BLUE, DPI, GREY, VERMILLION, WIDTH, interleaved
 from .folders import trained, write_text
 from .pages import embedded, render
@@ -76,6 +77,9 @@ def posterior_run(
     coords: dict[str, Any] = {"label": batch["label"]}
     # A factor may be called like a variable (x, scale), its index never is.
     coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
+    if isinstance(described.maker, MovingImages):
+        for k, (name, values) in enumerate(described.maker.transformations.factors.items()):
+            coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
     drawn = to_arviz(

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 import pyro_tvae
 from pyro_tvae.experiments import posterior
 from pyro_tvae.experiments.config import build, compose
+from pyro_tvae.experiments.datasets import Transformations
 from pyro_tvae.experiments.folders import write_text
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
 from pyro_tvae.inference.ranks import Calibration
@@ -57,6 +58,9 @@ def test_the_command_writes_a_file_and_a_page(tmp_path: Path) -> None:
     assert data["posterior"]["e"].shape == (1, 30, 5, 2, 18)
     assert set(data["observed_data"].coords) >= {"label", "moving", "rotation_index", "scale_index"}
     assert data["observed_data"]["rotation_index"].dims == ("sequence", "frame")
+    degrees = data["observed_data"]["rotation_value"]
+    assert np.array_equal(degrees, 20.0 * data["observed_data"]["rotation_index"])
+    assert set(np.unique(data["observed_data"]["scale_value"])) <= set(Transformations(scale=True).factors["scale"])
     page = (run / "posterior.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == len(posterior.CAPTIONS)
     assert page.count("alt=") == len(posterior.CAPTIONS)
