@@ -376,7 +376,7 @@ def fit(
         num_particles=num_particles,
         frame_dropout=frame_dropout,
         max_steps=max_steps,
-    )
+    ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
     if resume is not None:
         read_checkpoint(resume, module)
     history = History()

@@ -433,6 +433,20 @@ def test_data_of_every_kind(make: Callable[[], object]) -> None:
     assert bool(history.column("val/elbo")[0]) == (make is Module)
 
 
+def test_what_was_loaded_is_trained_in_training_mode() -> None:
+    model, guide = start()
+    model.eval(), guide.eval()
+    seen: list[bool] = []
+
+    class Modes(Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            seen.append(model.decoder.training and all(module.training for module in guide.modules()))
+
+    quick(model, guide, callbacks=[Modes()], max_epochs=1)
+    assert seen
+    assert all(seen)
+
+
 def test_frames_of_a_batch() -> None:
     x = torch.zeros(1)
     for batch in (x, (x, 1), [x], {"x": x, "y": 1}):
