@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,16 +64,18 @@ def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 10
     guide = make(config.guide)(held)
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
-    fit(
-        held,
-        guide,
-        loaded.data,
-        optimizer=make(config.optimizer.optimizer),
-        schedule=make(config.optimizer.schedule),
-        objective=make(config.objective),
-        seed=config.seed,
-        **{str(name): value for name, value in options.items()},
-    )
+    with warnings.catch_warnings():  # Pyro notes every weight that is held
+        warnings.filterwarnings("ignore", "(?s).*because requires_grad=False")
+        fit(
+            held,
+            guide,
+            loaded.data,
+            optimizer=make(config.optimizer.optimizer),
+            schedule=make(config.optimizer.schedule),
+            objective=make(config.objective),
+            seed=config.seed,
+            **{str(name): value for name, value in options.items()},
+        )
     x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
-    bound = log_likelihood(held, guide, x, num_particles, seed=seed)
+    bound = log_likelihood(held.eval(), guide.eval(), x, num_particles, seed=seed)
     return {"elbo": float(bound.elbo.mean()) / held.n_frames, "iwae": bound.per_frame}
