@@ -129,11 +129,10 @@ class Fitting(lightning.LightningModule):
             if "to satisfy the constraint" not in str(error):
                 raise
             # A distribution was handed NaN; its own message prints every number of the tensor.
-            cause = "an encoder's output" if x.isfinite().all() else "the data"
-            raise NonFiniteError(
-                f"{cause} is not finite at {self._moment(batch_idx)}; look at that batch, lower the learning rate or "
-                "set gradient_clip."
-            ) from None
+            sound = bool(x.isfinite().all())
+            cause = "an encoder's output" if sound else "the data"
+            remedy = "lower the learning rate or set gradient_clip" if sound else "look at that batch, and mend it"
+            raise NonFiniteError(f"{cause} is not finite at {self._moment(batch_idx)}; {remedy}.") from None
 
     def _moment(self, batch_idx: int) -> str:
         return f"step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}"

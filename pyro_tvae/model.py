@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import pyro
 import torch
@@ -70,16 +70,16 @@ class TVAE(Part, NamedModule):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.frame_shape = tuple(int(size) for size in frame_shape)
+        self.frame_shape = tuple(frame_shape)
         self.n_frames, self.n_capsules, self.capsule_dim, self.eps = n_frames, n_capsules, capsule_dim, eps
         sizes = (*self.frame_shape, n_frames, n_capsules, capsule_dim)
-        whole = all(isinstance(size, Integral) for size in sizes)
-        if len(sizes) != 6 or not whole or min(sizes) < 1 or not 0 <= eps < math.inf or not math.isfinite(mu):
+        if len(sizes) != 6 or not all(isinstance(size, Integral) and size >= 1 for size in sizes):
             raise ValueError(
-                f"TVAE: frame_shape={self.frame_shape}, n_frames={n_frames}, n_capsules={n_capsules}, "
-                f"capsule_dim={capsule_dim}, mu={mu}, eps={eps}; expected (channel, height, width), whole sizes of at "
-                "least 1, a finite mu and a finite eps >= 0."
+                f"TVAE: frame_shape={self.frame_shape}, n_frames={n_frames!r}, n_capsules={n_capsules!r}, "
+                f"capsule_dim={capsule_dim!r}; expected (channel, height, width), and whole sizes of at least 1."
             )
+        if not all(isinstance(number, Real) and math.isfinite(number) for number in (mu, eps)) or eps < 0:
+            raise ValueError(f"TVAE: mu={mu!r}, eps={eps!r}; expected a finite mu and a finite eps >= 0.")
         self.topography = topography if topography is not None else CapsuleRoll()
         self.topography.check(n_frames, capsule_dim)
         self.likelihood = likelihood if likelihood is not None else Bernoulli()

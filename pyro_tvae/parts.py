@@ -59,11 +59,16 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
             # What is checked raises ValueError with a sentence of its own; what a constructor stumbles over gets one.
             if not outermost or isinstance(error, ArgumentError):
                 raise
-            given = ", ".join(f"{name}={value!r:.40}" for name, value in self.__dict__["_arguments"].items())
+            given = ", ".join(f"{name}={_short(value)}" for name, value in self.__dict__["_arguments"].items())
             sentence = f"{type(self).__name__} cannot be built from {given} ({error})."
             raise ArgumentError(" ".join(sentence.split())) from error
 
     return __init__
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _names(signature: inspect.Signature) -> str:

@@ -42,8 +42,9 @@ def roll(t: Tensor, shift: int | Tensor) -> Tensor:
     """
     if isinstance(shift, int):
         return torch.roll(t, shift, dims=-1)
-    if shift.is_floating_point():
-        raise TypeError(f"roll: shift has dtype {shift.dtype}; expected whole positions (int or an integer tensor).")
+    if not isinstance(shift, Tensor) or shift.is_floating_point():
+        found = f"has dtype {shift.dtype}" if isinstance(shift, Tensor) else f"is {shift!r}"
+        raise TypeError(f"roll: shift {found}; expected whole positions (int or an integer tensor).")
     size = t.shape[-1]
     source = (torch.arange(size, device=t.device) - shift.to(t.device).unsqueeze(-1)) % size
     shape = torch.broadcast_shapes(t.shape, source.shape)

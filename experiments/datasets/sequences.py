@@ -182,16 +182,11 @@ class SequenceDataModule(lightning.LightningDataModule):
         test_transformations: Transformations | None = None,
     ) -> None:
         super().__init__()
-        if not all(isinstance(number, int) for number in (batch_size, eval_batch_size, num_workers, seed)):
-            raise ValueError(
-                f"batch_size is {batch_size!r}, eval_batch_size {eval_batch_size!r}, num_workers {num_workers!r} and "
-                f"seed {seed!r}; expected whole numbers."
-            )
-        if min(batch_size, eval_batch_size) < 1 or min(num_workers, seed) < 0:
-            raise ValueError(
-                f"batch_size is {batch_size} and eval_batch_size is {eval_batch_size!r}; expected at least 1 of each, "
-                f"and of num_workers ({num_workers}) and seed ({seed}) at least 0."
-            )
+        least = {"n_frames": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
+        given = dict(zip(least, (n_frames, batch_size, eval_batch_size, num_workers, seed), strict=True))
+        for name, number in given.items():
+            if not isinstance(number, int) or number < least[name]:
+                raise ValueError(f"{name} is {number!r}; expected a whole number of at least {least[name]}.")
         self.n_frames, self.batch_size, self.eval_batch_size = n_frames, batch_size, eval_batch_size
         self.num_workers, self.seed = num_workers, seed
         limits = (n_train, n_validation, n_test)
