@@ -40,7 +40,7 @@ from .interruption import command, goes_on_with
 from .report import write_report
 from .tables import print_evaluation
 from .trust import trust_targets
-from .unfinished import occupied
+from .unfinished import no_folder_for_mistakes, occupied
 
 __all__ = ["evaluate_run", "report_run", "resume_run", "train_run"]
 
@@ -59,12 +59,13 @@ def train_run(config: DictConfig, run: Path) -> None:
             f"{run} holds a run already, which is left as it is; choose another folder, or go on with: "
             f"{command('train', f'resume={run}')}"
         )
-    trust_targets(config)
-    parts = build(config)
-    if _first():
-        write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-    with _interruptible(run):
-        _finish(run, config, parts)
+    with no_folder_for_mistakes(run) if _first() else nullcontext():
+        trust_targets(config)
+        parts = build(config)
+        if _first():
+            write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        with _interruptible(run):
+            _finish(run, config, parts)
 
 
 def resume_run(run: Path, changes: Mapping[str, Any] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from .config import ELSEWHERE
-from .folders import CONFIG, EVALUATION, REPORT
+from .folders import CONFIG, EVALUATION, REPORT, UNTRAINED
 from .interruption import command
 
 try:
@@ -19,7 +20,7 @@ try:
 except ImportError:  # Windows, where folders go unguarded
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["occupied", "unfinished"]
+__all__ = ["no_folder_for_mistakes", "occupied", "unfinished"]
 
 LOCK = ".lock"
 
@@ -48,6 +49,17 @@ def occupied(run: Path) -> Iterator[None]:
             except OSError:
                 pass  # a file system that knows no locks
         yield
+
+
+@contextmanager
+def no_folder_for_mistakes(run: Path) -> Iterator[None]:
+    """Remove the folder of a run that ends by an error before its first step; interruptions keep theirs."""
+    try:
+        yield
+    except Exception:
+        if run.is_dir() and {path.name for path in run.iterdir()} <= {".hydra", LOCK, CONFIG, UNTRAINED}:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Path | None:

@@ -92,8 +92,8 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
         ) from None
     except Exception:  # a damaged or hostile file may fail in any way; each means the same to its owner
         raise ValueError(
-            f"fit: cannot {purpose}, {path} is damaged or no checkpoint, and nothing in it was run; expected a file that "
-            "fit wrote: delete it to start again without it."
+            f"fit: cannot {purpose}, {path} is damaged or no checkpoint, and nothing in it was run; expected a file "
+            "that fit wrote: delete it to start again without it."
         ) from None
     stamp = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(stamp, dict) or not isinstance(stamp.get("version"), int):
