@@ -15,7 +15,7 @@ from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
 from .naming import NamedModule
 from .networks import MLP, Network
-from .parts import Part
+from .parts import ArgumentError, Part
 from .priors import EnergyPrior, GaussianEnergy
 from .topography import CapsuleRoll, NoTopography, Topography
 
@@ -47,6 +47,7 @@ class TVAE(Part, NamedModule):
 
     Raises:
         ValueError: sizes below one, or a topography or prior that does not fit the lattice.
+        ArgumentError: a part that is none of its kind.
 
     Example:
         >>> model = TVAE(frame_shape=(1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6, topography=CapsuleRoll(3))
@@ -80,6 +81,15 @@ class TVAE(Part, NamedModule):
             )
         if not all(isinstance(number, Real) and math.isfinite(number) for number in (mu, eps)) or eps < 0:
             raise ValueError(f"TVAE: mu={mu!r}, eps={eps!r}; expected a finite mu and a finite eps >= 0.")
+        for name, part, kind in (
+            ("topography", topography, Topography),
+            ("prior", prior, EnergyPrior),
+            ("latent", latent, LatentPrior),
+            ("likelihood", likelihood, Likelihood),
+            ("network", network, Network),
+        ):
+            if part is not None and not isinstance(part, kind):
+                raise ArgumentError(f"TVAE: {name} is {part!r}; expected a pyro_tvae.{kind.__name__}, or None.")
         self.topography = topography if topography is not None else CapsuleRoll()
         self.topography.check(n_frames, capsule_dim)
         self.likelihood = likelihood if likelihood is not None else Bernoulli()

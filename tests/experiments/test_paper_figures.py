@@ -50,7 +50,8 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     def run(config: Any, folder: Path) -> None:
         ran.append((config, folder))
         folder.mkdir(parents=True)
-        record = {"measures": {"trained": {"explained": 0.5}}, "collapsed": False, "hardware": "none"}
+        provenance = {"hardware": "none", "versions": {}}
+        record = {"measures": {"trained": {"explained": 0.5}}, "collapsed": False, **provenance}
         (folder / "evaluation.json").write_text(json.dumps(record))
 
     monkeypatch.setattr(study_module, "_run", run)
