@@ -116,6 +116,38 @@ def test_log_p_is_that_of_gaussian_energies() -> None:
     assert ((gaussian.log_p - other.log_p).abs() > 5 * error + 0.05).any()
 
 
+def test_log_p_by_sampling_the_prior_is_that_of_gaussian_energies() -> None:
+    """The same from draws of the prior alone: where few pixels are seen, its error is a hundredth of a nat."""
+
+    def log_p(prior: EnergyPrior) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(1)
+        model = TVAE((1, 1, 2), 2, 1, 2, CapsuleRoll(2, 1), prior=prior, mu=1.0, likelihood=Normal(0.5))
+        model.decoder.load_state_dict(weights)
+        found = []
+        for _ in range(20):
+            t = prior_draws(model, 50_000)["t"]
+            law = model.decode(t)
+            found.append(torch.stack([law.log_prob(frames).sum(-1) for frames in x]))
+        every = torch.cat(found, dim=1).double()
+        best = every.amax(1, keepdim=True)
+        terms = (every - best).exp()
+        error = terms.std(1) / terms.mean(1) / terms.shape[1] ** 0.5
+        return terms.mean(1).log() + best.squeeze(1), error
+
+    torch.manual_seed(0)
+    model = TVAE((1, 1, 2), 2, 1, 2, CapsuleRoll(2, 1), mu=1.0, likelihood=Normal(0.5))
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(2.0)
+    weights, x = model.decoder.state_dict(), model(n_sequences=4).detach()
+    (one, e1), (two, e2), (three, e3) = (log_p(p) for p in (GaussianEnergy(), GammaEnergy(), GammaEnergy(0.6)))
+    assert max(e1.max(), e2.max()) < 0.01
+    # Five standard errors, on four sequences: a false alarm once in 400,000 seeds.
+    assert ((one - two).abs() < 5 * (e1**2 + e2**2).sqrt()).all()
+    # Control: an α that is off by a tenth is noticed.
+    assert ((one - three).abs() > 5 * (e1**2 + e3**2).sqrt()).any()
+
+
 def test_the_concentration_is_learned_where_asked() -> None:
     prior = GammaEnergy(0.7, learned=True)
     model = small(CapsuleRoll(3, 1), prior=prior)
