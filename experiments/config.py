@@ -103,25 +103,54 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     try:
         parsed = _parsed(overrides)
     except OverrideParseException as problem:
-        return f"{problem.override!r} is not an override; expected name=value, such as fit.max_epochs=5."
-    known = keys(hydra_compose("config"))
+        name, equals, value = str(problem.override).partition("=")
+        if not equals or not name:
+            return f"{problem.override!r} is not an override; expected name=value, such as fit.max_epochs=5."
+        return (
+            f"the value of {name}, {value}, cannot be read; values with brackets, braces, '=', ',' or spaces go into "
+            f"double quotes within single ones: '{name}=\"{value}\"'."
+        )
+    chosen = []
     for override in parsed:
         name, value = str(override.key_or_group), override.value()
-        if name in groups:
-            if isinstance(value, str) and value not in groups[name]:
-                return f"there is no {name} called {value!r}; {_nearest(value, groups[name])}"
-        elif name not in known and not override.is_add() and not name.startswith("hydra"):
-            return f"there is no setting called {name!r}; {_nearest(name, [*known, *groups])}"
+        if name not in groups:
+            continue
+        if value is None:
+            return f"{name} is null; leave it out, or give one of {', '.join(groups[name])} ({LIST})."
+        if str(value) not in groups[name]:
+            return f"there is no {name} called {str(value)!r}; {_nearest(str(value), groups[name], LIST)}"
+        chosen.append(override.input_line)
+    known = _keys_with(*chosen) or _keys_with()
+    for override in parsed:
+        name = str(override.key_or_group)
+        if name in groups or name in known or override.is_add() or name.startswith("hydra"):
+            continue
+        group = name.partition(".")[0]
+        others = [choice for choice in groups.get(group, ()) if name in _keys_with(f"{group}={choice}")]
+        if others:
+            return f"{name} is no setting here, but one of {group}={' or '.join(others)}; give that word before it."
+        return f"there is no setting called {name!r}; {_nearest(name, [*known, *groups], SETTINGS)}"
     return " ".join(str(error).split())
 
 
-def _nearest(name: str, names: Sequence[str] | dict[str, str]) -> str:
+LIST = "'pyro-tvae list' shows them all"
+SETTINGS = "'pyro-tvae train --cfg job' shows them all"
+
+
+def _keys_with(*overrides: str) -> list[str]:
+    try:
+        return keys(hydra_compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError):
+        return []
+
+
+def _nearest(name: str, names: Sequence[str] | dict[str, str], where: str) -> str:
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     tail = [full for full in names if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
     close = list(dict.fromkeys([*tail, *close]))[:3]
     if close:
-        return f"did you mean {' or '.join(close)}? ('pyro-tvae list' shows everything.)"
-    return f"expected one of {', '.join(list(names)[:12])} ('pyro-tvae list' shows everything)."
+        return f"did you mean {' or '.join(close)}? ({where}.)"
+    return f"expected one of {', '.join(list(names)[:12])} ({where})."
 
 
 def keys(node: Any, prefix: str = "") -> list[str]:
@@ -162,6 +191,8 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
 
     data = data if data is not None else make(config.data)
     assert data is not None
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise ConfigurationError(f"seed is {config.seed!r}; expected a whole number from 0 to 4294967295.")
     seed_everything(config.seed, workers=True, verbose=False)
     model = TVAE(
         data.frame_shape,
@@ -253,6 +284,8 @@ def run_with_hydra(
             resume(str(config.resume), changes)
             return
         GlobalHydra.instance().clear()
+    else:
+        _check_names(arguments.overrides)
     typed = sys.argv
 
     def with_the_typed_command(config: DictConfig) -> None:
@@ -261,6 +294,18 @@ def run_with_hydra(
 
     sys.argv = ["pyro-tvae train", *overrides]
     hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(with_the_typed_command)()
+
+
+def _check_names(overrides: Sequence[str]) -> None:
+    """Answer a mistyped name in a sentence where several runs are asked for, whose values one cannot compose."""
+    sweeps = [override.input_line for override in _parsed(overrides) if override.is_sweep_override()]
+    GlobalHydra.instance().clear()
+    known = {*keys(compose([text for text in overrides if text not in sweeps])), *options()}
+    for text in sweeps:
+        name = text.partition("=")[0].lstrip("+~")
+        if name not in known and not text.startswith("+") and not name.startswith("hydra"):
+            raise ConfigurationError(f"there is no setting called {name!r}; {_nearest(name, [*known], SETTINGS)}")
+    GlobalHydra.instance().clear()
 
 
 def _begun(config: DictConfig, overrides: Sequence[str], given: Sequence[str]) -> Path | None:

@@ -52,6 +52,14 @@ class Trained:
     device: torch.device
 
 
+def check_trained(run: Path) -> None:
+    """Raise FileNotFoundError where a run's training has not ended."""
+    if not (run / WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"{run} holds no {WEIGHTS}: its training has not ended; go on with: {command('train', f'resume={run}')}"
+        )
+
+
 def trained(run: Path) -> Trained:
     """Load a trained run from its folder.
 
@@ -59,10 +67,7 @@ def trained(run: Path) -> Trained:
         FileNotFoundError: the folder is not a run's, or its training has not ended.
     """
     config = configuration(run)
-    if not (run / WEIGHTS).is_file():
-        raise FileNotFoundError(
-            f"{run} holds no {WEIGHTS}: its training has not ended; go on with: {command('train', f'resume={run}')}"
-        )
+    check_trained(run)
     device = device_of(config)
     model, guide = pyro_tvae.load(run / WEIGHTS, device)
     return Trained(config, model, guide, make(config.data), device)
@@ -89,7 +94,7 @@ def configuration(run: Path) -> DictConfig:
     for name in _settings():
         section = config if "." not in name else config.get(name.partition(".")[0])
         if not isinstance(section, DictConfig) or name.rpartition(".")[2] not in section:
-            raise ValueError(f"{path} lacks {name}; {EXPECTED}")
+            raise ValueError(f"{path} lacks the setting {name!r}; {EXPECTED}")
     return config
 
 
@@ -129,9 +134,8 @@ def sweep(run: Path) -> None:
 
 def device_of(config: DictConfig) -> torch.device:
     """Where a run computes: as ``fit.accelerator`` says, or the fastest device there is."""
-    if config.fit.accelerator in ("cpu", "mps", "cuda"):
-        return torch.device(config.fit.accelerator)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    # What was trained on a device that is not here is judged on what is.
     return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
 
 

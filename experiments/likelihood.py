@@ -59,11 +59,14 @@ def likelihood_run(
         FileNotFoundError: the folder is not a run's, or its training has not ended.
         ValueError: nothing to estimate, or a number that is too small.
     """
-    if sequences < 1 or not particles or min(particles) < 1 or temperatures < 0 or temperatures == 1 or chains < 1:
-        raise ValueError(
-            f"likelihood: particles={list(particles)}, sequences={sequences}, temperatures={temperatures}, "
-            f"chains={chains}; expected at least one of each, and no temperatures or at least 2."
-        )
+    for name, value, sound, expected in (
+        ("particles", list(particles), bool(particles) and min(particles, default=0) >= 1, "numbers of at least 1"),
+        ("sequences", sequences, sequences >= 1, "at least 1"),
+        ("temperatures", temperatures, temperatures == 0 or temperatures >= 2, "0 for none, or at least 2"),
+        ("chains", chains, chains >= 1, "at least 1"),
+    ):
+        if not sound:
+            raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
     loaded = trained(run)
     model, guide, data = loaded.model, loaded.guide, loaded.data
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]

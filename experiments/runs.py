@@ -28,6 +28,7 @@ from .folders import (
     PLAIN_VAE,
     UNTRAINED,
     WEIGHTS,
+    check_trained,
     configuration,
     finite,
     history_of,
@@ -203,6 +204,7 @@ def report_run(run: Path) -> Path:
     """Write ``report.html`` again from what the run's folder holds."""
     config = configuration(run)
     if not (run / EVALUATION).is_file():
+        check_trained(run)
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; run 'pyro-tvae evaluate {run}' first.")
     record = read_record(run / EVALUATION)
     pictures = {path.stem: path for path in sorted((run / "figures").glob("*.png"))}

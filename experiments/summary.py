@@ -40,7 +40,9 @@ def write_results(folder: Path) -> Path:
         ValueError: a file in it is no record, or a damaged one.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep' makes one.")
+        raise FileNotFoundError(
+            f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep --records {folder}' makes it."
+        )
     for stem, record in _records(folder).items():
         _draw(folder, stem, record)
     return write_text(folder / NAME, results_text(folder))

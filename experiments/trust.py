@@ -63,10 +63,12 @@ def check_stored(config: DictConfig, source: object) -> None:
         if isinstance(target, str) and target in _targets:
             continue
         if not isinstance(target, str) or not _allowed(target):
-            module = str(target).rpartition(".")[0] or "its module"
+            module = str(target).rpartition(".")[0]
+            foreign = module and module.partition(".")[0] not in sys.stdlib_module_names
+            remedy = f"If it is yours, or you trust it, add --import {module}" if foreign else "Do not use this folder"
             raise ValueError(
                 f"{source}: {key} is {target!r}, which is no part of pyro-tvae, and a stored configuration may call "
-                f"nothing else; nothing was run. If it is yours, or you trust it, add --import {module}."
+                f"nothing else; nothing was run. {remedy}."
             )
 
 

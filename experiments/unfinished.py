@@ -59,6 +59,7 @@ def no_folder_for_mistakes(run: Path) -> Iterator[None]:
     except Exception:
         if run.is_dir() and {path.name for path in run.iterdir()} <= {".hydra", LOCK, CONFIG, UNTRAINED}:
             shutil.rmtree(run, ignore_errors=True)
+            print(f"{run} was removed again: nothing had been trained", flush=True)
         raise
 
 

@@ -184,8 +184,7 @@ def reverse_annealing(
         torch.Size([2])
     """
     settings = _Settings(num_chains, num_temperatures, leapfrog_steps, schedule, batch_size)
-    if isinstance(simulated, int):
-        simulated = simulate(model, simulated, seed=seed)
+    simulated = _simulated("reverse_annealing", model, simulated, seed)
     return _run(model, guide, simulated.x, simulated.latents, settings, seed, progress, forward=False)[0]
 
 
@@ -219,8 +218,7 @@ def bracket(
         torch.Size([2])
     """
     settings = _Settings(num_chains, num_temperatures, leapfrog_steps, schedule, batch_size)
-    if isinstance(simulated, int):
-        simulated = simulate(model, simulated, seed=seed)
+    simulated = _simulated("bracket", model, simulated, seed)
     lower, upper = _run(model, guide, simulated.x, simulated.latents, settings, seed, progress)
     return Bracket(lower, upper, simulated)
 
@@ -242,6 +240,18 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
         latents = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
         u = None if model.prior is None else latents[model.prior.site]
         return Simulated(model.decode(model.compose(latents["z"], u)).sample(), latents)
+
+
+def _simulated(owner: str, model: TVAE, simulated: Simulated | int, seed: int | None) -> Simulated:
+    if isinstance(simulated, Simulated):
+        return simulated
+    if not isinstance(simulated, int) or simulated < 1:
+        found = "a tensor" if isinstance(simulated, Tensor) else repr(simulated)
+        raise ValueError(
+            f"{owner}: simulated is {found}; expected a number of sequences, at least 1, or what simulate returns: the "
+            "upper bound holds on data of the model's own only."
+        )
+    return simulate(model, simulated, seed=seed)
 
 
 # ---- the path

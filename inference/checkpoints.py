@@ -93,7 +93,7 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
     except Exception:  # a damaged or hostile file may fail in any way; each means the same to its owner
         raise ValueError(
             f"fit: cannot {purpose}, {path} is damaged or no checkpoint, and nothing in it was run; expected a file "
-            "that fit wrote: delete it to start again without it."
+            "that fit wrote. To start again, leave resume out; in the folder of a run, delete the file."
         ) from None
     stamp = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(stamp, dict) or not isinstance(stamp.get("version"), int):
@@ -105,7 +105,7 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
         )
     missing = [part for part, kind in PARTS.items() if not isinstance(checkpoint.get(part), kind)]
     if missing:
-        raise ValueError(f"fit: cannot {purpose}, {path} is damaged: {', '.join(missing)} cannot be made out.")
+        raise ValueError(f"fit: cannot {purpose}, {path} lacks {', '.join(missing)}; expected a file that fit wrote.")
     stored, own = checkpoint["state_dict"], module.state_dict()
     shapes = {name: tuple(value.shape) for name, value in stored.items() if isinstance(value, torch.Tensor)}
     for name in sorted({*shapes, *own}):

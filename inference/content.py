@@ -27,7 +27,10 @@ def active_latents(mean: Tensor) -> int:
         1
     """
     if mean.dim() != 4 or mean.shape[0] * mean.shape[1] < 2:
-        raise ValueError(f"active_latents: the means have shape {tuple(mean.shape)}; expected (N, S, C, D), 2 frames.")
+        raise ValueError(
+            f"active_latents: the means have shape {tuple(mean.shape)}; expected (sequence, frame, capsule, position) "
+            "with two frames or more in all."
+        )
     return int((mean.double().flatten(0, 1).var(0) > ACTIVE).sum())
 
 

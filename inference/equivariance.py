@@ -113,11 +113,12 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
     _check("roll_correlation", t, index)
     n_frames, n_capsules, size = t.shape[1:]
     turn = size if turn is None else turn
-    if period < 1 or turn < 1:
-        raise ValueError(
-            f"roll_correlation: period is {period} and turn is {turn!r}; expected the values in a cycle and the "
-            "positions a capsule moves meanwhile, both at least 1."
-        )
+    for name, value, what in (
+        ("period", period, "the values in a cycle"),
+        ("turn", turn, "the positions that a capsule moves in a cycle"),
+    ):
+        if value < 1:
+            raise ValueError(f"roll_correlation: {name} is {value!r}; expected {what}, at least 1.")
     index = index.to(t.device).long()  # a difference of unsigned integers would wrap
     observed, true = [], []
     for rows in _chunks(t):
@@ -272,11 +273,13 @@ def forward_roll(
         >>> result.gain("hold").shape
         torch.Size([3])
     """
-    if x.dim() != 5 or len(x) == 0 or x.shape[1] < 2 or batch_size < 1:
+    if x.dim() != 5 or len(x) == 0 or x.shape[1] < 2:
         raise ValueError(
-            f"forward_roll: x has shape {tuple(x.shape)} and batch_size is {batch_size!r}; expected (sequence, frame, "
-            "channel, height, width) with two frames or more, and batches of at least one sequence."
+            f"forward_roll: x has shape {tuple(x.shape)}; expected (sequence, frame, channel, height, width) with one "
+            "sequence and two frames or more."
         )
+    if batch_size < 1:
+        raise ValueError(f"forward_roll: batch_size is {batch_size!r}; expected at least 1.")
     n, m = len(x), x.shape[1] // 2 if context is None else context
     if not 1 <= m < x.shape[1]:
         raise ValueError(f"forward_roll: context is {m!r}; expected 1 to {x.shape[1] - 1}, so that frames stay unseen.")
@@ -424,7 +427,9 @@ def _check(owner: str, t: Tensor, index: Tensor | None = None) -> None:
             "more, because a roll is seen between frames: pass what pyro_tvae.encode returns."
         )
     if not bool(t.isfinite().all()):
-        raise ValueError(f"{owner}: t holds nan or infinity; expected finite numbers: find where training diverged.")
+        raise ValueError(
+            f"{owner}: t holds nan or infinity; expected finite numbers: look at the input, and at the model's weights."
+        )
     if index is not None and (index.shape != t.shape[:2] or index.is_floating_point() or index.dtype == torch.bool):
         raise ValueError(
             f"{owner}: index has shape {tuple(index.shape)} and dtype {index.dtype}; expected integers of shape "

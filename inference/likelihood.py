@@ -26,7 +26,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.model import frame_mask
+from pyro_tvae.model import check_finite, frame_mask
 from pyro_tvae.posteriors import Posterior, standalone
 
 from .memory import keep_freed_memory
@@ -372,16 +372,17 @@ def log_likelihood(
         >>> log_likelihood(model, guide, torch.rand(4, 6, 1, 8, 8), num_particles=10).iwae.shape
         torch.Size([4])
     """
-    numbers = (batch_size, num_particles, 0 if seed is None else seed)
-    if (
-        not all(isinstance(value, Integral) and not isinstance(value, bool) for value in numbers)
-        or min(len(x), batch_size, num_particles) < 1
+    for name, value, least in (
+        ("num_particles", num_particles, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", 0 if seed is None else seed, 0),
     ):
-        raise ValueError(
-            f"log_likelihood: {len(x)} sequences in batches of {batch_size}, num_particles {num_particles}, seed "
-            f"{seed}; expected at least 1 of each, in whole numbers."
-        )
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"log_likelihood: {name} is {value!r}; expected a whole number of at least {least}.")
     model.check(x)
+    check_finite(x, observed)
+    if isinstance(guide, Guide):
+        guide.check(model)
     if estimator not in ESTIMATORS:
         raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
     per_frame = estimator != "sequence"

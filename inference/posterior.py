@@ -158,6 +158,8 @@ def to_arviz(
 def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
     if method not in METHODS:
         raise ValueError(f"to_arviz: method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if isinstance(groups, str):
+        raise TypeError(f"to_arviz: groups is {groups!r}; expected a list of names, such as [{groups!r}].")
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown:
         raise ValueError(f"to_arviz: there is no group {unknown[0]!r}; expected some of {', '.join(GROUPS)}.")
@@ -416,4 +418,6 @@ def from_netcdf(path: str | Path) -> ArvizData:
         with open_datatree(path, engine="h5netcdf") as tree:
             return tree.load()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable NetCDF file ({error}); expected one of to_netcdf.") from None
+        raise ValueError(
+            f"{path} is not a readable NetCDF file ({error}); expected a file written by to_netcdf."
+        ) from None

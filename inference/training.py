@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
@@ -107,16 +107,22 @@ class Fitting(lightning.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self._batch_idx = batch_idx
         x = frames_of(batch)
+        self.objective.model.check(x)
         self.objective.beta = self.beta
         terms = self._terms(x, self._context(x), batch_idx)
         n_frames = self.objective.model.n_frames
         loss = -terms.objective.mean() / n_frames
         if not torch.isfinite(loss):  # before the optimizer can spread it into the weights
-            term = "KL of the latents" if terms.reconstruction.isfinite().all() else "log-probability of site 'x'"
-            raise NonFiniteError(
-                f"the {term} is not finite at {self._moment(batch_idx)}; lower the learning rate, raise eps, or look "
-                "at the data of that batch."
-            )
+            remedy = "lower the learning rate, raise eps, or look at the data of that batch"
+            term = "the log-probability of site 'x'"
+            if terms.reconstruction.isfinite().all():
+                term = "the KL of the latents"
+                if terms.kl.isfinite().all():
+                    term, remedy = (
+                        type(self.objective).__name__,
+                        "its reconstruction and KL are: look at what it does to them",
+                    )
+            raise NonFiniteError(f"{term} is not finite at {self._moment(batch_idx)}; {remedy}.")
         self._recent.append(torch.stack([term.mean().detach() / n_frames for term in terms]))
         if (self.global_step + 1) % self.report_every == 0:
             self._report_recent()
@@ -126,9 +132,14 @@ class Fitting(lightning.LightningModule):
         try:
             return self.objective(x, observed)
         except ValueError as error:
-            if "to satisfy the constraint" not in str(error):
+            if not any(words in str(error) for words in ("to satisfy the constraint", "to be within the support")):
                 raise
-            # A distribution was handed NaN; its own message prints every number of the tensor.
+            # A distribution was handed what it cannot take; its own message prints every number of the tensor.
+            if x.isfinite().all() and ((x < 0) | (x > 1)).any():
+                raise ValueError(
+                    f"the pixels of batch {batch_idx} run from {float(x.min()):.3g} to {float(x.max()):.3g}; expected "
+                    "those that the likelihood can give, 0 to 1 for all but Normal: rescale them."
+                ) from None
             sound = bool(x.isfinite().all())
             cause = "an encoder's output" if sound else "the data"
             remedy = "lower the learning rate or set gradient_clip" if sound else "look at that batch, and mend it"
@@ -351,8 +362,16 @@ def fit(
             f"fit: {_named(whole | {'beta': beta})}; expected at least one epoch, step and sequence (-1 means no "
             "limit), warmup_steps >= 0 and a finite beta >= 0."
         )
-    if not all(value is None or (isinstance(value, Integral) and 0 <= value < 2**32) for value in (patience, seed)):
-        raise ValueError(f"fit: patience={patience!r}, seed={seed!r}; expected whole numbers of at least 0, or None.")
+    for name, value in {"patience": patience, "seed": seed}.items():
+        if value is not None and not (isinstance(value, Integral) and 0 <= value < 2**32):
+            raise ValueError(f"fit: {name} is {value!r}; expected a whole number from 0 to 4294967295, or None.")
+    for name, maker, example in (
+        ("optimizer", optimizer, "a function of the parameters that makes one, such as torch.optim.Adam"),
+        ("schedule", schedule, "a function of the optimizer and the number of steps that makes one"),
+        ("objective", objective, "a class or a function of model, guide and num_particles, such as DReG"),
+    ):
+        if maker is not None and (not callable(maker) or isinstance(maker, nn.Module)):
+            raise TypeError(f"fit: {name} is of type {type(maker).__name__}; expected {example}.")
     if gradient_clip is not None and not (isinstance(gradient_clip, Real) and 0 < gradient_clip < math.inf):
         raise ValueError(f"fit: gradient_clip is {gradient_clip!r}; expected a finite number above 0, or None.")
     for name, given in ({"data": data} | ({} if validation is None else {"validation": validation})).items():
@@ -489,9 +508,9 @@ class _Progress(Callback):
 def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool) -> DataLoader:
     if not isinstance(data, Tensor):
         return data
-    model.check(data)
     if len(data) == 0:
         raise ValueError("fit: there are no sequences; expected at least one.")
+    model.check(data)
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
 
 

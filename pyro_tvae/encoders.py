@@ -114,6 +114,11 @@ class Coordinate:
         return self.law(*self.parameters(outputs, seen))
 
 
+def energies_of(model: TVAE) -> str:
+    """What a model's energies are, for a sentence."""
+    return "none, as it has no topography" if model.prior is None else type(model.prior).__name__
+
+
 def z_coordinate(model: TVAE) -> Coordinate:
     """z's coordinate."""
     return Coordinate("z", False, 0.0, model.latent.spread)

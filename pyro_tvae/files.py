@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import tempfile
@@ -46,9 +47,11 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.chmod(partial, 0o644)  # mkstemp makes private files
         os.replace(partial, path)
     except OSError as error:
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a place that can be"
+        blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+        reason = f"{blocked} is no folder" if blocked is not None else error.strerror or str(error)
         raise type(error)(
-            f"{path} cannot be written ({error.strerror or error}); make room, or choose a folder that can be written. "
-            "What was there before is as it was."
+            f"{path} cannot be written ({reason}); {remedy}. What was there before is as it was."
         ) from error
     finally:
         if partial is not None:

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .encoders import FrameEncoder, shown, z_coordinate
+from .encoders import FrameEncoder, energies_of, shown, z_coordinate
 from .guides import Guide
 from .model import TVAE
 from .networks import Network
@@ -39,7 +39,10 @@ class GammaGuide(Guide):
     def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
         super().__init__(model)
         if not isinstance(model.prior, GammaEnergy):
-            raise ValueError("GammaGuide: the model has no Gamma energies; build it with prior=GammaEnergy().")
+            raise ValueError(
+                f"GammaGuide: the model's energies are {energies_of(model)}; expected GammaEnergy (prior=gamma), or "
+                "another guide, such as MeanFieldGuide (guide=mean_field)."
+            )
         network = network if network is not None else model.network
         self.alpha = float(model.prior.concentration.detach())
         self.z, self.z_encoder = z_coordinate(model), FrameEncoder(model, network, (0.0, initial_log_variance))

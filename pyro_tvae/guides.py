@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .encoders import FrameEncoder, energy_coordinate, shown, z_coordinate
+from .encoders import FrameEncoder, energies_of, energy_coordinate, shown, z_coordinate
 from .model import TVAE
 from .naming import NamedModule
 from .networks import Network
@@ -38,6 +38,18 @@ class Guide(Part, NamedModule):
     def __init__(self, model: TVAE) -> None:
         super().__init__()
         self.n_frames, self.n_capsules, self.capsule_dim = model.latent_shape
+        self.frame_shape = model.frame_shape
+
+    def check(self, model: TVAE) -> None:
+        """Raise ValueError where this guide was made for sequences or latents of another shape."""
+        made = ((self.n_frames, *self.frame_shape), (self.n_frames, self.n_capsules, self.capsule_dim))
+        found = ((model.n_frames, *model.frame_shape), model.latent_shape)
+        for name, own, wanted in zip(("sequences", "latents"), made, found, strict=True):
+            if own != wanted:
+                raise ValueError(
+                    f"the guide was made for {name} of shape {own}, the model has {wanted}; build the guide for this "
+                    "model."
+                )
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         """Site name -> distribution with batch shape (B, *site); q of the latents given the observed frames.
@@ -166,7 +178,10 @@ class OrbitGuide(Guide):
     def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
         super().__init__(model)
         if not isinstance(model.prior, OrbitEnergy):
-            raise ValueError("OrbitGuide: the model has no orbit energies; build it with prior=OrbitEnergy().")
+            raise ValueError(
+                f"{type(self).__name__}: the model's energies are {energies_of(model)}; expected OrbitEnergy "
+                "(prior=orbit), or another guide, such as MeanFieldGuide (guide=mean_field)."
+            )
         network = network if network is not None else model.network
         index, size = model.prior.index, model.prior.size
         vote_bias = -initial_log_variance - float(size.mean().log())

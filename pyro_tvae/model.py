@@ -102,7 +102,7 @@ class TVAE(Part, NamedModule):
             if prior is not None:
                 raise ValueError(
                     f"TVAE: NoTopography has no energies, but the prior {type(prior).__name__} was given; leave the "
-                    "prior out or choose a topography."
+                    "prior out (experiment=plain_vae), or choose a topography."
                 )
         else:
             self.prior = prior if prior is not None else GaussianEnergy()
@@ -185,13 +185,16 @@ class TVAE(Part, NamedModule):
     def check(self, x: Tensor) -> None:
         """Raise ValueError or TypeError where x is not a batch of sequences for this model."""
         if not isinstance(x, Tensor):
-            raise TypeError(f"x is a {type(x).__name__}; expected a tensor of sequences.")
+            raise TypeError(f"x is of type {type(x).__name__}; expected a tensor of sequences.")
         if tuple(x.shape[-4:]) != (self.n_frames, *self.frame_shape) or x.dim() < 5:
             channel, height, width = self.frame_shape
+            remedy = "add the missing dimension" if x.dim() < 5 else "give such sequences"
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; this model expects (sequences, {self.n_frames} frames, {channel} "
-                f"channels, {height}, {width}); add the missing dimension or build the model for these sizes."
+                f"x has shape {tuple(x.shape)}; this model expects (sequence, frame, channel, height, width) = (any, "
+                f"{self.n_frames}, {channel}, {height}, {width}): {remedy}, or build the model for these sizes."
             )
+        if 0 in x.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one sequence.")
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; expected floating point pixels in [0, 1]: divide bytes by 255.")
         dtype = next(self.decoder.parameters()).dtype
@@ -199,10 +202,23 @@ class TVAE(Part, NamedModule):
             raise TypeError(f"x has dtype {x.dtype}, the model {dtype}; convert one of them with .to({dtype}).")
 
 
+def check_finite(x: Tensor, observed: Tensor | None) -> None:
+    """Raise ValueError where a frame that is seen holds nan or infinity."""
+    sound = x.isfinite().flatten(2).all(-1)
+    if observed is not None:
+        sound = sound | ~frame_mask(observed, *x.shape[:2]).to(x.device)
+    if not bool(sound.all()):
+        sequence, frame = (~sound).nonzero()[0].tolist()
+        raise ValueError(
+            f"frame {frame} of sequence {sequence} of x holds nan or infinity; expected finite pixels: mend them, or "
+            "say by observed that the frame was not seen."
+        )
+
+
 def frame_mask(observed: Tensor, n_sequences: int, n_frames: int) -> Tensor:
     """``observed`` as booleans (1 or B, S); raises ValueError where it is anything else."""
     if not isinstance(observed, Tensor):
-        raise TypeError(f"observed is a {type(observed).__name__}; expected a tensor of booleans.")
+        raise TypeError(f"observed is of type {type(observed).__name__}; expected a tensor of booleans.")
     if observed.dtype != torch.bool or tuple(observed.shape) not in ((n_frames,), (n_sequences, n_frames)):
         raise ValueError(
             f"observed has shape {tuple(observed.shape)} and dtype {observed.dtype}; expected booleans of shape "

@@ -33,6 +33,11 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
         TypeError: a part was built from something that is not plain data.
         OSError: the file cannot be written; what was there before is as it was.
     """
+    for name, given, kind in (("model", model, TVAE), ("guide", guide, Guide)):
+        if not isinstance(given, kind):
+            raise TypeError(
+                f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
+            )
     path = Path(path)
     description = {"model": describe(model), "guide": describe(guide)}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -58,6 +63,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         LookupError: the file names a part that is not loaded.
     """
     path = Path(path)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"load: device is {device!r}, which this machine does not have ({_line(error)}).") from None
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by pyro_tvae.save.")
@@ -67,7 +76,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is not a readable safetensors file ({error}); expected one of pyro_tvae.save."
+            f"{path} is not a readable safetensors file ({error}); expected a file written by pyro_tvae.save."
         ) from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} holds weights, but not a pyro-tvae model; expected a file written by pyro_tvae.save.")
@@ -84,8 +93,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
         ) from None
-    except UnknownPartError:
-        raise
+    except UnknownPartError as error:
+        raise UnknownPartError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged: its description of the model cannot be read ({_line(error)}); "
@@ -97,7 +106,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             module.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(
-                f"{path}: its weights do not fit the {prefix} that it describes ({_line(error)})."
+                f"{path} is damaged: its weights do not fit the {prefix} that it describes ({_line(error)}); expected "
+                "a file written by pyro_tvae.save."
             ) from None
     return model.to(device).eval(), guide.to(device).eval()
 

@@ -132,7 +132,9 @@ class Topography(Part, nn.Module):
     def pool(self, e: Tensor) -> Tensor:
         """Apply W to non-negative energies: (..., S, C, D) -> same shape."""
         if e.dim() < 3:
-            raise ValueError(f"energies have shape {tuple(e.shape)}; expected (..., frame, capsule, position).")
+            raise ValueError(
+                f"energies (u or e) have shape {tuple(e.shape)}; expected (..., frame, capsule, position)."
+            )
         n_frames, n_capsules, n_positions = e.shape[-3:]
         w = self.matrix(n_frames, n_positions, e)
         rows = e.transpose(-3, -2).reshape(*e.shape[:-3], n_capsules, n_frames * n_positions)
@@ -153,9 +155,10 @@ class Topography(Part, nn.Module):
         rows, index = torch.unique(w, dim=0, return_inverse=True)
         if self.raw_weight is not None or not bool(((rows == 0) | (rows == 1)).all()) or bool((rows.sum(0) != 1).any()):
             raise ValueError(
-                f"{self.extra_repr() or type(self).__name__} on {n_frames} frames and {n_positions} positions has no "
-                "disjoint orbits; orbit energies need fixed neighbourhoods that partition the lattice, for example "
-                f"CapsuleRoll(kernel={n_positions}, width=0) with {n_positions} frames."
+                f"OrbitEnergy: the neighbourhoods of {type(self).__name__}({self.extra_repr()}) on {n_frames} frames "
+                f"and {n_positions} positions are no disjoint orbits; choose CapsuleRoll(kernel={n_positions}, "
+                f"width=0) with {n_positions} frames (topography=orbits), or GaussianEnergy with a guide for it "
+                "(prior=gaussian guide=mean_field)."
             )
         return Orbits(index.reshape(n_frames, n_positions), rows.sum(1).long())
 

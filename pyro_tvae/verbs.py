@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .guides import Guide
-from .model import TVAE
+from .model import TVAE, check_finite
 from .posteriors import Posterior, moments
 from .topography import roll
 
@@ -25,12 +25,18 @@ def encode(model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None)
         t of shape (B, S, C, D).
     """
     model.check(x)
+    if isinstance(guide, Guide):  # any object with a posterior will do
+        guide.check(model)
+    check_finite(x, observed)
     return point_estimate(model, guide.posterior(x, observed))
 
 
 def point_estimate(model: TVAE, posterior: Posterior) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
     known = moments(posterior)
+    for site in ("z", *([] if model.prior is None else [model.prior.site])):
+        if site not in known:
+            raise ValueError(f"the model has a site {site!r} that the guide lacks; build the guide for this model.")
     z = known["z"].mean
     return z if model.prior is None else model.compose(z, model.prior.point(known[model.prior.site]))
 

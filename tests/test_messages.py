@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import pyro_tvae
 import pyro_tvae.inference
-from pyro_tvae import TVAE, CapsuleRoll, NoTopography, OrbitEnergy, default_guide
+from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, NoTopography, OrbitEnergy, default_guide
 from pyro_tvae.experiments import datasets
 from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.config import compose
@@ -79,10 +79,16 @@ encode(model, guide, x.double())
 model(x, observed=3)
 model(x, observed=torch.ones(2, 2, dtype=torch.bool))
 traverse(model, guide, x[:, :1])
+encode(model, default_guide(orbits), x)
+encode(wider, guide, x)
+encode(model, guide, x * float("nan"))
+encode(model, guide, x[:0])
 """
 FILES = """
 save("file/model.safetensors", model, guide)
+save("swapped.safetensors", guide, model)
 load("nothing.safetensors")
+load("model.safetensors", device="gpu")
 load(".")
 load("junk.safetensors")
 load("foreign.safetensors")
@@ -98,6 +104,10 @@ fit(model, guide, x, beta=float("nan"))
 fit(model, guide, x, seed=-1)
 fit(model, guide, x, gradient_clip=0)
 fit(model, guide, "x")
+fit(model, guide, x, seed=2**32)
+fit(model, guide, x, optimizer="adam")
+fit(model, guide, x, optimizer=torch.optim.Adam(model.parameters()))
+fit(model, guide, x, objective=ELBO(model, guide))
 fit(model, guide, x, resume=3)
 fit(model, guide, x, patience=2, **once)
 fit(model, guide, x[:0], **once)
@@ -108,6 +118,8 @@ fit(model, guide, x, max_epochs=-1, progress=False, schedule=lambda optimizer, s
 fit(model, guide, x, accelerator="abacus")
 fit(model, guide, x, objective=Nan, **once)
 fit(model, guide, x * float("nan"), **once)
+fit(continuous, default_guide(continuous), x * 255, **once)
+fit(model, guide, torch.utils.data.DataLoader([{"x": (x[0] * 255).byte()}]), **once)
 fit(model, guide, x, resume="nothing.ckpt", **once)
 fit(model, guide, x, resume=".", **once)
 fit(model, guide, x, resume="junk.ckpt", **once)
@@ -121,17 +133,23 @@ log_likelihood(model, guide, x, 0)
 log_likelihood(model, guide, x, 2, estimator="magic")
 log_likelihood(model, guide, x, 2, batch_size=0)
 log_likelihood(model, guide, x[:0], 2)
+log_likelihood(model, guide, x * float("nan"), 2)
 log_weights(model, guide, x, 0)
+log_weights(model, guide, x[:0], 2)
 log_weights(model, default_guide(orbits), x, 2)
 annealed_importance(model, guide, x, num_temperatures=1)
 annealed_importance(model, FlowGuide(model), x)
 MeanFieldELBO(model, FlowGuide(model))
+annealed_importance(model, guide, x[:0])
 bracket(model, guide, 0)
+bracket(model, guide, x)
 calibration(model, guide, method="magic")
 calibration(model, guide, n_draws=0)
 to_arviz(model, guide, x, method="magic")
 to_arviz(model, guide, x, draws=0)
 to_arviz(model, guide, x, groups=["x"])
+to_arviz(model, guide, x, groups="posterior")
+to_arviz(model, guide, x[:0])
 to_arviz(model, guide, x, draws=9, method="importance", num_particles=3)
 to_arviz(model, guide, x, coords={"z": [1]})
 to_arviz(model, guide, x, coords={"label": [1]})
@@ -162,6 +180,7 @@ arrays("images.npy", validation=2)
 digits(size=3)
 dsprites(path="nothing.npz")
 dsprites(path="junk.npy")
+dsprites(path=".")
 dsprites(sha256="a")
 dsprites(moving=())
 Transformations(rotation="x")
@@ -182,6 +201,14 @@ trian
 train fit.max_epoch=3
 train fit.max_epochs=many
 train topography=capsule_rol
+train topography=5
+train topography=none
+train prior=null
+train seed=-1
+train data=arrays data.source.path=x.npy fit.max_epoch=3
+train data=arrays data.source.path=images(1).npy
+train --multirun seed=0,1 fit.max_epoch=3
+train --multirun fit.max_epoch=3,4
 train fit
 train fit.max_epochs=${x
 train guide=orbit prior=gaussian
@@ -297,6 +324,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         names |= {"model": model, "guide": guide, "x": x, "once": once, "torch": torch, "reproduce": reproduce}
         names["plain"] = TVAE((1, 2, 2), 3, 1, 3, NoTopography())
         names["orbits"] = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), prior=OrbitEnergy())
+        names["continuous"] = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), likelihood=ContinuousBernoulli())
         names["wider"] = TVAE((1, 2, 2), 3, 2, 3, CapsuleRoll(3, 0))
         yield names | {"Nan": Nan}
 

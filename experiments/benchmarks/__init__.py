@@ -45,11 +45,10 @@ def run_suite(
 
     names = list(dict.fromkeys(names or NAMES))
     unknown = [name for name in names if name not in NAMES]
-    if unknown or threads < 1:
-        raise ValueError(
-            f"benchmark: names={', '.join(names)}, threads={threads}; expected some of {', '.join(NAMES)}, and at "
-            "least 1 thread."
-        )
+    if unknown:
+        raise ValueError(f"there is no benchmark called {unknown[0]!r}; expected some of {', '.join(NAMES)}.")
+    if threads < 1:
+        raise ValueError(f"benchmark: threads is {threads}; expected at least 1.")
     start = time.perf_counter()
     record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": records.machine(threads)}
 

@@ -40,8 +40,9 @@ def packed_images(path: str | Path, wanted: Tensor, sha256: str | None = None) -
     """
     path = Path(path).expanduser()
     if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
         raise DataNotFound(
-            f"dsprites: {path.absolute()} does not exist; give the path of the published .npz file, or leave path out "
+            f"dsprites: {path.absolute()} {what}; give the path of the published .npz file, or leave path out "
             "to have the sprites drawn."
         )
     if sha256 is not None:

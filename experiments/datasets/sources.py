@@ -209,7 +209,7 @@ def _pixels(path: Path, array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         if array.max() == 1:  # a mask: dividing it by 255 would silently make it black
             raise ValueError(
-                f"{path}: the uint8 pixels run from 0 to 1; expected 0..255 for uint8; multiply them by 255 or convert "
+                f"{path}: the uint8 pixels are at most 1; expected 0..255 for uint8; multiply them by 255 or convert "
                 "them to float32, and save the file again."
             )
         return array

@@ -147,7 +147,7 @@ class Transformations:
             if part not in self.factors:
                 nearest = difflib.get_close_matches(part, self.names, n=1)
                 raise ValueError(
-                    f"Transformations: moving names {part!r}, which is not a factor here; expected "
+                    f"Transformations: moving names {part!r}, which is not given as a factor; expected "
                     f"{' or '.join(self.names) or 'no name, as there are no factors'}, joined by '+' to move together"
                     f"{f' (nearest: {nearest[0]})' if nearest else ''}."
                 )

@@ -336,10 +336,11 @@ def test_the_examples_run(name: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize(("names", "threads"), [(["sped"], 2), (["speed"], 0)])
-def test_benchmarks_that_cannot_be_run_are_named(names: list[str], threads: int) -> None:
-    with pytest.raises(ValueError, match=r"expected some of speed, throughput, memory, .*, and at least 1 thread"):
-        benchmarks.run_suite(names, threads=threads)
+def test_benchmarks_that_cannot_be_run_are_named() -> None:
+    with pytest.raises(ValueError, match=r"no benchmark called 'sped'; expected some of speed, throughput, memory, "):
+        benchmarks.run_suite(["sped"])
+    with pytest.raises(ValueError, match=r"threads is 0; expected at least 1"):
+        benchmarks.run_suite(["speed"], threads=0)
 
 
 def test_help_names_every_benchmark() -> None:

@@ -150,8 +150,8 @@ def test_likelihood_shows_the_bound_growing_and_the_annealed_estimate(
     ("arguments", "expected"),
     [
         (["--particles", "1,many"], "expected whole numbers, such as 1,10,100"),
-        (["--particles", "0"], "expected at least one of each"),
-        (["--temperatures", "1"], "no temperatures or at least 2"),
+        (["--particles", "0"], "expected numbers of at least 1"),
+        (["--temperatures", "1"], "expected 0 for none, or at least 2"),
     ],
 )
 def test_likelihood_answers_mistakes_in_a_sentence(

@@ -173,7 +173,7 @@ def test_arrays_of_images_and_of_sequences(tmp_path: Path) -> None:
         (np.full((4, 5, 5), 1.5), r"run from 1.5 to 1.5; expected finite values within \[0, 1\]"),
         (np.full((4, 5, 5), np.nan), r"run from nan to nan"),
         (np.full((4, 5, 5), -0.5), r"run from -0.5"),
-        (np.ones((4, 5, 5), dtype=np.uint8), r"uint8 pixels run from 0 to 1.*multiply them by 255"),
+        (np.ones((4, 5, 5), dtype=np.uint8), r"uint8 pixels are at most 1.*multiply them by 255"),
         (np.array([[[{}]]], dtype=object), r"nothing is ever unpickled"),
     ],
 )

@@ -17,7 +17,7 @@ def test_active_latents_are_those_whose_means_vary() -> None:
     mean[..., 2, 0] = torch.randn(50, 1)  # over sequences alone
     mean[..., 2, 1] = 3 + 0.05 * torch.randn(50, 4)  # a variance of 0.0025: a constant, nearly
     assert active_latents(mean) == 6
-    with pytest.raises(ValueError, match=r"expected \(N, S, C, D\)"):
+    with pytest.raises(ValueError, match=r"expected \(sequence, frame, capsule, position\)"):
         active_latents(mean[0])
 
 

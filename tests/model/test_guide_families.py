@@ -487,7 +487,7 @@ def test_a_gamma_guide_that_says_nothing_is_the_prior() -> None:
     # Control: the nearest log-normals do not cost nothing.
     other = MeanFieldGuide(model).posterior(torch.rand(2, S, *FRAME), MASKS["nothing"])
     torch.testing.assert_close(divergence(model, other), torch.full((2,), 0.1535 * S * C * D), rtol=1e-3, atol=0)
-    with pytest.raises(ValueError, match=r"build it with prior=GammaEnergy\(\)"):
+    with pytest.raises(ValueError, match=r"expected GammaEnergy \(prior=gamma\)"):
         GammaGuide(small())
 
 

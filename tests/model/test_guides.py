@@ -289,7 +289,7 @@ def test_guides_for_other_priors_are_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match="use OrbitGuide for OrbitEnergy"):
         MeanFieldGuide(orbits())
     for model in (gaussian(), plain()):
-        with pytest.raises(ValueError, match=r"build it with prior=OrbitEnergy\(\)"):
+        with pytest.raises(ValueError, match=r"expected OrbitEnergy \(prior=orbit\)"):
             OrbitGuide(model)
 
 

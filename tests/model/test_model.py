@@ -321,7 +321,7 @@ def test_networks_have_the_papers_widths() -> None:
 COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "frame missing": (
         ValueError,
-        r"this model expects \(sequences, 4 frames",
+        r"this model expects .* = \(any, 4, 1, 2, 3\): give such sequences",
         lambda: small()(torch.rand(2, 3, *FRAME)),
     ),
     "channel": (ValueError, "x has shape", lambda: small()(torch.rand(2, 4, 3, 2, 3))),
