@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .figures import BLACK, BLUE, DASHES, GREEN, GREY, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
@@ -84,16 +85,17 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
             np.arange(1, len(values) + 1), values, label=name, color=COLOURS[n % len(COLOURS)], linewidth=1.8,
             marker=MARKERS[n % len(MARKERS)], markersize=4.5, zorder=3,
         )  # fmt: skip
-    shown = list(series.values())
+    shown, ground = list(series.values()), float("inf")
     for n, (name, found) in enumerate(floors.items()):
         if found:
             values = np.mean(np.array(found, dtype=np.float64), axis=0)
             axis.plot(np.arange(1, len(values) + 1), values, label=name, color=GREY, linewidth=1.4, linestyle=DASHES[n])
             shown.append(values)
-    # A model that forecasts far below every floor would squeeze the others.
+            ground = min(ground, float(values.min()))
+    # A model that forecasts far below the others and every floor would squeeze them.
     best = max(float(values.min()) for values in shown)
     top = max(float(values.max()) for values in shown)
-    low = max(min(float(values.min()) for values in shown), best - 6 * max(top - best, 1.0))
+    low = max(min(float(values.min()) for values in shown), min(ground, best - 6 * max(top - best, 1.0)))
     margin = 0.06 * (top - low) or 1.0
     axis.set_ylim(low - margin, top + margin)
     _plain(axis, "Forward roll: log-likelihood of frames not seen, mean over seeds", "nats per unseen frame")
@@ -101,6 +103,7 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
     axis.set_xlabel(
         "horizon: frames after the last one seen" + (f"\n(below the axis: {', '.join(below)})" if below else "")
     )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
