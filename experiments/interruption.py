@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 __all__ = ["NOTHING", "Interrupted", "catch_signals", "command", "goes_on_with", "typed"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTHING = "nothing was written; give the same command again."
+NOTHING = "this time nothing was written yet; the same command begins, or goes on, again."
 
 
 class Interrupted(SystemExit):

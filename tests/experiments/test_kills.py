@@ -111,13 +111,12 @@ def assert_same(one: dict[str, object], two: dict[str, object]) -> None:
 
 
 def way_on(folder: Path, process: BaseProcess, number: signal.Signals) -> list[str] | None:
-    """The command in the one sentence of an interrupted one; None where nothing had been done yet."""
+    """The command in the one sentence of an interrupted one; None where this time it had done nothing yet."""
     assert process.exitcode == 128 + number
     said = (folder / "err").read_text().strip()
     assert "Traceback" not in said
     assert re.fullmatch(r"pyro-tvae: interrupted; [^\n]+", said), said
-    if "nothing was written" in said:
-        assert not (folder / "run" / "checkpoints").exists()
+    if "this time nothing was written yet; the same command begins, or goes on, again" in said:
         return None
     assert f"what is done is in {folder / 'run'}; go on with: pyro-tvae train" in said
     return shlex.split(said.partition("go on with: ")[2])[1:]
