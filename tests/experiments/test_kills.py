@@ -76,8 +76,10 @@ def command(folder: Path, *arguments: str) -> BaseProcess:
     return process
 
 
-def killed(process: BaseProcess, after: float, number: signal.Signals) -> bool:
-    """Whether the signal found the process alive; waits for its end."""
+def killed(process: BaseProcess, after: float, number: signal.Signals, sign: Path | None = None) -> bool:
+    """Whether the signal found the process alive, so long after a file is there; waits for its end."""
+    while sign is not None and process.is_alive() and not sign.exists():
+        time.sleep(0.002)
     process.join(after)
     alive = process.is_alive()
     if alive:
@@ -122,10 +124,29 @@ def way_on(folder: Path, process: BaseProcess, number: signal.Signals) -> list[s
     return shlex.split(said.partition("go on with: ")[2])[1:]
 
 
+SIGNS = (  # of a run's progress
+    "config.yaml",
+    "untrained.safetensors",
+    "checkpoints/last.ckpt",
+    "model.safetensors",
+    "plain_vae/checkpoints/last.ckpt",
+    "plain_vae.safetensors",
+    "evaluation.json",
+)
+
+
+def moment(dice: random.Random, run: Path, length: float) -> tuple[Path | None, float]:
+    """When to kill: soon after one of the next files is there, or after a share of the whole time."""
+    left = [run / name for name in SIGNS if not (run / name).exists()]
+    sign = dice.choice([None, *left[:3]])
+    return sign, dice.uniform(0, 0.7 * length if sign is None else 0.08 * length)
+
+
 def place(run: Path) -> str:
     """What a killed run was at."""
     for file, at in (
         ("config.yaml", "starting"),
+        ("checkpoints/last.ckpt", "first epoch"),
         ("model.safetensors", "training"),
         ("plain_vae.safetensors", "plain VAE"),
         ("evaluation.json", "evaluation"),
@@ -153,15 +174,14 @@ def test_a_run_killed_at_random_moments_ends_as_the_whole_one(whole: tuple[Path,
     while count < KILLS:
         folder, runs = tmp_path / f"try {runs}", runs + 1
         arguments = ["train", *TINY]
-        for _ in range(40):
-            number = SIGNALS[count % 3] if count < KILLS else None
+        for attempt in range(9):
+            number = SIGNALS[count % 3] if count < KILLS and attempt < 8 else None
             process = command(folder, *arguments)
             if number is None:
                 process.join(300)
-                hit = False
-            else:
-                hit = killed(process, dice.uniform(0, 0.7 * whole[1]), number)
-            if not hit:
+                break
+            sign, after = moment(dice, folder / "run", whole[1])
+            if not killed(process, after, number, sign):
                 break
             count += 1
             counts[number] += 1
