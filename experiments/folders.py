@@ -134,7 +134,7 @@ def sweep(run: Path) -> None:
 
 def device_of(config: DictConfig) -> torch.device:
     """Where a run computes: as ``fit.accelerator`` says, or the fastest device there is."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     # What was trained on a device that is not here is judged on what is.
     return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
 
