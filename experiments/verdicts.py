@@ -63,11 +63,12 @@ def interval_of_difference(first: Sequence[float], second: Sequence[float]) -> t
     """The difference of two means, first minus second, and half its 95 % interval; two values each at least."""
     difference = statistics.fmean(first) - statistics.fmean(second)
     parts = [statistics.variance(values) / len(values) for values in (first, second)]
-    if sum(parts) == 0:
+    whole = sum(parts)
+    if whole == 0:
         return difference, 0.0
-    terms = [part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)]
-    freedom = sum(parts) ** 2 / sum(terms)
-    return difference, float(stats.t.ppf(LEVEL, freedom)) * math.sqrt(sum(parts))
+    # Welch and Satterthwaite's degrees of freedom, by shares, whose squares do not underflow.
+    terms = [(part / whole) ** 2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)]
+    return difference, float(stats.t.ppf(LEVEL, 1 / sum(terms))) * math.sqrt(whole)
 
 
 def all_of(verdicts: Iterable[str]) -> str:

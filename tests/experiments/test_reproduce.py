@@ -73,7 +73,7 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
     assert more["rows"][1]["values"]["few/ais"] == [None, None]
     for row in more["rows"]:
         held = [row["values"][f"held/{key}"] for key in ("best", "elbo", "gap")]
-        assert all(gap == pytest.approx(best - elbo) for best, elbo, gap in zip(*held, strict=True))
+        assert all(gap == pytest.approx(best - elbo, abs=1e-3) for best, elbo, gap in zip(*held, strict=True))
 
 
 def test_means_and_spreads_leave_out_what_is_not_there() -> None:
