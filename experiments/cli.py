@@ -242,9 +242,7 @@ def list_() -> None:
 def benchmark(
     names: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(
-            metavar="[NAMES]", help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."
-        ),
+        typer.Argument(help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
     output: Annotated[
