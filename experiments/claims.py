@@ -15,7 +15,7 @@ from typing import Any
 from .comparison import aggregate, collapsed_seeds
 from .evaluation import COLLAPSED
 from .tables import format_number, format_seconds
-from .verdicts import NOT_DECIDED, NOT_SEEN, above, all_of, greater, interval_of_difference, same
+from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, interval_of_difference, same
 
 __all__ = ["Claim", "claims_of", "remarks_of"]
 
@@ -30,6 +30,7 @@ NAMES = {
     "nontvae": "plain VAE",
 }
 CORRELATED, UNCORRELATED = 0.9, 0.3
+ORGANISED = 0.001  # chance that a map without order looks as ordered
 CLOSED = 0.8  # share of the gap below log p(x)
 SAME = 1.0  # nats per frame within which two laws of x are called the same
 
@@ -255,12 +256,41 @@ def _figure(record: Record) -> list[Claim]:
     source = f"Figure {record['study'].removeprefix('fig')}"
     rows = [row["name"] for row in record["rows"] if row["values"].get("forward_roll")]
     claims = [_forecasts(record, rows, source)] if rows else []
-    return claims + [_map(record, row, source) for row in record["rows"] if _controlled(row)]
+    for row in record["rows"]:
+        if _tested(row):
+            claims.append(_neighbours(record, row, source))
+        if _controlled(row):
+            claims.append(_map(record, row, source))
+    return claims
+
+
+def _tested(row: Row) -> list[str]:
+    """The measures of a map that were tested against random places of its units."""
+    return [key.removesuffix("_p") for key in row["values"] if key.startswith("map/") and key.endswith("_p")]
 
 
 def _controlled(row: Row) -> list[str]:
     """The measures of a map that have an untrained control beside them."""
-    return [key for key in row["values"] if key.startswith("map/") and f"{key}_untrained" in row["values"]]
+    own = (key for key in row["values"] if key.startswith("map/") and not key.endswith(("_p", "_null")))
+    return [key for key in own if f"{key}_untrained" in row["values"]]
+
+
+def _neighbours(record: Record, row: Row, source: str) -> Claim:
+    verdicts, parts = {}, []
+    for key in _tested(row):
+        called = key.removeprefix("map/").replace("_", " ")
+        chances = _sample(row, f"{key}_p", blind=True)
+        verdicts[called] = SEEN if chances and max(chances) < ORGANISED else NOT_SEEN if chances else NOT_DECIDED
+        shown = f"{max(chances):.2g}" if chances else "–"
+        parts.append(f"{called} {_spelled(_sample(row, key, blind=True))}, p at most {shown}")
+    return Claim(
+        f"Neighbours on the map prefer what is alike ({source}); here: their correlations beat those of units in "
+        f"random places at p < {ORGANISED:g}, in every seed.",
+        all_of(verdicts.values()),
+        f"{row['name']}: {'; '.join(parts)}."
+        + _undecided(verdicts)
+        + _caveat(record, [row["name"]], EQUIVARIANCE_GONE),
+    )
 
 
 def _map(record: Record, row: Row, source: str) -> Claim:

@@ -171,13 +171,16 @@ def test_a_study_without_rules_claims_nothing() -> None:
     assert claims_of(still) == []
 
 
-def test_a_map_must_be_more_organised_than_the_untrained_one() -> None:
-    values = {"map/slant": [0.5, 0.52], "map/slant_untrained": [0.1, 0.09], "map/slant_p": [0.001, 0.001]}
-    (claim,) = claims_of(parts_record("fig3", {"tvae_2d_mnist": values}))
-    assert claim.verdict == SEEN
-    assert "slant 0.510 ± 0.014, untrained 0.0950 ± 0.0071" in claim.measured
-    (claim,) = claims_of(parts_record("fig3", {"tvae_2d_mnist": {**values, "map/slant": [0.01, 0.02]}}))
-    assert claim.verdict == NOT_SEEN
+def test_a_map_must_be_more_organised_than_the_untrained_one_and_than_chance() -> None:
+    values = {"map/slant": [0.5, 0.52], "map/slant_untrained": [0.1, 0.09], "map/slant_p": [0.0001, 0.0009]}
+    values["map/slant_p_untrained"] = values["map/slant_null_untrained"] = values["map/slant_null"] = [0.5, 0.5]
+    chance, control = claims_of(parts_record("fig3", {"tvae_2d_mnist": values}))
+    assert control.verdict == chance.verdict == SEEN
+    assert "slant 0.510 ± 0.014, untrained 0.0950 ± 0.0071" in control.measured
+    assert "slant 0.510 ± 0.014, p at most 0.0009" in chance.measured
+    worse = {**values, "map/slant": [0.01, 0.02], "map/slant_p": [0.0001, 0.001]}
+    chance, control = claims_of(parts_record("fig3", {"tvae_2d_mnist": worse}))
+    assert control.verdict == chance.verdict == NOT_SEEN
 
 
 def test_every_row_of_a_figure_must_forecast() -> None:
