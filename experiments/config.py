@@ -106,6 +106,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         name, equals, value = str(problem.override).partition("=")
         if not equals or not name:
             return f"{problem.override!r} is not an override; expected name=value, such as fit.max_epochs=5."
+        if value.count("${") != value.count("}"):
+            return f"the value of {name}, {value}, has a '${{' that no '}}' closes; close it, or give a plain value."
         return (
             f"the value of {name}, {value}, cannot be read; values with brackets, braces, '=', ',' or spaces go into "
             f"double quotes within single ones: '{name}=\"{value}\"'."
@@ -116,7 +118,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if name not in groups:
             continue
         if value is None:
-            return f"{name} is null; leave it out, or give one of {', '.join(groups[name])} ({LIST})."
+            plain = "; a model without one is experiment=plain_vae" if name in ("prior", "topography") else ""
+            return f"{name} is null; expected one of {', '.join(groups[name])} ({LIST}){plain}."
         if str(value) not in groups[name]:
             return f"there is no {name} called {str(value)!r}; {_nearest(str(value), groups[name], LIST)}"
         chosen.append(override.input_line)
@@ -128,7 +131,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         group = name.partition(".")[0]
         others = [choice for choice in groups.get(group, ()) if name in _keys_with(f"{group}={choice}")]
         if others:
-            return f"{name} is no setting here, but one of {group}={' or '.join(others)}; give that word before it."
+            return f"{name} is a setting of {group}={' or '.join(others)}, which was not chosen; give that too."
         return f"there is no setting called {name!r}; {_nearest(name, [*known, *groups], SETTINGS)}"
     return " ".join(str(error).split())
 

@@ -81,6 +81,8 @@ def configuration(run: Path) -> DictConfig:
         ValueError: the file is damaged, lacks a setting, or names what :mod:`.trust` does not allow.
     """
     path = run / CONFIG
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no folder {run}; 'pyro-tvae list' shows the runs.")
     if not path.is_file():
         raise FileNotFoundError(f"{run} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs.")
     try:
@@ -88,7 +90,7 @@ def configuration(run: Path) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{path} cannot be read ({problem}); {EXPECTED}") from None
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, DictConfig) or _bare_words(config):
         raise ValueError(f"{path} holds no mapping; {EXPECTED}")
     check_stored(config, path)
     for name in _settings():
@@ -96,6 +98,12 @@ def configuration(run: Path) -> DictConfig:
         if not isinstance(section, DictConfig) or name.rpartition(".")[2] not in section:
             raise ValueError(f"{path} lacks the setting {name!r}; {EXPECTED}")
     return config
+
+
+def _bare_words(config: DictConfig) -> bool:
+    """Whether a file held words alone, which OmegaConf takes for a name without a value."""
+    names = list(config)
+    return len(names) == 1 and not OmegaConf.is_interpolation(config, str(names[0])) and config[names[0]] is None
 
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."

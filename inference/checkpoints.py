@@ -105,7 +105,10 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
         )
     missing = [part for part, kind in PARTS.items() if not isinstance(checkpoint.get(part), kind)]
     if missing:
-        raise ValueError(f"fit: cannot {purpose}, {path} lacks {', '.join(missing)}; expected a file that fit wrote.")
+        raise ValueError(
+            f"fit: cannot {purpose}, {path} is incomplete, without {', '.join(missing)}; expected a file that fit "
+            "wrote."
+        )
     stored, own = checkpoint["state_dict"], module.state_dict()
     shapes = {name: tuple(value.shape) for name, value in stored.items() if isinstance(value, torch.Tensor)}
     for name in sorted({*shapes, *own}):

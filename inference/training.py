@@ -371,7 +371,8 @@ def fit(
         ("objective", objective, "a class or a function of model, guide and num_particles, such as DReG"),
     ):
         if maker is not None and (not callable(maker) or isinstance(maker, nn.Module)):
-            raise TypeError(f"fit: {name} is of type {type(maker).__name__}; expected {example}.")
+            made = "" if isinstance(maker, str) else ", not what it makes"
+            raise TypeError(f"fit: {name} is of type {type(maker).__name__}; expected {example}{made}.")
     if gradient_clip is not None and not (isinstance(gradient_clip, Real) and 0 < gradient_clip < math.inf):
         raise ValueError(f"fit: gradient_clip is {gradient_clip!r}; expected a finite number above 0, or None.")
     for name, given in ({"data": data} | ({} if validation is None else {"validation": validation})).items():

@@ -101,8 +101,8 @@ class TVAE(Part, NamedModule):
         if isinstance(self.topography, NoTopography):
             if prior is not None:
                 raise ValueError(
-                    f"TVAE: NoTopography has no energies, but the prior {type(prior).__name__} was given; leave the "
-                    "prior out (experiment=plain_vae), or choose a topography."
+                    f"TVAE: NoTopography has no energies and takes no prior, but the prior is {type(prior).__name__}; "
+                    "pass none (on the command line: experiment=plain_vae, which has none), or choose a topography."
                 )
         else:
             self.prior = prior if prior is not None else GaussianEnergy()
@@ -199,7 +199,10 @@ class TVAE(Part, NamedModule):
             raise TypeError(f"x has dtype {x.dtype}; expected floating point pixels in [0, 1]: divide bytes by 255.")
         dtype = next(self.decoder.parameters()).dtype
         if x.dtype != dtype:
-            raise TypeError(f"x has dtype {x.dtype}, the model {dtype}; convert one of them with .to({dtype}).")
+            raise TypeError(
+                f"x has dtype {x.dtype}, the model {dtype}; convert x with .to({dtype}), or model and guide with "
+                f".to({x.dtype})."
+            )
 
 
 def check_finite(x: Tensor, observed: Tensor | None) -> None:

@@ -66,7 +66,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"load: device is {device!r}, which this machine does not have ({_line(error)}).") from None
+        raise ValueError(
+            f"load: device is {device!r}, which torch cannot use here ({_line(error)}); cpu always works."
+        ) from None
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by pyro_tvae.save.")

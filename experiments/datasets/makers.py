@@ -152,7 +152,9 @@ def maker(
     if transformations is not None:
         ready = isinstance(source, Frames)
         kind = "ready sequences, used as they are" if ready else f"{type(source).__name__}, which move by themselves"
-        raise ValueError(f"the source holds {kind}; set transformations to null.")
+        raise ValueError(
+            f"the source holds {kind}; leave transformations out (data.transformations=null on the command line)."
+        )
     if not isinstance(source, Frames):
         return source
     if source.pixels.shape[1] != n_frames:

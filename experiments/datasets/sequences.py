@@ -317,5 +317,5 @@ def _first(part: Images | Frames | SequenceMaker, limit: int | None, name: str) 
     if limit is None:
         return part
     if not isinstance(limit, int) or not 0 < limit <= n:
-        raise ValueError(f"n_{name} is {limit!r}, but the {name} split holds {n}; expected 1 to {n}, or null for all.")
+        raise ValueError(f"n_{name} is {limit!r}, but the {name} split holds {n}; expected 1 to {n}, or None for all.")
     return part.first(limit)

@@ -101,7 +101,7 @@ def mnist(root: str | Path = "data", download: bool = False, validation: float =
     raw = root / "MNIST" / "raw"
     if not download and not _complete(raw):
         raise DataNotFound(
-            f"mnist: the four MNIST files are not in {raw.absolute()}; pass download=true (data.source.download=true "
+            f"mnist: the four MNIST files are not in {raw.absolute()}; pass download=True (data.source.download=true "
             "on the command line), or put them there."
         )
     from torchvision.datasets import MNIST  # slow to import, and needed by this source alone

@@ -147,7 +147,7 @@ class Transformations:
             if part not in self.factors:
                 nearest = difflib.get_close_matches(part, self.names, n=1)
                 raise ValueError(
-                    f"Transformations: moving names {part!r}, which is not given as a factor; expected "
+                    f"Transformations: moving names {part!r}, which is not given as a factor; give it too, or name "
                     f"{' or '.join(self.names) or 'no name, as there are no factors'}, joined by '+' to move together"
                     f"{f' (nearest: {nearest[0]})' if nearest else ''}."
                 )
@@ -222,6 +222,6 @@ def _values(name: str, values: Iterable[float] | bool) -> tuple[float, ...]:
     if not result or not all(math.isfinite(value) for value in result) or (name == "scale" and min(result) <= 0):
         unit = "positive ratios" if name == "scale" else "degrees"
         raise ValueError(
-            f"Transformations: {name} is {values!r}; expected a list of finite {unit}, or true for the published ones."
+            f"Transformations: {name} is {values!r}; expected a list of finite {unit}, or True for the published ones."
         )
     return result

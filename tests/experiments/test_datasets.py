@@ -119,7 +119,7 @@ def test_mnist_reads_its_four_files_and_keeps_the_test_split(tmp_path: Path) -> 
 
 
 def test_missing_mnist_says_where_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataNotFound, match=r"not in .*MNIST.raw; pass download=true") as caught:
+    with pytest.raises(DataNotFound, match=r"not in .*MNIST.raw; pass download=True") as caught:
         mnist(tmp_path)
     assert isinstance(caught.value, FileNotFoundError)
     assert str(tmp_path) in str(caught.value)
@@ -317,7 +317,7 @@ def test_ready_sequences_are_used_as_they_are() -> None:
         assert torch.equal(data.on_after_batch_transfer(loaded)["x"], pixels[loaded["label"]].float() / 255)
     with pytest.raises(ValueError, match="sequences of 4 frames, but n_frames is 18; set n_frames to 4"):
         SequenceDataModule(Splits(part, part, part), None)
-    with pytest.raises(ValueError, match="ready sequences, used as they are; set transformations to null"):
+    with pytest.raises(ValueError, match="ready sequences, used as they are; leave transformations out"):
         SequenceDataModule(Splits(part, part, part), Transformations(rotation=True), n_frames=4)
 
 
@@ -373,14 +373,14 @@ def test_a_sequence_maker_of_ones_own_fits() -> None:
         assert x.shape == (8, 4, 1, 2, 3)
         assert torch.equal(x[:, :, 0, 0, 0], batch["label"][:, None] + batch["index"][..., 0])
     with pytest.raises(
-        ValueError, match="the source holds Counter, which move by themselves; set transformations to null"
+        ValueError, match="the source holds Counter, which move by themselves; leave transformations out"
     ):
         SequenceDataModule(Splits(Counter(9), Counter(4), Counter(4)), Transformations(), n_frames=4)
 
 
 def test_bad_numbers_are_named_in_one_sentence() -> None:
     with pytest.raises(
-        ValueError, match="n_test is 11, but the test split holds 10; expected 1 to 10, or null for all"
+        ValueError, match="n_test is 11, but the test split holds 10; expected 1 to 10, or None for all"
     ):
         module(n_test=11)
     with pytest.raises(ValueError, match="batch_size is 0"):

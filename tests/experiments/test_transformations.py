@@ -182,7 +182,7 @@ def test_published_values_and_shapes_of_the_description() -> None:
         ({"hue": 20}, r"hue is 20"),
         ({"scale": [0.5, 0.0]}, r"scale is .* positive ratios"),
         ({"rotation": True, "moving": ["rotaton"]}, r"moving names 'rotaton'.*nearest: rotation"),
-        ({"rotation": True, "moving": ["rotation+hue"]}, r"moving names 'hue'.*expected rotation"),
+        ({"rotation": True, "moving": ["rotation+hue"]}, r"moving names 'hue'.*give it too, or name rotation"),
         ({"moving": ["hue"]}, r"moving names 'hue'.*there are no factors"),
         ({"hue": [0], "moving": ["hue"]}, r"'hue', which has the single value 0 and cannot move"),
     ],
