@@ -106,9 +106,9 @@ def test_evaluate_repeats_itself_and_report_rebuilds(
         (["train", "fit.max_epoch=3"], "fit.max_epochs"),
         (["train", "topography=capsule_rol"], "capsule_roll"),
         (["train", "topography=capsule_roll"], "disjoint orbits"),
-        (["train", "resume=nowhere"], "nowhere is not a run's folder"),
-        (["evaluate", "nowhere"], "nowhere is not a run's folder"),
-        (["report", "nowhere"], "nowhere is not a run's folder"),
+        (["train", "resume=nowhere"], "there is no folder nowhere"),
+        (["evaluate", "nowhere"], "there is no folder nowhere"),
+        (["report", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_mistakes_get_one_sentence_and_a_status(tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -131,7 +131,7 @@ def _is_bar(patch: object) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], "nowhere is not a run's folder"),
+        (["nowhere"], "there is no folder nowhere"),
         (["unfinished"], "its training has not ended"),
         (["run", "--method", "magic"], "expected one of guide, importance, nuts"),
     ],
