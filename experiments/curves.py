@@ -78,6 +78,8 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
             found += [score[name] for score in scores if name in score and None not in score[name]]
     if not series:
         return None
+    if len({len(values) for values in series.values()}) > 1:  # rows on different data, which have no floors in common
+        floors = {}
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
     axis = figure.subplots()
     for n, (name, values) in enumerate(series.items()):

@@ -585,6 +585,14 @@ def test_curves_show_every_recipe_and_row() -> None:
     assert known is not None
     assert len(known.get_texts()) == len(KINDS) + 1
     assert forecast_curves(parts_record("guides", {})) is None
+    # Sequences of other lengths are other data, whose floors are not averaged.
+    mixed = json.loads(json.dumps(table1()))
+    for run in mixed["rows"][0]["runs"]:
+        scores = run["forward_roll"]["log_likelihood"]
+        run["forward_roll"]["log_likelihood"] = {name: [*values, values[-1]] for name, values in scores.items()}
+    other = forecast_curves(mixed)
+    assert other is not None
+    assert len(other.axes[0].lines) == len(mixed["rows"])
 
 
 def test_the_committed_results_are_those_of_the_committed_records() -> None:
