@@ -23,7 +23,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from .interruption import NOTHING, goes_on_with
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from pyro_tvae import TVAE, Guide
+    from pyro_tvae.inference import History
 
     from .datasets import SequenceDataModule
 
@@ -33,6 +36,7 @@ __all__ = [
     "Parts",
     "build",
     "compose",
+    "fit_parts",
     "fitting_overrides",
     "keys",
     "make",
@@ -99,6 +103,11 @@ def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[s
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    return _mistake(overrides) or " ".join(str(error).split())
+
+
+def _mistake(overrides: Sequence[str]) -> str | None:
+    """What is mistyped among overrides, in a sentence. Hydra has to be initialised."""
     groups = options()
     try:
         parsed = _parsed(overrides)
@@ -115,7 +124,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     chosen = []
     for override in parsed:
         name, value = str(override.key_or_group), override.value()
-        if name not in groups:
+        if name not in groups or override.is_sweep_override():
             continue
         if value is None:
             plain = "; a model without one is experiment=plain_vae" if name in ("prior", "topography") else ""
@@ -133,7 +142,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if others:
             return f"{name} is a setting of {group}={' or '.join(others)}, which was not chosen; give that too."
         return f"there is no setting called {name!r}; {_nearest(name, [*known, *groups], SETTINGS)}"
-    return " ".join(str(error).split())
+    return None
 
 
 LIST = "'pyro-tvae list' shows them all"
@@ -211,6 +220,30 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
         eps=config.model.eps,
     )
     return Parts(model, make(config.guide)(model), data)
+
+
+def fit_parts(
+    config: DictConfig, parts: Parts, directory: Path | None = None, callbacks: Sequence[Callback] = ()
+) -> History:
+    """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
+    from pyro_tvae.inference import fit
+
+    last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
+    options = OmegaConf.to_container(config.fit, resolve=True)
+    assert isinstance(options, dict)
+    return fit(
+        parts.model,
+        parts.guide,
+        parts.data,
+        optimizer=make(config.optimizer.optimizer),
+        schedule=make(config.optimizer.schedule),
+        objective=make(config.objective),
+        directory=directory,
+        resume=last if last is not None and last.is_file() else None,
+        seed=config.seed,
+        callbacks=callbacks,
+        **{str(name): value for name, value in options.items()},
+    )
 
 
 PLAIN = (
@@ -301,14 +334,11 @@ def run_with_hydra(
 
 def _check_names(overrides: Sequence[str]) -> None:
     """Answer a mistyped name in a sentence where several runs are asked for, whose values one cannot compose."""
-    sweeps = [override.input_line for override in _parsed(overrides) if override.is_sweep_override()]
-    GlobalHydra.instance().clear()
-    known = {*keys(compose([text for text in overrides if text not in sweeps])), *options()}
-    for text in sweeps:
-        name = text.partition("=")[0].lstrip("+~")
-        if name not in known and not text.startswith("+") and not name.startswith("hydra"):
-            raise ConfigurationError(f"there is no setting called {name!r}; {_nearest(name, [*known], SETTINGS)}")
-    GlobalHydra.instance().clear()
+    compose([override.input_line for override in _parsed(overrides) if not override.is_sweep_override()])
+    with initialize_config_module(CONF, version_base="1.3"):
+        mistake = _mistake(overrides)
+    if mistake:
+        raise ConfigurationError(mistake)
 
 
 def _begun(config: DictConfig, overrides: Sequence[str], given: Sequence[str]) -> Path | None:

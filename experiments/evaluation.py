@@ -381,11 +381,10 @@ def _verdict(scores: dict[str, Measures], forecast: ForwardRoll | None) -> list[
     else:
         sentences = [f"Not collapsed: the model explains {share}."]
     if forecast is not None:
-        half = (len(forecast.log_likelihood["model"]) + 1) // 2
-        means = {name: float(value[:half].mean()) for name, value in forecast.log_likelihood.items()}
+        means = forecast.means()
         own = means.pop("model")
         best = max(means, key=lambda name: means[name])
-        word = "better" if forecast.beats_floors() else "NOT better"
+        half, word = forecast.half, "better" if forecast.beats_floors() else "NOT better"
         sentences.append(
             f"Rolling the capsules forecasts the next {half} unseen frames {word} than every floor: {own:.1f} nats per "
             f"frame, against {means[best]:.1f} for the best floor ({best})."

@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.inference import fit, forward_roll, log_likelihood
+from pyro_tvae.inference import forward_roll, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
-from .config import Parts, build, compose, make
+from .config import build, compose, fit_parts
 from .datasets import SequenceDataModule
 from .evaluation import ends_of_explained
 from .folders import CONFIG, device_of, finite, read_record, write_text
@@ -158,9 +158,7 @@ def judge(
         "explained": (elbo - mean) / (best - mean),
     }
     if model.n_frames > 1:
-        found = forward_roll(model, guide, x, mean_frame=mean_frame).log_likelihood
-        half = (len(found["model"]) + 1) // 2
-        means = {name: float(values[:half].mean()) for name, values in found.items()}
+        means = forward_roll(model, guide, x, mean_frame=mean_frame).means()
         point["forward_roll"] = means.pop("model")
         point["forward_roll_floor"] = max(means.values())
     return point
@@ -188,7 +186,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     parts, snapshots = build(config), folder / "snapshots"
     if not (snapshots / f"step{steps[-1]}.json").is_file():
         write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        _fit(config, parts, folder, Snapshots(snapshots, steps, parts.model, parts.guide))
+        fit_parts(config, parts, folder, [Snapshots(snapshots, steps, parts.model, parts.guide)])
     moments = [read_record(snapshots / f"step{step}.json") for step in steps]
     points = []
     for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
@@ -202,24 +200,6 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     }
     write_text(folder / POINTS, json.dumps(finite(run), indent=1))
     return run
-
-
-def _fit(config: DictConfig, parts: Parts, folder: Path, snapshots: Callback) -> None:
-    last = folder / "checkpoints" / "last.ckpt"
-    options: Any = OmegaConf.to_container(config.fit, resolve=True)
-    fit(
-        parts.model,
-        parts.guide,
-        parts.data,
-        optimizer=make(config.optimizer.optimizer),
-        schedule=make(config.optimizer.schedule),
-        objective=make(config.objective),
-        directory=folder,
-        resume=last if last.is_file() else None,
-        seed=config.seed,
-        callbacks=[snapshots],
-        **options,
-    )
 
 
 def reproduce_course(

@@ -6,12 +6,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from pyro_tvae import TVAE
-from pyro_tvae.inference import fit, log_likelihood
+from pyro_tvae.inference import log_likelihood
 
-from .config import make
+from .config import Parts, fit_parts, make
 from .folders import trained
 
 __all__ = ["refit", "take_over"]
@@ -62,20 +61,9 @@ def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 10
     config = loaded.config
     torch.manual_seed(config.seed)
     guide = make(config.guide)(held)
-    options = OmegaConf.to_container(config.fit, resolve=True)
-    assert isinstance(options, dict)
     with warnings.catch_warnings():  # Pyro notes every weight that is held
         warnings.filterwarnings("ignore", "(?s).*because requires_grad=False")
-        fit(
-            held,
-            guide,
-            loaded.data,
-            optimizer=make(config.optimizer.optimizer),
-            schedule=make(config.optimizer.schedule),
-            objective=make(config.objective),
-            seed=config.seed,
-            **{str(name): value for name, value in options.items()},
-        )
+        fit_parts(config, Parts(held, guide, loaded.data))
     x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
     bound = log_likelihood(held.eval(), guide.eval(), x, num_particles, seed=seed)
     return {"elbo": float(bound.elbo.mean()) / held.n_frames, "iwae": bound.per_frame}

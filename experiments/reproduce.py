@@ -66,8 +66,6 @@ def reproduce_all(
     """
     if not seeds:
         raise ValueError("reproduce: seeds is empty; expected at least one seed, such as 0.")
-    if keep and records is None:
-        raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
     recipes = {
         (name, row): [*own, *STUDIES[name].shared, *([f"budget={budget}"] if STUDIES[name].budgets else [])]
         for name in names

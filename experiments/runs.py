@@ -14,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.inference import History, fit
 from pyro_tvae.posteriors import moments
 
 from . import figures
-from .config import Parts, build, make
+from .config import Parts, build, fit_parts
 from .datasets import SequenceDataModule
 from .evaluation import Evaluation, evaluate
 from .folders import (
@@ -108,7 +107,7 @@ def _finish_alone(run: Path, config: DictConfig, parts: Parts | None) -> None:
         if not (run / UNTRAINED).is_file():
             # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
             _save(run / UNTRAINED, parts)
-        history = _fit(config, parts, run)
+        history = fit_parts(config, parts, run)
         if _first():
             write_text(run / HISTORY, json.dumps({"rows": history.rows, "seconds": history.seconds}))
         _save(run / WEIGHTS, parts)  # the last file of this step: where it is, the step is done
@@ -117,7 +116,7 @@ def _finish_alone(run: Path, config: DictConfig, parts: Parts | None) -> None:
         plain = build(plain_config, data)
         if _first():
             print("the plain VAE, for comparison:", flush=True)
-        _fit(plain_config, plain, run / "plain_vae")
+        fit_parts(plain_config, plain, run / "plain_vae")
         _save(run / PLAIN_VAE, plain)
     if not _first():
         return
@@ -135,25 +134,6 @@ def _first() -> bool:
 def _save(path: Path, parts: Parts) -> None:
     if _first():
         pyro_tvae.save(path, parts.model, parts.guide)
-
-
-def _fit(config: DictConfig, parts: Parts, directory: Path) -> History:
-    """Fit, from the last checkpoint in the directory where there is one."""
-    last = directory / "checkpoints" / "last.ckpt"
-    options = OmegaConf.to_container(config.fit, resolve=True)
-    assert isinstance(options, dict)
-    return fit(
-        parts.model,
-        parts.guide,
-        parts.data,
-        optimizer=make(config.optimizer.optimizer),
-        schedule=make(config.optimizer.schedule),
-        objective=make(config.objective),
-        directory=directory,
-        resume=last if last.is_file() else None,
-        seed=config.seed,
-        **{str(key): value for key, value in options.items()},
-    )
 
 
 def _plain_vae(config: DictConfig) -> DictConfig:

@@ -207,6 +207,15 @@ class ForwardRoll:
         """Names of the forecasts that the model has to beat."""
         return [name for name in self.log_likelihood if name != MODEL]
 
+    @property
+    def half(self) -> int:
+        """Half of the unseen frames, rounded up: as far as a forecast is judged."""
+        return (len(self.log_likelihood[MODEL]) + 1) // 2
+
+    def means(self) -> dict[str, float]:
+        """Mean log-likelihood of the first half of the unseen frames, of the model and of every floor."""
+        return {name: float(values[: self.half].mean()) for name, values in self.log_likelihood.items()}
+
     def gain(self, name: str) -> Tensor:
         """Log-likelihood of the model minus that of a floor, (H,), nats per unseen frame; higher is better."""
         if name not in self.floors:
@@ -219,8 +228,7 @@ class ForwardRoll:
         Half of the unseen frames by default, rounded up. It compares means over sequences, without their errors;
         :meth:`gain` shows single horizons.
         """
-        n = len(self.log_likelihood[MODEL])
-        first = (n + 1) // 2 if horizon is None else horizon
+        n, first = len(self.log_likelihood[MODEL]), self.half if horizon is None else horizon
         if not 1 <= first <= n:
             raise ValueError(f"beats_floors: horizon is {horizon!r}; expected 1 to {n}, the number of unseen frames.")
         return all(float(self.gain(name)[:first].double().mean()) > 0 for name in self.floors)

@@ -26,7 +26,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.model import check_finite, frame_mask
+from pyro_tvae.guides import check_judged
+from pyro_tvae.model import frame_mask
 from pyro_tvae.posteriors import Posterior, standalone
 
 from .memory import keep_freed_memory
@@ -379,10 +380,7 @@ def log_likelihood(
     ):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"log_likelihood: {name} is {value!r}; expected a whole number of at least {least}.")
-    model.check(x)
-    check_finite(x, observed)
-    if isinstance(guide, Guide):
-        guide.check(model)
+    check_judged(model, guide, x, observed)
     if estimator not in ESTIMATORS:
         raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
     per_frame = estimator != "sequence"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .encoders import FrameEncoder, energies_of, energy_coordinate, shown, z_coordinate
-from .model import TVAE
+from .model import TVAE, check_finite
 from .naming import NamedModule
 from .networks import Network
 from .parts import Part
@@ -74,6 +74,17 @@ class Guide(Part, NamedModule):
     def arguments(self) -> dict[str, Any]:
         # The model is described beside the guide, not inside it.
         return {name: value for name, value in super().arguments().items() if name != "model"}
+
+
+def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None) -> None:
+    """Raise ValueError or TypeError where x is nothing for the model, or the guide is another's.
+
+    Any object with a posterior will do for a guide; only a :class:`Guide` knows what it was made for.
+    """
+    model.check(x)
+    if isinstance(guide, Guide):
+        guide.check(model)
+    check_finite(x, observed)
 
 
 class FrameGuide(Guide):

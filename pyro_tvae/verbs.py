@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .guides import Guide
-from .model import TVAE, check_finite
+from .guides import Guide, check_judged
+from .model import TVAE
 from .posteriors import Posterior, moments
 from .topography import roll
 
@@ -24,10 +24,7 @@ def encode(model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None)
     Returns:
         t of shape (B, S, C, D).
     """
-    model.check(x)
-    if isinstance(guide, Guide):  # any object with a posterior will do
-        guide.check(model)
-    check_finite(x, observed)
+    check_judged(model, guide, x, observed)
     return point_estimate(model, guide.posterior(x, observed))
 
 

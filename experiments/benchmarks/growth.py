@@ -9,9 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae.inference import fit
@@ -20,6 +18,7 @@ from pyro_tvae.inference.progress import progress_bar
 from .children import Nursery
 from .memory import begin, needed
 from .record import console as record_console
+from .record import table as record_table
 from .speed import Setting, step_products
 from .turns import StepTurns, seconds_of
 
@@ -137,10 +136,7 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("step, as this grows", no_wrap=True)
-    for heading in ("ms here", "exponent", "bare products'", "MB", "exponent"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = record_table("step, as this grows", "ms here", "exponent", "bare products'", "MB", "exponent", gap=2)
     for axis, found in record["axes"].items():
         sizes, seconds, memory = found["sizes"], found["seconds"], found["memory"]
         table.add_row(

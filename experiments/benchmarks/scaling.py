@@ -9,9 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pyro_tvae.inference import fit
@@ -19,6 +17,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from .children import Nursery
 from .record import console as record_console
+from .record import table as record_table
 from .speed import Setting, step_products
 from .throughput import turning_digits
 from .turns import StepTurns, ratios, spread
@@ -141,10 +140,8 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("sequences per second here, one thread per process")
-    for heading in ("1 process", "2 processes", "ratio", "lowest to highest"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    first = "sequences per second here, one thread per process"
+    table = record_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
     for name, what in (("training", "training, DDP over gloo"), ("products", "bare products, no DDP")):
         found = record["measures"][name]
         table.add_row(

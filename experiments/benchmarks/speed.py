@@ -14,24 +14,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import lightning.pytorch as lightning
 import pyro
 import torch
-from lightning.pytorch.callbacks import Callback
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
 from pyro_tvae.inference.likelihood import log_weights, seeded
-from pyro_tvae.inference.training import Fitting, Optimizers, fit
+from pyro_tvae.inference.training import Optimizers, fit
 
 from ..datasets.transformations import Transformations
 from .record import Bar, with_threads
 from .record import console as record_console
+from .record import table as record_table
+from .turns import StepTurns, seconds_of
 
 __all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 
@@ -45,6 +43,7 @@ WHAT = {
 REMARK = "Ratios are medians over turns within one run; seconds are those of this machine at this hour."
 
 WARM_UP_STEPS = 20
+STEPS = 10  # of a turn: as many as fit averages into one reported value
 MIN_REPEATS = 3
 ROWS = 2048  # frames in one product of the decoder: large enough for full speed, small enough to stay in the cache
 
@@ -208,11 +207,8 @@ def summary(name: str, above: Sequence[float], below: Sequence[float]) -> dict[s
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table: what, measured, target, met or not."""
     console = console or record_console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("what")
-    for heading in ("measured", "lowest to highest", "target", "met"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("seconds here", justify="right", no_wrap=True)
+    headings = ("measured", "lowest to highest", "target", "met", "seconds here")
+    table = record_table("what", *headings, gap=1, wraps=True)
     for name, measure in record["measures"].items():
         show = _percent if name == "batch" else _times
         target, met = measure["target"], measure["met"]
@@ -235,29 +231,6 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             f"{record['n_parameters'] / 1e6:.1f} million parameters, K = {size['num_particles']}. {record['remark']}"
         )
     )
-
-
-class _Turns(Callback):
-    """Inside a fit: times as many steps as make one report, then steps aside for the products and batches."""
-
-    def __init__(self, products: Callable[[], None], batch: Callable[[], object], deadline: float, bar: Bar) -> None:
-        self.products, self.batch, self.deadline, self.bar = products, batch, deadline, bar
-        self.seconds: dict[str, list[float]] = {"step": [], "batch": [], "products": []}
-        self._since: float | None = None
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, module: Fitting, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        n = module.report_every
-        if batch_idx < WARM_UP_STEPS or (batch_idx - WARM_UP_STEPS) % n:
-            return
-        if self._since is not None:
-            self.seconds["step"].append((time.perf_counter() - self._since) / n)
-            self.seconds["batch"].append(_seconds(self.batch, n))
-        self.seconds["products"].append(_seconds(self.products, n))
-        if self.seconds["step"]:
-            self.bar("step", self.seconds["step"][-1] / self.seconds["products"][-1])
-        if len(self.seconds["step"]) >= MIN_REPEATS and time.perf_counter() > self.deadline:
-            trainer.should_stop = True
-        self._since = time.perf_counter()
 
 
 class _Prepared(Dataset[Tensor]):
@@ -284,8 +257,20 @@ def _time_steps(
     """Seconds of a step, of its products and of making its batch, in turns."""
     make = make_batches(setting)
     products = step_products(model, guide, setting.n_sequences)
-    _seconds(make, 3), _seconds(products, 3)  # the first calls allocate and plan
-    turns = _Turns(products, make, deadline, bar)
+    seconds_of(make, 3), seconds_of(products, 3)  # the first calls allocate and plan
+    batches: list[float] = []
+
+    def report(step: float, product: float) -> None:
+        batches.append(seconds_of(make, STEPS))
+        bar("step", step / product)
+
+    turns = StepTurns(
+        products,
+        steps=STEPS,
+        warm_up=WARM_UP_STEPS,
+        enough=lambda count: count >= MIN_REPEATS and time.perf_counter() > deadline,
+        report=report,
+    )
     loader = DataLoader(_Prepared([make() for _ in range(4)]), batch_size=None)
     fit(
         model,
@@ -298,7 +283,7 @@ def _time_steps(
         progress=False,
         callbacks=[turns],
     )
-    return turns.seconds
+    return {"step": turns.steps, "batch": batches, "products": turns.others}
 
 
 def _time_weights(
@@ -309,10 +294,10 @@ def _time_weights(
     products = weight_products(model, setting.n_sequences, setting.num_particles)
     weights = lambda: log_weights(model, guide, x, setting.num_particles)  # noqa: E731
     log_weights(model, guide, x, 1)  # the first calls allocate and plan
-    seconds: dict[str, list[float]] = {"weights": [], "products": [_seconds(products, 2)]}
+    seconds: dict[str, list[float]] = {"weights": [], "products": [seconds_of(products, 2)]}
     while len(seconds["weights"]) < MIN_REPEATS or time.perf_counter() < deadline:
-        seconds["weights"].append(_seconds(weights, 1))
-        seconds["products"].append(_seconds(products, 1))
+        seconds["weights"].append(seconds_of(weights, 1))
+        seconds["products"].append(seconds_of(products, 1))
         bar("IWAE", seconds["weights"][-1] / seconds["products"][-1])
     return seconds
 
@@ -329,14 +314,6 @@ def make_batches(setting: Setting) -> Callable[[], Tensor]:
 
 def _linears(network: nn.Module | None) -> list[nn.Linear]:
     return [] if network is None else [module for module in network.modules() if isinstance(module, nn.Linear)]
-
-
-def _seconds(action: Callable[[], object], times: int) -> float:
-    """Mean wall-clock time of one call."""
-    since = time.perf_counter()
-    for _ in range(times):
-        action()
-    return (time.perf_counter() - since) / times
 
 
 def _times(ratio: float) -> str:

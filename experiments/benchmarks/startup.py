@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pyro_tvae.inference.progress import progress_bar
 
 from .record import console as record_console
+from .record import table as record_table
 from .turns import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]
@@ -133,10 +132,7 @@ def summary(
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("starting pyro-tvae …", no_wrap=True)
-    for heading in ("seconds", "lowest to highest", "bare Python", "target", "met"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = record_table("starting pyro-tvae …", "seconds", "lowest to highest", "bare Python", "target", "met", gap=2)
     table.add_column("imports")
     for name, found in record["commands"].items():
         target, met = found["target"], found["met"]

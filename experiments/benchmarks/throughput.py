@@ -10,9 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pyro_tvae.inference import fit, log_likelihood
@@ -21,6 +19,7 @@ from pyro_tvae.inference.likelihood import seeded
 from ..datasets import SequenceDataModule, Transformations, digits
 from .record import Bar, with_threads
 from .record import console as record_console
+from .record import table as record_table
 from .speed import Setting, step_products, weight_products
 from .turns import StepTurns, ratios, seconds_of, spread
 
@@ -135,10 +134,7 @@ def measure(name: str, count: int, seconds: Sequence[float], bare: Sequence[floa
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("per second, end to end", no_wrap=True)
-    for heading in ("here", "bare products", "share of them", "lowest to highest"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = record_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
     for found in record["measures"].values():
         table.add_row(
             found["what"],

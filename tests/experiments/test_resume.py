@@ -40,7 +40,7 @@ def test_a_finished_run_is_left_alone_but_for_its_page(run: Path, monkeypatch: p
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("this was done before")
 
-    monkeypatch.setattr(runs, "fit", nothing)
+    monkeypatch.setattr(runs, "fit_parts", nothing)
     monkeypatch.setattr(runs, "evaluate", nothing)
     before = stamps(run)
     resume_run(run)
