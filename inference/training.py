@@ -32,6 +32,7 @@ from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
 from .progress import progress_bar
 from .randomness import RandomStates
+from .subnormals import EVERY, sweep
 
 __all__ = ["Fitting", "History", "NonFiniteError", "fit"]
 
@@ -185,6 +186,8 @@ class Fitting(lightning.LightningModule):
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.global_step % EVERY == 0:  # before the step, so that a resumed run sweeps when one left alone does
+            sweep(optimizer)
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             return  # float16: the scaler leaves out steps with infinite gradients, and goes on
         gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}

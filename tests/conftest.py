@@ -54,7 +54,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def whole(session: pytest.Session) -> bool:
     """Whether nothing was left out: no path, no choice of tests, and no early end."""
     option = session.config.option
-    chosen = option.keyword or option.markexpr or option.deselect or option.lf or option.ignore or option.collectonly
+    narrowing = ("keyword", "markexpr", "deselect", "lf", "ignore", "collectonly")  # lf only with pytest's cache
+    chosen = any(getattr(option, name, None) for name in narrowing)
     ended = session.shouldstop or session.shouldfail
     return not (chosen or ended) and session.config.args_source is not pytest.Config.ArgsSource.ARGS
 
