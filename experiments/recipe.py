@@ -73,11 +73,11 @@ COURSES: dict[str, Course] = {
             "plain_vae": ("plain VAE, Adam and warm-up", _published("nontvae", *SHORT, *OURS)),
             "orbits_mean_field": (
                 "orbits, the paper's guide",
-                (*ORBITS, *SHORT, "prior=gaussian", "guide=mean_field", "fit.warmup_steps=1500", "fit.max_steps=14000"),
+                (*ORBITS, *SHORT, "prior=gaussian", "guide=mean_field", "fit.warmup_steps=1500", "fit.max_steps=28000"),
             ),
             "orbits_short": (
                 "orbits, the orbit guide, a fifth of that",
-                (*ORBITS, *SHORT, "fit.warmup_steps=1400", "fit.max_steps=2800"),
+                (*ORBITS, *SHORT, "fit.warmup_steps=2800", "fit.max_steps=5600"),
             ),
             "orbits": ("orbits, the orbit guide", (*ORBITS, *SHORT)),
         },
