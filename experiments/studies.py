@@ -108,7 +108,8 @@ STUDIES: dict[str, Study] = {
     "priors": Study(
         "Priors under the guide that is best for each: orbits, one recipe",
         {
-            "gaussian": (GAUSSIAN, "guide=mean_field"),  # semi_amortised found more in one seed of two, at ten times the cost
+            # Among the guides only semi_amortised found more here, in one seed of two and at several times the cost.
+            "gaussian": (GAUSSIAN, "guide=mean_field"),
             "gamma": (GAMMA, "guide=gamma"),
             "orbit": ("prior=orbit", "guide=orbit"),
             "orbit, Laplace z": ("prior=orbit", "guide=orbit", "latent=laplace"),
