@@ -294,7 +294,9 @@ def _neighbours(record: Record, row: Row, source: str) -> Claim:
         chances = _sample(row, f"{key}_p", blind=True)
         verdicts[called] = SEEN if chances and max(chances) < ORGANISED else NOT_SEEN if chances else NOT_DECIDED
         shown = f"{max(chances):.2g}" if chances else "–"
-        parts.append(f"{called} {_spelled(_sample(row, key, blind=True))}, p at most {shown}")
+        untrained = [_sample(row, f"{name}_untrained") for name in (key, f"{key}_p")]
+        control = f" (untrained {_spelled(untrained[0])}, p at most {max(untrained[1]):.2g})" if all(untrained) else ""
+        parts.append(f"{called} {_spelled(_sample(row, key, blind=True))}, p at most {shown}{control}")
     return _judged(
         record,
         [row["name"]],

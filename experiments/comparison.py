@@ -16,10 +16,11 @@ __all__ = ["BLIND_MEASURES", "aggregate", "as_csv", "collapsed_seeds", "ends", "
 COLUMNS = {
     "iwae": "IWAE ↑",
     "iwae_error": "its standard error over test sequences",
+    "ess": "its effective sample size, median",
     "elbo": "ELBO ↑",
     "kl": "KL",
     "frame_unnormalised": "frame_unnormalised",
-    "few/elbo": "ELBO, some sequences ↑",
+    "few/elbo": "ELBO, the first test sequences alone ↑",
     "few/iwae": "IWAE, K = 1,000, the same ↑",
     "few/ais": "AIS, the same ↑",
     "few/gap": "best of these − ELBO ↓",
@@ -91,13 +92,16 @@ def table(record: Mapping[str, Any]) -> str:
     rows = record["rows"]
     lines = ["| | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) for row in rows) + " |"]
-    marked = False
+    marked = gaps = False
     for key, label in _columns(record).items():
         cells = [_cell(row, key) for row in rows]
         if any(cell != MISSING for cell in cells):
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
             marked = marked or any(cell.endswith(MARK) for cell in cells)
+            gaps = gaps or any(None in row["values"].get(key, (None,)) for row in rows)
     lines += ["", "Nats per frame where a measure is in nats; ± is the standard deviation over seeds."]
+    if gaps:
+        lines[-1] += f" Undefined numbers are left out of means; {MISSING}: undefined or not measured in all seeds."
     if marked:
         lines += ["", f"{MARK} over models of which some have collapsed: their measures of equivariance mean nothing."]
     return "\n".join(lines) + "\n"

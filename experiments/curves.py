@@ -103,7 +103,7 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
     _plain(axis, "Forward roll: log-likelihood of frames not seen, mean over seeds", "nats per unseen frame")
     below = [name for name, values in series.items() if float(values.max()) < low]
     axis.set_xlabel(
-        "horizon: frames after the last one seen" + (f"\n(below the axis: {', '.join(below)})" if below else "")
+        "horizon: frames after the last one seen" + (f"\n(below the axis: {'; '.join(below)})" if below else "")
     )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_tvae import TVAE, Guide
+from pyro_tvae import TVAE, Bernoulli, Guide
 from pyro_tvae.inference import (
     ForwardRoll,
     LogLikelihood,
@@ -294,7 +294,7 @@ def evaluate(
         },
         "rows": _rows(scores, num_particles, model),
         "measures": {role: asdict(score) for role, score in scores.items()},
-        "notes": [model.likelihood.remark] if model.likelihood.remark else [],
+        "notes": _remarks(model, data, split),
         "seed": seed,
         "versions": versions(),
         "hardware": hardware(device),
@@ -367,6 +367,17 @@ def _rows(scores: dict[str, Measures], num_particles: int, model: TVAE) -> list[
     note = "the published estimator, K = 10: per frame, without −log K; NOT a likelihood, for comparison with print"
     rows.append(row("frame_unnormalised", "frame_unnormalised", nats, "", note))
     return rows
+
+
+def _remarks(model: TVAE, data: SequenceDataModule, split: str) -> list[str]:
+    """What must be said beside the numbers; of zeros and ones a Bernoulli is the likelihood itself."""
+    remark = model.likelihood.remark
+    device = next(model.parameters()).device
+    if remark and type(model.likelihood) is Bernoulli:
+        pixels = (batch["x"] for batch in data.batches(split, device))
+        if all(bool(((x == 0) | (x == 1)).all()) for x in pixels):
+            remark = ""
+    return [remark] if remark else []
 
 
 def _verdict(scores: dict[str, Measures], forecast: ForwardRoll | None) -> list[str]:

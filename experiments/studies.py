@@ -106,9 +106,9 @@ STUDIES: dict[str, Study] = {
         reference="orbit",
     ),
     "priors": Study(
-        "Priors under the guide that is best for each: orbits, one recipe",
+        "Priors, each under one guide: orbits, one recipe",
         {
-            # Among the guides only semi_amortised found more here, in one seed of two and at several times the cost.
+            # Of its guides semi_amortised alone found clearly more log p(x), at several times the cost.
             "gaussian": (GAUSSIAN, "guide=mean_field"),
             "gamma": (GAMMA, "guide=gamma"),
             "orbit": ("prior=orbit", "guide=orbit"),

@@ -78,4 +78,44 @@ def test_state_of_any_kind_is_left_alone() -> None:
     optimizer.state[weight] = {"count": 3, "none": None, "half": half, "sparse": sparse, "list": [torch.zeros(1)]}
     sweep(optimizer)
     assert half[0] > 0
-    assert optimizer.state[weight]["sparse"] is sparse
+    assert sparse.to_dense()[1] > 0
+
+
+def trained(data: Tensor, *, max_epochs: int, **options: object) -> tuple[list[Tensor], Tensor]:
+    """Weights after a fit from the same start, and the moments of the first layer."""
+    torch.manual_seed(0)
+    model = TVAE((1, 4, 4), n_frames=3, n_capsules=2, capsule_dim=3)
+    guide = MeanFieldGuide(model)
+    plant = Plant(next(guide.z_encoder.parameters()), "exp_avg")
+    fit(model, guide, data, max_epochs=max_epochs, warmup_steps=0, callbacks=[plant], progress=False, **options)
+    return [*model.parameters(), *guide.parameters()], plant.moment
+
+
+def still_pixel() -> Tensor:
+    x = torch.rand(4, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[..., 0, 0] = 0
+    return x
+
+
+def test_sweeping_moves_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept, moments = trained(still_pixel(), max_epochs=301)
+    monkeypatch.setattr("pyro_tvae.inference.training.sweep", lambda optimizer: None)
+    unswept, others = trained(still_pixel(), max_epochs=301)
+    assert not moments[:, 0].any()
+    assert n_subnormal(others[:, 0]) > 0
+    assert all(torch.equal(one, other) for one, other in zip(swept, unswept, strict=True))
+
+
+@pytest.mark.parametrize("epochs", [3, 4])
+def test_a_resumed_run_sweeps_when_one_left_alone_does(
+    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_tvae.inference.training.EVERY", 2)
+    monkeypatch.setattr("pyro_tvae.inference.subnormals.MARGIN", 6.5e9)  # what is planted is swept out after step 4
+    alone, moments = trained(still_pixel(), max_epochs=6)
+    trained(still_pixel(), max_epochs=epochs, directory=tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resumed, others = trained(still_pixel(), max_epochs=6, directory=tmp_path, resume=last)
+    assert not moments[:, 0].any()
+    assert torch.equal(moments, others)
+    assert all(torch.equal(one, other) for one, other in zip(alone, resumed, strict=True))
