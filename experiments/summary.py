@@ -74,10 +74,10 @@ def results_text(folder: Path) -> str:
 HEAD = """# Results
 
 Written by `pyro-tvae results` from the records (JSON) in this folder: tables and claims hold what is in them and
-nothing else; paragraphs below them are from `notes`, and say where further numbers come from. `pyro-tvae reproduce STUDY --seeds
-… --keep` adds seeds to a record; those that are there are not run again. Commands leave out where data lie
-(`data.source.root=DIR`); every setting is in the records. Seconds are of shared cores: they rank nothing where no note
-says how they were taken.
+nothing else; paragraphs below them are from `notes`, and say where further numbers come from.
+`pyro-tvae reproduce STUDY --seeds … --keep` adds seeds to a record; those that are there are not run again. Commands
+leave out where data lie (`data.source.root=DIR`); every setting is in the records. Seconds are of shared cores: they
+rank nothing where no note says how they were taken.
 
 ± is the standard deviation over seeds, which are all judged on one fixed test set: the error of drawing that set is not
 in it, and stands in the tables as the standard error over test sequences. A claim is **seen** where the 95 % interval

@@ -2,9 +2,9 @@
 
 Where a gradient stays exactly zero (a pixel that is black in all images, a unit that never fires), Adam's first moment
 and SGD's momentum shrink by a constant factor a step and end among the numbers below the smallest normal one, for good.
-Measured at the paper's size on real digits: half of all moments after 4,000 steps, and 105 ms for a step of Adam instead
-of 13. The processor's own switch (``torch.set_flush_denormal``) reaches the thread that throws it and those started
-later, not the ones that already compute.
+Measured at the paper's size on real digits: half of all moments after 4,000 steps, and 105 ms for a step of Adam
+instead of 13. The processor's own switch (``torch.set_flush_denormal``) reaches the thread that throws it and those
+started later, not the ones that already compute.
 """
 
 from __future__ import annotations
