@@ -265,9 +265,9 @@ def evaluate(
         if rival is not None
     }
     device = next(model.parameters()).device
+    x = torch.cat([batch["x"] for batch in data.batches(split, device)])
     forecast = None
     if model.n_frames > 1:
-        x = torch.cat([batch["x"] for batch in data.batches(split, device)])
         mean_frame = data.mean_frame(device)
         forecast = forward_roll(
             model,
@@ -294,7 +294,7 @@ def evaluate(
         },
         "rows": _rows(scores, num_particles, model),
         "measures": {role: asdict(score) for role, score in scores.items()},
-        "notes": _remarks(model, data, split),
+        "notes": _remarks(model, x),
         "seed": seed,
         "versions": versions(),
         "hardware": hardware(device),
@@ -369,15 +369,11 @@ def _rows(scores: dict[str, Measures], num_particles: int, model: TVAE) -> list[
     return rows
 
 
-def _remarks(model: TVAE, data: SequenceDataModule, split: str) -> list[str]:
+def _remarks(model: TVAE, x: Tensor) -> list[str]:
     """What must be said beside the numbers; of zeros and ones a Bernoulli is the likelihood itself."""
     remark = model.likelihood.remark
-    device = next(model.parameters()).device
-    if remark and type(model.likelihood) is Bernoulli:
-        pixels = (batch["x"] for batch in data.batches(split, device))
-        if all(bool(((x == 0) | (x == 1)).all()) for x in pixels):
-            remark = ""
-    return [remark] if remark else []
+    moot = type(model.likelihood) is Bernoulli and bool(((x == 0) | (x == 1)).all())
+    return [remark] if remark and not moot else []
 
 
 def _verdict(scores: dict[str, Measures], forecast: ForwardRoll | None) -> list[str]:

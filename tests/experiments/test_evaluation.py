@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from pyro_tvae import MLP, TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
+from pyro_tvae import MLP, TVAE, BinarisedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
-from pyro_tvae.experiments.evaluation import evaluate, measure
+from pyro_tvae.experiments.evaluation import _remarks, evaluate, measure
 from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 
@@ -127,3 +127,12 @@ def test_moving_on_is_one_value_further(data: SequenceDataModule) -> None:
     assert further is not None
     torch.testing.assert_close(further["x"][:, :-1], batch["x"][:, 1:])
     torch.testing.assert_close(further["x"][:, -1], batch["x"][:, 0])  # the circle closes
+
+
+def test_only_grey_values_are_remarked_on() -> None:
+    sizes = {"frame_shape": (1, 4, 4), "n_frames": 2, "n_capsules": 2, "capsule_dim": 2}
+    bits = (torch.rand(2, 2, 1, 4, 4) > 0.5).float()
+    bernoulli, binarised = TVAE(**sizes), TVAE(**sizes, likelihood=BinarisedBernoulli())
+    assert _remarks(bernoulli, bits) == []
+    assert _remarks(bernoulli, bits / 2) == [bernoulli.likelihood.remark]
+    assert _remarks(binarised, bits) == [binarised.likelihood.remark]
