@@ -218,6 +218,7 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
         network=make(config.network),
         mu=config.model.mu,
         eps=config.model.eps,
+        centred=config.model.centred,
     )
     return Parts(model, make(config.guide)(model), data)
 

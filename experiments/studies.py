@@ -59,6 +59,7 @@ PARTS = (
     "model.n_capsules=4",
     "model.capsule_dim=6",
     "model.mu=30",
+    "model.centred=false",
     "fit.max_epochs=-1",
     "fit.max_steps=4000",
     "fit.warmup_steps=1000",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
 from .naming import NamedModule
-from .networks import MLP, Network
+from .networks import MLP, Network, Shift
 from .parts import ArgumentError, Part
 from .priors import EnergyPrior, GaussianEnergy
 from .topography import CapsuleRoll, NoTopography, Topography
@@ -44,9 +44,13 @@ class TVAE(Part, NamedModule):
         network: recipe of the decoder, and the default one of a guide's encoders.
         mu: where the learned scalar μ starts (30 for capsules, 10 for the 2-D torus in the paper).
         eps: added to the energies under the root.
+        centred: shift what the decoder sees by :meth:`centre`. A decoder whose first layer has biases can say the same
+            with and without, so that the model is the same; it learns it far sooner, since with a large μ all t are
+            large and positive, and the first layer sees little else.
 
     Raises:
-        ValueError: sizes below one, or a topography or prior that does not fit the lattice.
+        ValueError: sizes below one, a topography or prior that does not fit the lattice, or energies without a mean in
+            a centred model.
         ArgumentError: a part that is none of its kind.
 
     Example:
@@ -69,6 +73,7 @@ class TVAE(Part, NamedModule):
         network: Network | None = None,
         mu: float = 30.0,
         eps: float = 1e-6,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         self.frame_shape = tuple(frame_shape)
@@ -108,6 +113,8 @@ class TVAE(Part, NamedModule):
             self.prior = prior if prior is not None else GaussianEnergy()
             self.prior.fit_to(self.topography, n_frames, n_capsules, capsule_dim)
             self.mu = nn.Parameter(torch.tensor(float(mu)))
+            if centred:
+                self.decoder = nn.Sequential(Shift(-self.centre()), self.decoder)
 
     @property
     def n_latents(self) -> int:
@@ -172,6 +179,23 @@ class TVAE(Part, NamedModule):
         if u is None:
             raise ValueError(f"compose needs a value of site {self.prior.site!r} beside z.")
         return (z + self.mu) * (self.energy(u) + self.eps).rsqrt()
+
+    @torch.no_grad()
+    def centre(self) -> Tensor:
+        """Mean over the lattice of ``μ / sqrt(E[V] + eps)``: t where z is 0 and every energy at its prior mean."""
+        if self.prior is None:
+            return torch.zeros(())
+        like = next(self.decoder.parameters())
+        try:
+            centre = self.compose(like.new_zeros(self.latent_shape), self.prior.point(self.prior.law(like))).mean()
+        except NotImplementedError:
+            centre = like.new_tensor(math.nan)
+        if not centre.isfinite():
+            raise ValueError(
+                f"TVAE: a centred model needs the mean of its energies, and the law of {type(self.prior).__name__} "
+                "gives none; give that law a mean, or pass centred=False (on the command line: model.centred=false)."
+            )
+        return centre
 
     def decode(self, t: Tensor) -> TorchDistribution:
         """The distribution of frames given t (..., C, D): batch shape (...), event shape (channel, height, width)."""

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from .parts import Part
 
@@ -51,6 +51,19 @@ def _layers(sizes: Sequence[int]) -> list[nn.Module]:
     for n_in, n_out in itertools.pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU(inplace=True)]
     return layers[:-1]
+
+
+class Shift(nn.Module):
+    """Adds a number that is not learned to what passes."""
+
+    by: Tensor
+
+    def __init__(self, by: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("by", by)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value + self.by
 
 
 def last_linear(network: nn.Module) -> nn.Linear:

@@ -14,14 +14,19 @@ from pyro import poutine
 from pyro.infer import Predictive
 from scipy import stats
 from torch import Tensor
+from torch.distributions.transforms import PowerTransform
 
 from pyro_tvae import (
     MLP,
     TVAE,
     CapsuleRoll,
     ContinuousBernoulli,
+    Convolutional,
+    EnergyPrior,
+    GammaEnergy,
     GaussianEnergy,
     MeanFieldGuide,
+    Network,
     Normal,
     NoTopography,
     OrbitEnergy,
@@ -226,6 +231,51 @@ def test_eps_is_added_under_the_root() -> None:
     torch.testing.assert_close(model.compose(z, z), torch.full_like(z, 4.0))
 
 
+class Reciprocal(GaussianEnergy):
+    """Energies 1 / u², which have no mean."""
+
+    def energy(self, value: Tensor, topography: Topography) -> Tensor:
+        return topography.energy(1 / value)
+
+    def law(self, like: Tensor) -> dist.TorchDistribution:
+        law = super().law(like)
+        return dist.TransformedDistribution(law, [PowerTransform(torch.tensor(-1.0))])
+
+
+@pytest.mark.parametrize(
+    ("topography", "prior", "expected"),
+    [
+        (CapsuleRoll(4, 0), GaussianEnergy(), 12 / 4**0.5),
+        (CapsuleRoll(4, 0), OrbitEnergy(), 12 / 4**0.5),
+        (CapsuleRoll(3, 1), GammaEnergy(1.5), 12 / 21**0.5),  # seven neighbours of mean 2 · 1.5
+        # Frames at the ends have neighbours on one side only: sums of 5, 7, 7 and 5.
+        (CapsuleRoll(3, 1, boundary="truncate"), GaussianEnergy(), 12 * (5**-0.5 + 7**-0.5) / 2),
+        (NoTopography(), None, 0.0),
+    ],
+)
+def test_the_centre_is_t_at_the_mean_energy(topography: Topography, prior: EnergyPrior | None, expected: float) -> None:
+    model = small(topography, prior=prior, mu=12.0, centred=True)
+    torch.testing.assert_close(model.centre(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("network", [MLP(), Convolutional((4, 8))], ids=["mlp", "convolutional"])
+def test_a_centred_model_says_the_same_with_other_biases(network: Network) -> None:
+    plain, centred = (small(network=network, mu=12.0, centred=centred).double() for centred in (False, True))
+    weights = dict(zip(dict(centred.decoder.named_parameters()), plain.decoder.parameters(), strict=True))
+    centred.decoder.load_state_dict(weights, strict=False)
+    t = 5 * torch.randn(3, 4, 2, 4, dtype=torch.float64)
+    assert not torch.allclose(centred.decode(t).mean, plain.decode(t).mean)
+    first = next(layer for layer in centred.decoder.modules() if isinstance(layer, torch.nn.Linear))
+    with torch.no_grad():
+        first.bias += first.weight.sum(1) * centred.centre()
+    torch.testing.assert_close(centred.decode(t).mean, plain.decode(t).mean)
+    # The shift is no parameter, and stays where it was put when μ is learned.
+    assert len([*centred.parameters()]) == len([*plain.parameters()])
+    with torch.no_grad():
+        centred.mu += 1
+    torch.testing.assert_close(centred.decode(t).mean, plain.decode(t).mean)
+
+
 @pytest.mark.parametrize("leading", [(), (3,), (5, 3)])
 def test_compose_and_decode_take_any_leading_dimensions(leading: tuple[int, ...]) -> None:
     model = small()
@@ -327,6 +377,11 @@ COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "channel": (ValueError, "x has shape", lambda: small()(torch.rand(2, 4, 3, 2, 3))),
     "no batch": (ValueError, "add the missing dimension", lambda: small()(torch.rand(4, *FRAME))),
     "bytes": (TypeError, "divide bytes by 255", lambda: small()(torch.zeros(2, 4, *FRAME, dtype=torch.uint8))),
+    "centred without a mean": (
+        ValueError,
+        r"the law of Reciprocal gives none; .* centred=False",
+        lambda: small(prior=Reciprocal(), centred=True),
+    ),
     "frame shape": (ValueError, r"expected \(channel, height, width\)", lambda: TVAE((28, 28))),
     "no frames": (ValueError, "sizes of at least 1", lambda: TVAE(FRAME, 0)),
     "no capsules": (ValueError, "sizes of at least 1", lambda: TVAE(FRAME, 4, 0)),
