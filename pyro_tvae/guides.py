@@ -176,6 +176,8 @@ class OrbitGuide(Guide):
         model: a TVAE with OrbitEnergy.
         network: recipe of the encoders; the model's own by default.
         initial_log_variance: bias of z's log-variances, and of the orbit's before any evidence was learned.
+        shared_trunk: one encoder for z and the votes, read off the same features: a step then takes three quarters of
+            the time.
 
     Raises:
         ValueError: the model's prior is not OrbitEnergy.
@@ -186,7 +188,14 @@ class OrbitGuide(Guide):
     prior_precision: Tensor
     members: Tensor
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        shared_trunk: bool = False,
+    ) -> None:
         super().__init__(model)
         if not isinstance(model.prior, OrbitEnergy):
             raise ValueError(
@@ -196,16 +205,26 @@ class OrbitGuide(Guide):
         network = network if network is not None else model.network
         index, size = model.prior.index, model.prior.size
         vote_bias = -initial_log_variance - float(size.mean().log())
-        self.z, self.z_encoder = z_coordinate(model), FrameEncoder(model, network, (0.0, initial_log_variance))
-        self.e_encoder = FrameEncoder(model, network, (0.0, vote_bias))
+        biases = ((0.0, initial_log_variance), (0.0, vote_bias))
+        self.z = z_coordinate(model)
+        self.encoder = FrameEncoder(model, network, biases[0] + biases[1]) if shared_trunk else None
+        self.z_encoder, self.e_encoder = (None if shared_trunk else FrameEncoder(model, network, b) for b in biases)
         self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
         self.register_buffer("members", nn.functional.one_hot(index.flatten()).to(size), persistent=False)
 
+    def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Location and log-variance of z, location and log-precision of the votes, a frame at a time: (B, S, C, D)."""
+        if self.z_encoder is None or self.e_encoder is None:
+            assert self.encoder is not None
+            shared: tuple[Tensor, ...] = self.encoder(x)
+            return shared
+        return (*self.z_encoder(x), *self.e_encoder(x))
+
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, seen = shown(x, observed)
-        z = self.z.independent(self.z_encoder(x), seen)
-        shift, log_precision = self.e_encoder(x)
+        *of_z, shift, log_precision = self.outputs(x)
+        z = self.z.independent(of_z, seen)
         vote = log_precision.exp()
         if seen is not None:
             vote = vote * seen

@@ -35,7 +35,7 @@ class OrbitCovarianceGuide(OrbitGuide):
         model: a TVAE with OrbitEnergy.
         rank: columns of F, per frame.
         network: recipe of the encoders; the model's own by default.
-        initial_log_variance: bias of the log-variances, as in OrbitGuide.
+        initial_log_variance, shared_trunk: as in OrbitGuide.
 
     Raises:
         ValueError: the model's prior is not OrbitEnergy, or a rank below one.
@@ -56,8 +56,9 @@ class OrbitCovarianceGuide(OrbitGuide):
         rank: int = 4,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        shared_trunk: bool = False,
     ) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance)
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance, shared_trunk=shared_trunk)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"OrbitCovarianceGuide: rank is {rank!r}; expected a whole number, at least 1.")
         self.rank = rank
@@ -68,8 +69,8 @@ class OrbitCovarianceGuide(OrbitGuide):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, seen = shown(x, observed)
-        z = self.z.independent(self.z_encoder(x), seen)
-        shift, log_precision = self.e_encoder(x)
+        *of_z, shift, log_precision = self.outputs(x)
+        z = self.z.independent(of_z, seen)
         vote = log_precision.exp()
         factors = self.gain * self.factors(x).unflatten(-1, (*vote.shape[-2:], self.rank))
         if seen is not None:
@@ -104,7 +105,7 @@ class ConditionalOrbitGuide(OrbitGuide):
     Args:
         model: a TVAE with OrbitEnergy.
         network: recipe of the encoders; the model's own by default.
-        initial_log_variance: bias of the log-variances.
+        initial_log_variance, shared_trunk: as in OrbitGuide.
 
     Raises:
         ValueError: the model's prior is not OrbitEnergy.
@@ -113,8 +114,15 @@ class ConditionalOrbitGuide(OrbitGuide):
     mean_field = False
     index: Tensor
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance)
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        shared_trunk: bool = False,
+    ) -> None:
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance, shared_trunk=shared_trunk)
         assert isinstance(model.prior, OrbitEnergy)
         self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)

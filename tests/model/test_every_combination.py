@@ -75,6 +75,7 @@ PRIORS: dict[str, Callable[[], EnergyPrior]] = {
 GUIDES: dict[str, Callable[[TVAE], Guide]] = {
     "mean_field": MeanFieldGuide,
     "orbit": OrbitGuide,
+    "orbit, shared trunk": lambda model: OrbitGuide(model, shared_trunk=True),
     "conditional_orbit": ConditionalOrbitGuide,
     "orbit_covariance": lambda model: OrbitCovarianceGuide(model, rank=2),
     "gamma": GammaGuide,
@@ -104,7 +105,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 }
 
 
-ORBITS = ("orbit", "conditional_orbit", "orbit_covariance")
+ORBITS = ("orbit", "orbit, shared trunk", "conditional_orbit", "orbit_covariance")
 
 
 def sensible(topography: str, prior: str | None, guide: str) -> bool:

@@ -435,7 +435,7 @@ def test_the_votes_of_frames_with_covariance_add_up(mask: Tensor | None) -> None
     hidden = x if mask is None else torch.where(mask.expand(2, S)[..., None, None, None], x, math.nan)
     q = guide.posterior(hidden, mask)["e"]({})
     assert isinstance(model.prior, OrbitEnergy)
-    shift, log_precision = guide.e_encoder(x)
+    shift, log_precision = guide.outputs(x)[2:]
     factors = guide.gain * guide.factors(x).unflatten(-1, (C, D, 2))
     n = int(model.prior.index.max()) + 1
     seen = torch.ones(2, S).bool() if mask is None else mask.expand(2, S)

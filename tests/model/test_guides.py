@@ -212,6 +212,9 @@ def test_a_mask_for_another_number_of_sequences_gets_one_sentence() -> None:
 # --- orbits ----------------------------------------------------------------------------------------------------------
 
 
+TRUNKS = pytest.mark.parametrize("shared", [False, True], ids=["two encoders", "shared trunk"])
+
+
 def orbit_map(index: Tensor, frame_step: int, position_step: int) -> Tensor:
     """Where each orbit goes when its cells move by that many frames and positions."""
     moved = torch.full((int(index.max()) + 1,), -1)
@@ -226,9 +229,10 @@ def orbit_map(index: Tensor, frame_step: int, position_step: int) -> Tensor:
 
 @pytest.mark.parametrize("topography", ["roll", "stationary"])
 @pytest.mark.parametrize("step", [1, 2, -1])
-def test_shifting_the_frames_moves_the_orbits_along_the_roll(topography: str, step: int) -> None:
+@TRUNKS
+def test_shifting_the_frames_moves_the_orbits_along_the_roll(topography: str, step: int, shared: bool) -> None:
     model = orbits(topography).double()
-    guide = undecided(OrbitGuide(model).double())
+    guide = undecided(OrbitGuide(model, shared_trunk=shared).double())
     x = torch.rand(3, S, *FRAME, dtype=torch.float64)
     one, two = guide.posterior(x), guide.posterior(x.roll(step, dims=1))
     moved = orbit_map(model.prior.index, step, 0)
@@ -245,14 +249,18 @@ def test_shifting_the_frames_moves_the_orbits_along_the_roll(topography: str, st
         torch.testing.assert_close(shifted, roll(v, -step), rtol=1e-12, atol=1e-12)
 
 
-def test_the_orbit_posterior_pools_the_votes_of_its_members() -> None:
+@TRUNKS
+def test_the_orbit_posterior_pools_the_votes_of_its_members(shared: bool) -> None:
     model = orbits()
-    guide = undecided(OrbitGuide(model))
+    guide = undecided(OrbitGuide(model, shared_trunk=shared))
     x = torch.rand(2, S, *FRAME)
     mask = torch.tensor([True, False, True, True])
     with torch.no_grad():
         q = guide.posterior(x, mask)["e"]
-        shift, log_precision = guide.e_encoder(x)
+        location, log_variance, shift, log_precision = guide.outputs(x)
+        of_z = guide.posterior(x)["z"]
+        torch.testing.assert_close(of_z.mean, location)
+        torch.testing.assert_close(of_z.stddev, (log_variance / 2).exp())
         nu = 4.0
         prior_location = float(torch.digamma(torch.tensor(nu / 2))) + math.log(2)
         prior_precision = 1 / float(torch.polygamma(1, torch.tensor(nu / 2)))
@@ -280,6 +288,28 @@ def test_with_nothing_observed_the_orbit_posterior_has_the_priors_log_moments(to
     error = draws.std(0) / len(draws) ** 0.5
     assert ((q.loc.double() - draws.mean(0)).abs() < 5 * error).all()
     assert ((q.scale.double() - draws.std(0)).abs() < 2 * 5 * error / 2**0.5).all()
+
+
+def test_a_shared_trunk_is_one_encoder_that_starts_where_two_do() -> None:
+    model = orbits()
+    two, one = (OrbitGuide(model, shared_trunk=shared, initial_log_variance=-3.0) for shared in (False, True))
+    assert [{name.split(".")[0] for name, _ in guide.named_parameters()} for guide in (two, one)] == [
+        {"z_encoder", "e_encoder"},
+        {"encoder"},
+    ]
+    with torch.no_grad():
+        for guide in (two, one):
+            for parameter in guide.parameters():
+                if parameter.dim() > 1:
+                    parameter.zero_()  # so that the last layer's bias is the answer
+            last = [module for module in guide.modules() if isinstance(module, nn.Linear)]
+            assert len(last) == (6 if guide is two else 3)
+        answers = [guide.outputs(torch.rand(2, S, *FRAME)) for guide in (two, one)]
+    for a, b, expected in zip(*answers, (0.0, -3.0, 0.0, 3.0 - math.log(4)), strict=True):
+        # Biases start within the inverse root of the layer's inputs of what is asked for.
+        assert (a - expected).abs().max() < 0.3
+        assert (b - expected).abs().max() < 0.3
+        assert a.shape == b.shape == (2, S, C, D)
 
 
 # --- who fits whom ---------------------------------------------------------------------------------------------------
