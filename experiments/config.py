@@ -213,7 +213,7 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
         config.model.capsule_dim,
         make(config.topography),
         prior=make(config.prior),
-        latent=make(config.get("latent")),  # which older runs have not
+        latent=make(config.latent),
         likelihood=make(config.likelihood),
         network=make(config.network),
         mu=config.model.mu,

@@ -93,6 +93,10 @@ def configuration(run: Path) -> DictConfig:
     if not isinstance(config, DictConfig) or _bare_words(config):
         raise ValueError(f"{path} holds no mapping; {EXPECTED}")
     check_stored(config, path)
+    for name, value in LATER.items():
+        section, _, key = name.partition(".")
+        if isinstance(config.get(section), DictConfig) and key not in config[section]:
+            config[section][key] = value
     for name in _settings():
         section = config if "." not in name else config.get(name.partition(".")[0])
         if not isinstance(section, DictConfig) or name.rpartition(".")[2] not in section:
@@ -107,6 +111,7 @@ def _bare_words(config: DictConfig) -> bool:
 
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
+LATER = {"model.centred": False}  # settings that older runs lack, and what they were made with
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 
 

@@ -28,7 +28,16 @@ from .evaluation import ends_of_explained
 from .folders import CONFIG, device_of, finite, read_record, write_text
 from .interruption import goes_on_with
 from .provenance import hardware, versions
-from .records import SCHEMA, portable, read_kept, write_record
+from .records import (
+    SCHEMA,
+    check_settings,
+    portable,
+    read_kept,
+    settings_of,
+    shared_settings,
+    stored_settings,
+    write_record,
+)
 
 __all__ = ["COURSES", "MOMENTS", "Course", "Snapshots", "follow", "judge", "reproduce_course"]
 
@@ -174,6 +183,9 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     Raises:
         ValueError: the configuration sets no number of steps, or the folder holds a run of another.
     """
+    if (folder / CONFIG).is_file():
+        remedy = "choose another --output, or give again what it was made with."
+        check_settings(folder, stored_settings(folder), settings_of(config), remedy)
     if (folder / POINTS).is_file():
         return read_record(folder / POINTS)
     if config.fit.max_steps < 1:
@@ -229,13 +241,22 @@ def reproduce_course(
     file = records / f"{name}.json" if records is not None else None
     configurations = {row: compose([*own, *overrides]) for row, (_, own) in course.rows.items()}
     asked = portable(overrides)
-    kept: dict[str, Any] = read_kept(file) if file is not None and file.is_file() else {"rows": [], "overrides": asked}
+    kept: dict[str, Any] = (
+        read_kept(file) if file is not None and file.is_file() else {"rows": [], "settings": {}, "overrides": asked}
+    )
     if kept["overrides"] != asked:
         raise ValueError(
             f"{file} was made with the overrides {kept['overrides']}, and {asked} are given; give --fresh to leave it "
             "out, or the same ones."
         )
     runs = {(row["name"], seed): row["runs"][n] for row in kept["rows"] for n, seed in enumerate(row["seeds"])}
+    settings = {row: settings_of(config) for row, config in configurations.items()}
+    for known in kept["rows"]:
+        made = kept["settings"] | known["settings"]
+        check_settings(
+            Path(f"{file} ({known['name']})"), made, settings.get(known["name"], {}), "give --fresh to leave it out."
+        )
+    shared = shared_settings(settings.values())
     wanted = [(row, seed) for row in course.rows for seed in seeds]
     record: dict[str, Any] = {}
     for number, (row, seed) in enumerate(wanted, start=1):
@@ -253,7 +274,8 @@ def reproduce_course(
             "budget": None,
             "title": course.title,
             "overrides": asked,
-            "rows": [_row(known, label, runs) for known, (label, _) in course.rows.items()],
+            "settings": shared,
+            "rows": [_row(known, label, settings, shared, runs) for known, (label, _) in course.rows.items()],
         }
         write_record(folder / "record.json", record)
         if keep and file is not None:
@@ -261,6 +283,13 @@ def reproduce_course(
     return record
 
 
-def _row(name: str, label: str, runs: Mapping[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    name: str,
+    label: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    shared: Mapping[str, Any],
+    runs: Mapping[tuple[str, int], dict[str, Any]],
+) -> dict[str, Any]:
     seeds = sorted(seed for row, seed in runs if row == name)
-    return {"name": name, "label": label, "seeds": seeds, "runs": [runs[name, seed] for seed in seeds]}
+    own = {key: value for key, value in settings[name].items() if key not in shared}
+    return {"name": name, "label": label, "settings": own, "seeds": seeds, "runs": [runs[name, seed] for seed in seeds]}

@@ -16,7 +16,7 @@ Numbers are in nats per frame where a measure is in nats. A record of kind ``rec
 wall clock instead: the same mapping, with ``values`` left out and ``points`` in every run::
 
     {"schema": 2, "kind": "recipe", "study": "recipe", "budget": null, "title": "…", "command": "…",
-     "rows": [{"name": "published", "label": "SGD, as published", "seeds": [0, 1, 2],
+     "settings": {…}, "rows": [{"name": "published", "label": "SGD, as published", "settings": {…}, "seeds": [0, 1, 2],
                "runs": [{"hardware": "…", "versions": {…}, "seconds": {"training": 600.0},
                          "points": [{"seconds": 12.5, "step": 100, "iwae": -310.2, "explained": 0.1,
                                      "forward_roll": -420.0, "forward_roll_floor": -230.0}, …]}, …]}]}
@@ -54,6 +54,7 @@ __all__ = [
     "read_kept",
     "record_of",
     "settings_of",
+    "shared_settings",
     "stem_of",
     "stored_settings",
     "write_record",
@@ -141,6 +142,17 @@ def check_settings(where: Path, found: Mapping[str, Any], asked: Mapping[str, An
     for name in sorted(found.keys() & asked.keys()):
         if found[name] != asked[name]:
             raise ValueError(f"{where} was made with {name}={found[name]}, and {asked[name]} is asked for; {remedy}")
+
+
+def shared_settings(settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several settings agree on.
+
+    Example:
+        >>> shared_settings([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
+        {'a': 1}
+    """
+    first, *others = [*settings] or [{}]
+    return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
 
 
 def stored_settings(run: Path) -> dict[str, Any]:
@@ -235,10 +247,7 @@ def record_of(
         cells: (row, seed) -> what was measured; a row with none is left out.
     """
     ran = {row: own for row, own in settings.items() if any(name == row for name, _ in cells)}
-    first = next(iter(ran.values()), {})
-    shared = {
-        key: value for key, value in first.items() if all(key in own and own[key] == value for own in ran.values())
-    }
+    shared = shared_settings(ran.values())
     rows = []
     for row, own in ran.items():
         seeds = sorted(seed for name, seed in cells if name == row)
@@ -303,7 +312,7 @@ def _problem(record: Mapping[str, Any]) -> str | None:
     if not isinstance(record.get("rows"), list):
         return "it has no rows"
     tables = record["kind"] == "reproduction"
-    if tables and not isinstance(record.get("settings"), dict):
+    if not isinstance(record.get("settings"), dict):
         return "it has no settings"
     for row in record["rows"]:
         if not isinstance(row, dict) or not isinstance(row.get("name"), str):
@@ -315,9 +324,9 @@ def _problem(record: Mapping[str, Any]) -> str | None:
             return f"the row {name} has a seed twice"
         if not isinstance(runs, list) or len(runs) != len(seeds) or not all(isinstance(run, dict) for run in runs):
             return f"the row {name} does not say of every seed how it was run"
+        if not isinstance(row.get("settings"), dict):
+            return f"the row {name} has no settings"
         if tables:
-            if not isinstance(row.get("settings"), dict):
-                return f"the row {name} has no settings"
             values = row.get("values")
             if not isinstance(values, dict) or not all(
                 isinstance(numbers, list)

@@ -37,7 +37,7 @@ def take_over(model: TVAE, reference: TVAE) -> TVAE:
     ):
         raise ValueError(
             "refit: the model and its reference differ in more than their energies; expected the same sizes, networks, "
-            "likelihood and topography in both."
+            "likelihood, topography and centring in both."
         )
     model.load_state_dict(weights, strict=False)
     return model.requires_grad_(False)

@@ -46,7 +46,7 @@ def _figure(title: str, drawing: str, *names: str) -> Study:
 
 
 GAUSSIAN, GAMMA = "prior=gaussian", "prior=gamma"
-ORBIT = ("prior=orbit", "guide=orbit", "guide.shared_trunk=false")  # with as many encoders as the other guides
+ORBIT = ("prior=orbit", "guide=orbit", "guide.shared_trunk=false")  # an encoder each for z and for the energies
 # One generative model for all rows: where neighbourhoods are disjoint orbits, Gaussian u, Gamma(½, ½) energies and one
 # χ² energy per orbit give x the same law, so that rows differ in the variables that the guide has to infer alone.
 PARTS = (

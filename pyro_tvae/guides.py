@@ -176,8 +176,7 @@ class OrbitGuide(Guide):
         model: a TVAE with OrbitEnergy.
         network: recipe of the encoders; the model's own by default.
         initial_log_variance: bias of z's log-variances, and of the orbit's before any evidence was learned.
-        shared_trunk: one encoder for z and the votes, read off the same features: a step then takes three quarters of
-            the time.
+        shared_trunk: one encoder for z and the votes, read off the same features, so that a step costs less.
 
     Raises:
         ValueError: the model's prior is not OrbitEnergy.
@@ -202,6 +201,8 @@ class OrbitGuide(Guide):
                 f"{type(self).__name__}: the model's energies are {energies_of(model)}; expected OrbitEnergy "
                 "(prior=orbit), or another guide, such as MeanFieldGuide (guide=mean_field)."
             )
+        if not isinstance(shared_trunk, bool):
+            raise ValueError(f"{type(self).__name__}: shared_trunk is {shared_trunk!r}; expected True or False.")
         network = network if network is not None else model.network
         index, size = model.prior.index, model.prior.size
         vote_bias = -initial_log_variance - float(size.mean().log())

@@ -44,9 +44,10 @@ class TVAE(Part, NamedModule):
         network: recipe of the decoder, and the default one of a guide's encoders.
         mu: where the learned scalar μ starts (30 for capsules, 10 for the 2-D torus in the paper).
         eps: added to the energies under the root.
-        centred: shift what the decoder sees by :meth:`centre`. A decoder whose first layer has biases can say the same
-            with and without, so that the model is the same; it learns it far sooner, since with a large μ all t are
-            large and positive, and the first layer sees little else.
+        centred: let the decoder see t less the :meth:`centre` that the model starts with, which stays as μ is learned;
+            no effect without a topography. A decoder whose first layer has biases can say the same with and without,
+            so that the model is the same; it is learned sooner, since with a large μ all t are large and positive, and
+            the first layer sees little else.
 
     Raises:
         ValueError: sizes below one, a topography or prior that does not fit the lattice, or energies without a mean in
@@ -84,6 +85,8 @@ class TVAE(Part, NamedModule):
                 f"TVAE: frame_shape={self.frame_shape}, n_frames={n_frames!r}, n_capsules={n_capsules!r}, "
                 f"capsule_dim={capsule_dim!r}; expected (channel, height, width), and whole sizes of at least 1."
             )
+        if not isinstance(centred, bool):
+            raise ValueError(f"TVAE: centred is {centred!r}; expected True or False.")
         if not all(isinstance(number, Real) and math.isfinite(number) for number in (mu, eps)) or eps < 0:
             raise ValueError(f"TVAE: mu={mu!r}, eps={eps!r}; expected a finite mu and a finite eps >= 0.")
         for name, part, kind in (
@@ -182,20 +185,25 @@ class TVAE(Part, NamedModule):
 
     @torch.no_grad()
     def centre(self) -> Tensor:
-        """Mean over the lattice of ``μ / sqrt(E[V] + eps)``: t where z is 0 and every energy at its prior mean."""
-        if self.prior is None:
-            return torch.zeros(())
+        """Mean over the lattice of ``μ / sqrt(E[V] + eps)``: t where z is 0 and every energy at its prior mean.
+
+        Raises:
+            ValueError: by the prior's ``law`` and ``point`` that mean is no positive number.
+        """
         like = next(self.decoder.parameters())
+        if self.prior is None:
+            return like.new_zeros(())
         try:
-            centre = self.compose(like.new_zeros(self.latent_shape), self.prior.point(self.prior.law(like))).mean()
-        except NotImplementedError:
-            centre = like.new_tensor(math.nan)
-        if not centre.isfinite():
+            energy = self.energy(self.prior.point(self.prior.law(like)))
+        except NotImplementedError:  # a law without a mean
+            energy = like.new_tensor(math.nan)
+        if not (energy.isfinite() & (energy > 0)).all():
             raise ValueError(
-                f"TVAE: a centred model needs the mean of its energies, and the law of {type(self.prior).__name__} "
-                "gives none; give that law a mean, or pass centred=False (on the command line: model.centred=false)."
+                "TVAE: a centred model needs the mean of its energies, a positive number, and 'law' and 'point' of "
+                f"{type(self.prior).__name__} give none; give the law a mean or override 'point', or pass "
+                "centred=False (on the command line: model.centred=false)."
             )
-        return centre
+        return (self.mu * (energy + self.eps).rsqrt()).mean()
 
     def decode(self, t: Tensor) -> TorchDistribution:
         """The distribution of frames given t (..., C, D): batch shape (...), event shape (channel, height, width)."""

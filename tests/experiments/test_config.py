@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import pyro_tvae
 from pyro_tvae.experiments.config import ConfigurationError, build, compose, make, options, plain_errors
+from pyro_tvae.networks import Shift
 
 TINY = ["data.n_train=16", "data.n_validation=8", "data.n_test=8", "model.n_capsules=2"]
 
@@ -19,6 +20,8 @@ def test_the_default_is_the_quickstart() -> None:
     parts = build(compose(TINY))
     assert isinstance(parts.model.prior, pyro_tvae.OrbitEnergy)
     assert isinstance(parts.guide, pyro_tvae.OrbitGuide)
+    assert parts.guide.encoder is not None
+    assert isinstance(parts.model.decoder[0], Shift)
     assert parts.model.frame_shape == (1, 28, 28)
     assert parts.model.latent_shape == (18, 2, 18)
 

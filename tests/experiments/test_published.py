@@ -19,6 +19,7 @@ from pyro_tvae.experiments import datasets
 from pyro_tvae.experiments.config import build, compose, make, options, plain_errors
 from pyro_tvae.experiments.datasets import Images, Splits
 from pyro_tvae.experiments.runs import train_run
+from pyro_tvae.networks import Shift
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1e-4, "momentum": 0.9}
 ALONE = ("rotation", "hue", "scale")
@@ -123,7 +124,7 @@ def differences(name: str, row: Row) -> list[str]:
         "eps": (model.eps, row.eps),
         "encoder": (weights(guide.z_encoder), encoder),
         "decoder": (weights(model.decoder), decoder),
-        "centred": (config.model.centred, False),
+        "centred": (any(isinstance(module, Shift) for module in model.decoder.modules()), False),
         "training": ((data.moving, data.datasets["validation"].moving), (row.moving, row.moving)),
         "test": (data.datasets["test"].moving, row.tested),
         "batch": (data.batch_size, row.batch),

@@ -102,6 +102,20 @@ def test_seeds_are_added_to_the_kept_record_and_none_is_run_twice(
         reproduce_course(course, overrides=["fit.beta=2"], **options)
 
 
+def test_what_was_made_from_other_settings_is_refused(
+    course: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = tmp_path / "records"
+    options: dict[str, Any] = {"output": tmp_path / "runs", "records": records, "keep": True, "progress": str}
+    reproduce_course(course, **options)
+    rows = {**COURSES[course].rows, "adam": ("Adam", (*TINY, "model.mu=7"))}
+    monkeypatch.setitem(COURSES, "recipe", Course("Recipes", rows))
+    with pytest.raises(ValueError, match=r"recipe\.json \(adam\) was made with model\.mu=.* 7\.?0? is asked.*--fresh"):
+        reproduce_course(course, **options)
+    with pytest.raises(ValueError, match=r"adam/seed0 was made with model\.mu=.*another --output"):
+        reproduce_course(course, **{**options, "records": None, "keep": False})
+
+
 def test_a_course_needs_a_length(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fit\.max_steps is -1; expected the length"):
         points(tmp_path, more=["fit.max_steps=-1"])

@@ -16,9 +16,11 @@ def model(**options: Any) -> TVAE:
     return TVAE((1, 4, 4), 4, 2, 4, **{"topography": CapsuleRoll(4, 0), **options})
 
 
-def test_what_is_taken_over_is_all_but_the_energies_and_is_held() -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_what_is_taken_over_is_all_but_the_energies_and_is_held(centred: bool) -> None:
     torch.manual_seed(0)
-    reference, other = model(prior=OrbitEnergy(), mu=3.0), model(prior=GaussianEnergy(), mu=5.0)
+    reference = model(prior=OrbitEnergy(), mu=3.0, centred=centred)
+    other = model(prior=GaussianEnergy(), mu=5.0, centred=centred)
     held = take_over(other, reference)
     assert held is other
     assert float(held.mu) == 3.0
@@ -34,8 +36,9 @@ def test_what_is_taken_over_is_all_but_the_energies_and_is_held() -> None:
         {"topography": CapsuleRoll(3, 0)},
         {"likelihood": pyro_tvae.Normal(learned=True)},
         {"network": pyro_tvae.MLP(decoder_widths=(1, 2))},
+        {"centred": True},
     ],
-    ids=["topography", "likelihood", "network"],
+    ids=["topography", "likelihood", "network", "centred"],
 )
 def test_models_of_another_law_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="differ in more than their energies; expected the same sizes"):

@@ -263,11 +263,11 @@ def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5
 
     def row(name: str, end: float, machine: str) -> dict[str, Any]:
         runs = [{"hardware": machine, "seconds": {"training": 300.0}, "points": points(end, s)} for s in range(3)]
-        return {"name": name, "label": f"{name}, in words", "seeds": [0, 1, 2], "runs": runs}
+        return {"name": name, "label": f"{name}, in words", "settings": {}, "seeds": [0, 1, 2], "runs": runs}
 
     head = {"schema": 2, "kind": "recipe", "study": "recipe", "budget": None, "title": "Recipes", "command": "say so"}
     rows = [row("published", -220.0, "an EPYC"), row("ours", -220.0 + gain, hardware)]
-    return {**head, "rows": rows}
+    return {**head, "settings": {}, "rows": rows}
 
 
 def test_recipes_are_compared_at_the_same_time() -> None:
@@ -379,7 +379,8 @@ def test_other_settings_are_refused_and_new_ones_are_no_difference() -> None:
         ({"rows": [{"name": "a", "seeds": ["0"], "runs": [{}]}]}, "no seeds"),
         ({"rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}, "values": {"iwae": []}}]}, "one number"),
         ({"rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}, "values": {"x": ["1"]}}]}, "one number"),
-        ({"kind": "recipe", "rows": [{"name": "a", "seeds": [0], "runs": [{}]}]}, "no points"),
+        ({"kind": "recipe", "rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}}]}, "no points"),
+        ({"kind": "recipe", "rows": [{"name": "a", "seeds": [0], "runs": [{}]}]}, "the row a has no settings"),
         ({"rows": [{"name": "a", "seeds": [], "runs": [], "settings": {}, "values": {}}] * 2}, "same name"),
     ],
 )

@@ -290,6 +290,11 @@ def test_with_nothing_observed_the_orbit_posterior_has_the_priors_log_moments(to
     assert ((q.scale.double() - draws.std(0)).abs() < 2 * 5 * error / 2**0.5).all()
 
 
+def test_a_shared_trunk_is_asked_for_by_a_truth_value() -> None:
+    with pytest.raises(ValueError, match="OrbitGuide: shared_trunk is 'no'; expected True or False"):
+        OrbitGuide(orbits(), shared_trunk="no")  # type: ignore[arg-type]
+
+
 def test_a_shared_trunk_is_one_encoder_that_starts_where_two_do() -> None:
     model = orbits()
     two, one = (OrbitGuide(model, shared_trunk=shared, initial_log_variance=-3.0) for shared in (False, True))

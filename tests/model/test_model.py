@@ -242,6 +242,25 @@ class Reciprocal(GaussianEnergy):
         return dist.TransformedDistribution(law, [PowerTransform(torch.tensor(-1.0))])
 
 
+class HalfCauchyEnergy(GammaEnergy):
+    """Energies whose mean is infinite."""
+
+    def law(self, like: Tensor) -> dist.TorchDistribution:
+        return dist.HalfCauchy(like.new_ones(())).expand(self.shape).to_event(3)
+
+
+class LaplaceEnergy(EnergyPrior):
+    """Energies u² without a ``point`` of their own: the mean of u says nothing about that of u²."""
+
+    site = "u"
+
+    def law(self, like: Tensor) -> dist.TorchDistribution:
+        return dist.Laplace(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
+
+    def energy(self, value: Tensor, topography: Topography) -> Tensor:
+        return topography.energy(value)
+
+
 @pytest.mark.parametrize(
     ("topography", "prior", "expected"),
     [
@@ -379,9 +398,20 @@ COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "bytes": (TypeError, "divide bytes by 255", lambda: small()(torch.zeros(2, 4, *FRAME, dtype=torch.uint8))),
     "centred without a mean": (
         ValueError,
-        r"the law of Reciprocal gives none; .* centred=False",
+        r"of Reciprocal give none; .* centred=False",
         lambda: small(prior=Reciprocal(), centred=True),
     ),
+    "centred with an infinite mean": (
+        ValueError,
+        r"of HalfCauchyEnergy give none; give the law a mean",
+        lambda: small(prior=HalfCauchyEnergy(), centred=True),
+    ),
+    "centred with u² and the mean of u": (
+        ValueError,
+        r"of LaplaceEnergy give none; .* override 'point'",
+        lambda: small(prior=LaplaceEnergy(), centred=True),
+    ),
+    "centred in words": (ValueError, "centred is 'no'; expected True or False", lambda: small(centred="no")),
     "frame shape": (ValueError, r"expected \(channel, height, width\)", lambda: TVAE((28, 28))),
     "no frames": (ValueError, "sizes of at least 1", lambda: TVAE(FRAME, 0)),
     "no capsules": (ValueError, "sizes of at least 1", lambda: TVAE(FRAME, 4, 0)),
