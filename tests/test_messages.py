@@ -36,6 +36,7 @@ TVAE((1, 2, 2), 0, 1, 3)
 TVAE((1, 2, 2), 3, 1.5, 3)
 TVAE((1, 2, 2), 3, 1, 3, mu="x")
 TVAE((1, 2, 2), 3, 1, 3, eps=-1)
+TVAE((1, 2, 2), 3, 1, 3, centred="no")
 TVAE((1, 2, 2), 3, 1, 3, kernel=3)
 TVAE((1, 2, 2), 3, 1, 3, topography=5)
 TVAE((1, 2, 2), 3, 1, 3, NoTopography(), prior=OrbitEnergy())
@@ -56,6 +57,7 @@ FlowGuide(model, layers=0)
 FlowGuide(plain)
 ConditionalGuide(plain)
 CovarianceGuide(model, rank=0)
+OrbitGuide(orbits, shared_trunk="no")
 OrbitCovarianceGuide(orbits, rank=0)
 SemiAmortisedGuide(model, steps=-1)
 GammaEnergy(0)
@@ -205,6 +207,7 @@ train topography=5
 train topography=none
 train prior=null
 train seed=-1
+train model.centred=no
 train data=arrays data.source.path=x.npy fit.max_epoch=3
 train data=arrays data.source.path=images(1).npy
 train --multirun seed=0,1 fit.max_epoch=3
