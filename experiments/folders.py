@@ -94,9 +94,9 @@ def configuration(run: Path) -> DictConfig:
         raise ValueError(f"{path} holds no mapping; {EXPECTED}")
     check_stored(config, path)
     for name, value in LATER.items():
-        section, _, key = name.partition(".")
-        if isinstance(config.get(section), DictConfig) and key not in config[section]:
-            config[section][key] = value
+        group, _, key = name.partition(".")
+        if isinstance(config.get(group), DictConfig) and key not in config[group]:
+            config[group][key] = value
     for name in _settings():
         section = config if "." not in name else config.get(name.partition(".")[0])
         if not isinstance(section, DictConfig) or name.rpartition(".")[2] not in section:
