@@ -111,7 +111,7 @@ def _bare_words(config: DictConfig) -> bool:
 
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
-LATER = {"model.centred": False}  # settings that older runs lack, and what they were made with
+LATER = {"model.centred": False, "fit.matmul_precision": "highest"}  # settings that older runs lack, and what they were made with
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 
 

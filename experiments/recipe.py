@@ -85,6 +85,10 @@ COURSES: dict[str, Course] = {
                 (*ORBITS, *SHORT, "prior=gaussian", "guide=mean_field", "fit.warmup_steps=1500", "fit.max_steps=28000"),
             ),
             "orbits": ("orbits, the orbit guide", (*ORBITS, *SHORT, "fit.max_steps=8000")),
+            "orbits_bfloat16": (
+                "orbits, products in bfloat16",
+                (*ORBITS, *SHORT, "fit.max_steps=8000", "fit.matmul_precision=medium"),
+            ),
         },
     ),
     "recipe_hour": Course(

@@ -93,6 +93,7 @@ OPTIONS = [
     "devices",
     "strategy",
     "precision",
+    "matmul_precision",
     "resume",
     "data",
     "validation",

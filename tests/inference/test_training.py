@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -407,6 +408,39 @@ def test_frame_dropout_reaches_the_guide_in_training_and_not_in_validation() -> 
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
+class Precisions(Callback):
+    """Matrix products' precision at every step; raises in the second one where it is to."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.seen: list[str] = []
+        self.error = error
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.seen.append(torch.get_float32_matmul_precision())
+        if self.error is not None and len(self.seen) == 2:
+            raise self.error
+
+
+@pytest.fixture
+def high_products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("medium", "medium"), ("highest", "highest"), (None, "high")])
+@pytest.mark.parametrize("error", [None, RuntimeError("a fault"), KeyboardInterrupt()], ids=repr)
+def test_products_have_their_precision_while_the_fit_lasts(
+    high_products: None, given: str | None, expected: str, error: BaseException | None
+) -> None:
+    steps = Precisions(error)
+    with nullcontext() if error is None else pytest.raises(type(error)):
+        quick(*start(), max_steps=3, matmul_precision=given, callbacks=[steps])
+    assert steps.seen == [expected] * (3 if error is None else 2)
+    assert torch.get_float32_matmul_precision() == "high"
+
+
 class Module(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return DataLoader([{"x": frames, "y": 0} for frames in moving_bar()], batch_size=8)
@@ -487,6 +521,7 @@ VAGUE: dict[str, dict] = {
     "no epoch": {"max_epochs": 0},
     "no step": {"max_steps": 0},
     "no warm-up": {"warmup_steps": -1},
+    "no precision": {"matmul_precision": "bfloat16"},
     "no x": {"data": DataLoader([{"y": 1}])},
 }
 
