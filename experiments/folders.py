@@ -111,7 +111,8 @@ def _bare_words(config: DictConfig) -> bool:
 
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
-LATER = {"model.centred": False, "fit.matmul_precision": "highest"}  # settings that older runs lack, and what they were made with
+# Settings that older runs lack, and what they were made with.
+LATER = {"model.centred": False, "fit.matmul_precision": "highest"}
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 
 

@@ -33,10 +33,11 @@ from .turns import StepTurns, seconds_of
 
 __all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 
-TARGETS: dict[str, float | None] = {"step": 1.3, "step_sgd": 1.3, "batch": 0.05, "iwae": 1.3}
+TARGETS: dict[str, float | None] = {"step": 1.3, "step_sgd": 1.3, "step_bfloat16": None, "batch": 0.05, "iwae": 1.3}
 WHAT = {
     "step": "training step with the default Adam, Pyro and Lightning included, against its bare matrix products",
     "step_sgd": "the same with the paper's SGD with momentum",
+    "step_bfloat16": "the default's with products in bfloat16 (fit.matmul_precision=medium), against those in float32",
     "batch": "making the step's batch (draw and render), against the step",
     "iwae": "importance weights of a batch, against the decoder's bare matrix products",
 }
@@ -156,8 +157,12 @@ def run(
         model, guide = setting.build()
         n_parameters = sum(p.numel() for module in (model, guide) for p in module.parameters())
         measures: dict[str, Any] = {}
-        for name, optimizer, share in (("step", None, 0.4), ("step_sgd", _published, 0.65)):
-            turns = _time_steps(model, guide, setting, optimizer, start + share * seconds, bar)
+        for name, optimizer, precision, share in (
+            ("step", None, "highest", 0.35),
+            ("step_sgd", _published, "highest", 0.55),
+            ("step_bfloat16", None, "medium", 0.75),
+        ):
+            turns = _time_steps(model, guide, setting, optimizer, precision, start + share * seconds, bar)
             measures[name] = summary(name, turns["step"], turns["products"])
             if name == "step":
                 measures["batch"] = summary("batch", turns["batch"], turns["step"])
@@ -251,10 +256,11 @@ def _time_steps(
     guide: MeanFieldGuide,
     setting: Setting,
     optimizer: Optimizers | None,
+    precision: str,
     deadline: float,
     bar: Bar,
 ) -> dict[str, list[float]]:
-    """Seconds of a step, of its products and of making its batch, in turns."""
+    """Seconds of a step, of its products in float32 and of making its batch, in turns."""
     make = make_batches(setting)
     products = step_products(model, guide, setting.n_sequences)
     seconds_of(make, 3), seconds_of(products, 3)  # the first calls allocate and plan
@@ -264,8 +270,13 @@ def _time_steps(
         batches.append(seconds_of(make, STEPS))
         bar("step", step / product)
 
+    def in_float32() -> None:
+        torch.set_float32_matmul_precision("highest")
+        products()
+        torch.set_float32_matmul_precision(precision)
+
     turns = StepTurns(
-        products,
+        in_float32,
         steps=STEPS,
         warm_up=WARM_UP_STEPS,
         enough=lambda count: count >= MIN_REPEATS and time.perf_counter() > deadline,
@@ -277,6 +288,7 @@ def _time_steps(
         guide,
         loader,
         optimizer=optimizer,
+        matmul_precision=precision,
         max_epochs=1,
         accelerator="cpu",
         devices=1,

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from pyro_tvae.experiments import benchmarks
@@ -224,6 +225,35 @@ def test_growth_measures_every_size_once_per_axis() -> None:
     assert "N, 500 to 2000" in printed(growth, record)
     with pytest.raises(ValueError, match="at least 3 sizes for some of S, C, D, N"):
         growth.run(sizes={"K": (1, 2, 3)})
+
+
+def test_every_step_is_compared_with_products_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[str] = []
+    steps: list[str] = []
+
+    class Spied(speed.Products):
+        def __call__(self) -> None:
+            products.append(torch.get_float32_matmul_precision())
+            super().__call__()
+
+    def spied_fit(*arguments: Any, **options: Any) -> Any:
+        witness = Callback()
+        witness.on_train_batch_end = lambda *_: steps.append(torch.get_float32_matmul_precision())  # type: ignore[method-assign]
+        return fit(*arguments, **options | {"callbacks": [*options["callbacks"], witness]})
+
+    monkeypatch.setattr(speed, "Products", Spied)
+    monkeypatch.setattr(speed, "fit", spied_fit)
+    monkeypatch.setattr(speed, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(speed, "STEPS", 1)
+    record = speed.run(threads=1, seconds=0.1, progress=False, setting=TINY)
+    assert {*products} == {"highest"}
+    assert [*dict.fromkeys(steps)] == ["highest", "medium"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert {*record["measures"]} == {*speed.TARGETS}
+    for found in record["measures"].values():
+        assert found["repeats"] >= speed.MIN_REPEATS
+        assert 0 < found["low"] <= found["ratio"] <= found["high"]
+    assert "fit.matmul_precision" in printed(speed, record)
 
 
 def test_turns_time_steps_between_what_they_are_compared_with() -> None:
