@@ -97,7 +97,7 @@ def measure(
         label: of the progress bar.
         progress: show it.
     """
-    device = next(model.parameters()).device
+    device = model.like.device
     estimates: list[LogLikelihood] = []
     kept: dict[str, list[Tensor]] = defaultdict(list)
     mean_frame = data.mean_frame(device)
@@ -113,7 +113,7 @@ def measure(
             posterior = guide.posterior(x)
             weights = log_weights(model, guide, x, num_particles, posterior=posterior)
             estimates.append(summarise(weights.cpu(), model.n_frames))
-            if has_frame_weights(model, guide, posterior):
+            if has_frame_weights(model, posterior):
                 options: dict[str, Any] = {"estimator": "frame_unnormalised", "batch_size": len(x), "seed": seed}
                 with warnings.catch_warnings():  # the table says in words what this number is not
                     warnings.simplefilter("ignore")
@@ -212,7 +212,7 @@ def _probes(
     fitted = data.datasets["validation"]
     if judged is fitted or min(len(fitted), len(judged)) < 2 or fitted.factor_names != judged.factor_names:
         return math.nan, {}
-    device = next(model.parameters()).device
+    device = model.like.device
     parts = [
         (point_estimate(model, guide.posterior(batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
         for batch in data.batches("validation", device)
@@ -264,7 +264,7 @@ def evaluate(
         for role, rival in rivals.items()
         if rival is not None
     }
-    device = next(model.parameters()).device
+    device = model.like.device
     x = torch.cat([batch["x"] for batch in data.batches(split, device)])
     forecast = None
     if model.n_frames > 1:

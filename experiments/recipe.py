@@ -155,7 +155,7 @@ def judge(
         num_particles: K of the importance-weighted bound.
         seed: of the draws.
     """
-    device = next(model.parameters()).device
+    device = model.like.device
     x = next(data.batches(split, device, batch_size=min(sequences, len(data.datasets[split]))))["x"]
     bound = log_likelihood(model, guide, x, num_particles, seed=seed, progress=False)
     mean_frame = data.mean_frame(device)

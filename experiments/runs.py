@@ -208,7 +208,7 @@ def draw(
 ) -> None:
     """All figures of a run, as PNG files in its folder."""
     folder = run / "figures"
-    batch = next(data.batches("test", next(model.parameters()).device, batch_size=8))
+    batch = next(data.batches("test", model.like.device, batch_size=8))
     order = figures.interleaved(batch["moving"])
     x = batch["x"][order]
     t = pyro_tvae.encode(model, guide, x)

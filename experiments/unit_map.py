@@ -70,7 +70,7 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
         )
     kept: list[tuple[Tensor, ...]] = []
     with seeded(seed):
-        for batch in data.batches(split, next(model.parameters()).device):
+        for batch in data.batches(split, model.like.device):
             posterior = guide.posterior(batch["x"])
             drawn = draw(posterior)
             energy = drawn[model.prior.site] if model.prior is not None else None

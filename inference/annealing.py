@@ -19,6 +19,7 @@ from torch.distributions import biject_to, constraints
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.posteriors import standalone
 
+from .densities import refuse_further_terms
 from .likelihood import concatenate, seeded, summarise
 from .progress import progress_bar
 
@@ -287,6 +288,7 @@ class Path:
 
     def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
         model.check(x)
+        refuse_further_terms(model, x, "annealing")
         self.model, self.x, self.laws = model, x, model.laws()
         posterior = standalone(guide.posterior(x)) if isinstance(guide, Guide) and guide.mean_field else None
         if posterior is None or {*posterior} != {*self.laws}:

@@ -22,16 +22,16 @@ import pyro
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.guides import check_judged
-from pyro_tvae.model import frame_mask
-from pyro_tvae.posteriors import Posterior, standalone
+from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.model import frame_mask, tvae_of
+from pyro_tvae.posteriors import Posterior, draw, standalone
+from pyro_tvae.programs import call, check_covariates, untouched_store
 
+from .densities import INNER_PLATE, densities, propose, refuse_further_terms, refuse_plates
 from .memory import keep_freed_memory
-from .objectives import matched_sites
 from .progress import progress_bar
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
@@ -53,28 +53,33 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 @torch.no_grad()
 def log_weights(
-    model: TVAE,
+    model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
     x: Tensor,
     num_particles: int,
     *,
     observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
     posterior: Posterior | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     seed: int | None = None,
 ) -> Tensor:
     """Log importance weights ``log w_k = log p(x, z_k, u_k) − log q(z_k, u_k | x)``, summed over all frames.
 
-    The encoders run once; particles are drawn and decoded in chunks, so memory does not grow with their number.
+    The encoders run once; particles are drawn and decoded in chunks, so memory does not grow with their number. Every
+    sample statement counts, as in Pyro's own objectives, but for what belongs to all sequences at once, which is
+    refused: a weight is a sequence's. What all of them share, such as random weights, counts in each whole, so that
+    each weight estimates log p of its sequence alone, with the shared sites integrated out under their prior.
 
     Args:
-        model: the generative program.
+        model: the generative program, a handler around it (``poutine.scale``, ``pyro.condition``) included.
         guide: a guide, or any Pyro program of x with the model's sites and a plate ``sequence`` at dim −1 (its encoders
             then run once per chunk).
         x: (B, S, channel, height, width).
         num_particles: draws K per sequence.
         observed: (S,) or (B, S) booleans: the guide sees and the model scores only these frames, so that the weights
             estimate log p of them. None means all.
+        covariates: what the programs take beside them by name, one entry per sequence, such as labels.
         posterior: ``guide.posterior(x, observed)``, where it was computed before.
         chunk_bytes: bound on the decoded pixels of one chunk.
         seed: makes the draws reproducible without touching torch's global state.
@@ -83,119 +88,96 @@ def log_weights(
         (K, B), nats per sequence.
 
     Raises:
-        ValueError: x does not fit the model, or num_particles is below one.
+        ValueError: x does not fit the model, num_particles is below one, or a term belongs to no single sequence.
     """
-    with seeded(seed):
-        return torch.cat(list(_chunks(model, guide, x, num_particles, observed, posterior, chunk_bytes)))
+    with seeded(seed), untouched_store():
+        chunks = _chunks(model, guide, x, num_particles, observed, covariates, posterior, chunk_bytes)
+        return torch.cat(list(chunks))
 
 
 def _chunks(
-    model: TVAE,
+    model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
     x: Tensor,
     num_particles: int,
     observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
     posterior: Posterior | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     per_frame: bool = False,
 ) -> Iterator[Tensor]:
     """Log-weights (k, B), or (k, B, S) per frame, in chunks that make up all the particles."""
-    model.check(x)
+    tvae_of(model).check(x)
     if num_particles < 1:
         raise ValueError(f"log_weights: num_particles is {num_particles!r}; expected at least 1.")
+    check_covariates(model, guide, covariates, x.shape[-5])
     keep_freed_memory()
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
-    program: Callable[[], object]
-    if isinstance(guide, Guide):
-        posterior = guide.posterior(x, observed) if posterior is None else posterior
-        program = partial(guide.draw, posterior)
-    else:
-        program = partial(guide, x) if observed is None else partial(guide, x, observed)
+    posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     for start in range(0, num_particles, chunk):
         size = min(chunk, num_particles - start)
         # All chunks share their parameters and draw from the laws that score them: what is checked once holds for all,
         # and checking every draw anew would take a tenth of the time.
         with contextlib.nullcontext() if start == 0 else pyro.validation_enabled(False):
             if per_frame:
-                log_w = _chunk_by_frame(model, guide, posterior, x, observed, size)
+                log_w = _chunk_by_frame(model, posterior, x, observed, covariates, size)
             else:
-                log_w = _chunk_of_weights(model, program, x, observed, size)
+                log_w = _chunk_of_weights(model, posterior, x, observed, covariates, size)
         yield log_w
 
 
-INNER_PLATE = (
-    "the guide has a plate beside 'sequence'; expected frames, capsules and positions in event dimensions (to_event) "
-    "and sequences in a plate at dim=-1, since a weight belongs to a whole sequence."
-)
-
-
-def _refuse_inner_plates(trace: Trace) -> None:
-    for name in trace.stochastic_nodes:
-        if not {frame.name for frame in trace.nodes[name]["cond_indep_stack"]} <= {"particles", "sequence"}:
-            raise ValueError(INNER_PLATE)
-
-
-def _scored(site: Mapping[str, Any]) -> bool:
-    return site["type"] == "sample" and not (site["infer"] or {}).get("_deterministic", False)
-
-
 def _chunk_of_weights(
-    model: TVAE, program: Callable[[], object], x: Tensor, observed: Tensor | None, size: int
+    model: Any,
+    posterior: Posterior,
+    x: Tensor,
+    observed: Tensor | None,
+    covariates: Mapping[str, Tensor] | None,
+    size: int,
 ) -> Tensor:
     try:
         with pyro.plate("particles", size, dim=-2):
-            guide_trace = poutine.trace(program).get_trace()
-            _refuse_inner_plates(guide_trace)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x, observed)
+            proposal = propose(partial(draw, posterior), x)
+            refuse_plates(proposal)
+            scored = poutine.trace(poutine.replay(call(model, x, observed, covariates), trace=proposal)).get_trace()
     except ValueError as error:
         if "collide" in str(error):  # Pyro's words for a plate on the particles' dimension
             raise ValueError(INNER_PLATE) from None
         raise
-    matched_sites(guide_trace, model_trace)
-    log_w = x.new_zeros(size, x.shape[0])
-    for sign, trace in ((1, model_trace), (-1, guide_trace)):
-        # A deterministic site adds nothing, but evaluating its point mass would take several passes over it.
-        scored = {name: site for name, site in trace.nodes.items() if _scored(site)}
-        trace.compute_log_prob(lambda name, _: name in scored)  # noqa: B023 - called before the next turn
-        for name, site in scored.items():
-            term = site["log_prob"]
-            if term.dim() not in (0, 2) or (term.dim() == 2 and term.shape[-1] not in (1, x.shape[0])):
-                raise ValueError(
-                    f"site {name!r} has log-probabilities of shape {tuple(term.shape)}; expected (particles, "
-                    "sequences): keep frames in event dimensions (to_event) and sequences in a plate at dim=-1."
-                )
-            log_w = log_w + sign * term
-    return log_w
+    likelihood, kl = densities(proposal, scored, x, weights=True)
+    return (likelihood - kl).expand(size, x.shape[-5])
 
 
-def has_frame_weights(model: TVAE, guide: Guide, posterior: Posterior) -> bool:
+def has_frame_weights(model: Any, posterior: Posterior) -> bool:
     """Whether every site is independent over (frame, capsule, position), in the prior and in the posterior."""
-    laws: dict[str, Any] = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
     alone = standalone(posterior)
-    if not isinstance(guide, Guide) or alone is None or {*alone} != {*laws}:
+    if not isinstance(model, TVAE) or alone is None:
+        return False
+    laws: dict[str, Any] = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
+    if {*alone} != {*laws}:
         return False
     shapes = [law.batch_shape for law in laws.values()] + [q.batch_shape[1:] for q in alone.values()]
     return {*shapes} == {model.latent_shape}
 
 
 def _chunk_by_frame(
-    model: TVAE,
-    guide: Guide | Callable[..., object],
-    posterior: Posterior | None,
+    model: Any,
+    posterior: Posterior,
     x: Tensor,
     observed: Tensor | None,
+    covariates: Mapping[str, Tensor] | None,
     size: int,
 ) -> Tensor:
     """``log p(x_l | t_l) + log p(z_l, u_l) − log q(z_l, u_l | x)``: (k, B, S); 0 in frames that were not observed."""
-    if not isinstance(guide, Guide) or posterior is None or not has_frame_weights(model, guide, posterior):
+    if not has_frame_weights(model, posterior):
         raise ValueError(
             "weights per frame need a mean-field Guide and priors whose sites are independent over (frame, capsule, "
             "position); orbit energies and plain functions have none: use estimator='sequence'."
         )
+    refuse_further_terms(model, x, "weights per frame", covariates)
     laws: dict[str, Any] = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
     alone = standalone(posterior) or {}
     with pyro.plate("particles", size, dim=-2):
-        values = guide.draw(posterior)
+        values = draw(posterior)
     t = model.compose(values["z"], None if model.prior is None else values[model.prior.site])
     log_w = model.decode(t).log_prob(x)
     for site, value in values.items():
@@ -331,13 +313,14 @@ def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
 
 
 def log_likelihood(
-    model: TVAE,
+    model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
     x: Tensor,
     num_particles: int = 100,
     *,
     estimator: str = "sequence",
     observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
     batch_size: int = 16,
     seed: int | None = 0,
     progress: bool = False,
@@ -355,6 +338,7 @@ def log_likelihood(
             ``"frame"`` averages weights frame by frame, ``sum over l of (logsumexp_k log w_kl − log K)``, and is no
             bound because V couples frames; ``"frame_unnormalised"`` also leaves the log K out, and is no likelihood.
         observed: (S,) or (N, S) booleans: log p of these frames alone. So log p(unseen | seen) is a difference of two.
+        covariates: what the programs take beside them by name, (N, …), such as labels: log p(x, labels) then.
         batch_size: sequences per pass of the encoders.
         seed: of the draws; None uses torch's global generator.
         progress: show a progress bar.
@@ -380,23 +364,26 @@ def log_likelihood(
     ):
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"log_likelihood: {name} is {value!r}; expected a whole number of at least {least}.")
-    check_judged(model, guide, x, observed)
+    tvae = tvae_of(model)
+    check_judged(tvae, guide, x, observed)
+    check_covariates(model, guide, covariates, len(x))
     if estimator not in ESTIMATORS:
         raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
     per_frame = estimator != "sequence"
     if per_frame:
         warnings.warn(REMARKS[estimator], stacklevel=3)
-    whole = frame_mask(observed, len(x), model.n_frames).expand(len(x), -1) if observed is not None else None
+    whole = frame_mask(observed, len(x), tvae.n_frames).expand(len(x), -1) if observed is not None else None
     masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
     parts = []
     bar = progress_bar(len(x) * num_particles, f"IWAE, K = {num_particles}", shown=progress, leave=False)
-    with torch.no_grad(), seeded(seed), bar:
-        for batch, mask in zip(x.split(batch_size), masks, strict=False):
+    with torch.no_grad(), seeded(seed), untouched_store(), bar:
+        for i, (batch, mask) in enumerate(zip(x.split(batch_size), masks, strict=False)):
+            of_batch = {name: value.split(batch_size)[i] for name, value in (covariates or {}).items()}
             summary = Summary(num_particles)
-            for log_w in _chunks(model, guide, batch, num_particles, mask, per_frame=per_frame):
+            for log_w in _chunks(model, guide, batch, num_particles, mask, of_batch, per_frame=per_frame):
                 summary.add(log_w)
                 bar.update(log_w.shape[0] * log_w.shape[1])
-            part = summary.estimates(model.n_frames)
+            part = summary.estimates(tvae.n_frames)
             parts.append(_over_frames(part, mask, estimator) if per_frame else part)
     return concatenate(parts)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,24 +11,29 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine import Trace
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.posteriors import Posterior, draw, standalone
+from pyro_tvae.programs import call, is_bayesian
 
-__all__ = ["ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms", "divergence", "matched_sites"]
+from .densities import Densities, both, densities, log_prob, propose, refuse_shared, reparametrized, run, scored
+
+__all__ = ["ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms", "divergence"]
 
 
 class Terms(NamedTuple):
     """What an objective says of a batch in nats per sequence, each of shape (B,).
 
     Attributes:
-        reconstruction: ``log p(x | t)``, mean over the draws.
-        kl: ``KL(q ‖ p)``, or its estimate from the draws.
+        reconstruction: ``log p(x | t)``, mean over the draws, and with it whatever else the model observes or adds as a
+            factor.
+        kl: ``KL(q ‖ p)``, or its estimate from the draws. What all sequences share, such as random weights, is divided
+            among them.
         objective: what is maximised; higher is better.
     """
 
@@ -43,41 +48,65 @@ class Terms(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base of the objectives: a module whose ``forward(x, observed=None)`` returns :class:`Terms`.
+    """Base of the objectives: a module whose ``forward(x, observed=None, …)`` returns :class:`Terms` to be maximised.
+
+    Whatever Pyro counts is counted: factors, further observed sites, scales, masks, random weights. What cannot be
+    counted is refused by name.
 
     Args:
         model: the generative program.
-        guide: its posterior.
+        guide: its posterior: a :class:`~pyro_tvae.Guide`, an autoguide, or any Pyro program with the model's sites.
         num_particles: draws K per sequence.
         beta: weight of the KL. An attribute: set it between steps to anneal; :func:`~pyro_tvae.inference.fit` does.
+        dataset_size: sequences N of the whole data set: the KL of what all sequences share counts once for all of it,
+            and so by B / N in a batch. None takes the batch for the whole, as Pyro does. An attribute too.
 
     Raises:
         ValueError: num_particles below one, or a negative beta.
+        TypeError: the model is no TVAE.
     """
 
-    def __init__(self, model: TVAE, guide: Guide, num_particles: int = 1, *, beta: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: TVAE,
+        guide: Any,
+        num_particles: int = 1,
+        *,
+        beta: float = 1.0,
+        dataset_size: int | None = None,
+    ) -> None:
         super().__init__()
         if num_particles < 1:
             raise ValueError(f"{type(self).__name__}: num_particles is {num_particles!r}; expected at least 1.")
         if not 0 <= beta < math.inf:
             raise ValueError(f"{type(self).__name__}: beta is {beta!r}; expected a finite weight of at least 0.")
+        if not isinstance(model, TVAE):
+            inside = isinstance(inspect.unwrap(model), TVAE) if callable(model) else False
+            remedy = "put the handler inside the model, around the statements it is for" if inside else "pass one"
+            raise TypeError(f"{type(self).__name__}: the model is a {type(model).__name__}, no TVAE; {remedy}.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
+        self.dataset_size = dataset_size
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
-        """Terms of the batch x (B, S, channel, height, width).
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
+    ) -> Terms:
+        """Terms of a batch.
 
-        With ``observed``, (S,) or (B, S) booleans, the guide sees only those frames while all are scored: still a
-        bound, since it holds for every q.
+        Args:
+            x: (B, S, channel, height, width).
+            observed: (S,) or (B, S) booleans, frames that there are: the guide sees and the model scores no others.
+            shown: frames that the guide sees, where all observed ones are scored: still a bound, since it holds for
+                every q.
+            covariates: what model and guide take beside these, by name.
         """
         raise NotImplementedError
 
-    # Calling forward leaves Pyro's parameter store out of it: this module holds the parameters itself, and a statement
-    # for each of them at every access is most of what Pyro costs per step.
-    def _propose(self, x: Tensor, observed: Tensor | None) -> Trace:
-        return poutine.trace(self.guide.forward).get_trace(*((x,) if observed is None else (x, observed)))
-
-    def _score(self, x: Tensor, proposal: Trace) -> Trace:
-        return poutine.trace(poutine.replay(self.model.forward, trace=proposal)).get_trace(x)
+    def _run(
+        self, x: Tensor, observed: Tensor | None, shown: Tensor | None, covariates: dict[str, Tensor]
+    ) -> tuple[Trace, Trace]:
+        traces = run(self.model, self.guide, x, observed, shown, covariates)
+        reparametrized(*traces)
+        return traces
 
 
 class ELBO(Objective):
@@ -94,34 +123,19 @@ class ELBO(Objective):
         torch.Size([4])
     """
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
+    ) -> Terms:
         # One draw needs no plate; entering it at every site would cost a few percent of a step.
         many = self.num_particles > 1
         with pyro.plate("particles", self.num_particles, dim=-2) if many else nullcontext():
-            guide_trace = self._propose(x, observed)
-            model_trace = self._score(x, guide_trace)
-        latents = _reparametrised(guide_trace, model_trace)
-        sites: Mapping[str, Mapping[str, Any]] = model_trace.nodes
-        proposals: Mapping[str, Mapping[str, Any]] = guide_trace.nodes
-        reconstruction = _log_prob(model_trace, "x")
-        kl = torch.zeros_like(reconstruction)
-        for name in latents:
-            latent = sites[name]
-            kl = kl + self._kl(proposals[name]["fn"], latent["fn"], latent["value"])
-        # Where a guide draws several sites at once, log q is that of the joint draw.
-        for name in _latents(guide_trace, auxiliary=True):
-            kl = kl + _log_prob(guide_trace, name)
+            traces = self._run(x, observed, shown, covariates)
+        closed_form = getattr(self.guide, "mean_field", False)
+        reconstruction, kl = densities(*traces, x, closed_form=closed_form, n_sequences=self.dataset_size)
         if many:
-            reconstruction, kl = reconstruction.mean(0), kl.mean(0)
+            reconstruction, kl = (term.mean(0) if term.dim() > 1 else term for term in (reconstruction, kl))
+        kl = kl.expand_as(reconstruction)
         return Terms(reconstruction, kl, reconstruction - self.beta * kl)
-
-    def _kl(self, q: torch.distributions.Distribution, p: torch.distributions.Distribution, value: Tensor) -> Tensor:
-        if getattr(self.guide, "mean_field", False):
-            try:
-                return kl_divergence(q, p)
-            except NotImplementedError:
-                pass
-        return q.log_prob(value) - p.log_prob(value)
 
 
 class MeanFieldELBO(ELBO):
@@ -142,9 +156,22 @@ class MeanFieldELBO(ELBO):
         ValueError: MeanFieldELBO: FlowGuide is not mean-field...
     """
 
-    def __init__(self, model: TVAE, guide: Guide, num_particles: int = 1, *, beta: float = 1.0) -> None:
-        super().__init__(model, guide, num_particles, beta=beta)
-        blank = next(model.decoder.parameters()).new_zeros(1, model.n_frames, *model.frame_shape)
+    def __init__(
+        self,
+        model: TVAE,
+        guide: Guide,
+        num_particles: int = 1,
+        *,
+        beta: float = 1.0,
+        dataset_size: int | None = None,
+    ) -> None:
+        super().__init__(model, guide, num_particles, beta=beta, dataset_size=dataset_size)
+        if not isinstance(guide, Guide):
+            raise ValueError(
+                f"MeanFieldELBO: {type(guide).__name__} is a program, whose laws cannot be looked at; use ELBO, which "
+                "samples the KL, or a mean-field guide such as MeanFieldGuide."
+            )
+        blank = model.like.new_zeros(1, model.n_frames, *model.frame_shape)
         with torch.no_grad():
             alone, laws = standalone(guide.posterior(blank)), model.laws()
         if not guide.mean_field or alone is None:
@@ -181,13 +208,22 @@ class IWAE(Objective):
         True
     """
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
+    ) -> Terms:
         with pyro.plate("particles", self.num_particles, dim=-2):
-            proposal = self._propose(x, observed)
-            return self._terms(*_densities(proposal, self._score(x, proposal)))
+            traces = self._run(x, observed, shown, covariates)
+        return self._terms(self._weighed(*traces, x))
 
-    def _terms(self, reconstruction: Tensor, kl: Tensor) -> Terms:
+    def _weighed(self, proposal: Trace, model: Trace, x: Tensor) -> Densities:
+        if x.shape[-5] > 1:
+            refuse_shared(proposal, type(self).__name__)
+        terms, shape = densities(proposal, model, x, weights=True), (self.num_particles, x.shape[-5])
+        return Densities(*(term.expand(shape) for term in terms))
+
+    def _terms(self, of_particles: Densities) -> Terms:
         """From log p(x | t_k) and (log q − log p)(z_k, u_k), both (K, B)."""
+        reconstruction, kl = of_particles
         objective = (reconstruction - self.beta * kl).logsumexp(0) - math.log(self.num_particles)
         return Terms(reconstruction.mean(0), kl.mean(0), objective)
 
@@ -201,34 +237,49 @@ class DReG(IWAE):
     IWAE's. Costs one more pass of the encoders, without gradients.
     """
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
-        arguments = (x,) if observed is None else (x, observed)
-        frozen = {name: parameter.detach() for name, parameter in self.guide.named_parameters(prefix="guide")}
+    def __init__(self, model: TVAE, guide: Any, num_particles: int = 1, **options: Any) -> None:
+        super().__init__(model, guide, num_particles, **options)
+        if not isinstance(guide, nn.Module) or (
+            isinstance(guide, PyroModule) and (type(guide).__call__ is not PyroModule.__call__ or is_bayesian(guide))
+        ):
+            raise ValueError(
+                f"DReG: the guide is a {type(guide).__name__}, whose parameters cannot be held while it is scored "
+                "again; expected a module with a forward, such as a pyro_tvae.Guide, or use IWAE."
+            )
+
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
+    ) -> Terms:
+        seen = both(observed, shown)
         with pyro.plate("particles", self.num_particles, dim=-2):
-            proposal = self._propose(x, observed)
+            proposal = propose(call(self.guide, x, seen, covariates), x)
             draws = _stand_ins(proposal)
             # log q with the guide's parameters held: what is left depends on them through the draws alone.
-            scored = partial(functional_call, _Program(self.guide), frozen, arguments)
-            held = poutine.trace(poutine.replay(scored, trace=proposal)).get_trace()
-            reconstruction, kl = _densities(held, self._score(x, proposal))
+            frozen = {name: parameter.detach() for name, parameter in self.guide.named_parameters(prefix="guide")}
+            again = call(self.guide.forward, x, seen, covariates)
+            fixed = partial(functional_call, _Program(self.guide), frozen, (again,))
+            held = poutine.trace(poutine.replay(fixed, trace=proposal)).get_trace()
+            model = poutine.trace(poutine.replay(call(self.model, x, observed, covariates), trace=proposal)).get_trace()
+        reparametrized(proposal, model)
+        terms = self._weighed(held, model, x)
         with torch.no_grad():
-            share = (reconstruction - self.beta * kl).softmax(0)
+            share = (terms.likelihood - self.beta * terms.kl).softmax(0)
             factor = 1 - self.beta + self.beta * share
         for stand_in in draws:
             # The bound's own gradient brings the first factor w̃.
             stand_in.register_hook(lambda gradient: gradient * factor[(...,) + (None,) * (gradient.dim() - 2)])
-        return self._terms(reconstruction, kl)
+        return self._terms(terms)
 
 
 class _Program(nn.Module):
-    """The guide's forward without the parameter store, as a module whose parameters functional_call can replace."""
+    """A call of the guide as a module around it, whose parameters functional_call can replace."""
 
-    def __init__(self, guide: Guide) -> None:
+    def __init__(self, guide: nn.Module) -> None:
         super().__init__()
         self.guide = guide
 
-    def forward(self, *arguments: Tensor) -> object:
-        return self.guide.forward(*arguments)
+    def forward(self, program: Any) -> object:
+        return program()
 
 
 def _stand_ins(proposal: Trace) -> list[Tensor]:
@@ -246,61 +297,6 @@ def _stand_ins(proposal: Trace) -> list[Tensor]:
     return draws
 
 
-def _densities(proposal: Trace, model: Trace) -> tuple[Tensor, Tensor]:
-    """``log p(x | t)`` and ``log q − log p`` of the latents, both of the shape of the plates."""
-    reconstruction = _log_prob(model, "x")
-    kl = torch.zeros_like(reconstruction)
-    for name in _reparametrised(proposal, model):
-        kl = kl + _log_prob(proposal, name) - _log_prob(model, name)
-    for name in _latents(proposal, auxiliary=True):
-        kl = kl + _log_prob(proposal, name)
-    return reconstruction, kl
-
-
-def _reparametrised(proposal: Trace, model: Trace) -> list[str]:
-    """The latent sites, whose draws have to be differentiable: no objective here has a score-function term."""
-    latents = matched_sites(proposal, model)
-    for name in [*latents, *_latents(proposal, auxiliary=True)]:
-        law: Any = proposal.nodes[name]["fn"]
-        if not law.has_rsample:
-            raise ValueError(
-                f"the guide draws site {name!r} from {type(getattr(law, 'base_dist', law)).__name__}, which is not "
-                "reparametrised; expected a distribution with rsample, or train with pyro.infer.Trace_ELBO."
-            )
-    return latents
-
-
-def _log_prob(trace: Trace, name: str) -> Tensor:
-    site: Mapping[str, Any] = trace.nodes[name]
-    return site["fn"].log_prob(site["value"])
-
-
-def matched_sites(guide_trace: Trace, model_trace: Trace) -> list[str]:
-    """Latent sites of a guide, which must be those of the model; auxiliary ones are left out.
-
-    Raises:
-        ValueError: one has a site that the other lacks, so that their densities do not belong together.
-    """
-    guide, model = _latents(guide_trace), _latents(model_trace)
-    for name in sorted({*guide} ^ {*model}):
-        has, lacks = ("guide", "model") if name in guide else ("model", "guide")
-        raise ValueError(
-            f"the {has} has a latent site {name!r} that the {lacks} lacks; expected the same sites in both: build the "
-            "guide for this model."
-        )
-    return guide
-
-
-def _latents(trace: Trace, auxiliary: bool = False) -> list[str]:
-    """Names of the sites that are sampled, plates aside: those of the model, or those of a guide alone."""
-    return [
-        name
-        for name in trace.stochastic_nodes
-        if not isinstance(trace.nodes[name]["fn"], _Subsample)
-        and (trace.nodes[name]["infer"] or {}).get("is_auxiliary", False) == auxiliary
-    ]
-
-
 def divergence(model: TVAE, posterior: Posterior, num_particles: int = 100) -> Tensor:
     """``KL(q(z, u | x) ‖ p(z, u))`` of a posterior computed before: (B,), nats per sequence.
 
@@ -315,9 +311,6 @@ def divergence(model: TVAE, posterior: Posterior, num_particles: int = 100) -> T
             pass
     with pyro.plate("particles", num_particles, dim=-2):
         trace = poutine.trace(draw).get_trace(posterior)
-    trace.compute_log_prob()
-    sites: Mapping[str, Mapping[str, Any]] = trace.nodes
-    drawn = [*_latents(trace), *_latents(trace, auxiliary=True)]
-    log_q = torch.stack([sites[name]["log_prob"] for name in drawn]).sum(0)
-    log_p = torch.stack([law.log_prob(sites[site]["value"]) for site, law in laws.items()]).sum(0)
+    log_q = torch.stack([log_prob(site) for _, site in scored(trace)]).sum(0)
+    log_p = torch.stack([law.log_prob(trace.nodes[site]["value"]) for site, law in laws.items()]).sum(0)
     return (log_q - log_p).mean(0)

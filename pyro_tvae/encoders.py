@@ -133,7 +133,7 @@ def energy_coordinate(model: TVAE, owner: str) -> Coordinate | None:
     prior = model.prior
     if prior is None:
         return None
-    shape = tuple(prior.law(next(model.decoder.parameters()).detach()).event_shape)
+    shape = tuple(prior.law(model.like.detach()).event_shape)
     if shape != model.latent_shape:
         raise ValueError(
             f"{owner}: the model's energies are {type(prior).__name__} of shape {shape}; it is made for one energy per "

@@ -6,6 +6,7 @@ drawing many particles from one pass of the encoders, follows from that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,8 +18,9 @@ from .model import TVAE, check_finite
 from .naming import NamedModule
 from .networks import Network
 from .parts import Part
-from .posteriors import Law, Posterior, draw
+from .posteriors import Law, Posterior, Program, draw, for_sequences
 from .priors import OrbitEnergy
+from .programs import accepted, is_bayesian, keywords
 
 __all__ = ["Guide", "MeanFieldGuide", "OrbitGuide", "Posterior", "SharedTrunkGuide", "default_guide"]
 
@@ -33,6 +35,7 @@ class Guide(Part, NamedModule):
             the guide is given by those before it.
     """
 
+    bare_forward = True  # see programs.py
     mean_field = True
 
     def __init__(self, model: TVAE) -> None:
@@ -63,9 +66,15 @@ class Guide(Part, NamedModule):
         """
         raise NotImplementedError
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> dict[str, Tensor]:
-        """The Pyro program: one draw of every site."""
-        return self.draw(self.posterior(x, observed))
+    @property
+    def covariates(self) -> frozenset[str]:
+        """Names of what the guide takes beside x and observed: keyword arguments of ``posterior`` or ``forward``."""
+        return keywords(type(self).posterior) | keywords(type(self).forward)
+
+    def forward(self, x: Tensor, observed: Tensor | None = None, **covariates: Any) -> dict[str, Tensor]:
+        """The Pyro program: one draw of every site. Covariates that only the model takes are left to it."""
+        taken = {name: value for name, value in covariates.items() if name in self.covariates}
+        return self.draw(for_sequences(self.posterior(x, observed, **taken), x.shape[-5]))
 
     def draw(self, posterior: Posterior) -> dict[str, Tensor]:
         """Sample every site of a posterior computed before, so that many particles cost one pass of the encoders."""
@@ -74,6 +83,21 @@ class Guide(Part, NamedModule):
     def arguments(self) -> dict[str, Any]:
         # The model is described beside the guide, not inside it.
         return {name: value for name, value in super().arguments().items() if name != "model"}
+
+
+def posterior_of(
+    guide: Any, x: Tensor, observed: Tensor | None = None, covariates: Mapping[str, Tensor] | None = None
+) -> Posterior:
+    """The posterior that a guide says of x: its laws, or where it is a program only, the program to draw from.
+
+    A posterior with a batch of one, which says the same of every sequence, is taken for each of them.
+    """
+    takes = accepted(guide)
+    given = {name: value for name, value in (covariates or {}).items() if name in takes}
+    plain = type(guide).forward is Guide.forward if isinstance(guide, Guide) else hasattr(guide, "posterior")
+    if not plain or is_bayesian(guide):
+        return Program(guide, x, observed, given)
+    return for_sequences(guide.posterior(x, observed, **given), x.shape[-5])
 
 
 def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None) -> None:

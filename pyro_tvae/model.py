@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
+from typing import Any
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from .latents import LatentPrior, NormalLatent
@@ -17,6 +21,7 @@ from .naming import NamedModule
 from .networks import MLP, Network, Shift
 from .parts import ArgumentError, Part
 from .priors import EnergyPrior, GaussianEnergy
+from .programs import keywords
 from .topography import CapsuleRoll, NoTopography, Topography
 
 __all__ = ["TVAE"]
@@ -29,8 +34,10 @@ class TVAE(Part, NamedModule):
     ``x[l] ~ likelihood(decoder(t[l]))`` for frames l = 1…S. Frames are event dimensions: the sequence is the unit of
     independence, in the plate ``sequence``.
 
-    Sites: ``z`` (S, C, D); the energy prior's own, ``u`` (S, C, D) in the paper's model; ``v`` and ``t``
-    (deterministic); ``x`` (S, channel, height, width).
+    Sites: ``z`` (S, C, D); the energy prior's own, ``u`` (S, C, D) in the paper's model; ``t`` (deterministic);
+    ``x`` (S, channel, height, width). A subclass adds its own by :meth:`heads`, or by its own ``forward``;
+    random weights (``PyroSample`` attributes of the decoder, or as μ) are sites of their full names, one draw for all
+    sequences.
 
     Args:
         frame_shape: (channel, height, width) of a frame.
@@ -59,6 +66,9 @@ class TVAE(Part, NamedModule):
         >>> model(n_sequences=4).shape
         torch.Size([4, 6, 1, 8, 8])
     """
+
+    bare_forward = True  # see programs.py
+    _like: Tensor
 
     def __init__(
         self,
@@ -98,6 +108,7 @@ class TVAE(Part, NamedModule):
         ):
             if part is not None and not isinstance(part, kind):
                 raise ArgumentError(f"TVAE: {name} is {part!r}; expected a pyro_tvae.{kind.__name__}, or None.")
+        self.register_buffer("_like", torch.empty(()), persistent=False)
         self.topography = topography if topography is not None else CapsuleRoll()
         self.topography.check(n_frames, capsule_dim)
         self.likelihood = likelihood if likelihood is not None else Bernoulli()
@@ -120,6 +131,11 @@ class TVAE(Part, NamedModule):
                 self.decoder = nn.Sequential(Shift(-self.centre()), self.decoder)
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the model's dtype and device: the decoder's first parameter, where it has one."""
+        return next(self.decoder.parameters(), self._like)
+
+    @property
     def n_latents(self) -> int:
         """Topographic variables per frame, C·D."""
         return self.n_capsules * self.capsule_dim
@@ -129,8 +145,44 @@ class TVAE(Part, NamedModule):
         """(S, C, D)."""
         return (self.n_frames, self.n_capsules, self.capsule_dim)
 
+    @property
+    def covariates(self) -> frozenset[str]:
+        """Names of what the program takes beside x and observed: keyword arguments of :meth:`heads` or ``forward``."""
+        return keywords(type(self).heads) | keywords(type(self).forward)
+
+    def heads(self, t: Tensor) -> None:
+        """Further sites that depend on t, for subclasses: called inside the plate ``sequence``, before x is scored.
+
+        What is sampled here counts in every objective and every weight, as in Pyro's own. A subclass gives it keyword
+        arguments with a default; ``fit`` fills them from the batch's entries of these names, ``log_likelihood`` from
+        its ``covariates``, and ``svi.step(x, label=y)`` does so as well.
+
+        Args:
+            t: (..., B, S, C, D), particles first where there are some.
+
+        Example:
+            >>> import pyro.distributions as dist
+            >>> class Labeled(TVAE):
+            ...     def __init__(self, *args, n_classes=10, **options):
+            ...         super().__init__(*args, **options)
+            ...         self.head = nn.Linear(self.n_latents, n_classes)
+            ...
+            ...     def heads(self, t, label=None):
+            ...         if label is not None:
+            ...             logits = self.head(t.flatten(-2).mean(-2))
+            ...             pyro.sample("label", dist.Categorical(logits=logits), obs=label)
+            >>> model = Labeled((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+            >>> sorted(model.covariates)
+            ['label']
+        """
+
     def forward(
-        self, x: Tensor | None = None, observed: Tensor | None = None, *, n_sequences: int | None = None
+        self,
+        x: Tensor | None = None,
+        observed: Tensor | None = None,
+        *,
+        n_sequences: int | None = None,
+        **covariates: Any,
     ) -> Tensor:
         """Run the program: condition on x (B, S, channel, height, width), or sample ``n_sequences`` from the prior.
 
@@ -138,6 +190,7 @@ class TVAE(Part, NamedModule):
             x: the sequences, or None to sample them.
             observed: (S,) or (B, S) booleans: only these frames of x are scored. None means all.
             n_sequences: how many to sample where x is None; 1 by default.
+            covariates: handed to :meth:`heads`.
 
         Returns:
             The value of site ``x``: x itself, or a sample (B, S, channel, height, width).
@@ -148,11 +201,19 @@ class TVAE(Part, NamedModule):
         n_sequences = 1 if n_sequences is None else n_sequences
         if n_sequences < 1:
             raise ValueError(f"TVAE: there are {n_sequences} sequences; expected at least 1.")
+        unknown = sorted({*covariates} - self.covariates)
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} takes no {unknown[0]!r} beside x and observed; expected "
+                f"{' or '.join(sorted(self.covariates)) or 'nothing else'}: add it to heads as a keyword argument."
+            )
+        self._draw_weights()
         laws = self.laws()
         with pyro.plate("sequence", n_sequences, dim=-1):
             z = pyro.sample("z", laws["z"])
             u = pyro.sample(self.prior.site, laws[self.prior.site]) if self.prior is not None else None
             t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
+            self.heads(t, **covariates)
             frames = self.decode(t)
             if observed is not None:
                 frames = frames.mask(frame_mask(observed, n_sequences, self.n_frames).to(t.device))
@@ -160,7 +221,7 @@ class TVAE(Part, NamedModule):
 
     def laws(self) -> dict[str, TorchDistribution]:
         """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""
-        like = next(self.decoder.parameters())
+        like = self.like
         laws = {"z": self.latent.law(like)}
         return laws if self.prior is None else laws | {self.prior.site: self.prior.law(like)}
 
@@ -181,7 +242,81 @@ class TVAE(Part, NamedModule):
             return z
         if u is None:
             raise ValueError(f"compose needs a value of site {self.prior.site!r} beside z.")
-        return (z + self.mu) * (self.energy(u) + self.eps).rsqrt()
+        # A random μ has one value per particle, (K, 1).
+        mu = self.mu if self.mu.dim() == 0 else self.mu[..., None, None, None]
+        return (z + mu) * (self.energy(u) + self.eps).rsqrt()
+
+    # ---- random weights
+
+    def weight_sites(self) -> dict[str, tuple[PyroModule, str]]:
+        """Site name of every random weight (``PyroSample`` attribute) -> (module, attribute), of any part."""
+        return {
+            f"{self._pyro_name}.{path}.{name}" if path else f"{self._pyro_name}.{name}": (part, name)
+            for path, part in self.named_modules()
+            if isinstance(part, PyroModule)
+            for name in part._pyro_samples
+        }
+
+    def _draw_weights(self) -> None:
+        """Sample random weights before the plate, so that they are one draw for all sequences and not one for each."""
+        if not self._pyro_context.active:
+            return
+        for site, (part, name) in self.weight_sites().items():
+            # Particles are told to the decoder, one by one, and to μ; how other parts would take them is not known.
+            batched = _particles(part, name, getattr(part, name)) is not None
+            if batched and name != "mu" and not site.startswith(f"{self._pyro_name}.decoder."):
+                raise ValueError(
+                    f"{site} is random (PyroSample) and has a value for each of several particles; expected random "
+                    "weights of the decoder or a random mu there: take one particle at a time, or make it a parameter."
+                )
+
+    @contextmanager
+    def held(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Random weights at given values for a block of code, whatever else is in the mapping.
+
+        Args:
+            values: site -> *weight, or (1, *weight), or (K, 1, *weight) for K particles.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        sites = self.weight_sites()
+        missing = sorted({*sites} - {*values})
+        if missing:
+            raise ValueError(
+                f"the model has a random weight {missing[0]!r} that the guide lacks; give the guide that site."
+            )
+        with self._pyro_context if sites else nullcontext():
+            for site, (part, name) in sites.items():
+                value = values[site]
+                self._pyro_context.set(site, value.squeeze(0) if value.dim() == _weight_dim(part, name) + 1 else value)
+            yield
+
+    def _decoder_outputs(self, t: Tensor) -> Tensor:
+        """What the decoder says of t (..., C·D), under one set of random weights for each particle."""
+        if not self._pyro_context.active:
+            outputs: Tensor = self.decoder(t)
+            return outputs
+        flat = {
+            site: values
+            for site, (part, name) in self.weight_sites().items()
+            if (values := _particles(part, name, getattr(part, name))) is not None and name != "mu"
+        }
+        if not flat:
+            outputs = self.decoder(t)
+            return outputs
+        cache = self._pyro_context.cache
+        whole = dict(cache)
+
+        def one(t: Tensor, weights: dict[str, Tensor]) -> Tensor:
+            cache.update(weights)
+            outputs: Tensor = self.decoder(t)
+            return outputs
+
+        try:
+            return torch.vmap(one, randomness="different")(t, flat)
+        finally:
+            cache.update(whole)
 
     @torch.no_grad()
     def centre(self) -> Tensor:
@@ -190,7 +325,7 @@ class TVAE(Part, NamedModule):
         Raises:
             ValueError: by the prior's ``law`` and ``point`` that mean is no positive number.
         """
-        like = next(self.decoder.parameters())
+        like = self.like
         if self.prior is None:
             return like.new_zeros(())
         try:
@@ -212,7 +347,7 @@ class TVAE(Part, NamedModule):
                 f"decode: t has shape {tuple(t.shape)}; expected (..., {self.n_capsules} capsules, "
                 f"{self.capsule_dim} positions)."
             )
-        return self.likelihood(self.decoder(t.flatten(-2))).to_event(3)
+        return self.likelihood(self._decoder_outputs(t.flatten(-2))).to_event(3)
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError or TypeError where x is not a batch of sequences for this model."""
@@ -229,12 +364,36 @@ class TVAE(Part, NamedModule):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one sequence.")
         if not x.is_floating_point():
             raise TypeError(f"x has dtype {x.dtype}; expected floating point pixels in [0, 1]: divide bytes by 255.")
-        dtype = next(self.decoder.parameters()).dtype
+        dtype = self.like.dtype
         if x.dtype != dtype:
             raise TypeError(
                 f"x has dtype {x.dtype}, the model {dtype}; convert x with .to({dtype}), or model and guide with "
                 f".to({x.dtype})."
             )
+
+
+def tvae_of(model: Any) -> TVAE:
+    """The TVAE inside handlers such as ``poutine.scale(model, …)``.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner = inspect.unwrap(model) if callable(model) else model
+    if not isinstance(inner, TVAE):
+        raise TypeError(f"the model is of type {type(model).__name__}; expected a TVAE, or a Pyro handler around one.")
+    return inner
+
+
+def _weight_dim(part: PyroModule, name: str) -> int:
+    """Dimensions of one value of a random weight."""
+    prior: Any = part._pyro_samples[name]
+    law = prior if hasattr(prior, "sample") else prior(part)
+    return len(law.shape()) if hasattr(law, "sample") else law.dim()
+
+
+def _particles(part: PyroModule, name: str, value: Tensor) -> Tensor | None:
+    """A random weight drawn in the plate of particles, (K, 1, *weight), as (K, *weight); None where there is none."""
+    return value.squeeze(1) if value.dim() == _weight_dim(part, name) + 2 else None
 
 
 def check_finite(x: Tensor, observed: Tensor | None) -> None:

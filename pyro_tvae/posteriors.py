@@ -9,17 +9,33 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from .priors import Moments
+from .programs import Program, untouched_store
 
-__all__ = ["Law", "MonteCarlo", "Posterior", "draw", "joint", "moments", "standalone"]
+__all__ = [
+    "Law",
+    "Laws",
+    "MonteCarlo",
+    "Posterior",
+    "Program",
+    "draw",
+    "for_sequences",
+    "joint",
+    "moments",
+    "standalone",
+]
 
 # A distribution with batch shape (B, *site), or a function of the draws so far that returns one whose dimensions other
 # than particles and sequences are event dimensions. Names that begin with "_" are of the guide alone.
 Law: TypeAlias = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
-Posterior: TypeAlias = Mapping[str, Law]
+Laws: TypeAlias = Mapping[str, Law]
+# What a guide says of x: laws, or where it is a Pyro program only, that program.
+Posterior: TypeAlias = Laws | Program
 
 JOINT = "_latents"  # site of draws that hold several of the model's sites at once
 MOMENT_DRAWS = 64
@@ -34,6 +50,13 @@ class MonteCarlo(NamedTuple):
 
 def draw(posterior: Posterior) -> dict[str, Tensor]:
     """Sample the sites in order, as Pyro sample statements in the plate ``sequence``; returns those of the model."""
+    if isinstance(posterior, Program):
+        return posterior.draw()
+    if any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK):
+        raise ValueError(
+            "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by side "
+            "in a pyro_tvae.GuideList."
+        )
     first = next(iter(posterior.values()))
     assert isinstance(first, Distribution)  # nothing was drawn that it could depend on
     values: dict[str, Tensor] = {}
@@ -45,8 +68,20 @@ def draw(posterior: Posterior) -> dict[str, Tensor]:
     return {site: value for site, value in values.items() if not site.startswith("_")}
 
 
+def for_sequences(posterior: Laws, n_sequences: int) -> Laws:
+    """The laws with one that is the same for all sequences, of batch shape (1, *site), taken for each of them."""
+    return {
+        site: law.expand(torch.Size([n_sequences, *law.batch_shape[1:]]))
+        if isinstance(law, Distribution) and law.batch_shape[:1] == (1,) != (n_sequences,)
+        else law
+        for site, law in posterior.items()
+    }
+
+
 def standalone(posterior: Posterior) -> dict[str, TorchDistribution] | None:
     """The laws by site where each stands by itself, as in mean-field guides; None where one is given by others."""
+    if isinstance(posterior, Program):
+        return None
     alone = {site: law for site, law in posterior.items() if isinstance(law, Distribution)}
     return alone if len(alone) == len(posterior) else None
 
@@ -59,9 +94,10 @@ def moments(posterior: Posterior) -> Mapping[str, Moments]:
     alone = standalone(posterior)
     if alone is not None:
         return alone
-    with torch.no_grad(), torch.random.fork_rng(), pyro.plate("particles", MOMENT_DRAWS, dim=-2):
+    with torch.no_grad(), untouched_store(), torch.random.fork_rng():
         torch.manual_seed(0)
-        values = draw(posterior)
+        with pyro.plate("particles", MOMENT_DRAWS, dim=-2):
+            values = draw(posterior)
     return {site: MonteCarlo(value.mean(0), value.var(0)) for site, value in values.items()}
 
 

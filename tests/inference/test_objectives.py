@@ -253,7 +253,7 @@ MASK = torch.tensor([True, False, False])
 
 def masked_draws(x: Tensor, model: TVAE, guide: Guide) -> Tensor:
     with torch.no_grad():
-        return torch.stack([ELBO(model, guide, 100)(x, MASK).elbo for _ in range(100)])
+        return torch.stack([ELBO(model, guide, 100)(x, shown=MASK).elbo for _ in range(100)])
 
 
 def test_with_frames_unseen_the_elbo_is_still_a_bound() -> None:
@@ -333,7 +333,7 @@ def rough(n_frames: int = 3) -> tuple[TVAE, Guide, Tensor]:
 def gradients(objective: Objective, x: Tensor, seed: int, observed: Tensor | None = None) -> dict[str, Tensor]:
     objective.zero_grad()
     pyro.set_rng_seed(seed)
-    objective(x, observed).objective.sum().backward()
+    objective(x, shown=observed).objective.sum().backward()
     return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
 
 

@@ -1,0 +1,302 @@
+"""Densities: what a run of a guide and of its model says, term by term as Pyro counts it, for each sequence.
+
+Every sample statement counts, with its scale and mask: the latents, x, factors, further observed sites, auxiliary sites
+of the guide. What cannot be told for a sequence is refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_tvae import TVAE
+from pyro_tvae.posteriors import JOINT
+from pyro_tvae.programs import auxiliary, call, is_plate, untouched_store
+
+__all__ = [
+    "Densities",
+    "both",
+    "densities",
+    "log_prob",
+    "matched_sites",
+    "propose",
+    "refuse_further_terms",
+    "refuse_plates",
+    "refuse_shared",
+    "reparametrized",
+    "run",
+    "scored",
+]
+
+PARTICLES, SEQUENCE = "particles", "sequence"
+Site = Mapping[str, Any]
+
+
+class Densities(NamedTuple):
+    """Terms of the joint density over the plates: (B,), or (K, B) in a plate of particles; nats per sequence.
+
+    Attributes:
+        likelihood: what the model says of all that was observed, factors included.
+        kl: ``log q − log p`` of the latents, or their divergence where it was asked for in closed form.
+    """
+
+    likelihood: Tensor
+    kl: Tensor
+
+
+def run(
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    observed: Tensor | None = None,
+    shown: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+) -> tuple[Trace, Trace]:
+    """Traces of the guide and of the model replayed against it.
+
+    Args:
+        x: (B, S, channel, height, width).
+        observed: frames that there are, (S,) or (B, S) booleans: the guide sees and the model scores no others.
+        shown: frames that the guide sees, if fewer.
+        covariates: what the programs take beside these, by name.
+    """
+    proposal = propose(call(guide, x, both(observed, shown), covariates), x)
+    return proposal, poutine.trace(poutine.replay(call(model, x, observed, covariates), trace=proposal)).get_trace()
+
+
+def both(observed: Tensor | None, shown: Tensor | None) -> Tensor | None:
+    """Frames in both masks; None is all frames."""
+    return shown if observed is None else observed if shown is None else observed & shown
+
+
+def propose(program: Callable[[], object], x: Tensor) -> Trace:
+    """Trace of a guide's program for the sequences x.
+
+    Raises:
+        ValueError: its plate of sequences is for another number of them.
+    """
+    try:
+        trace = poutine.trace(program).get_trace()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        guide = getattr(getattr(program, "func", None), "__self__", None) or getattr(program, "func", None)
+        if not isinstance(guide, AutoGuide | GuideMessenger):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
+        raise ValueError(
+            f"the {type(guide).__name__} cannot be run on {x.shape[-5]} sequences ({reason}); an autoguide serves the "
+            "sequences that it was set up on by its first call: pass those, all at once, or a guide with encoders."
+        ) from error
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        if is_plate(site) and name == SEQUENCE and len(site["value"]) != x.shape[-5]:
+            raise ValueError(
+                f"the guide's plate {name!r} has {len(site['value'])} entries, x has {x.shape[-5]} sequences; expected "
+                "a guide for these sequences: one that was set up on others (an autoguide) serves those alone."
+            )
+    return trace
+
+
+def densities(
+    proposal: Trace,
+    model: Trace,
+    x: Tensor,
+    *,
+    closed_form: bool = False,
+    n_sequences: int | None = None,
+    weights: bool = False,
+) -> Densities:
+    """All terms of a pair of traces.
+
+    Args:
+        proposal: of the guide.
+        model: of the model, replayed against it.
+        x: the sequences, (B, S, channel, height, width).
+        closed_form: take the KL of a latent in closed form where one is registered; right for mean-field guides.
+        n_sequences: number among which a latent that all sequences share is divided: those of the data set, or of x.
+        weights: terms of importance weights, each of which belongs to one sequence. What all share then counts whole,
+            as for that sequence alone, and what belongs to all of them at once is refused.
+
+    Raises:
+        ValueError: sites that do not match, or a term that no sequence can be given.
+    """
+    b = x.shape[-5]
+    latents = matched_sites(proposal, model)
+    likelihood, kl = x.new_zeros(b), x.new_zeros(())
+    for name, site in scored(model):
+        if name not in latents:
+            likelihood = likelihood + _of_sequence(log_prob(site), name, site, b, b, alone=weights)
+    for name in latents:
+        q, p = proposal.nodes[name], model.nodes[name]
+        share = 1 if weights else n_sequences or b
+        exact = _divergence(q, p) if closed_form else None
+        if exact is not None:
+            kl = kl + _of_sequence(exact, name, p, b, share)
+        else:
+            kl = kl + _of_sequence(log_prob(q), name, q, b, share) - _of_sequence(log_prob(p), name, p, b, share)
+    observed_by_model = {name for name, site in scored(model) if name not in latents}
+    for name, site in scored(proposal):
+        # A messenger guide runs the model, so that its trace holds what the model observes.
+        if name not in latents and name not in observed_by_model:
+            # Alone, what stands behind shared latents counts as they do; what stands behind those of sequences cannot.
+            alone = weights and (site["is_observed"] or _draws_for_sequences(proposal, latents))
+            kl = kl + _of_sequence(log_prob(site), name, site, b, 1 if weights else n_sequences or b, alone=alone)
+    return Densities(likelihood, kl)
+
+
+def _draws_for_sequences(proposal: Trace, latents: list[str]) -> bool:
+    """Whether latents of sequences follow from auxiliary draws that are not known to be in their plate."""
+    in_plate = {name for name, site in scored(proposal) if any(frame.dim == -1 for frame in site["cond_indep_stack"])}
+    return any(
+        name in in_plate
+        and isinstance(proposal.nodes[name]["fn"], Delta)
+        and not {JOINT, f"{name}_unconstrained"} & in_plate
+        for name in latents
+    )
+
+
+def scored(trace: Trace) -> list[tuple[str, Site]]:
+    """Sample sites but plates and deterministic ones, whose point mass adds nothing."""
+    return [
+        (name, site)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not is_plate(site) and not (site["infer"] or {}).get("_deterministic", False)
+    ]
+
+
+def log_prob(site: Site) -> Tensor:
+    """A site's log-probability as Pyro counts it, scaled and masked."""
+    log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return log_p if _plain(site) else scale_and_mask(log_p, site["scale"], site["mask"])
+
+
+def _plain(site: Site) -> bool:
+    return isinstance(site["scale"], float | int) and site["scale"] == 1 and site["mask"] is None
+
+
+def _divergence(q: Site, p: Site) -> Tensor | None:
+    """KL of a latent in closed form; None where none is registered, or where both sides count it differently."""
+    if not (_plain(q) and _plain(p)) and not (q["scale"] is p["scale"] and q["mask"] is p["mask"]):
+        return None
+    try:
+        return scale_and_mask(kl_divergence(q["fn"], p["fn"]), p["scale"], p["mask"])
+    except NotImplementedError:
+        return None
+
+
+def _of_sequence(term: Tensor, name: str, site: Site, b: int, share: int, *, alone: bool = False) -> Tensor:
+    """A site's term as (B,) or (K, B); what all sequences share as (1,) or (K, 1), divided among ``share``."""
+    plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    rows = [frame for frame in plates.values() if frame.dim == -1]
+    if (SEQUENCE in plates and plates[SEQUENCE].dim != -1) or any(frame.size != b for frame in rows):
+        raise ValueError(
+            f"site {name!r} is in a plate of {rows[0].size if rows else b} entries at dim={-1 if rows else 'other'}; "
+            f"expected the {b} sequences at dim=-1, and frames, capsules and positions in event dimensions (to_event)."
+        )
+    further = [frame.dim for frame in plates.values() if frame.dim != -1 and frame.name != PARTICLES]
+    if rows:
+        if further:
+            kept = tuple(dim for dim in further if -dim <= term.dim())
+            term = term.sum(kept, keepdim=True) if kept else term
+            term = term.reshape(term.shape[-2:] if PARTICLES in plates else term.shape[-1:])
+        if term.dim() > (2 if PARTICLES in plates else 1) or (term.dim() and term.shape[-1] not in (1, b)):
+            raise ValueError(
+                f"site {name!r} has log-probabilities of shape {tuple(term.shape)}; expected (particles, sequences): "
+                "keep frames in event dimensions (to_event) and sequences in a plate at dim=-1."
+            )
+        return term
+    if alone and b > 1:
+        raise ValueError(
+            f"site {name!r} is outside the plate 'sequence', so that its share of one sequence's weight cannot be told "
+            "(an autoguide that draws all latents at once has such a site); put it inside the plate, take one sequence "
+            "at a time, or judge by ELBO, which needs the sum alone."
+        )
+    if PARTICLES in plates:
+        return (term.movedim(-2, 0).flatten(1).sum(1) / share).unsqueeze(-1)
+    return (term.sum() / share).unsqueeze(-1)
+
+
+def refuse_plates(trace: Trace) -> None:
+    """Raise where a guide has a plate beside those of particles and sequences."""
+    for name in trace.stochastic_nodes:
+        frames = trace.nodes[name]["cond_indep_stack"]
+        if any(frame.name not in (PARTICLES, SEQUENCE) and frame.dim != -1 for frame in frames):
+            raise ValueError(INNER_PLATE)
+
+
+INNER_PLATE = (
+    "the guide has a plate beside 'sequence'; expected frames, capsules and positions in event dimensions (to_event) "
+    "and sequences in a plate at dim=-1, since a weight belongs to a whole sequence."
+)
+
+
+def refuse_further_terms(model: Any, x: Tensor, what: str, covariates: Mapping[str, Tensor] | None = None) -> None:
+    """Raise where a model says more than p(z), the prior of the energies and p(x | t), from which ``what`` works."""
+    if not isinstance(model, TVAE):
+        raise TypeError(f"{what}: the model is a {type(model).__name__}; expected a TVAE without a handler around it.")
+    with torch.no_grad(), untouched_store(), torch.random.fork_rng():
+        trace = poutine.block(poutine.trace(call(model, x[:1], None, _first(covariates))).get_trace)()
+    known = {"x", *model.laws()}
+    for name, site in scored(trace):
+        if name not in known or not _plain(site):
+            term = f"has a further site {name!r}" if name not in known else f"scales or masks site {name!r}"
+            raise ValueError(
+                f"{what}: {type(model).__name__} {term}, which cannot be counted here; expected the sites "
+                f"{', '.join(sorted(known))} alone: use log_likelihood with the default estimator, which counts all."
+            )
+
+
+def _first(covariates: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    return {name: value[:1] for name, value in (covariates or {}).items()}
+
+
+def refuse_shared(proposal: Trace, what: str) -> None:
+    """Raise where the guide draws what all sequences share, such as random weights: a weight is then no sequence's."""
+    for name, site in scored(proposal):
+        if site["is_observed"] or any(frame.dim == -1 for frame in site["cond_indep_stack"]):
+            continue
+        raise ValueError(
+            f"{what}: site {name!r} is drawn once for all sequences, so that weights per sequence make no bound of the "
+            "batch; train with ELBO."
+        )
+
+
+def reparametrized(proposal: Trace, model: Trace) -> None:
+    """Raise where a latent's draw cannot be differentiated: no objective here has a score-function term."""
+    observed = {name for name, site in scored(model) if site["is_observed"]}
+    for name, site in scored(proposal):
+        law: Any = site["fn"]
+        if name not in observed and not law.has_rsample:
+            raise ValueError(
+                f"the guide draws site {name!r} from {type(getattr(law, 'base_dist', law)).__name__}, which is not "
+                "reparametrised; expected a distribution with rsample, or train with pyro.infer.Trace_ELBO."
+            )
+
+
+def matched_sites(proposal: Trace, model: Trace) -> list[str]:
+    """Latent sites of a guide, which must be those of the model; auxiliary ones are left out.
+
+    Raises:
+        ValueError: one has a site that the other lacks, so that their densities do not belong together.
+    """
+    of_guide, of_model = _latents(proposal), _latents(model)
+    for name in sorted({*of_guide} ^ {*of_model}):
+        has, lacks = ("guide", "model") if name in of_guide else ("model", "guide")
+        raise ValueError(
+            f"the {has} has a latent site {name!r} that the {lacks} lacks; expected the same sites in both: build the "
+            "guide for this model."
+        )
+    return of_guide
+
+
+def _latents(trace: Trace) -> list[str]:
+    return [name for name, site in scored(trace) if not site["is_observed"] and not auxiliary(trace, name)]

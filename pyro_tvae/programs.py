@@ -1,0 +1,183 @@
+"""Programs: how a model or a guide is run, whoever wrote it: what it takes, and what running it leaves behind.
+
+Models and guides of this package run by their bare ``forward``: their modules hold the parameters, so that Pyro's
+parameter store need not be asked at every access, which is most of what Pyro costs per step. Everything else, such as
+a function with ``pyro.sample`` statements, an autoguide, a model inside a handler, or one with random weights
+(``PyroSample``), runs as Pyro would run it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+__all__ = [
+    "Program",
+    "accepted",
+    "call",
+    "check_covariates",
+    "is_bayesian",
+    "keywords",
+    "runnable",
+    "untouched_store",
+]
+
+Runnable = Callable[..., object]
+OWN = ("self", "x", "observed", "n_sequences", "t")  # parameters that are no covariates
+
+
+def is_bayesian(module: object) -> bool:
+    """Whether a module has random weights: ``PyroSample`` attributes of its own or of a part."""
+    return isinstance(module, nn.Module) and any(
+        isinstance(part, PyroModule) and part.__dict__.get("_pyro_samples") for part in module.modules()
+    )
+
+
+def runnable(program: Any) -> Runnable:
+    """What to call to run a model or a guide: its bare forward where that is all of it, else the object itself.
+
+    Random weights become sample sites in a call only, in which their values are kept.
+    """
+    kind = type(program)
+    ours = getattr(kind, "bare_forward", False) and kind.__call__ is PyroModule.__call__
+    return program.forward if ours and not is_bayesian(program) else program
+
+
+def accepted(program: Any) -> frozenset[str]:
+    """Names of the covariates that a model or a guide takes beside x and observed, as keyword arguments."""
+    program = inspect.unwrap(program)
+    told = getattr(program, "covariates", None)
+    if told is not None:
+        return frozenset(told)
+    return frozenset() if not callable(program) else keywords(_function(program))
+
+
+def _function(program: Any) -> Any:
+    if isinstance(program, nn.Module):
+        return type(program).forward
+    return program
+
+
+@functools.cache
+def keywords(function: Any) -> frozenset[str]:
+    """Names that can be given by keyword, those of x and its like left out."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return frozenset(name for name in named if name not in OWN)
+
+
+def check_covariates(model: Any, guide: Any, covariates: Mapping[str, Any] | None, n_sequences: int) -> None:
+    """Raise where a covariate is taken by neither program, or has not one entry per sequence."""
+    if not covariates:
+        return
+    known = accepted(model) | accepted(guide)
+    for name, value in covariates.items():
+        if name not in known:
+            takes = f"they take {', '.join(sorted(known))}" if known else "they take none"
+            raise ValueError(
+                f"covariate {name!r} is taken neither by the model nor by the guide; {takes}: give it to the model's "
+                "heads or forward, or to the guide's posterior, as a keyword of that name."
+            )
+        if not isinstance(value, Tensor) or value.dim() < 1 or len(value) != n_sequences:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            raise ValueError(
+                f"covariate {name!r} has {found}; expected a tensor with one entry for each of {n_sequences} sequences."
+            )
+
+
+def call(
+    program: Any, x: Tensor, observed: Tensor | None = None, covariates: Mapping[str, Tensor] | None = None
+) -> Callable[[], object]:
+    """The program with its arguments: x, observed where there is one, and the covariates that it takes.
+
+    Raises:
+        TypeError: the program has no place for ``observed``.
+    """
+    run = runnable(program)
+    positional: tuple[Tensor, ...] = (x,)
+    if observed is not None:
+        if not _takes_two(inspect.unwrap(program)):
+            raise TypeError(
+                f"the guide {_name(program)} takes x alone, so that it cannot be told which frames were observed; give "
+                "it a second parameter, observed=None."
+            )
+        positional = (x, observed)
+    if not covariates:
+        return functools.partial(run, *positional)
+    takes = accepted(program)
+    return functools.partial(run, *positional, **{name: v for name, v in covariates.items() if name in takes})
+
+
+def _takes_two(program: Any) -> bool:
+    try:
+        parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
+    except (TypeError, ValueError):
+        return True
+    kinds = [p.kind for p in parameters.values()]
+    positional = [kind for kind in kinds if kind in (inspect.Parameter.POSITIONAL_ONLY, 1)]
+    return len(positional) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _name(program: Any) -> str:
+    return getattr(program, "__name__", type(program).__name__)
+
+
+@contextmanager
+def untouched_store() -> Iterator[None]:
+    """Leave Pyro's parameter store with the names that it had: judging a model does not keep it alive for good."""
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    try:
+        yield
+    finally:
+        for name in set(store.keys()) - known:
+            del store[name]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The posterior of a guide that is a program only: it can be drawn from, and has no laws to look at.
+
+    Attributes:
+        guide: a Pyro program with the model's sites and a plate ``sequence`` at dim −1.
+        x: (B, S, channel, height, width).
+        observed: (S,) or (B, S) booleans, or None.
+        covariates: further arguments that the guide takes.
+    """
+
+    guide: Any
+    x: Tensor
+    observed: Tensor | None = None
+    covariates: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def draw(self) -> dict[str, Tensor]:
+        """One draw of every site that is no auxiliary one, as sample statements."""
+        # Not the program's return value, which may be anything.
+        trace = poutine.trace(call(self.guide, self.x, self.observed, self.covariates)).get_trace()
+        return {
+            name: trace.nodes[name]["value"]
+            for name in trace.stochastic_nodes
+            if trace.nodes[name]["type"] == "sample" and not is_plate(trace.nodes[name]) and not auxiliary(trace, name)
+        }
+
+
+def is_plate(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a plate's choice of indices."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def auxiliary(trace: poutine.Trace, name: str) -> bool:
+    """Whether a site is of the guide alone."""
+    return bool((trace.nodes[name]["infer"] or {}).get("is_auxiliary", False))
