@@ -225,12 +225,12 @@ def _of_sequence(term: Tensor, name: str, site: Site, b: int, share: int, *, alo
     return (term.sum() / share).unsqueeze(-1)
 
 
-def refuse_plates(trace: Trace) -> None:
+def refuse_plates(trace: Trace, n_sequences: int) -> None:
     """Raise where a guide has a plate beside those of particles and sequences."""
     for name in trace.stochastic_nodes:
-        frames = trace.nodes[name]["cond_indep_stack"]
-        if any(frame.name not in (PARTICLES, SEQUENCE) and frame.dim != -1 for frame in frames):
-            raise ValueError(INNER_PLATE)
+        for frame in trace.nodes[name]["cond_indep_stack"]:
+            if frame.name != PARTICLES and (frame.dim, frame.size) != (-1, n_sequences):
+                raise ValueError(INNER_PLATE)
 
 
 INNER_PLATE = (

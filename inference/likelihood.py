@@ -137,7 +137,7 @@ def _chunk_of_weights(
     try:
         with pyro.plate("particles", size, dim=-2):
             proposal = propose(partial(draw, posterior), x)
-            refuse_plates(proposal)
+            refuse_plates(proposal, x.shape[-5])
             scored = poutine.trace(poutine.replay(call(model, x, observed, covariates), trace=proposal)).get_trace()
     except ValueError as error:
         if "collide" in str(error):  # Pyro's words for a plate on the particles' dimension

@@ -132,7 +132,7 @@ class Fitting(lightning.LightningModule):
 
     def _terms(self, x: Tensor, observed: Tensor | None, batch_idx: int) -> Terms:
         try:
-            return self.objective(x, shown=observed)
+            return self.objective(x) if observed is None else self.objective(x, shown=observed)
         except ValueError as error:
             if not any(words in str(error) for words in ("to satisfy the constraint", "to be within the support")):
                 raise

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .flow_guide import FlowGuide
     from .gamma_guide import GammaGuide
     from .grids import GridRoll, Matrix
+    from .guide_list import GuideList
     from .guides import Guide, MeanFieldGuide, OrbitGuide, SharedTrunkGuide, default_guide
     from .joint_guides import ConditionalGuide, CovarianceGuide
     from .latents import AutoregressiveLatent, LaplaceLatent, LatentPrior, NormalLatent, StudentLatent
@@ -31,6 +32,7 @@ _HOMES = {
     "flow_guide": ("FlowGuide",),
     "gamma_guide": ("GammaGuide",),
     "grids": ("GridRoll", "Matrix"),
+    "guide_list": ("GuideList",),
     "guides": ("Guide", "MeanFieldGuide", "OrbitGuide", "SharedTrunkGuide", "default_guide"),
     "joint_guides": ("ConditionalGuide", "CovarianceGuide"),
     "latents": ("AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"),
@@ -67,6 +69,7 @@ __all__ = [
     "GaussianEnergy",
     "GridRoll",
     "Guide",
+    "GuideList",
     "LaplaceLatent",
     "LatentPrior",
     "Likelihood",

@@ -54,8 +54,8 @@ def draw(posterior: Posterior) -> dict[str, Tensor]:
         return posterior.draw()
     if any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK):
         raise ValueError(
-            "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by side "
-            "in a pyro_tvae.GuideList."
+            "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by "
+            "side in a pyro_tvae.GuideList."
         )
     first = next(iter(posterior.values()))
     assert isinstance(first, Distribution)  # nothing was drawn that it could depend on

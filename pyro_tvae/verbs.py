@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def encode(
 def point_estimate(model: TVAE, posterior: Posterior) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
     known = _means(model, posterior)
-    with model.held(known):
+    with _held(model, known):
         return _composed(model, known)
 
 
@@ -56,14 +57,19 @@ def _means(model: TVAE, posterior: Posterior) -> dict[str, Tensor]:
     for site in ("z", *([] if model.prior is None else [model.prior.site])):
         if site not in known:
             raise ValueError(f"the model has a site {site!r} that the guide lacks; build the guide for this model.")
-    means = {site: one.mean for site, one in known.items() if site in ("z", *model.weight_sites())}
+    weights = model.weight_sites() if is_bayesian(model) else {}
+    means = {site: one.mean for site, one in known.items() if site in ("z", *weights)}
     if model.prior is not None:
         means[model.prior.site] = model.prior.point(known[model.prior.site])
     return means
 
 
+def _held(model: TVAE, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    return model.held(values) if is_bayesian(model) else nullcontext()
+
+
 def _composed(model: TVAE, values: Mapping[str, Tensor]) -> Tensor:
-    return model.compose(values["z"], None if model.prior is None else values[model.prior.site])
+    return values["z"] if model.prior is None else model.compose(values["z"], values[model.prior.site])
 
 
 @torch.no_grad()
@@ -78,7 +84,7 @@ def reconstruct(
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
     check_judged(model, guide, x, observed)
     known = _means(model, posterior_of(guide, x, observed, covariates))
-    with model.held(known):
+    with _held(model, known):
         return model.decode(_composed(model, known)).mean
 
 
@@ -112,6 +118,6 @@ def traverse(model: TVAE, guide: Any, x: Tensor, *, frame: int = 0, shifts: Tens
     known = _means(model, posterior_of(guide, x))
     if shifts is None:
         shifts = torch.arange(model.n_frames) - frame
-    with model.held(known):
+    with _held(model, known):
         t = _composed(model, known)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
