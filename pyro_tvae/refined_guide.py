@@ -56,8 +56,9 @@ class SemiAmortisedGuide(Guide):
         pooled: bool = False,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, name=name)
         if steps < 0 or num_particles < 1 or not step_size > 0:
             raise ValueError(
                 f"SemiAmortisedGuide: steps={steps}, step_size={step_size}, num_particles={num_particles}; expected "
