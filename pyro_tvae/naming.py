@@ -80,16 +80,17 @@ class NamedModule(PyroModule):
         return (f"{cls.__name__}_{n}" for n in _count)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._pyro_context.active and not pyro.settings.get("module_local_params"):
-            self._agree()
+        self.agree_with_store()
         return super().__call__(*args, **kwargs)
 
-    def _agree(self) -> None:
-        """Take over what was loaded into the store, and put there what was replaced in the module.
+    def agree_with_store(self) -> None:
+        """Take over what was loaded into the store, and put there what was replaced in the module; every call does so.
 
         Pyro goes on with a stored parameter and leaves a plain module's own as it is: the module would then stay
         untrained.
         """
+        if self._pyro_context.active or pyro.settings.get("module_local_params"):
+            return
         store: Any = pyro.get_param_store()
         known: dict[str, Tensor] = self.__dict__.setdefault("_known", {})
         for name, parameter in _named(self, self._pyro_name):
@@ -107,8 +108,13 @@ class NamedModule(PyroModule):
                 del store[name]  # the module's own takes its place at the next statement
             known[name] = parameter
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_known"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # a weak reference of the store's, which cannot be pickled
+        return self._state()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # No constructor is called when something is unpickled, perhaps in a process where the old name is another's.
@@ -125,7 +131,7 @@ class NamedModule(PyroModule):
     def __deepcopy__(self: _Self, memo: dict[int, Any]) -> _Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__getstate__().items()})
+        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self._state().items()})
         twin._settle()
         return twin
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -69,6 +70,10 @@ class SemiAmortisedGuide(Guide):
         self.start = make(model, network=network, initial_log_variance=initial_log_variance)
         # In a tuple, so that the model's parameters do not become the guide's.
         self._model = (model,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._model[0].agree_with_store()  # before it is looked at
+        return super().__call__(*args, **kwargs)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         start = standalone(self.start.posterior(x, observed))
