@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convolution import Convolutional
+    from .export import Decoder, Encoder
     from .flow_guide import FlowGuide
     from .gamma_guide import GammaGuide
     from .grids import GridRoll, Matrix
     from .guides import Guide, MeanFieldGuide, OrbitGuide, SharedTrunkGuide, default_guide
     from .joint_guides import ConditionalGuide, CovarianceGuide
     from .latents import AutoregressiveLatent, LaplaceLatent, LatentPrior, NormalLatent, StudentLatent
+    from .lengths import with_n_frames
     from .likelihoods import Bernoulli, BinarisedBernoulli, ContinuousBernoulli, Likelihood, Normal
     from .model import TVAE
     from .networks import MLP, Network
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "convolution": ("Convolutional",),
+    "export": ("Decoder", "Encoder"),
     "flow_guide": ("FlowGuide",),
     "gamma_guide": ("GammaGuide",),
     "grids": ("GridRoll", "Matrix"),
     "guides": ("Guide", "MeanFieldGuide", "OrbitGuide", "SharedTrunkGuide", "default_guide"),
     "joint_guides": ("ConditionalGuide", "CovarianceGuide"),
     "latents": ("AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"),
+    "lengths": ("with_n_frames",),
     "likelihoods": ("Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"),
     "model": ("TVAE",),
     "networks": ("MLP", "Network"),
@@ -60,6 +64,8 @@ __all__ = [
     "ContinuousBernoulli",
     "Convolutional",
     "CovarianceGuide",
+    "Decoder",
+    "Encoder",
     "EnergyPrior",
     "FlowGuide",
     "GammaEnergy",
@@ -95,6 +101,7 @@ __all__ = [
     "sample",
     "save",
     "traverse",
+    "with_n_frames",
 ]
 
 

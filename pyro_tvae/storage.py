@@ -188,19 +188,10 @@ def _refuse_overlap(state: Mapping[str, Tensor]) -> None:
 
 def rebuild(found: Record) -> tuple[TVAE, Guide]:
     """Build the pair that a record describes, and give it its weights; torch's generators are left alone."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), restoring():
-        model = build(found.description["model"])
-        if not isinstance(model, TVAE):
-            raise TypeError("it describes no TVAE")
-        values = dict(found.tensors) | {name: found.tensors[home] for name, home in found.ties.items()}
-        dtypes = {name: value.dtype for name, value in values.items()}
-        dtypes |= {name: _DTYPES[dtype] for name, dtype in found.derived.items()}
-        if found.trained_first:
-            _fill(model, "model", values, dtypes)
-        guide = build(found.description["guide"], model=model)
-        if not isinstance(guide, Guide):
-            raise TypeError("it describes no Guide")
+    values = dict(found.tensors) | {name: found.tensors[home] for name, home in found.ties.items()}
+    dtypes = {name: value.dtype for name, value in values.items()}
+    dtypes |= {name: _DTYPES[dtype] for name, dtype in found.derived.items()}
+    model, guide = _built(found, values if found.trained_first else {}, dtypes)
     precisions = {dtype for dtype in dtypes.values() if dtype.is_floating_point}
     if found.frozen is None and len(precisions) == 1:  # of version 1, which does not say that of derived buffers
         (precision,) = precisions
@@ -217,6 +208,23 @@ def rebuild(found: Record) -> tuple[TVAE, Guide]:
         for name, value in _objects(model, guide).items():
             if isinstance(value, nn.Parameter):
                 value.requires_grad_(name not in frozen)
+    return model, guide
+
+
+def _built(
+    found: Record, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
+) -> tuple[TVAE, Guide]:
+    """The pair as its constructors make it; given values are the model's before the guide is built."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), restoring():
+        model = build(found.description["model"])
+        if not isinstance(model, TVAE):
+            raise TypeError("it describes no TVAE")
+        if values:
+            _fill(model, "model", values, dtypes or {})
+        guide = build(found.description["guide"], model=model)
+        if not isinstance(guide, Guide):
+            raise TypeError("it describes no Guide")
     return model, guide
 
 
@@ -256,17 +264,15 @@ def _verify(found: Record, model: TVAE, guide: Guide) -> None:
     try:
         twins = rebuild(found)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, _UnfitError):  # without its weights, the part to blame can be named
+            _compare(model, guide, _built(found, {}))
         raise ValueError(
             f"save: the model or the guide cannot be built again from the arguments of its constructor as it is now "
             f"({_line(error)}); build it with the parts it is to have, so that the arguments say them, or keep "
             "its state_dict by torch.save."
         ) from None
-    for prefix, one, two in zip(("model", "guide"), (model, guide), twins, strict=True):
-        _compare_parts(prefix, one, two)
+    _compare(model, guide, twins)
     old, new = _objects(model, guide), _objects(*twins)
-    if {*old} != {*new}:
-        name = min({*old} ^ {*new})
-        raise _refusal(name, "is not what the constructors' arguments make", "make it in the constructor")
     homes: dict[int, int] = {}
     for name, value in old.items():
         twin = new[name]
@@ -283,6 +289,16 @@ def _verify(found: Record, model: TVAE, guide: Guide) -> None:
             f"save: {loose[0]} is a pyro.param statement of the program and in neither module, so that no file would "
             "hold it; make it an attribute instead: a torch.nn.Parameter, or a pyro.nn.PyroParam with its constraint."
         )
+
+
+def _compare(model: TVAE, guide: Guide, twins: tuple[TVAE, Guide]) -> None:
+    """Raise ValueError where parts, parameters or buffers of a pair and its twins differ in name, kind or shape."""
+    for prefix, one, two in zip(("model", "guide"), (model, guide), twins, strict=True):
+        _compare_parts(prefix, one, two)
+    old, new = ({n: value.shape for n, value in _objects(*pair).items()} for pair in ((model, guide), twins))
+    if old != new:
+        name = min(name for name in {*old} | {*new} if old.get(name) != new.get(name))
+        raise _refusal(name, "is not what the constructors' arguments make", "make it in the constructor")
 
 
 def _same(one: Tensor, two: Tensor) -> bool:

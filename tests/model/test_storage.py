@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable, Sequence
@@ -307,7 +308,7 @@ def replaced(model: TVAE, guide: Guide) -> None:
 
 
 def untied(model: TVAE, guide: Guide) -> None:
-    guide.u_encoder.network[1].weight = nn.Parameter(guide.z_encoder.network[1].weight.detach().clone())  # type: ignore[union-attr, index, operator]
+    guide.u_encoder = copy.deepcopy(guide.z_encoder)
 
 
 def viewed(model: TVAE, guide: Guide) -> None:
