@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_every_combination import FRAME, GUIDES, ORBITS, C, D, S, build
+from model.test_every_combination import FRAME, GUIDES, ORBITS, C, D, S, build
 
 from pyro_tvae import with_n_frames
 from pyro_tvae.topography import window
