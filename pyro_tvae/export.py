@@ -1,4 +1,4 @@
-"""Encoder and decoder to be shipped: plain torch modules for ``torch.export`` and ONNX, with any number of sequences."""
+"""Encoder and decoder to be shipped: plain torch modules for ``torch.export`` and ONNX, any number of sequences."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ class Encoder(nn.Module):
         closed = not isinstance(guide, SemiAmortisedGuide)
         with torch.no_grad():
             if not closed or standalone(guide.posterior(x)) is None:
+                means = "draws" if closed else "gradients"
                 raise ValueError(
-                    f"Encoder: the posterior mean of {type(guide).__name__} takes {'draws' if closed else 'gradients'}, "
+                    f"Encoder: the posterior mean of {type(guide).__name__} takes {means}, "
                     "which no exported program has; use a guide whose sites stand by themselves, such as "
                     "MeanFieldGuide, SequenceGuide or OrbitGuide."
                 )

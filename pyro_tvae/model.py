@@ -52,8 +52,8 @@ class TVAE(Part, NamedModule):
             default. See :class:`~pyro_tvae.naming.NamedModule`.
 
     Raises:
-        ValueError: a name that is taken, sizes below one, a topography or prior that does not fit the lattice, or energies without a mean in
-            a centred model.
+        ValueError: sizes below one, a topography or prior that does not fit the lattice, energies without a mean in a
+            centred model, or a name that is taken.
         ArgumentError: a part that is none of its kind.
 
     Example:

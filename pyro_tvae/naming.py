@@ -52,8 +52,8 @@ class NamedModule(PyroModule):
         super().__init__(name="")
         if name is not None and (not isinstance(name, str) or not name or {".", "$"} & {*name}):
             raise ValueError(
-                f"{type(self).__name__}: name is {name!r}; expected a word without '.' and '$' to be found by in Pyro's "
-                "parameter store, or None."
+                f"{type(self).__name__}: name is {name!r}; expected a word without '.' and '$' to be found by in "
+                "Pyro's parameter store, or None."
             )
         if name is not None and not _lenient and _taken(name):
             gc.collect()  # what nobody can reach any more is not living
@@ -69,7 +69,7 @@ class NamedModule(PyroModule):
     def _settle(self, *, adopting: bool = False) -> None:
         """Take the chosen name where it is to be had, and a fresh one otherwise."""
         name = self._chosen
-        if name is None or not adopting and (_taken(name) or _stored(name)):
+        if name is None or (not adopting and (_taken(name) or _stored(name))):
             name = next(name for name in self._fresh_names() if not _taken(name) and not _stored(name))
         context = _Context()
         _living[name] = context
@@ -138,7 +138,7 @@ class NamedModule(PyroModule):
 
 @contextmanager
 def restoring() -> Iterator[None]:
-    """Within it, a constructor whose chosen name is taken chooses a fresh one: what it builds is a copy of something."""
+    """Within it, a constructor whose chosen name is taken chooses a fresh one: what it builds is a copy."""
     global _lenient
     before, _lenient = _lenient, True
     try:

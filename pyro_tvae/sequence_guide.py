@@ -69,7 +69,8 @@ class SequenceGuide(Guide):
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, seen = shown(x, observed)
         first, second, log_precision = self.encoder(x)
-        mask = torch.ones_like(first[..., :1, :1]) if seen is None else seen.to(first).expand(first.shape[0], -1, -1, -1)
+        n = first.shape[0]
+        mask = torch.ones_like(first[..., :1, :1]) if seen is None else seen.to(first).expand(n, -1, -1, -1)
         vote = log_precision.exp() * mask
         pooled = self._pool(torch.stack([vote, vote * first, vote * second]))
         total = pooled[0]

@@ -9,7 +9,9 @@ import inspect
 import json
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,8 @@ def _both(model: nn.Module, guide: nn.Module) -> tuple[tuple[str, nn.Module], ..
 
 
 def _state(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
-    return {f"{prefix}.{name}": value for prefix, one in _both(model, guide) for name, value in one.state_dict().items()}
+    states = {prefix: one.state_dict() for prefix, one in _both(model, guide)}
+    return {f"{prefix}.{name}": value for prefix, state in states.items() for name, value in state.items()}
 
 
 def _objects(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -181,7 +184,7 @@ def _refuse_overlap(state: Mapping[str, Tensor]) -> None:
             spans.setdefault(key, []).append((start, start + (last + 1) * value.element_size(), name))
     for found in spans.values():
         found.sort()
-        for (_, end, one), (start, _, two) in zip(found, found[1:], strict=False):
+        for (_, end, one), (start, _, two) in pairwise(found):
             if start < end:
                 raise _refusal(f"{two}", f"shares its memory with {one}", "tie them by making them one nn.Parameter")
 
@@ -311,7 +314,8 @@ def _same(one: Tensor, two: Tensor) -> bool:
 
 def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
     """Modules of the same classes in the same places, whose plain attributes say the same."""
-    others = dict(two.named_modules(prefix=prefix, remove_duplicate=False))
+    twins = dict(two.named_modules(prefix=prefix, remove_duplicate=False))
+    others = dict(twins)
     for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
         twin = others.pop(path, None)
         if twin is None or _name(module) != _name(twin):
@@ -321,6 +325,8 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
                 f"is a {type(module).__name__} where the constructors' arguments make {made}",
                 "build it by a Network or another part that is an argument, or in a constructor of your own class",
             )
+    for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
+        twin = twins[path]
         for key, value in _attributes(module).items():
             if key in vars(twin) and _plain(value) != _plain(vars(twin)[key]):
                 remedy = f"give {type(module).__name__} that value when it is built"
@@ -366,13 +372,14 @@ def _param_statements(model: TVAE, guide: Guide) -> list[str]:
     for program in (guide.eval().forward, model.eval().forward):
         store = pyro.get_param_store()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), store.scope(), poutine.trace() as found:
-            try:
+            with suppress(Exception):  # a program that wants more than x: what it said until then counts
                 program(x)
-            except Exception:  # noqa: BLE001 - a program that wants more than x; what it said until then counts
-                pass
             nodes: Mapping[str, Mapping[str, Any]] = found.trace.nodes
-            params = {name: site["value"] for name, site in nodes.items() if site["type"] == "param"}
-            loose += [n for n, value in params.items() if id(getattr(value, "unconstrained", lambda: value)()) not in own]  # noqa: B023
+            for name, site in nodes.items():
+                if site["type"] == "param":
+                    value = site["value"]
+                    bare = value.unconstrained() if hasattr(value, "unconstrained") else value
+                    loose += [] if id(bare) in own else [name]
     return loose
 
 
@@ -429,7 +436,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
 
 def _read(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Record:
     """The record of a file; one of version 1 has no more than a description and tensors."""
-    said = {name: json.loads(metadata[name]) for name in ("ties", "frozen", "derived", "trained_first") if name in metadata}
+    known = ("ties", "frozen", "derived", "trained_first")
+    said = {name: json.loads(metadata[name]) for name in known if name in metadata}
     description = json.loads(metadata["description"])
     return Record(
         description,

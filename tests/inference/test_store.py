@@ -41,7 +41,7 @@ USES: dict[str, Use] = {
     "annealed_importance": lambda m, g, x, p: inference.annealed_importance(m, g, x, **FEW),
     "reverse_annealing": lambda m, g, x, p: inference.reverse_annealing(m, g, 2, **FEW),
     "bracket": lambda m, g, x, p: inference.bracket(m, g, 2, **FEW),
-    "active_latents": lambda m, g, x, p: inference.active_latents(m, g, x),
+    "active_latents": lambda m, g, x, p: inference.active_latents(g.posterior(x)["z"].mean),
     "commutation": lambda m, g, x, p: inference.commutation(
         pyro_tvae.encode(m, g, x), pyro_tvae.encode(m, g, x), torch.zeros(len(x), dtype=torch.long)
     ),

@@ -1,4 +1,4 @@
-"""Names in Pyro's store: what is copied, pickled, loaded or named alike trains by itself, and never what is another's."""
+"""Names in Pyro's store: what is copied, pickled, loaded or named alike trains by itself and nothing else."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 
 
 def test_an_unnamed_module_takes_nothing_over_from_the_store() -> None:
-    model, guide = pair()
+    model, _ = pair()
     number = int(model._pyro_name.removeprefix("TVAE_"))
     for later in range(number + 1, number + 20):
         pyro.param(f"TVAE_{later}.mu", torch.tensor(77.0))
