@@ -41,10 +41,6 @@ USES: dict[str, Use] = {
     "annealed_importance": lambda m, g, x, p: inference.annealed_importance(m, g, x, **FEW),
     "reverse_annealing": lambda m, g, x, p: inference.reverse_annealing(m, g, 2, **FEW),
     "bracket": lambda m, g, x, p: inference.bracket(m, g, 2, **FEW),
-    "active_latents": lambda m, g, x, p: inference.active_latents(g.posterior(x)["z"].mean),
-    "commutation": lambda m, g, x, p: inference.commutation(
-        pyro_tvae.encode(m, g, x), pyro_tvae.encode(m, g, x), torch.zeros(len(x), dtype=torch.long)
-    ),
     "forward_roll": lambda m, g, x, p: inference.forward_roll(m, g, x, context=2),
     "equivariance_error": lambda m, g, x, p: inference.equivariance_error(pyro_tvae.encode(m, g, x)),
     "to_arviz": lambda m, g, x, p: inference.to_arviz(m, g, x, draws=3),
@@ -62,6 +58,8 @@ USES: dict[str, Use] = {
 }
 # What takes t, draws or labels alone, and no model or guide: there is nothing that it could register.
 WITHOUT_A_MODEL = {
+    "active_latents",
+    "commutation",
     "roll",
     "capsule_correlation",
     "roll_correlation",
