@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convolution import Convolutional
+    from .export import Decoder, Encoder
     from .flow_guide import FlowGuide
     from .gamma_guide import GammaGuide
     from .grids import GridRoll, Matrix
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .guides import Guide, MeanFieldGuide, OrbitGuide, SharedTrunkGuide, default_guide
     from .joint_guides import ConditionalGuide, CovarianceGuide
     from .latents import AutoregressiveLatent, LaplaceLatent, LatentPrior, NormalLatent, StudentLatent
+    from .lengths import with_n_frames
     from .likelihoods import Bernoulli, BinarisedBernoulli, ContinuousBernoulli, Likelihood, Normal
     from .model import TVAE
     from .networks import MLP, Network
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "convolution": ("Convolutional",),
+    "export": ("Decoder", "Encoder"),
     "flow_guide": ("FlowGuide",),
     "gamma_guide": ("GammaGuide",),
     "grids": ("GridRoll", "Matrix"),
@@ -36,6 +39,7 @@ _HOMES = {
     "guides": ("Guide", "MeanFieldGuide", "OrbitGuide", "SharedTrunkGuide", "default_guide"),
     "joint_guides": ("ConditionalGuide", "CovarianceGuide"),
     "latents": ("AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"),
+    "lengths": ("with_n_frames",),
     "likelihoods": ("Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"),
     "model": ("TVAE",),
     "networks": ("MLP", "Network"),
@@ -62,6 +66,8 @@ __all__ = [
     "ContinuousBernoulli",
     "Convolutional",
     "CovarianceGuide",
+    "Decoder",
+    "Encoder",
     "EnergyPrior",
     "FlowGuide",
     "GammaEnergy",
@@ -98,6 +104,7 @@ __all__ = [
     "sample",
     "save",
     "traverse",
+    "with_n_frames",
 ]
 
 

@@ -46,9 +46,15 @@ class FlowGuide(MeanFieldGuide):
     w: Tensor
 
     def __init__(
-        self, model: TVAE, *, layers: int = 2, network: Network | None = None, initial_log_variance: float = -5.0
+        self,
+        model: TVAE,
+        *,
+        layers: int = 2,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance)
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
         if layers < 1:
             raise ValueError(f"FlowGuide: layers is {layers!r}; expected at least 1.")
         if self.energy is None:

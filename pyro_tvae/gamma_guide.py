@@ -36,8 +36,15 @@ class GammaGuide(Guide):
         torch.Size([4, 6, 2, 6])
     """
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(model, name=name)
         if not isinstance(model.prior, GammaEnergy):
             raise ValueError(
                 f"GammaGuide: the model's energies are {energies_of(model)}; expected GammaEnergy (prior=gamma), or "

@@ -28,6 +28,11 @@ __all__ = ["Guide", "MeanFieldGuide", "OrbitGuide", "Posterior", "SharedTrunkGui
 class Guide(Part, NamedModule):
     """Base of all guides: subclasses define :meth:`posterior`.
 
+    Args:
+        model: the TVAE it is for.
+        name: what its parameters are called in Pyro's store, for those who save and load that store; one of its own by
+            default. See :class:`~pyro_tvae.naming.NamedModule`.
+
     Attributes:
         mean_field: the sites are independent given x, so that KL terms are taken site by site in closed form. Where it
             is False they are sampled, and ``MeanFieldELBO`` refuses the guide. Pyro's own ``TraceMeanField_ELBO`` takes
@@ -38,8 +43,8 @@ class Guide(Part, NamedModule):
     bare_forward = True  # see programs.py
     mean_field = True
 
-    def __init__(self, model: TVAE) -> None:
-        super().__init__()
+    def __init__(self, model: TVAE, *, name: str | None = None) -> None:
+        super().__init__(name)
         self.n_frames, self.n_capsules, self.capsule_dim = model.latent_shape
         self.frame_shape = model.frame_shape
 
@@ -114,8 +119,8 @@ def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None)
 class FrameGuide(Guide):
     """Base of guides that judge every latent by its own frame: subclasses define :meth:`outputs`."""
 
-    def __init__(self, model: TVAE) -> None:
-        super().__init__(model)
+    def __init__(self, model: TVAE, *, name: str | None = None) -> None:
+        super().__init__(model, name=name)
         self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -153,8 +158,15 @@ class MeanFieldGuide(FrameGuide):
         torch.Size([4, 6, 2, 6])
     """
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(model, name=name)
         network, biases = network if network is not None else model.network, (0.0, initial_log_variance)
         self.z_encoder = FrameEncoder(model, network, biases)
         self.u_encoder = None if self.energy is None else FrameEncoder(model, network, biases)
@@ -177,8 +189,15 @@ class SharedTrunkGuide(FrameGuide):
         ValueError: the model has orbit energies, or others that are not one per latent.
     """
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(model, name=name)
         biases = (0.0, initial_log_variance) * (1 if self.energy is None else 2)
         self.encoder = FrameEncoder(model, network if network is not None else model.network, biases)
 
@@ -218,8 +237,9 @@ class OrbitGuide(Guide):
         network: Network | None = None,
         initial_log_variance: float = -5.0,
         shared_trunk: bool = False,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, name=name)
         if not isinstance(model.prior, OrbitEnergy):
             raise ValueError(
                 f"{type(self).__name__}: the model's energies are {energies_of(model)}; expected OrbitEnergy "

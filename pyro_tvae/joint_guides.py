@@ -49,8 +49,9 @@ class CovarianceGuide(Guide):
         rank: int | None = 8,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, name=name)
         energy = energy_coordinate(model, type(self).__name__)
         self.parts = [z_coordinate(model)] if energy is None else [z_coordinate(model), energy]
         self.rank, self.size = rank, len(self.parts) * model.n_latents
@@ -103,8 +104,15 @@ class ConditionalGuide(MeanFieldGuide):
 
     mean_field = False
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance)
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
         if self.energy is None:
             raise ValueError(NO_ENERGIES.format(type(self).__name__))
         self.coupling = Coupling(4, model.n_latents)

@@ -55,10 +55,12 @@ class TVAE(Part, NamedModule):
             no effect without a topography. A decoder whose first layer has biases can say the same with and without,
             so that the model is the same; it is learned sooner, since with a large μ all t are large and positive, and
             the first layer sees little else.
+        name: what its parameters are called in Pyro's store, for those who save and load that store; one of its own by
+            default. See :class:`~pyro_tvae.naming.NamedModule`.
 
     Raises:
-        ValueError: sizes below one, a topography or prior that does not fit the lattice, or energies without a mean in
-            a centred model.
+        ValueError: sizes below one, a topography or prior that does not fit the lattice, energies without a mean in a
+            centred model, or a name that is taken.
         ArgumentError: a part that is none of its kind.
 
     Example:
@@ -85,8 +87,9 @@ class TVAE(Part, NamedModule):
         mu: float = 30.0,
         eps: float = 1e-6,
         centred: bool = False,
+        name: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(name)
         self.frame_shape = tuple(frame_shape)
         self.n_frames, self.n_capsules, self.capsule_dim, self.eps = n_frames, n_capsules, capsule_dim, eps
         sizes = (*self.frame_shape, n_frames, n_capsules, capsule_dim)

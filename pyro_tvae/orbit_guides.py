@@ -57,8 +57,15 @@ class OrbitCovarianceGuide(OrbitGuide):
         network: Network | None = None,
         initial_log_variance: float = -5.0,
         shared_trunk: bool = False,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance, shared_trunk=shared_trunk)
+        super().__init__(
+            model,
+            network=network,
+            initial_log_variance=initial_log_variance,
+            shared_trunk=shared_trunk,
+            name=name,
+        )
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise ValueError(f"OrbitCovarianceGuide: rank is {rank!r}; expected a whole number, at least 1.")
         self.rank = rank
@@ -121,8 +128,15 @@ class ConditionalOrbitGuide(OrbitGuide):
         network: Network | None = None,
         initial_log_variance: float = -5.0,
         shared_trunk: bool = False,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance, shared_trunk=shared_trunk)
+        super().__init__(
+            model,
+            network=network,
+            initial_log_variance=initial_log_variance,
+            shared_trunk=shared_trunk,
+            name=name,
+        )
         assert isinstance(model.prior, OrbitEnergy)
         self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)

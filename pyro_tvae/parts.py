@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["Part", "UnknownPartError", "build", "describe"]
@@ -75,44 +75,93 @@ def _names(signature: inspect.Signature) -> str:
     return ", ".join(list(signature.parameters)[1:]) or "no argument"
 
 
-def describe(value: Any) -> Any:
+class _NotPlainError(TypeError):
+    """An argument that no file can describe; ``bare`` while its sentence does not say whose it is."""
+
+    @property
+    def bare(self) -> bool:
+        return str(self).startswith("a ")
+
+
+def describe(value: Any, known: Mapping[str, object] | None = None) -> Any:
     """A JSON-ready description of a part and, recursively, of the parts it was built from.
+
+    Args:
+        value: the part.
+        known: objects that are described elsewhere, by the names under which :func:`build` will be given them.
 
     Raises:
         TypeError: an argument is neither a part nor plain data.
     """
+    for name, one in (known or {}).items():
+        if value is one:
+            return {"known": name}
     if isinstance(value, Part):
-        cls = type(value)
-        arguments = {name: describe(argument) for name, argument in value.arguments().items()}
+        cls, arguments = type(value), {}
+        for name, argument in value.arguments().items():
+            try:
+                arguments[name] = describe(argument, known)
+            except _NotPlainError as error:
+                raise _NotPlainError(f"{cls.__name__}: {name} holds {error}" if error.bare else str(error)) from None
         return {"part": f"{cls.__module__}.{cls.__qualname__}", "arguments": arguments}
-    if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: describe(item, known) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+        return [describe(item, known) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(
-        f"a {type(value).__name__} cannot be written into a model file; parts take numbers, strings, lists and other "
+    kind = "dict of other keys than strings" if isinstance(value, dict) else type(value).__name__
+    raise _NotPlainError(
+        f"a {kind} cannot be written into a model file; parts take numbers, strings, lists and other "
         "parts (classes that inherit from pyro_tvae.Part)."
     )
 
 
-def build(description: Any, **extra: Any) -> Any:
-    """Build what :func:`describe` described; ``extra`` are further arguments of the outermost part.
+def build(description: Any, **known: Any) -> Any:
+    """Build what :func:`describe` described.
+
+    Args:
+        description: of a part, or plain data.
+        known: what the description calls by a name; an argument of that name is given to the outermost part as well.
 
     Raises:
         UnknownPartError: the description names a class that is not an imported part.
     """
     if isinstance(description, list):
-        return tuple(build(item) for item in description)
+        return tuple(build(item, **known) for item in description)
     if not isinstance(description, dict):
         return description
+    if description.keys() == {"known"}:
+        return known[description["known"]]
     if "part" not in description:
-        return {key: build(item) for key, item in description.items()}
+        return {key: build(item, **known) for key, item in description.items()}
     name = description["part"]
     if name not in Part._classes:
         raise UnknownPartError(
             f"the file describes a part {name!r} that is not loaded; import its module first, then retry."
         )
-    arguments = {key: build(item) for key, item in description.get("arguments", {}).items()}
-    return Part._classes[name](**arguments, **extra)
+    part = Part._classes[name]
+    return _call(part, {key: build(item, **known) for key, item in description.get("arguments", {}).items()}, known)
+
+
+def _call(part: type[Part], arguments: dict[str, Any], known: Mapping[str, Any]) -> Any:
+    """Call a constructor with arguments as they were bound, those of ``*args`` and ``**kwargs`` among them."""
+    parameters = inspect.signature(part.__init__).parameters
+    own = {name: value for name, value in known.items() if name in parameters}
+    arguments = own | arguments
+    kinds = {name: parameters[name].kind for name in arguments if name in parameters}
+    rest = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL]
+    gathered = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]
+    # What stands before *args can be given by position alone, if anything stands in *args.
+    first = [name for name, one in parameters.items() if name in arguments and one.kind in _POSITIONAL]
+    if not any(arguments[name] for name in rest):
+        first = [name for name in first if kinds[name] is inspect.Parameter.POSITIONAL_ONLY]
+    positional = [arguments.pop(name) for name in first]
+    positional += [item for name in rest for item in arguments.pop(name)]
+    keywords = [arguments.pop(name) for name in gathered]
+    for more in keywords:
+        arguments |= more
+    return part(*positional, **arguments)
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -56,8 +57,9 @@ class SemiAmortisedGuide(Guide):
         pooled: bool = False,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        name: str | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, name=name)
         if steps < 0 or num_particles < 1 or not step_size > 0:
             raise ValueError(
                 f"SemiAmortisedGuide: steps={steps}, step_size={step_size}, num_particles={num_particles}; expected "
@@ -68,6 +70,10 @@ class SemiAmortisedGuide(Guide):
         self.start = make(model, network=network, initial_log_variance=initial_log_variance)
         # In a tuple, so that the model's parameters do not become the guide's.
         self._model = (model,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._model[0].agree_with_store()  # before it is looked at
+        return super().__call__(*args, **kwargs)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         start = standalone(self.start.posterior(x, observed))

@@ -45,8 +45,15 @@ class SequenceGuide(Guide):
 
     w: Tensor
 
-    def __init__(self, model: TVAE, *, network: Network | None = None, initial_log_variance: float = -5.0) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: TVAE,
+        *,
+        network: Network | None = None,
+        initial_log_variance: float = -5.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(model, name=name)
         self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
         n, k = model.n_latents, 2 if self.energy is None else 4
         self.encoder = FrameEncoder(model, network if network is not None else model.network, (0.0,) * 3)
@@ -62,7 +69,8 @@ class SequenceGuide(Guide):
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, seen = shown(x, observed)
         first, second, log_precision = self.encoder(x)
-        mask = torch.ones_like(first[..., :1, :1]) if seen is None else seen.to(first).expand(len(first), -1, -1, -1)
+        n = first.shape[0]
+        mask = torch.ones_like(first[..., :1, :1]) if seen is None else seen.to(first).expand(n, -1, -1, -1)
         vote = log_precision.exp() * mask
         pooled = self._pool(torch.stack([vote, vote * first, vote * second]))
         total = pooled[0]

@@ -1,36 +1,80 @@
-"""Files of fitted models: weights as safetensors, the parts as JSON in the same file, written whole or not at all."""
+"""Files of fitted models: weights as safetensors, the parts as JSON in the same file, written whole or not at all.
+
+A pair is rebuilt from what is to be written before anything is written: what would not come back the same is refused.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroParam
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 # Whatever a file may describe has to be loaded: the parts that nothing else here imports.
 from . import convolution, flow_guide, gamma_guide, grids, joint_guides, orbit_guides, refined_guide, sequence_guide  # noqa: F401
 from .files import whole
 from .guides import Guide
 from .model import TVAE
-from .parts import UnknownPartError, build, describe
+from .naming import restoring
+from .parts import Part, UnknownPartError, build, describe
 
-__all__ = ["load", "save"]
+__all__ = ["Record", "load", "rebuild", "record", "save"]
 
-FORMAT, VERSION = "pyro-tvae", 1
+# Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
+FORMAT, VERSION = "pyro-tvae", 2
 
 
 class _NewerError(Exception):
     """The file is from a newer version."""
 
 
+class _UnfitError(RuntimeError):
+    """Weights that are not those of what is described."""
+
+
+@dataclass
+class Record:
+    """All that a file says of a pair; names of tensors begin with ``model.`` or ``guide.``.
+
+    Attributes:
+        description: of ``model`` and ``guide``, as :func:`~pyro_tvae.parts.describe` gives it.
+        tensors: name -> value, one name for each memory.
+        ties: name -> the name in ``tensors`` of the very same parameter or buffer.
+        frozen: parameters without a gradient; None in files of version 1, which do not say.
+        derived: non-persistent buffer -> its dtype; their values follow from the description.
+        trained_first: the guide was built for the weights as they are, not as they were when the model was built.
+    """
+
+    description: dict[str, Any]
+    tensors: dict[str, Tensor]
+    ties: dict[str, str]
+    frozen: list[str] | None
+    derived: dict[str, str]
+    trained_first: bool = False
+
+
 def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
     """Write a model and its guide into one .safetensors file that :func:`load` rebuilds without running its contents.
 
+    Values, precision, frozen parameters and parameters that are shared come back as they are. The pair is rebuilt in
+    memory first, and what would not come back the same is refused by name.
+
     Raises:
         TypeError: a part was built from something that is not plain data.
+        ValueError: the pair is not what its constructors' arguments make it, or trains parameters that are in neither.
         OSError: the file cannot be written; what was there before is as it was.
     """
     for name, given, kind in (("model", model, TVAE), ("guide", guide, Guide)):
@@ -38,18 +82,305 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             raise TypeError(
                 f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
             )
-    path = Path(path)
-    description = {"model": describe(model), "guide": describe(guide)}
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"guide.{name}": value for name, value in guide.state_dict().items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"format": FORMAT, "version": str(VERSION), "description": json.dumps(description)}
+    path, found = Path(path), record(model, guide)
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "description": json.dumps(found.description),
+        "ties": json.dumps(found.ties),
+        "frozen": json.dumps(found.frozen),
+        "derived": json.dumps(found.derived),
+        "trained_first": json.dumps(found.trained_first),
+    }
     with whole(path) as partial:
         try:
-            save_file(tensors, partial, metadata=metadata)
+            save_file(found.tensors, partial, metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from None
     return path
+
+
+def record(model: TVAE, guide: Guide) -> Record:
+    """All that a file has to say of a pair.
+
+    Raises:
+        TypeError: a part was built from something that is not plain data.
+        ValueError: something of it would not come back the same.
+    """
+    description = {"model": describe(model), "guide": describe(guide, {"model": model})}
+    state = _state(model, guide)
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[int, str] = {}
+    objects = _objects(model, guide)
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or isinstance(value, _LAZY):
+            raise _refusal(name, f"is of type {type(value).__name__}", "a file holds dense tensors")
+        home = objects.get(name)
+        if home is not None and id(home) in first:
+            ties[name] = first[id(home)]
+            continue
+        if home is not None:
+            first[id(home)] = name
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    _refuse_overlap({name: state[name] for name in tensors})
+    frozen = [name for name, value in objects.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
+    derived = {name: str(value.dtype).removeprefix("torch.") for name, value in _derived(model, guide).items()}
+    found = Record(description, tensors, ties, frozen, derived)
+    fault: ValueError | None = None
+    # A guide may have read the weights that its model had when it was built: those of the start, or these.
+    for found.trained_first in (False, True):
+        try:
+            _verify(found, model, guide)
+        except ValueError as error:
+            fault = fault or error
+        else:
+            return found
+    assert fault is not None
+    raise fault
+
+
+_DTYPES = {str(one).removeprefix("torch."): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
+_LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+
+
+def _refusal(name: str, what: str, remedy: str) -> ValueError:
+    return ValueError(f"save: {name} {what}, and would not come back from the file the same; {remedy}.")
+
+
+def _both(model: nn.Module, guide: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
+    return (("model", model), ("guide", guide))
+
+
+def _state(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
+    states = {prefix: one.state_dict() for prefix, one in _both(model, guide)}
+    return {f"{prefix}.{name}": value for prefix, state in states.items() for name, value in state.items()}
+
+
+def _objects(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by each of its names, as the object itself."""
+    found: dict[str, Tensor] = {}
+    for prefix, one in _both(model, guide):
+        for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
+            named = {**module._parameters, **module._buffers}
+            found |= {f"{path}.{name}": value for name, value in named.items() if value is not None}
+    return found
+
+
+def _derived(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are in no state dict, since they follow from how a module was built."""
+    stored = _state(model, guide)
+    return {name: value for name, value in _objects(model, guide).items() if name not in stored}
+
+
+def _refuse_overlap(state: Mapping[str, Tensor]) -> None:
+    """Refuse different tensors of one memory, such as views of each other: they would come back apart."""
+    spans: dict[tuple[Any, int], list[tuple[int, int, str]]] = {}
+    for name, value in state.items():
+        if value.numel():
+            start = value.data_ptr()
+            last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+            key = (value.device, value.untyped_storage().data_ptr())
+            spans.setdefault(key, []).append((start, start + (last + 1) * value.element_size(), name))
+    for found in spans.values():
+        found.sort()
+        for (_, end, one), (start, _, two) in pairwise(found):
+            if start < end:
+                raise _refusal(f"{two}", f"shares its memory with {one}", "tie them by making them one nn.Parameter")
+
+
+def rebuild(found: Record) -> tuple[TVAE, Guide]:
+    """Build the pair that a record describes, and give it its weights; torch's generators are left alone."""
+    values = dict(found.tensors) | {name: found.tensors[home] for name, home in found.ties.items()}
+    dtypes = {name: value.dtype for name, value in values.items()}
+    dtypes |= {name: _DTYPES[dtype] for name, dtype in found.derived.items()}
+    model, guide = _built(found, values if found.trained_first else {}, dtypes)
+    precisions = {dtype for dtype in dtypes.values() if dtype.is_floating_point}
+    if found.frozen is None and len(precisions) == 1:  # of version 1, which does not say that of derived buffers
+        (precision,) = precisions
+        model, guide = model.to(precision), guide.to(precision)
+    for prefix, module in _both(model, guide):
+        _fill(module, prefix, values, dtypes)
+    homes = _objects(model, guide)
+    for name, home in found.ties.items():
+        path, _, key = name.rpartition(".")
+        module = _owner(model, guide, path)
+        (module._parameters if key in module._parameters else module._buffers)[key] = homes[home]  # type: ignore[assignment]
+    if found.frozen is not None:
+        frozen = {*found.frozen}
+        for name, value in _objects(model, guide).items():
+            if isinstance(value, nn.Parameter):
+                value.requires_grad_(name not in frozen)
+    return model, guide
+
+
+def _built(
+    found: Record, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
+) -> tuple[TVAE, Guide]:
+    """The pair as its constructors make it; given values are the model's before the guide is built."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices), restoring():
+        model = build(found.description["model"])
+        if not isinstance(model, TVAE):
+            raise TypeError("it describes no TVAE")
+        if values:
+            _fill(model, "model", values, dtypes or {})
+        guide = build(found.description["guide"], model=model)
+        if not isinstance(guide, Guide):
+            raise TypeError("it describes no Guide")
+    return model, guide
+
+
+def _owner(model: nn.Module, guide: nn.Module, path: str) -> nn.Module:
+    prefix, _, inner = path.partition(".")
+    return dict(_both(model, guide))[prefix].get_submodule(inner)
+
+
+def _fill(module: nn.Module, prefix: str, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give a module the values of its names, in the precision in which they were stored.
+
+    Raises:
+        _UnfitError: names or shapes differ.
+    """
+    own = {name.removeprefix(f"{prefix}."): value for name, value in values.items() if name.startswith(f"{prefix}.")}
+    for name in own:
+        # A PyroParam that is a method's makes its parameter when it is first looked at.
+        path, _, key = name.rpartition(".")
+        constrained = key.removesuffix("_unconstrained")
+        owner = dict(module.named_modules()).get(path) if constrained != key else None
+        if isinstance(inspect.getattr_static(type(owner), constrained, None), PyroParam):
+            getattr(owner, constrained)
+    for path, part in module.named_modules(prefix=prefix):
+        for table in (part._parameters, part._buffers):
+            for key, value in table.items():
+                dtype = dtypes.get(f"{path}.{key}")
+                if value is not None and dtype is not None and value.dtype != dtype:
+                    value.data = value.data.to(dtype)
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise _UnfitError(f"its weights do not fit the {prefix} that it describes ({_line(error)})") from None
+
+
+def _verify(found: Record, model: TVAE, guide: Guide) -> None:
+    """Rebuild the pair from its record and raise ValueError at the first thing that is not the same."""
+    try:
+        twins = rebuild(found)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, _UnfitError):  # without its weights, the part to blame can be named
+            _compare(model, guide, _built(found, {}))
+        raise ValueError(
+            f"save: the model or the guide cannot be built again from the arguments of its constructor as it is now "
+            f"({_line(error)}); build it with the parts it is to have, so that the arguments say them, or keep "
+            "its state_dict by torch.save."
+        ) from None
+    _compare(model, guide, twins)
+    old, new = _objects(model, guide), _objects(*twins)
+    homes: dict[int, int] = {}
+    for name, value in old.items():
+        twin = new[name]
+        if homes.setdefault(id(value), id(twin)) != id(twin):
+            raise _refusal(name, "is tied to another tensor", "tie them in the constructor")
+        if isinstance(value, nn.Parameter) != isinstance(twin, nn.Parameter) or not _same(value, twin):
+            raise _refusal(name, "has a value that the constructors' arguments do not make", "build it anew with them")
+    if len({*homes.values()}) != len(homes):
+        counts = [name for name, value in new.items() if sum(id(value) == one for one in homes.values()) > 1]
+        raise _refusal(counts[0], "is tied to another tensor by the constructor, and here is not", "tie them again")
+    loose = _param_statements(*twins)
+    if loose:
+        raise ValueError(
+            f"save: {loose[0]} is a pyro.param statement of the program and in neither module, so that no file would "
+            "hold it; make it an attribute instead: a torch.nn.Parameter, or a pyro.nn.PyroParam with its constraint."
+        )
+
+
+def _compare(model: TVAE, guide: Guide, twins: tuple[TVAE, Guide]) -> None:
+    """Raise ValueError where parts, parameters or buffers of a pair and its twins differ in name, kind or shape."""
+    for prefix, one, two in zip(("model", "guide"), (model, guide), twins, strict=True):
+        _compare_parts(prefix, one, two)
+    old, new = ({n: value.shape for n, value in _objects(*pair).items()} for pair in ((model, guide), twins))
+    if old != new:
+        name = min(name for name in {*old} | {*new} if old.get(name) != new.get(name))
+        raise _refusal(name, "is not what the constructors' arguments make", "make it in the constructor")
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    """Bit for bit, nan included."""
+    if one.shape != two.shape or one.dtype != two.dtype or one.requires_grad != two.requires_grad:
+        return False
+    pair = [value.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for value in (one, two)]
+    return torch.equal(*pair)
+
+
+def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
+    """Modules of the same classes in the same places, whose plain attributes say the same."""
+    twins = dict(two.named_modules(prefix=prefix, remove_duplicate=False))
+    others = dict(twins)
+    for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
+        twin = others.pop(path, None)
+        if twin is None or _name(module) != _name(twin):
+            made = "nothing" if twin is None else f"a {type(twin).__name__}"
+            raise _refusal(
+                path,
+                f"is a {type(module).__name__} where the constructors' arguments make {made}",
+                "build it by a Network or another part that is an argument, or in a constructor of your own class",
+            )
+    for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
+        twin = twins[path]
+        for key, value in _attributes(module).items():
+            if key in vars(twin) and _plain(value) != _plain(vars(twin)[key]):
+                remedy = f"give {type(module).__name__} that value when it is built"
+                raise _refusal(f"{path}.{key}", "is not what the constructors' arguments make", remedy)
+        for table in ("_pyro_params", "_pyro_samples"):
+            if isinstance(module, PyroModule) and isinstance(twin, PyroModule):
+                extra = {*getattr(module, table)} ^ {*getattr(twin, table)}
+                if extra:
+                    raise _refusal(f"{path}.{min(extra)}", "was set after it was built", "set it in the constructor")
+    if others:
+        raise _refusal(min(others), "was taken away after it was built", "build the pair without it")
+
+
+def _name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, strings, sequences and descriptions of parts as something to compare; what is none of these as None."""
+    if isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {repr(key): _plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return [_plain(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, Part) and not isinstance(value, nn.Module):
+        return json.dumps(describe(value))
+    return None
+
+
+def _param_statements(model: TVAE, guide: Guide) -> list[str]:
+    """Names of the param statements of the pair's programs whose parameters are in neither module: one run on zeros."""
+    own = {id(parameter) for one in (model, guide) for parameter in one.parameters()}
+    like = next(model.decoder.parameters(), torch.zeros(()))
+    x = like.new_zeros(1, model.n_frames, *model.frame_shape)
+    loose: list[str] = []
+    for program in (guide.eval().forward, model.eval().forward):
+        store = pyro.get_param_store()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), store.scope(), poutine.trace() as found:
+            with suppress(Exception):  # a program that wants more than x: what it said until then counts
+                program(x)
+            nodes: Mapping[str, Mapping[str, Any]] = found.trace.nodes
+            for name, site in nodes.items():
+                if site["type"] == "param":
+                    value = site["value"]
+                    bare = value.unconstrained() if hasattr(value, "unconstrained") else value
+                    loose += [] if id(bare) in own else [name]
+    return loose
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Guide]:
@@ -86,32 +417,36 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         version = int(metadata["version"])
         if version > VERSION:
             raise _NewerError
-        description = json.loads(metadata["description"])
-        model = build(description["model"])
-        guide = build(description["guide"], model=model)
-        if not isinstance(model, TVAE) or not isinstance(guide, Guide):
-            raise TypeError("it describes neither a TVAE nor a Guide")
+        model, guide = rebuild(_read(metadata, tensors))
     except _NewerError:
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
         ) from None
     except UnknownPartError as error:
         raise UnknownPartError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _UnfitError as error:
+        raise ValueError(f"{path} is damaged: {error}; expected a file written by pyro_tvae.save.") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"{path} is damaged: its description of the model cannot be read ({_line(error)}); "
             "expected a file written by pyro_tvae.save."
         ) from None
-    for prefix, module in (("model", model), ("guide", guide)):
-        weights = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path} is damaged: its weights do not fit the {prefix} that it describes ({_line(error)}); expected "
-                "a file written by pyro_tvae.save."
-            ) from None
     return model.to(device).eval(), guide.to(device).eval()
+
+
+def _read(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Record:
+    """The record of a file; one of version 1 has no more than a description and tensors."""
+    known = ("ties", "frozen", "derived", "trained_first")
+    said = {name: json.loads(metadata[name]) for name in known if name in metadata}
+    description = json.loads(metadata["description"])
+    return Record(
+        description,
+        tensors,
+        said.get("ties", {}),
+        said.get("frozen"),
+        said.get("derived", {}),
+        said.get("trained_first", False),
+    )
 
 
 def _line(error: Exception) -> str:

@@ -126,7 +126,10 @@ class Topography(Part, nn.Module):
         if key not in self._cache:
             # Built outside inference mode, so that a matrix first needed by an evaluation also serves training.
             with torch.inference_mode(False):
-                self._cache[key] = self.neighbourhood(n_frames, n_positions).to(dtype=like.dtype, device=like.device)
+                w = self.neighbourhood(n_frames, n_positions).to(dtype=like.dtype, device=like.device)
+            if type(w) not in (Tensor, nn.Parameter):  # a stand-in while the program is exported
+                return w
+            self._cache[key] = w
         return self._cache[key]
 
     def pool(self, e: Tensor) -> Tensor:
