@@ -18,7 +18,7 @@ import lightning.pytorch as lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -317,6 +317,7 @@ def fit(
     precision: str = "32-true",
     matmul_precision: str | None = None,
     progress: bool = True,
+    logger: Logger | Sequence[Logger] | bool | None = True,
     callbacks: Sequence[Callback] = (),
 ) -> History:
     """Fit model and guide by stochastic variational inference; they are trained in place.
@@ -352,6 +353,7 @@ def fit(
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
             faster on processors and GPUs that have instructions for it.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
+        logger: a Lightning logger, or several; True for CSV and TensorBoard in ``directory``, None or False for none.
         callbacks: further Lightning callbacks.
 
     Returns:
@@ -438,7 +440,11 @@ def fit(
     if matmul_precision is not None:
         hooks.append(_Products(matmul_precision))
     logs = Path(directory or ".") / "logs"
-    loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
+    loggers: list[Logger] = []
+    if logger is True:
+        loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
+    elif logger:
+        loggers = [logger] if isinstance(logger, Logger) else list(logger)
     with _quiet(), _plain_ends():
         trainer = lightning.Trainer(
             accelerator=accelerator,
