@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .joint_guides import ConditionalGuide, CovarianceGuide
     from .latents import AutoregressiveLatent, LaplaceLatent, LatentPrior, NormalLatent, StudentLatent
     from .likelihoods import Bernoulli, BinarisedBernoulli, ContinuousBernoulli, Likelihood, Normal
+    from .mixture_latents import MixtureLatent, PseudoInputLatent
     from .model import TVAE
     from .networks import MLP, Network
     from .orbit_guides import ConditionalOrbitGuide, OrbitCovarianceGuide
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from .sequence_guide import SequenceGuide
     from .storage import load, save
     from .topography import CapsuleRoll, NoTopography, Stationary, Topography, Torus, roll
-    from .verbs import encode, reconstruct, sample, traverse
+    from .verbs import encode, interpolate, reconstruct, sample, traverse
 
 _HOMES = {
     "convolution": ("Convolutional",),
@@ -35,6 +36,7 @@ _HOMES = {
     "joint_guides": ("ConditionalGuide", "CovarianceGuide"),
     "latents": ("AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"),
     "likelihoods": ("Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"),
+    "mixture_latents": ("MixtureLatent", "PseudoInputLatent"),
     "model": ("TVAE",),
     "networks": ("MLP", "Network"),
     "orbit_guides": ("ConditionalOrbitGuide", "OrbitCovarianceGuide"),
@@ -44,7 +46,7 @@ _HOMES = {
     "sequence_guide": ("SequenceGuide",),
     "storage": ("load", "save"),
     "topography": ("CapsuleRoll", "NoTopography", "Stationary", "Topography", "Torus", "roll"),
-    "verbs": ("encode", "reconstruct", "sample", "traverse"),
+    "verbs": ("encode", "interpolate", "reconstruct", "sample", "traverse"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -72,6 +74,7 @@ __all__ = [
     "Likelihood",
     "Matrix",
     "MeanFieldGuide",
+    "MixtureLatent",
     "Network",
     "NoTopography",
     "Normal",
@@ -80,6 +83,7 @@ __all__ = [
     "OrbitEnergy",
     "OrbitGuide",
     "Part",
+    "PseudoInputLatent",
     "SemiAmortisedGuide",
     "SequenceGuide",
     "SharedTrunkGuide",
@@ -89,6 +93,7 @@ __all__ = [
     "Torus",
     "default_guide",
     "encode",
+    "interpolate",
     "load",
     "reconstruct",
     "roll",

@@ -11,7 +11,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # Whatever a file may describe has to be loaded: the parts that nothing else here imports.
-from . import convolution, flow_guide, gamma_guide, grids, joint_guides, orbit_guides, refined_guide, sequence_guide  # noqa: F401
+from . import (  # noqa: F401
+    convolution,
+    flow_guide,
+    gamma_guide,
+    grids,
+    joint_guides,
+    mixture_latents,
+    orbit_guides,
+    refined_guide,
+    sequence_guide,
+)
 from .files import whole
 from .guides import Guide
 from .model import TVAE
