@@ -60,7 +60,7 @@ def components(model: TVAE) -> tuple[Tensor, list[dist.Normal], bool]:
         return latent.logits.softmax(0), normals, latent.per == "frame"
     assert isinstance(latent, PseudoInputLatent)
     read = [latent.encoder(latent.pseudo_inputs[k]) for k in range(K)]
-    return torch.full((K,), 1 / K).double(), [dist.Normal(m, (v / 2).exp()) for m, v in read], False
+    return torch.full((K,), 1 / K, dtype=torch.float64), [dist.Normal(m, (v / 2).exp()) for m, v in read], False
 
 
 @ALL
