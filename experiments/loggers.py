@@ -1,4 +1,4 @@
-"""Loggers: who is told of a run's training curves, made by a fit alone, and by a stored file only where it is harmless."""
+"""Loggers: where training curves go. A fit alone makes them, and for a stored file only those that are harmless."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def check_loggers(config: DictConfig) -> None:
         package = PACKAGES.get(kind)
         if package is not None and find_spec(package) is None:
             raise ConfigurationError(
-                f"logger.{name} is {kind}, whose package is not installed; pip install {INSTALL.get(package, package)}, "
-                "or choose another logger, such as logger=csv_tensorboard."
+                f"logger.{name} is {kind}, whose package is not installed; pip install "
+                f"{INSTALL.get(package, package)}, or choose another logger, such as logger=csv_tensorboard."
             )
 
 
@@ -52,7 +52,7 @@ def check_stored_loggers(config: DictConfig, run: Path) -> None:
         if not (plain and inside):
             raise ConfigurationError(
                 f"{run} logs to {name} ({node['_target_']}), which a stored configuration may not start by itself; say "
-                f"it again beside resume, as logger=…, or choose logger=csv_tensorboard."
+                "it again beside resume, as logger=…, or choose logger=csv_tensorboard."
             )
 
 

@@ -2,7 +2,7 @@
 
 What was typed on the command line is trusted. A file may only name parts of the project, PyTorch's optimizers and
 schedules, and what is defined in modules that the user named with ``--import``. Nothing is imported because a file says
-so. A file may also name Lightning's loggers in their own group, where nothing but a fit makes them: see :mod:`.loggers`.
+so. A file may also name Lightning's loggers in their own group, where a fit alone makes them: see :mod:`.loggers`.
 """
 
 from __future__ import annotations
