@@ -111,7 +111,7 @@ def test_a_multirun_hands_the_measure_of_every_run_back(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Listener, "heard", [])
     monkeypatch.setitem(sys.modules, "listening", sys.modules[Listener.__module__])
-    arguments = [*TINY, "--multirun", "seed=0,1", "measure=val/reconstruction"]
+    arguments = ["--multirun", *TINY, "seed=0,1", "measure=val/reconstruction"]
     arguments += ["+hydra.callbacks.listener._target_=listening.Listener"]
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train", *arguments])
     config.run_with_hydra(cli._train, cli._resume, arguments)
