@@ -55,7 +55,7 @@ def _resume(run: str, changes: dict[str, Any]) -> None:
     resume_run(Path(run), changes)
 
 
-def _train(config: object) -> None:
+def _train(config: object) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
@@ -64,7 +64,7 @@ def _train(config: object) -> None:
 
     assert isinstance(config, DictConfig)
     with plain_errors():
-        train_run(config, Path(HydraConfig.get().runtime.output_dir))
+        return train_run(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 @app.command()

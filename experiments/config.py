@@ -229,6 +229,8 @@ def fit_parts(
     """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
     from pyro_tvae.inference import fit
 
+    from .loggers import loggers
+
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
@@ -242,6 +244,7 @@ def fit_parts(
         directory=directory,
         resume=last if last is not None and last.is_file() else None,
         seed=config.seed,
+        logger=loggers(config, directory) or None,
         callbacks=callbacks,
         **{str(name): value for name, value in options.items()},
     )
@@ -282,13 +285,13 @@ def plain_errors() -> Iterator[None]:
 
 
 # Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
-ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress")
+ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "logger")
 
 
 def run_with_hydra(
-    job: Callable[[DictConfig], None], resume: Callable[[str, dict[str, Any]], None], overrides: Sequence[str]
+    job: Callable[[DictConfig], float | None], resume: Callable[[str, dict[str, Any]], None], overrides: Sequence[str]
 ) -> None:
-    """Run a job under Hydra, with its run folders, ``--multirun`` and launchers.
+    """Run a job under Hydra, with its run folders, ``--multirun``, launchers, and sweepers that go by what it returns.
 
     With ``resume=RUN`` among the overrides, ``resume`` is called with the folder and further settings instead, and
     Hydra makes no folder. So it is where a run of exactly this configuration was interrupted.
@@ -304,7 +307,7 @@ def run_with_hydra(
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
         config = compose(arguments.overrides)
         given = [str(override.key_or_group) for override in _parsed(arguments.overrides)]
-        changes = {name: OmegaConf.select(config, name) for name in given if name in ELSEWHERE}
+        changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
         shown = arguments.cfg or arguments.info
         if config.resume is None and not shown and (begun := _begun(config, arguments.overrides, given)) is not None:
             print(f"{begun}: this command was interrupted before, and goes on; another name=… starts anew", flush=True)
@@ -312,7 +315,8 @@ def run_with_hydra(
             resume(str(begun), changes)
             return
         if config.resume is not None and not shown:
-            others = [name for name in given if name not in ("resume", *ELSEWHERE) and not name.startswith("hydra")]
+            free = ("resume", "hydra", *ELSEWHERE)
+            others = [name for name in given if not any(_touches([name], one) for one in free)]
             if others:
                 raise ConfigurationError(
                     f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given "
@@ -325,12 +329,17 @@ def run_with_hydra(
         _check_names(arguments.overrides)
     typed = sys.argv
 
-    def with_the_typed_command(config: DictConfig) -> None:
+    def with_the_typed_command(config: DictConfig) -> float | None:
         sys.argv = typed  # Lightning starts further processes by the same command
-        job(config)
+        return job(config)
 
     sys.argv = ["pyro-tvae train", *overrides]
     hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(with_the_typed_command)()
+
+
+def _touches(given: Sequence[str], name: str) -> bool:
+    """Whether one of the names that were given is this one, or lies within it."""
+    return any(one == name or one.startswith((f"{name}.", f"{name}/")) for one in given)
 
 
 def _check_names(overrides: Sequence[str]) -> None:

@@ -93,6 +93,9 @@ def configuration(run: Path) -> DictConfig:
     if not isinstance(config, DictConfig) or _bare_words(config):
         raise ValueError(f"{path} holds no mapping; {EXPECTED}")
     check_stored(config, path)
+    for name in LATER_GROUPS:
+        if name not in config:
+            config[name] = compose()[name]
     for name, value in LATER.items():
         group, _, key = name.partition(".")
         if isinstance(config.get(group), DictConfig) and key not in config[group]:
@@ -113,6 +116,7 @@ def _bare_words(config: DictConfig) -> bool:
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
 # Settings that older runs lack, and what they were made with.
 LATER = {"model.centred": False, "fit.matmul_precision": "highest"}
+LATER_GROUPS = ("logger", "measure")  # at the top; as they are by default
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 
 

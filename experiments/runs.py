@@ -17,7 +17,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.posteriors import moments
 
 from . import figures
-from .config import Parts, build, fit_parts
+from .config import ConfigurationError, Parts, build, fit_parts
 from .datasets import SequenceDataModule
 from .evaluation import Evaluation, evaluate
 from .folders import (
@@ -37,6 +37,7 @@ from .folders import (
     write_text,
 )
 from .interruption import command, goes_on_with
+from .loggers import check_loggers, check_stored_loggers, files_only
 from .report import write_report
 from .tables import print_evaluation
 from .trust import trust_targets
@@ -45,15 +46,23 @@ from .unfinished import no_folder_for_mistakes, occupied
 __all__ = ["evaluate_run", "report_run", "resume_run", "train_run"]
 
 
-def train_run(config: DictConfig, run: Path) -> None:
+def train_run(config: DictConfig, run: Path) -> float | None:
     """Train, evaluate and report into a run's folder; prints the table.
+
+    Returns:
+        What a sweeper goes by: ``config.measure``, on the validation split and of the weights that are kept, those of
+        the best validation ELBO; nats per frame. Higher is better, but for ``val/kl``. None in processes that help.
 
     Raises:
         FileExistsError: the folder holds a run already.
+        ConfigurationError: there is no such measure, or a logger's package is not installed.
     """
+    if config.measure not in MEASURES:
+        raise ConfigurationError(f"measure is {config.measure!r}; expected one of {', '.join(MEASURES)}.")
     if config.resume is not None:  # one of several, under --multirun
         resume_run(Path(config.resume))
-        return
+        return _measured(Path(config.resume), config.measure)
+    check_loggers(config)
     if _first() and (run / CONFIG).is_file():
         raise FileExistsError(
             f"{run} holds a run already, which is left as it is; choose another folder, or go on with: "
@@ -66,6 +75,18 @@ def train_run(config: DictConfig, run: Path) -> None:
             write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
         with _interruptible(run):
             _finish(run, config, parts)
+    return _measured(run, config.measure)
+
+
+MEASURES = ("val/elbo", "val/reconstruction", "val/kl")
+
+
+def _measured(run: Path, measure: str) -> float | None:
+    """A measure in the row of the history with the best validation ELBO, whose weights are the ones kept."""
+    if not _first():
+        return None
+    rows = [row for row in history_of(run).get("rows", []) if "val/elbo" in row]
+    return float(max(rows, key=lambda row: row["val/elbo"])[measure]) if rows else None
 
 
 def resume_run(run: Path, changes: Mapping[str, Any] | None = None) -> None:
@@ -81,7 +102,10 @@ def resume_run(run: Path, changes: Mapping[str, Any] | None = None) -> None:
     """
     config = configuration(run)
     for name, value in (changes or {}).items():
-        OmegaConf.update(config, name, value)
+        OmegaConf.update(config, name, value, merge=False)
+    if "logger" not in (changes or {}) and not (run / WEIGHTS).is_file():
+        check_stored_loggers(config, run)
+    check_loggers(config)
     with _interruptible(run):
         _finish(run, config, None)
 
@@ -145,6 +169,7 @@ def _plain_vae(config: DictConfig) -> DictConfig:
         plain.guide = {"_target_": "pyro_tvae.MeanFieldGuide", "_partial_": True}
         if "initial_log_variance" in config.guide:
             plain.guide.initial_log_variance = config.guide.initial_log_variance
+        plain.logger = files_only(config)
         plain.fit.max_epochs = config.baseline.max_epochs
         plain.fit.warmup_steps = config.baseline.warmup_steps
         plain.fit.frame_dropout = 0.0

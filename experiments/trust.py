@@ -2,7 +2,7 @@
 
 What was typed on the command line is trusted. A file may only name parts of the project, PyTorch's optimizers and
 schedules, and what is defined in modules that the user named with ``--import``. Nothing is imported because a file says
-so.
+so. A file may also name Lightning's loggers in their own group, where a fit alone makes them: see :mod:`.loggers`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from . import datasets
 __all__ = ["check_stored", "trust_modules", "trust_targets"]
 
 KINDS = (Part, Objective, Optimizer, LRScheduler)
+
+# Services may be named, since a run of one's own is to be read again, but are not started by a stored file.
+FILE_LOGGERS = tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger"))
+LOGGERS = (
+    *FILE_LOGGERS,
+    *(f"lightning.pytorch.loggers.{name}" for name in ("CometLogger", "MLFlowLogger", "NeptuneLogger", "WandbLogger")),
+)
 
 _modules: set[str] = set()
 _targets: set[str] = set()
@@ -58,6 +65,8 @@ def check_stored(config: DictConfig, source: object) -> None:
         ValueError: it does, or it holds an interpolation, which could read the environment.
     """
     for key, target in _named(OmegaConf.to_container(config, resolve=False)):
+        if key.startswith("logger.") and key.count(".") == 2 and target in LOGGERS:
+            continue
         if isinstance(target, str) and "${" in target:
             raise ValueError(f"{source}: {key} is {target!r}; expected a plain value, as 'pyro-tvae train' stores it.")
         if isinstance(target, str) and target in _targets:

@@ -89,6 +89,8 @@ def _comparable(text: str) -> Any:
     stored = yaml.safe_load(text)
     for name in ELSEWHERE:
         section, _, key = name.partition(".")
-        if isinstance(stored, dict) and isinstance(stored.get(section), dict):
+        if isinstance(stored, dict) and not key:
+            stored.pop(section, None)
+        elif isinstance(stored, dict) and isinstance(stored.get(section), dict):
             stored[section].pop(key, None)
     return stored

@@ -18,6 +18,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.naming import NamedModule
 from pyro_tvae.posteriors import Posterior, draw, standalone
 from pyro_tvae.programs import call, is_bayesian
 
@@ -240,7 +241,8 @@ class DReG(IWAE):
     def __init__(self, model: TVAE, guide: Any, num_particles: int = 1, **options: Any) -> None:
         super().__init__(model, guide, num_particles, **options)
         if not isinstance(guide, nn.Module) or (
-            isinstance(guide, PyroModule) and (type(guide).__call__ is not PyroModule.__call__ or is_bayesian(guide))
+            isinstance(guide, PyroModule)
+            and (type(guide).__call__ not in (NamedModule.__call__, PyroModule.__call__) or is_bayesian(guide))
         ):
             raise ValueError(
                 f"DReG: the guide is a {type(guide).__name__}, whose parameters cannot be held while it is scored "

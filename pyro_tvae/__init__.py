@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .latents import AutoregressiveLatent, LaplaceLatent, LatentPrior, NormalLatent, StudentLatent
     from .lengths import with_n_frames
     from .likelihoods import Bernoulli, BinarisedBernoulli, ContinuousBernoulli, Likelihood, Normal
+    from .mixture_latents import MixtureLatent, PseudoInputLatent
     from .model import TVAE
     from .networks import MLP, Network
     from .orbit_guides import ConditionalOrbitGuide, OrbitCovarianceGuide
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .sequence_guide import SequenceGuide
     from .storage import load, save
     from .topography import CapsuleRoll, NoTopography, Stationary, Topography, Torus, roll
-    from .verbs import encode, reconstruct, sample, traverse
+    from .verbs import encode, interpolate, reconstruct, sample, traverse
 
 _HOMES = {
     "convolution": ("Convolutional",),
@@ -41,6 +42,7 @@ _HOMES = {
     "latents": ("AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"),
     "lengths": ("with_n_frames",),
     "likelihoods": ("Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"),
+    "mixture_latents": ("MixtureLatent", "PseudoInputLatent"),
     "model": ("TVAE",),
     "networks": ("MLP", "Network"),
     "orbit_guides": ("ConditionalOrbitGuide", "OrbitCovarianceGuide"),
@@ -50,7 +52,7 @@ _HOMES = {
     "sequence_guide": ("SequenceGuide",),
     "storage": ("load", "save"),
     "topography": ("CapsuleRoll", "NoTopography", "Stationary", "Topography", "Torus", "roll"),
-    "verbs": ("encode", "reconstruct", "sample", "traverse"),
+    "verbs": ("encode", "interpolate", "reconstruct", "sample", "traverse"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -81,6 +83,7 @@ __all__ = [
     "Likelihood",
     "Matrix",
     "MeanFieldGuide",
+    "MixtureLatent",
     "Network",
     "NoTopography",
     "Normal",
@@ -89,6 +92,7 @@ __all__ = [
     "OrbitEnergy",
     "OrbitGuide",
     "Part",
+    "PseudoInputLatent",
     "SemiAmortisedGuide",
     "SequenceGuide",
     "SharedTrunkGuide",
@@ -98,6 +102,7 @@ __all__ = [
     "Torus",
     "default_guide",
     "encode",
+    "interpolate",
     "load",
     "reconstruct",
     "roll",

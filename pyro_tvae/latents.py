@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +14,9 @@ from torch.distributions import constraints
 
 from .distributions import Normal
 from .parts import Part
+
+if TYPE_CHECKING:
+    from .model import TVAE
 
 __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"]
 
@@ -29,6 +33,9 @@ class LatentPrior(Part, nn.Module):
     def fit_to(self, n_frames: int, n_capsules: int, n_positions: int) -> None:
         """Called once by the model with the sizes (S, C, D) of its lattice."""
         self.shape = (n_frames, n_capsules, n_positions)
+
+    def look_at(self, model: TVAE) -> None:
+        """Called once at the end of the model's constructor, for laws that need more of it; they must not keep it."""
 
     def law(self, like: Tensor) -> TorchDistribution:
         """The prior of one sequence's z, event shape (S, C, D), in ``like``'s dtype and device."""

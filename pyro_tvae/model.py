@@ -132,6 +132,7 @@ class TVAE(Part, NamedModule):
             self.mu = nn.Parameter(torch.tensor(float(mu)))
             if centred:
                 self.decoder = nn.Sequential(Shift(-self.centre()), self.decoder)
+        self.latent.look_at(self)
 
     @property
     def like(self) -> Tensor:

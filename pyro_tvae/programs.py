@@ -20,6 +20,8 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from .naming import NamedModule
+
 __all__ = [
     "Program",
     "accepted",
@@ -48,7 +50,7 @@ def runnable(program: Any) -> Runnable:
     Random weights become sample sites in a call only, in which their values are kept.
     """
     kind = type(program)
-    ours = getattr(kind, "bare_forward", False) and kind.__call__ is PyroModule.__call__
+    ours = getattr(kind, "bare_forward", False) and kind.__call__ in (NamedModule.__call__, PyroModule.__call__)
     return program.forward if ours and not is_bayesian(program) else program
 
 

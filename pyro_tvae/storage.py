@@ -24,7 +24,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # Whatever a file may describe has to be loaded: the parts that nothing else here imports.
-from . import convolution, flow_guide, gamma_guide, grids, joint_guides, orbit_guides, refined_guide, sequence_guide  # noqa: F401
+from . import (  # noqa: F401
+    convolution,
+    flow_guide,
+    gamma_guide,
+    grids,
+    joint_guides,
+    mixture_latents,
+    orbit_guides,
+    refined_guide,
+    sequence_guide,
+)
 from .files import whole
 from .guides import Guide
 from .model import TVAE

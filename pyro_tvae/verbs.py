@@ -1,4 +1,4 @@
-"""What one does with a fitted model: encode, reconstruct, sample, traverse. No gradients."""
+"""What one does with a fitted model: encode, reconstruct, sample, traverse, interpolate. No gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .posteriors import Posterior, moments
 from .programs import is_bayesian
 from .topography import roll
 
-__all__ = ["encode", "reconstruct", "sample", "traverse"]
+__all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
 
 
 @torch.no_grad()
@@ -121,3 +121,69 @@ def traverse(model: TVAE, guide: Any, x: Tensor, *, frame: int = 0, shifts: Tens
     with _held(model, known):
         t = _composed(model, known)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
+
+
+PATHS = ("latent", "t")
+
+
+@torch.no_grad()
+def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int = 8, path: str = "latent") -> Tensor:
+    """Sequences on the way from one to another, decoded at evenly spaced points of a path between their codes.
+
+    ``path="latent"``: with weight w from 0 to 1, ``z = (1 − w) z_a + w z_b`` and, for energies that are positive,
+    ``e = e_a^(1 − w) e_b^w``: a straight line in log e, the geodesic of a scale, which never leaves the support. u of
+    the paper's model is real and goes straight; at the posterior mean of u² it is positive at both ends, so that its
+    square, too, rises or falls all the way. ``path="t"``: ``t = (1 − w) t_a + w t_b``, what the decoder sees goes
+    straight, whatever latents could make it.
+
+    Args:
+        x_a: (B, S, channel, height, width), where the path starts.
+        x_b: of the same shape, where it ends.
+        steps: points R on the path, 2 or more; the first and the last are :func:`reconstruct` of x_a and x_b.
+        path: ``"latent"`` or ``"t"``.
+
+    Returns:
+        Mean frames (B, R, S, channel, height, width), pixels.
+
+    Raises:
+        ValueError: fewer than 2 steps, another word for ``path``, or x_a and x_b of different shapes.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+        >>> guide, (x_a, x_b) = pyro_tvae.MeanFieldGuide(model), torch.rand(2, 4, 6, 1, 8, 8)
+        >>> interpolate(model, guide, x_a, x_b, steps=5).shape
+        torch.Size([4, 5, 6, 1, 8, 8])
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
+        raise ValueError(f"interpolate: steps is {steps!r}; expected a whole number of at least 2.")
+    if path not in PATHS:
+        raise ValueError(f"interpolate: path is {path!r}; expected 'latent' or 't'.")
+    for x in (x_a, x_b):
+        check_judged(model, guide, x, None)
+    if x_a.shape != x_b.shape:
+        raise ValueError(
+            f"interpolate: x_a has shape {tuple(x_a.shape)}, x_b {tuple(x_b.shape)}; expected equal shapes."
+        )
+    a, b = (_means(model, posterior_of(guide, x)) for x in (x_a, x_b))
+    weight = torch.linspace(0, 1, steps).to(a["z"])
+    # The weights of a Bayesian decoder are the same at both ends.
+    with _held(model, a):
+        if path == "t":
+            return model.decode(_straight(_composed(model, a), _composed(model, b), weight)).mean
+        way = {"z": _straight(a["z"], b["z"], weight)}
+        if model.prior is not None:
+            site = model.prior.site
+            way[site] = (_geometric if model.prior.positive else _straight)(a[site], b[site], weight)
+        return model.decode(_composed(model, way)).mean
+
+
+def _straight(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """(B, R, …) between (B, …) and (B, …), with both ends exact."""
+    return torch.lerp(a.unsqueeze(1), b.unsqueeze(1), weight.reshape(-1, *[1] * (a.dim() - 1)))
+
+
+def _geometric(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """The same along log, for positive numbers."""
+    weight = weight.reshape(-1, *[1] * (a.dim() - 1))
+    return a.unsqueeze(1).pow(1 - weight) * b.unsqueeze(1).pow(weight)

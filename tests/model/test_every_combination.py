@@ -33,6 +33,7 @@ from pyro_tvae import (
     Likelihood,
     Matrix,
     MeanFieldGuide,
+    MixtureLatent,
     Network,
     Normal,
     NormalLatent,
@@ -40,6 +41,7 @@ from pyro_tvae import (
     OrbitCovarianceGuide,
     OrbitEnergy,
     OrbitGuide,
+    PseudoInputLatent,
     SemiAmortisedGuide,
     SequenceGuide,
     SharedTrunkGuide,
@@ -98,6 +100,8 @@ LATENTS: dict[str, Callable[[], LatentPrior]] = {
     "laplace": LaplaceLatent,
     "student": StudentLatent,
     "autoregressive": AutoregressiveLatent,
+    "mixture": lambda: MixtureLatent(3),
+    "pseudo_input": lambda: PseudoInputLatent(2),
 }
 NETWORKS: dict[str, Callable[[], Network]] = {
     "mlp": lambda: MLP((1.0,), (1.0,)),
@@ -126,7 +130,8 @@ def combinations() -> Iterator[tuple[str, str | None, str, str, str, str]]:
     for topography, prior, guide in TRIPLES:
         if sensible(topography, prior, guide):
             for likelihood in LIKELIHOODS:
-                yield topography, prior, guide, likelihood, list(LATENTS)[turn % 4], list(NETWORKS)[turn % 3 % 2]
+                latent, network = list(LATENTS)[turn % len(LATENTS)], list(NETWORKS)[turn % 3 % 2]
+                yield topography, prior, guide, likelihood, latent, network
                 turn += 1
             turn += 1  # so that no law of z is always met with the same likelihood
 
