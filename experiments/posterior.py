@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from pyro_tvae import TVAE
-from pyro_tvae.inference.posterior import ArvizData, arviz, assemble, is_legacy, to_arviz, to_netcdf
+from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, forest_figure, predictive_figure
+from pyro_tvae.inference.posterior import to_arviz, to_netcdf
 
 from .datasets.makers import MovingImages
 from .figures import BLUE, DPI, GREY, VERMILLION, WIDTH, interleaved
@@ -112,11 +113,7 @@ def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
     groups = ("posterior_predictive", "observed_data")
     means = assemble({group: Dataset({"pixels": data[group]["x"].mean(pixels)}) for group in groups})
     n = min(max_draws, data["posterior_predictive"].sizes["draw"])
-    if is_legacy():
-        figure = _canvas(3.6)
-        arviz().plot_ppc(means, num_pp_samples=n, random_seed=0, textsize=9, ax=figure.add_subplot(), show=False)
-    else:
-        figure = _arviz_figure(arviz().plot_ppc_dist(means, num_samples=n))
+    figure = predictive_figure(means, n, lambda: _canvas(3.6))
     figure.axes[0].set_title("")  # ArviZ 1.x's own, in the middle
     figure.axes[0].set_title("Mean pixel of a frame, predicted and observed", loc="left", fontsize=11)
     figure.axes[0].set_xlabel("mean pixel of a frame", fontsize=9)
@@ -135,13 +132,8 @@ def forest(values: DataArray, title: str, label: str, band: tuple[float, float] 
     from xarray import Dataset
 
     data = assemble({"posterior": Dataset({str(values.name): values.reset_coords(drop=True)})})
-    if is_legacy():
-        figure = _canvas(1.2 + 0.22 * values.shape[-1])
-        axis = figure.add_subplot()
-        arviz().plot_forest(data, combined=True, hdi_prob=0.94, textsize=9, ax=axis, show=False)
-    else:
-        figure = _arviz_figure(arviz().plot_forest(data, combined=True, ci_kind="hdi", ci_probs=(0.5, 0.94)))
-        axis = figure.axes[-1]
+    figure = forest_figure(data, lambda: _canvas(1.2 + 0.22 * values.shape[-1]))
+    axis = figure.axes[-1]
     axis.set_title("")  # ArviZ's own, in the middle
     if band is not None:
         axis.axvspan(*band, color="#e4e4e4", zorder=-10)
@@ -229,12 +221,6 @@ def rank_histogram(result: Calibration, *, bins: int = 10, level: float = 0.01) 
 
 def _canvas(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-
-
-def _arviz_figure(collection: Any) -> Figure:
-    """The figure of what ArviZ 1.x draws on."""
-    figure: Figure = collection.viz["figure"].item()
-    return figure
 
 
 # ---- the page
