@@ -23,30 +23,20 @@ def groups() -> dict[str, Dataset]:
     """Every kind of value that a file of draws holds, by formula."""
     t = (np.arange(2 * 5 * 3 * 4, dtype=np.float32) / 7).reshape(2, 5, 3, 4)
     t.flat[:5] = [np.nan, np.inf, -np.inf, -0.0, np.float32(1e-42)]
-    names = {"chain": np.arange(2), "draw": np.arange(5), "sequence": np.arange(3), "frame": np.arange(4)}
-    labels = {
-        "label": ("sequence", ["seven", "naïve", ""]),
-        "angle": (("sequence", "frame"), np.arange(12.0).reshape(3, 4)),
-    }
+    labels = {"label": ("sequence", ["seven", "naïve", ""]), "frame": np.arange(0, 80, 20)}
     attributes = {"method": "importance", "seed": 0}
-    sample, lattice = ("chain", "draw"), ("sequence", "frame")
-    one = {name: names[name] for name in (*sample, "sequence")}
+    sample = ("chain", "draw")
+    diverging = np.arange(10).reshape(2, 5) % 3 == 0
     return {
         "posterior": Dataset(
-            {"t": ((*sample, *lattice), t), "mu": (sample, np.full((2, 5), 1 / 3))}, names, attributes
+            {"t": ((*sample, "sequence", "frame"), t), "mu": (sample, -np.exp(np.arange(10.0)).reshape(2, 5) / 3)},
+            labels,
+            attributes,
         ),
-        "log_likelihood": Dataset({"x": ((*sample, "sequence"), -np.exp(np.arange(30.0)).reshape(2, 5, 3))}, one, attributes),
         "sample_stats": Dataset(
-            {"diverging": (sample, np.arange(10).reshape(2, 5) % 3 == 0), "pareto_k": ("sequence", [0.5, np.inf, np.nan])},
-            one,
-            attributes,
+            {"diverging": (sample, diverging), "pareto_k": ("sequence", [0.5, np.inf, np.nan])}, attrs=attributes
         ),
-        "observed_data": Dataset(
-            {"x": (lattice, np.arange(12, dtype=np.float32).reshape(3, 4) / 11)},
-            {name: names[name] for name in lattice} | labels,
-            attributes,
-        ),
-    }  # fmt: skip
+    }
 
 
 def same(data: ArvizData) -> None:
