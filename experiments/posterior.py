@@ -1,6 +1,6 @@
 """The command ``posterior``: draws of a run's posterior as a file for ArviZ, and a page of plots that judge them.
 
-The figures are matplotlib figures without global state, as in :mod:`.figures`, and the same under every version of ArviZ.
+The figures are matplotlib figures without global state, as in :mod:`.figures`, the same under every version of ArviZ.
 """
 
 from __future__ import annotations
