@@ -1,6 +1,6 @@
 """The command ``posterior``: draws of a run's posterior as a file for ArviZ, and a page of plots that judge them.
 
-The figures are matplotlib figures without global state, as in :mod:`.figures`; those of distributions are ArviZ's.
+The figures are matplotlib figures without global state, as in :mod:`.figures`, the same under every version of ArviZ.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pyro_tvae import TVAE
-from pyro_tvae.inference.posterior import ArvizData, arviz, assemble, is_legacy, to_arviz, to_netcdf
+from pyro_tvae.inference.arviz_adapter import ArvizData
+from pyro_tvae.inference.posterior import to_arviz, to_netcdf
 
 from .datasets.makers import MovingImages
 from .figures import BLUE, DPI, GREY, VERMILLION, WIDTH, interleaved
@@ -106,21 +107,43 @@ def posterior_run(
 
 def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
     """Posterior-predictive check: densities of the mean pixel of a frame, predicted and observed."""
-    from xarray import Dataset
-
     pixels = ["channel", "height", "width"]
-    groups = ("posterior_predictive", "observed_data")
-    means = assemble({group: Dataset({"pixels": data[group]["x"].mean(pixels)}) for group in groups})
-    n = min(max_draws, data["posterior_predictive"].sizes["draw"])
-    if is_legacy():
-        figure = _canvas(3.6)
-        arviz().plot_ppc(means, num_pp_samples=n, random_seed=0, textsize=9, ax=figure.add_subplot(), show=False)
-    else:
-        figure = _arviz_figure(arviz().plot_ppc_dist(means, num_samples=n))
-    figure.axes[0].set_title("")  # ArviZ 1.x's own, in the middle
-    figure.axes[0].set_title("Mean pixel of a frame, predicted and observed", loc="left", fontsize=11)
-    figure.axes[0].set_xlabel("mean pixel of a frame", fontsize=9)
+    predicted = data["posterior_predictive"]["x"].mean(pixels).values.astype(np.float64)
+    predicted = predicted.reshape(predicted.shape[0] * predicted.shape[1], -1)
+    chosen = predicted[np.linspace(0, len(predicted) - 1, min(max_draws, len(predicted))).round().astype(int)]
+    observed = data["observed_data"]["x"].mean(pixels).values.astype(np.float64).ravel()
+    figure = _canvas(3.6)
+    axis = figure.add_subplot()
+    for i, values in enumerate(chosen):
+        label = f"predicted, {len(chosen)} draws" if i == 0 else None
+        axis.plot(*density(values), color=BLUE, alpha=0.25, linewidth=0.8, label=label)
+    axis.plot(*density(predicted.ravel()), color=VERMILLION, linestyle="--", linewidth=1.5, label="all draws together")
+    axis.plot(*density(observed), color="black", linewidth=1.5, label="observed")
+    axis.set_ylim(bottom=0)
+    axis.set_yticks([])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    axis.set_title("Mean pixel of a frame, predicted and observed", loc="left", fontsize=11)
+    axis.set_xlabel("mean pixel of a frame", fontsize=9)
     return figure
+
+
+def density(values: NDArray[np.float64], points: int = 200) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Kernel estimate of a density: places and heights, from M values.
+
+    Gaussian kernels of ``0.9 min(s, IQR / 1.34) M^(-1/5)`` (Silverman, "Density estimation for statistics and data
+    analysis", 1986, eq. 3.31); values that are all equal get one narrow bump. Many values are first counted in narrow
+    bins, so that memory does not grow with them.
+    """
+    low, high = np.quantile(values, [0.25, 0.75])
+    spread = min(s for s in (values.std(), (high - low) / 1.34, np.inf) if s > 0)
+    floor = 1e-3 * max(1e-6, float(np.ptp(values)), abs(float(values.mean())))
+    width = max(0.9 * spread * len(values) ** -0.2, floor) if np.isfinite(spread) else floor
+    counts, edges = np.histogram(values, bins=4 * points, range=(values.min() - 3 * width, values.max() + 3 * width))
+    centres = (edges[:-1] + edges[1:]) / 2
+    place = np.linspace(edges[0], edges[-1], points)
+    kernel = np.exp(-0.5 * ((place[:, None] - centres) / width) ** 2)
+    return place, kernel @ counts / (len(values) * width * np.sqrt(2 * np.pi))
 
 
 def forest(values: DataArray, title: str, label: str, band: tuple[float, float] | None = None) -> Figure:
@@ -132,22 +155,35 @@ def forest(values: DataArray, title: str, label: str, band: tuple[float, float] 
         label: of the axis.
         band: an interval to draw behind them in grey, such as the prior's.
     """
-    from xarray import Dataset
-
-    data = assemble({"posterior": Dataset({str(values.name): values.reset_coords(drop=True)})})
-    if is_legacy():
-        figure = _canvas(1.2 + 0.22 * values.shape[-1])
-        axis = figure.add_subplot()
-        arviz().plot_forest(data, combined=True, hdi_prob=0.94, textsize=9, ax=axis, show=False)
-    else:
-        figure = _arviz_figure(arviz().plot_forest(data, combined=True, ci_kind="hdi", ci_probs=(0.5, 0.94)))
-        axis = figure.axes[-1]
-    axis.set_title("")  # ArviZ's own, in the middle
+    dimension = values.dims[-1]
+    names = [str(name) for name in values[dimension].values]
+    draws = np.sort(values.values.reshape(-1, len(names)).astype(np.float64), axis=0)
+    low, high = shortest_interval(draws, 0.94)
+    first, middle, third = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
+    figure = _canvas(1.2 + 0.22 * len(names))
+    axis = figure.add_subplot()
     if band is not None:
         axis.axvspan(*band, color="#e4e4e4", zorder=-10)
+    place = np.arange(len(names))
+    axis.hlines(place, low, high, color=BLUE, linewidth=1.2)
+    axis.hlines(place, first, third, color=BLUE, linewidth=3.0)
+    axis.plot(middle, place, "o", color=BLUE, markerfacecolor="white", markersize=4)
+    axis.set_yticks(place, names, fontsize=9)
+    axis.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+    axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(title, loc="left", fontsize=11)
     axis.set_xlabel(label, fontsize=9)
+    axis.set_ylabel(str(dimension), fontsize=9)
     return figure
+
+
+def shortest_interval(draws: NDArray[np.float64], share: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the shortest interval that holds a share of each column's draws, sorted: (n, K) -> (K,), (K,)."""
+    n = len(draws)
+    reach = min(n - 1, int(np.floor(share * n)))
+    start = np.argmin(draws[reach:] - draws[: n - reach], axis=0)
+    column = np.arange(draws.shape[1])
+    return draws[start, column], draws[start + reach, column]
 
 
 def energies(data: ArvizData) -> Figure:
@@ -229,12 +265,6 @@ def rank_histogram(result: Calibration, *, bins: int = 10, level: float = 0.01) 
 
 def _canvas(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-
-
-def _arviz_figure(collection: Any) -> Figure:
-    """The figure of what ArviZ 1.x draws on."""
-    figure: Figure = collection.viz["figure"].item()
-    return figure
 
 
 # ---- the page

@@ -13,14 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
@@ -32,6 +29,7 @@ from pyro_tvae.programs import call, check_covariates, untouched_store
 
 from .densities import INNER_PLATE, densities, propose, refuse_further_terms, refuse_plates
 from .memory import keep_freed_memory
+from .pareto import pareto_shape
 from .progress import progress_bar
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
@@ -199,7 +197,8 @@ class LogLikelihood:
         elbo: mean of log w, the K = 1 bound.
         pareto_k: shape of the generalised Pareto law fitted to the largest weights (Vehtari et al. 2024); lower is
             better: below 0.5 the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted.
-            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal.
+            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal;
+            see :func:`.pareto_shape`.
         num_particles: K.
         n_frames: S, to convert to nats per frame.
         estimator: how the weights were averaged, see :func:`log_likelihood`.
@@ -235,7 +234,7 @@ class Summary:
 
     def __init__(self, num_particles: int) -> None:
         self.num_particles = num_particles
-        # ArviZ's tail of K weights, and the largest one below it as its threshold.
+        # The tail of K weights, and the largest one below it as its threshold.
         self.kept = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles))) + 1
         self.total = self.square = torch.tensor(-math.inf, dtype=torch.float64)
         self.sum = torch.tensor(0.0, dtype=torch.float64)
@@ -272,37 +271,6 @@ def summarise(log_w: Tensor, n_frames: int) -> LogLikelihood:
     summary = Summary(len(log_w))
     summary.add(log_w)
     return summary.estimates(n_frames)
-
-
-def pareto_shape(largest: Tensor) -> Tensor:
-    """Pareto k from the M + 1 largest log-weights of each column, largest first: (M + 1, …) -> (…)."""
-    if len(largest) < 2:
-        return largest.new_full(largest.shape[1:], math.nan)
-    # ArviZ wants all the weights. A fifth of them is the tail where r_eff is small, so that the threshold, repeated,
-    # can stand for the ones that were not kept; with both APIs and any K it is then the same tail.
-    m = len(largest) - 1
-    padded = torch.cat([largest, largest[-1:].expand(4 * m - 1, *largest.shape[1:])])
-    k = torch.from_numpy(_psis(padded.flatten(1).T.contiguous().numpy(), m)).reshape(largest.shape[1:])
-    return torch.where(largest[0] == largest[-1], 0.0, k)
-
-
-def _psis(log_w: NDArray[np.float64], tail: int) -> NDArray[np.float64]:
-    """Pareto k of every row of log-weights (N, 5 · tail) by ArviZ, 0.x or 1.x, imported when first needed."""
-    if tail < 5:
-        return np.full(len(log_w), math.inf)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ 0.23 announces version 1
-        arviz: Any = import_module("arviz")
-        try:
-            if int(arviz.__version__.split(".")[0]) < 1:
-                return np.asarray(arviz.psislw(log_w, reff=1e-6)[1])
-            # Version 1 takes log-likelihoods and turns their sign itself.
-            return np.asarray(import_module("arviz_stats.base").array_stats.psislw(-log_w, r_eff=1e-6)[1])
-        except (AttributeError, ImportError, TypeError) as error:
-            raise RuntimeError(
-                f"Pareto k needs arviz.psislw (ArviZ 0.x) or arviz_stats.base.array_stats.psislw (1.x), but ArviZ "
-                f"{arviz.__version__} has neither as expected ({error}); install ArviZ 0.23."
-            ) from None
 
 
 def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import init_to_value
@@ -16,8 +14,9 @@ from torch import Tensor
 from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.posteriors import moments
 
+from .arviz_adapter import diagnose
 from .likelihood import seeded, summarise
-from .posterior import arviz, weighted_particles
+from .posterior import weighted_particles
 from .progress import progress_bar
 
 __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
@@ -130,11 +129,8 @@ def nuts(
 
 def _diagnose(kind: str, draws: Tensor) -> Tensor:
     """ArviZ's rank-normalised R-hat or bulk ESS of (chain, draw, …), one value per latent."""
-    function: Any = getattr(arviz(), kind)
-    columns = draws.flatten(2).double().numpy()
-    with np.errstate(all="ignore"):
-        values = [float(function(columns[..., i])) for i in range(columns.shape[-1])]
-    return torch.tensor(values, dtype=torch.float64).reshape(draws.shape[2:])
+    values = torch.from_numpy(diagnose(kind, draws.flatten(2).double().numpy()))
+    return values.reshape(draws.shape[2:])
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import whole
 from pyro_tvae.posteriors import Posterior
 
+from .arviz_adapter import ArvizData, assemble, read, write
 from .likelihood import CHUNK_BYTES, log_weights, seeded, summarise
 from .progress import progress_bar
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from xarray import Dataset
 
 __all__ = ["GROUPS", "Draws", "from_netcdf", "to_arviz", "to_netcdf"]
-
-# InferenceData under ArviZ 0.x, DataTree under 1.x: both have their groups as attributes.
-ArvizData: TypeAlias = Any
 
 GROUPS = (
     "posterior",
@@ -355,28 +351,7 @@ def _dataset(
     return Dataset(data, coords=index | named, attrs=dict(attributes))
 
 
-# ---- ArviZ, both APIs
-
-
-def arviz() -> Any:
-    """The arviz module, imported when first needed and without its announcement of version 1."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return import_module("arviz")
-
-
-def is_legacy() -> bool:
-    # By number: ArviZ 1.x answers to the old names, with a warning.
-    return int(arviz().__version__.split(".")[0]) < 1
-
-
-def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
-    # Whole data sets, since the two versions of ``from_dict`` take different arguments.
-    if is_legacy():
-        return arviz().InferenceData(**groups)
-    from xarray import DataTree
-
-    return DataTree.from_dict(dict(groups))
+# ---- files
 
 
 def to_netcdf(data: ArvizData, path: str | Path) -> Path:
@@ -393,7 +368,7 @@ def to_netcdf(data: ArvizData, path: str | Path) -> Path:
     """
     path = Path(path)
     with whole(path) as partial:
-        data.to_netcdf(str(partial), engine="h5netcdf")
+        write(data, partial)
     return path
 
 
@@ -409,14 +384,7 @@ def from_netcdf(path: str | Path) -> ArvizData:
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")
     try:
-        if is_legacy():
-            # Eager: a lazy file stays open and could not be written again.
-            with arviz().rc_context({"data.load": "eager"}):
-                return arviz().from_netcdf(str(path), engine="h5netcdf")
-        from xarray import open_datatree
-
-        with open_datatree(path, engine="h5netcdf") as tree:
-            return tree.load()
+        return read(path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable NetCDF file ({error}); expected a file written by to_netcdf."

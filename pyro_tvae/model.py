@@ -111,7 +111,7 @@ class TVAE(Part, NamedModule):
         ):
             if part is not None and not isinstance(part, kind):
                 raise ArgumentError(f"TVAE: {name} is {part!r}; expected a pyro_tvae.{kind.__name__}, or None.")
-        self.register_buffer("_like", torch.empty(()), persistent=False)
+        self.register_buffer("_like", torch.zeros(()), persistent=False)
         self.topography = topography if topography is not None else CapsuleRoll()
         self.topography.check(n_frames, capsule_dim)
         self.likelihood = likelihood if likelihood is not None else Bernoulli()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import doctest
 import importlib
 import inspect
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,7 @@ ALLOWED = {
     "setup.cfg",
     "README.md",
     "pyproject.toml",
+    "findings",
     ".ci",
     ".gitignore",
     "LICENSE",
@@ -122,6 +126,100 @@ def test_the_top_level_holds_nothing_else() -> None:
     top = {name.split("/")[0] for name in listed.split("\0") if name}
     assert top - ALLOWED == set()
     assert {"pyro_tvae", "inference", "experiments", "tests", "setup.cfg", "README.md"} <= top
+
+
+# --- what is imported is declared, and the other way round ------------------------------------------------------------
+
+
+def declared() -> dict[str, str]:
+    """Distribution -> lowest version, from the file that the metadata are made of."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = parser["options"]["install_requires"].split()
+    return dict(line.split(">=") for line in lines)
+
+
+def open_xarrays_engine(folder: Path) -> None:
+    from xarray import Dataset, open_dataset
+
+    data = Dataset({"a": ("b", [1.0, 2.0])})
+    data.to_netcdf(folder / "file.nc", engine="h5netcdf")
+    with open_dataset(folder / "file.nc", engine="h5netcdf") as again:
+        assert data.equals(again)
+
+
+def open_lightnings_loggers(folder: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    for logger in (CSVLogger(folder, "csv"), TensorBoardLogger(folder, "tensorboard")):
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.save()
+        logger.finalize("success")
+    assert list(folder.glob("csv/*/metrics.csv"))
+    assert list(folder.glob("tensorboard/*/events.*"))
+
+
+def open_matplotlibs_backends(folder: Path) -> None:
+    from matplotlib.figure import Figure
+
+    for name in ("figure.png", "figure.pdf"):
+        Figure().savefig(folder / name)
+        assert (folder / name).stat().st_size > 500
+
+
+# What no import of ours names: (who opens it, and what that is).
+OPENED: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "xarray's engine h5netcdf": (open_xarrays_engine, ("h5netcdf", "h5py")),
+    "Lightning's loggers": (open_lightnings_loggers, ("tensorboard",)),
+    "Matplotlib's backends": (open_matplotlibs_backends, ("matplotlib",)),
+}
+
+
+def from_outside(source: str, package: str) -> set[str]:
+    """Top-level modules that are neither ours nor Python's."""
+    tops = {name.split(".")[0] for name in imported(source, package)}
+    return tops - sys.stdlib_module_names - {"pyro_tvae", ""}
+
+
+def undeclared(modules: set[str]) -> set[str]:
+    providers, known = packages_distributions(), set(declared())
+    return {name for name in modules if not {d.lower().replace("_", "-") for d in providers.get(name, [])} & known}
+
+
+def test_every_module_that_is_imported_is_declared() -> None:
+    used = {name for path in SOURCES for name in from_outside(path.read_text(), package_of(path))}
+    assert len(used) > 15
+    assert undeclared(used) == set()
+    # And nothing is declared that neither an import nor a library opens.
+    providers = packages_distributions()
+    serving = {d.lower().replace("_", "-") for name in used for d in providers[name]}
+    assert set(declared()) - serving - {name for _, names in OPENED.values() for name in names} == set()
+
+
+def test_an_import_that_is_not_declared_would_be_noticed() -> None:
+    assert undeclared(from_outside("def f():\n    import pytest.mark", "pyro_tvae")) == {"pytest"}
+    assert (
+        undeclared(from_outside("from importlib import import_module as i\nx.import_module('setuptools')", "a"))
+        != set()
+    )
+    assert undeclared(from_outside("import torch.nn\nimport yaml, os\nfrom . import b", "pyro_tvae")) == set()
+
+
+@pytest.mark.parametrize("who", OPENED)
+def test_what_libraries_open_by_themselves_is_there(who: str, tmp_path: Path) -> None:
+    opened, names = OPENED[who]
+    assert set(names) <= set(declared())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened(tmp_path)
+
+
+def test_one_module_knows_arviz() -> None:
+    knowing = []
+    for name, path in zip(NAMES, SOURCES, strict=True):
+        modules = imported(path.read_text(), package_of(path))
+        knowing += [name] * any(module.split(".")[0].startswith("arviz") for module in modules)
+    assert knowing == ["inference/arviz_adapter.py"]
 
 
 PUBLIC = [(module, name) for module in (pyro_tvae, pyro_tvae.inference) for name in module.__all__]

@@ -37,8 +37,9 @@ def turns(**settings: str) -> tuple[bool, int]:
 def test_freed_blocks_are_used_again() -> None:
     made, faults = turns()
     assert made
-    # 164,000 pages of 4 KiB are written; without the setting 143,000 of them are fetched again
-    assert faults < 2_000
+    # 164,000 pages of 4 KiB are written; without the setting 143,000 of them are fetched again. With it nearly none:
+    # glibc 2.41 fetched three blocks more, 3,072 pages, while the heap settled.
+    assert faults < 14_000
 
 
 def test_a_users_own_setting_is_left_alone() -> None:

@@ -332,3 +332,29 @@ def test_a_fresh_process_with_arviz_alone_reads_it(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "forest.png").stat().st_size > 5000
+
+
+COMPARE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import arviz as az
+fitted = {name: az.from_netcdf(f"{name}.nc") for name in ("orbits", "roll")}
+table = az.compare(fitted)
+LINES
+columns = ["elpd_loo", "p_loo", "elpd_diff", "dse", "warning"]
+assert list(shown.columns) == columns, shown
+best, other = shown["elpd_loo"]
+assert best >= other
+assert abs(abs(shown["elpd_diff"].iloc[1]) - (best - other)) < 0.25
+"""
+
+
+def test_the_readmes_comparison_reads_either_version(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    start = readme.index(">>> names = ")
+    lines = [line.removeprefix(">>> ") for line in readme[start:].splitlines()[:2]]
+    for kind in ("orbits", "roll"):
+        to_netcdf(made(kind, draws=120)[3], tmp_path / f"{kind}.nc")
+    code = COMPARE.replace("LINES", f"{lines[0]}\nshown = {lines[1]}")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
