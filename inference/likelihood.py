@@ -86,6 +86,7 @@ def log_weights(
         ValueError: x does not fit the model, or num_particles is below one.
     """
     with seeded(seed):
+        check_judged(model, guide, x, observed)
         return torch.cat(list(_chunks(model, guide, x, num_particles, observed, posterior, chunk_bytes)))
 
 
