@@ -63,21 +63,34 @@ class Objective(nn.Module):
             raise ValueError(f"{type(self).__name__}: beta is {beta!r}; expected a finite weight of at least 0.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Any
+    ) -> Terms:
         """Terms of the batch x (B, S, channel, height, width).
 
-        With ``observed``, (S,) or (B, S) booleans, the guide sees only those frames while all are scored: still a
-        bound, since it holds for every q.
+        With ``observed``, (S,) or (B, S) booleans, the other frames do not exist: neither are they seen by the guide
+        nor scored. With ``shown``, likewise, the guide sees only those while all that exist are scored: still a bound,
+        since it holds for every q. Further tensors of the batch go by name to the programs that take them.
         """
         raise NotImplementedError
 
     # Calling forward leaves Pyro's parameter store out of it: this module holds the parameters itself, and a statement
     # for each of them at every access is most of what Pyro costs per step.
-    def _propose(self, x: Tensor, observed: Tensor | None) -> Trace:
-        return poutine.trace(self.guide.forward).get_trace(*((x,) if observed is None else (x, observed)))
+    def _propose(self, arguments: tuple[Tensor, ...], covariates: Mapping[str, Any]) -> Trace:
+        return poutine.trace(self.guide.forward).get_trace(*arguments, **_taken(self.guide, covariates))
 
-    def _score(self, x: Tensor, proposal: Trace) -> Trace:
-        return poutine.trace(poutine.replay(self.model.forward, trace=proposal)).get_trace(x)
+    def _score(self, x: Tensor, observed: Tensor | None, proposal: Trace, covariates: Mapping[str, Any]) -> Trace:
+        arguments, taken = _seen(x, observed, None), _taken(self.model, covariates)
+        return poutine.trace(poutine.replay(self.model.forward, trace=proposal)).get_trace(*arguments, **taken)
+
+
+def _seen(x: Tensor, observed: Tensor | None, shown: Tensor | None) -> tuple[Tensor, ...]:
+    seen = shown if observed is None else observed if shown is None else observed & shown
+    return (x,) if seen is None else (x, seen)
+
+
+def _taken(program: object, covariates: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: covariates[name] for name in getattr(program, "covariates", ()) if name in covariates}
 
 
 class ELBO(Objective):
@@ -94,12 +107,14 @@ class ELBO(Objective):
         torch.Size([4])
     """
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Any
+    ) -> Terms:
         # One draw needs no plate; entering it at every site would cost a few percent of a step.
         many = self.num_particles > 1
         with pyro.plate("particles", self.num_particles, dim=-2) if many else nullcontext():
-            guide_trace = self._propose(x, observed)
-            model_trace = self._score(x, guide_trace)
+            guide_trace = self._propose(_seen(x, observed, shown), covariates)
+            model_trace = self._score(x, observed, guide_trace, covariates)
         latents = _reparametrised(guide_trace, model_trace)
         sites: Mapping[str, Mapping[str, Any]] = model_trace.nodes
         proposals: Mapping[str, Mapping[str, Any]] = guide_trace.nodes
@@ -181,10 +196,12 @@ class IWAE(Objective):
         True
     """
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Any
+    ) -> Terms:
         with pyro.plate("particles", self.num_particles, dim=-2):
-            proposal = self._propose(x, observed)
-            return self._terms(*_densities(proposal, self._score(x, proposal)))
+            proposal = self._propose(_seen(x, observed, shown), covariates)
+            return self._terms(*_densities(proposal, self._score(x, observed, proposal, covariates)))
 
     def _terms(self, reconstruction: Tensor, kl: Tensor) -> Terms:
         """From log p(x | t_k) and (log q − log p)(z_k, u_k), both (K, B)."""
@@ -201,16 +218,20 @@ class DReG(IWAE):
     IWAE's. Costs one more pass of the encoders, without gradients.
     """
 
-    def forward(self, x: Tensor, observed: Tensor | None = None) -> Terms:
-        arguments = (x,) if observed is None else (x, observed)
+    def forward(
+        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Any
+    ) -> Terms:
+        arguments = _seen(x, observed, shown)
         frozen = {name: parameter.detach() for name, parameter in self.guide.named_parameters(prefix="guide")}
         with pyro.plate("particles", self.num_particles, dim=-2):
-            proposal = self._propose(x, observed)
+            proposal = self._propose(_seen(x, observed, shown), covariates)
             draws = _stand_ins(proposal)
             # log q with the guide's parameters held: what is left depends on them through the draws alone.
-            scored = partial(functional_call, _Program(self.guide), frozen, arguments)
+            scored = partial(
+                functional_call, _Program(self.guide), frozen, arguments, _taken(self.guide, covariates)
+            )
             held = poutine.trace(poutine.replay(scored, trace=proposal)).get_trace()
-            reconstruction, kl = _densities(held, self._score(x, proposal))
+            reconstruction, kl = _densities(held, self._score(x, observed, proposal, covariates))
         with torch.no_grad():
             share = (reconstruction - self.beta * kl).softmax(0)
             factor = 1 - self.beta + self.beta * share
@@ -227,8 +248,8 @@ class _Program(nn.Module):
         super().__init__()
         self.guide = guide
 
-    def forward(self, *arguments: Tensor) -> object:
-        return self.guide.forward(*arguments)
+    def forward(self, *arguments: Tensor, **covariates: Any) -> object:
+        return self.guide.forward(*arguments, **covariates)
 
 
 def _stand_ins(proposal: Trace) -> list[Tensor]:
