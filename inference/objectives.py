@@ -227,9 +227,7 @@ class DReG(IWAE):
             proposal = self._propose(_seen(x, observed, shown), covariates)
             draws = _stand_ins(proposal)
             # log q with the guide's parameters held: what is left depends on them through the draws alone.
-            scored = partial(
-                functional_call, _Program(self.guide), frozen, arguments, _taken(self.guide, covariates)
-            )
+            scored = partial(functional_call, _Program(self.guide), frozen, arguments, _taken(self.guide, covariates))
             held = poutine.trace(poutine.replay(scored, trace=proposal)).get_trace()
             reconstruction, kl = _densities(held, self._score(x, observed, proposal, covariates))
         with torch.no_grad():
