@@ -141,7 +141,8 @@ class TVAE(Part, NamedModule):
             n_sequences: how many to sample where x is None; 1 by default.
 
         Returns:
-            The value of site ``x``: x itself, blank in frames that were not seen, or a sample (B, S, channel, height, width).
+            The value of site ``x``: x itself, blank in frames that were not seen, or a sample (B, S, channel, height,
+            width).
         """
         if x is not None:
             self.check(x)
