@@ -40,7 +40,7 @@ def frames_of(batch: Any) -> Tensor:
 
 
 def batch_of(batch: Any) -> Batch:
-    """A batch in parts: ``observed`` is the entry of that name, or the second item of a tuple if it is (B, S) booleans."""
+    """A batch in parts; ``observed`` is the entry of that name, or a tuple's second item if it is (B, S) booleans."""
     x = frames_of(batch)
     if isinstance(batch, Mapping):
         others = {str(name): value for name, value in batch.items() if name not in ("x", "observed")}

@@ -183,7 +183,7 @@ def rehearse(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapp
             traced = poutine.trace(getattr(program, "forward", program), param_only=True)
             traced.get_trace(x, *observed, **own)
             sites[name] = dict(traced.trace.nodes)
-    except Exception:  # noqa: S110 - the first step meets it too, before any weight moves, and says what it is
+    except Exception:  # the first step meets it too, before any weight moves, and says what it is
         pass
     finally:
         restore(states)
@@ -197,8 +197,8 @@ def rehearse(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapp
             value = node["value"]
             if (value.unconstrained() if hasattr(value, "unconstrained") else value).data_ptr() not in held:
                 raise ValueError(
-                    f"fit: the {name} has a statement pyro.param({site!r}), whose parameter lies in Pyro's store alone, "
-                    "so that it would be neither trained nor kept; make it an attribute of a module: nn.Parameter or "
+                    f"fit: the {name} has a statement pyro.param({site!r}), whose parameter lies in Pyro's store alone, so "
+                    "that it would be neither trained nor kept; make it an attribute of a module: nn.Parameter or "
                     "pyro.nn.PyroParam."
                 )
 

@@ -184,7 +184,7 @@ class Fitting(lightning.LightningModule):
             raise ValueError(f"batch {batch_idx} of epoch {self.current_epoch}: {error}") from None
 
     def _terms(self, parts: Batch, batch_idx: int, shown: Tensor | None = None) -> tuple[Terms, int | Tensor]:
-        """Terms of a batch, and the frames that they are of: in each sequence, or in the batch where some are missing."""
+        """Terms of a batch, and the frames they are of: in each sequence, or in the batch where some are missing."""
         x, observed = parts.x, parts.observed
         model, guide = self.objective.model, self.objective.guide
         options: dict[str, Any] = covariates(parts.others, model, guide) if parts.others else {}
