@@ -197,8 +197,8 @@ def rehearse(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapp
             value = node["value"]
             if (value.unconstrained() if hasattr(value, "unconstrained") else value).data_ptr() not in held:
                 raise ValueError(
-                    f"fit: the {name} has a statement pyro.param({site!r}), whose parameter lies in Pyro's store alone, so "
-                    "that it would be neither trained nor kept; make it an attribute of a module: nn.Parameter or "
+                    f"fit: the {name} has a statement pyro.param({site!r}), whose parameter lies in Pyro's store alone, "
+                    "so that it would be neither trained nor kept; make it an attribute of a module: nn.Parameter or "
                     "pyro.nn.PyroParam."
                 )
 
