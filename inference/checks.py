@@ -197,7 +197,7 @@ def rehearse(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapp
             value = node["value"]
             if (value.unconstrained() if hasattr(value, "unconstrained") else value).data_ptr() not in held:
                 raise ValueError(
-                    f"fit: the {name} has a statement pyro.param({site!r}), whose parameter lies in Pyro's store alone, "
+                    f"fit: the {name} has a statement pyro.param({site!r}), which lies in Pyro's store alone, "
                     "so that it would be neither trained nor kept; make it an attribute of a module: nn.Parameter or "
                     "pyro.nn.PyroParam."
                 )
