@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides import check_judged
 from pyro_tvae.posteriors import standalone
 
 from .densities import refuse_further_terms
@@ -445,7 +446,7 @@ def _run(
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are known, batch by batch."""
-    model.check(x)
+    check_judged(model, guide, x, None)
     betas, n_steps = temperatures(settings.num_temperatures, settings.schedule), settings.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)
     runs: dict[int, list[tuple[Tensor, Tensor]]] = {direction: [] for direction in directions}

@@ -59,7 +59,10 @@ class Keeper(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Lightning's, which also stays stopped when a run is resumed that had run out of patience."""
+    """Lightning's, which also stays stopped when a run is resumed that had run out of patience; a new patience wins."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:

@@ -17,7 +17,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pyro_tvae.guides import Guide
+from pyro_tvae.guides import Guide, check_judged
 from pyro_tvae.model import TVAE
 from pyro_tvae.topography import roll
 from pyro_tvae.verbs import encode
@@ -288,6 +288,7 @@ def forward_roll(
         )
     if batch_size < 1:
         raise ValueError(f"forward_roll: batch_size is {batch_size!r}; expected at least 1.")
+    check_judged(model, guide, x, None)
     n, m = len(x), x.shape[1] // 2 if context is None else context
     if not 1 <= m < x.shape[1]:
         raise ValueError(f"forward_roll: context is {m!r}; expected 1 to {x.shape[1] - 1}, so that frames stay unseen.")

@@ -88,6 +88,7 @@ def log_weights(
     Raises:
         ValueError: x does not fit the model, num_particles is below one, or a term belongs to no single sequence.
     """
+    check_judged(tvae_of(model), guide, x, observed)
     with seeded(seed), untouched_store():
         chunks = _chunks(model, guide, x, num_particles, observed, covariates, posterior, chunk_bytes)
         return torch.cat(list(chunks))

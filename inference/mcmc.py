@@ -12,6 +12,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
+from pyro_tvae.guides import check_judged
 from pyro_tvae.posteriors import moments
 
 from .arviz_adapter import diagnose
@@ -89,7 +90,7 @@ def nuts(
         >>> result.draws["z"].shape
         torch.Size([1, 5, 2, 3, 1, 3])
     """
-    model.check(x)
+    check_judged(model, init, x, None)
     if min(num_samples, warmup_steps, num_chains, max_tree_depth) < 1:
         raise ValueError(
             f"nuts: num_samples={num_samples}, warmup_steps={warmup_steps}, num_chains={num_chains}, "
@@ -174,7 +175,7 @@ def guide_quality(
         >>> guide_quality(model, guide, x, result).variance_ratio["u_squared"].shape
         torch.Size([2, 3, 1, 3])
     """
-    model.check(x)
+    check_judged(model, guide, x, None)
     if any(value.shape[2] != len(x) for value in result.draws.values()):
         raise ValueError(
             f"guide_quality: the draws are of {next(iter(result.draws.values())).shape[2]} sequences, x has {len(x)}; "

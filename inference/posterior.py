@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import whole
+from pyro_tvae.guides import check_judged
 from pyro_tvae.posteriors import Posterior
 
 from .arviz_adapter import ArvizData, assemble, read, write
@@ -119,7 +120,7 @@ def to_arviz(
         >>> data.posterior["t"].dims
         ('chain', 'draw', 'sequence', 'frame', 'capsule', 'position')
     """
-    model.check(x)
+    check_judged(model, guide, x, None)
     _check(method, groups, draws, num_particles, num_chains)
     names = _coordinates(coords or {}, model, x)
     site = None if model.prior is None else model.prior.site

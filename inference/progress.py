@@ -19,6 +19,11 @@ def progress_bar(total: float | None, what: str, *, shown: bool = True, **option
         shown: false for a bar that counts and shows nothing.
         options: further ones of tqdm.
     """
-    # A terminal is redrawn often; a log file gets a line every ten seconds.
-    pause = 0.5 if sys.stderr.isatty() else 10.0
+    # A terminal or a notebook is redrawn often; a log file gets a line every ten seconds.
+    pause = 0.5 if sys.stderr.isatty() or _in_notebook() else 10.0
     return tqdm(total=total, desc=what, disable=not shown, mininterval=pause, **options)
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})

@@ -5,50 +5,55 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import pyro.infer
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.model import frame_mask
 
+from .batches import Batch, batch_of, frames_of, peek
+from .callbacks import History, _Best, _Products, _Progress, _Recorder
 from .checkpoints import KEY, VERSION, Keeper, Patience, WholeFiles, read_checkpoint
+from .checks import (
+    NonFiniteError,
+    check_batch,
+    check_data,
+    check_makers,
+    check_options,
+    check_precision,
+    covariates,
+    rehearse,
+    validates,
+)
 from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
-from .progress import progress_bar
+from .optimizers import Clips, Optimizers, adam, check_optimizer, check_resumed, clip, make, settings, take_over
+from .pyro_elbos import adapted
 from .randomness import RandomStates
 from .subnormals import EVERY, sweep
 
-__all__ = ["Fitting", "History", "NonFiniteError", "fit"]
+__all__ = ["Fitting", "History", "NonFiniteError", "Optimizers", "fit", "frames_of"]
 
-Optimizers = Callable[[Iterable[Tensor]], Optimizer]
 Objectives = Callable[[TVAE, Guide, int], Objective]
-Schedules = Callable[[Optimizer, int], LRScheduler]
-MATMUL_PRECISIONS = ("highest", "high", "medium")
+Schedules = Callable[[Optimizer, int], LRScheduler | ReduceLROnPlateau]
 
 
-class NonFiniteError(FloatingPointError):
-    """The objective or its gradient became infinite or NaN."""
-
-
-def adam(parameters: Iterable[Tensor]) -> Optimizer:
-    """The default optimizer: Adam at 1e-3 in one fused kernel."""
-    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+SLACK = 1e-5  # beyond an end of the likelihood's interval: what rounding leaves of interpolated pixels
 
 
 class Fitting(lightning.LightningModule):
@@ -57,7 +62,7 @@ class Fitting(lightning.LightningModule):
     Args:
         model: the generative program.
         guide: its posterior.
-        optimizer: parameters -> torch optimizer.
+        optimizer: parameters -> torch optimizer, or one of Pyro's.
         schedule: (optimizer, number of training steps) -> learning-rate scheduler stepped once a step, or None.
         warmup_steps: length of the KL warm-up; shortened to half the run where that is less.
         objective: (model, guide, num_particles) -> :class:`~pyro_tvae.inference.Objective`; ``ELBO``, ``DReG``, …
@@ -68,6 +73,15 @@ class Fitting(lightning.LightningModule):
             can forecast.
         report_every: steps averaged into one reported training value.
         max_steps: gradient steps at most; −1 for no limit.
+
+    Example:
+        >>> import pyro_tvae, torch
+        >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
+        >>> trainer = lightning.Trainer(
+        ...     max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        ... )
+        >>> loader = torch.utils.data.DataLoader(torch.rand(8, 3, 1, 4, 4), batch_size=4)
+        >>> trainer.fit(Fitting(model, pyro_tvae.default_guide(model)), loader)
     """
 
     def __init__(
@@ -78,7 +92,7 @@ class Fitting(lightning.LightningModule):
         optimizer: Optimizers | None = None,
         schedule: Schedules | None = None,
         warmup_steps: int = 1500,
-        objective: Objectives = ELBO,
+        objective: Objectives | pyro.infer.ELBO = ELBO,
         num_particles: int = 1,
         beta: float = 1.0,
         frame_dropout: float = 0.0,
@@ -86,13 +100,22 @@ class Fitting(lightning.LightningModule):
         max_steps: int = -1,
     ) -> None:
         super().__init__()
-        self.objective, self.final_beta = objective(model, guide, num_particles), beta
-        self.optimizer, self.schedule = optimizer or adam, schedule
+        check_optimizer(optimizer)
+        self.objective, self.final_beta = adapted(objective)(model, guide, num_particles), beta
+        self.optimizer, self.schedule = optimizer if optimizer is not None else adam, schedule
         if not 0 <= frame_dropout <= 1:
             raise ValueError(f"frame_dropout is {frame_dropout!r}; expected a share between 0 and 1.")
         self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
         self.max_steps = max_steps
+        self.validates = True
         self._recent: list[Tensor] = []
+        self._clips: Clips = []
+        self._before: list[tuple[Tensor, Tensor]] = []  # weights until one of them has moved
+        self._built: dict[str, Any] = {}
+        self._stored: dict[str, Any] | None = None
+        self._rehearsed = False
+        self.steps_taken = 0
+        self._pixels: tuple[float, float] | None = None
 
     @property
     def n_steps(self) -> float:
@@ -108,40 +131,81 @@ class Fitting(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self._batch_idx = batch_idx
-        x = frames_of(batch)
+        parts = batch_of(batch)
+        x = parts.x
         self.objective.model.check(x)
         self.objective.beta = self.beta
-        terms = self._terms(x, self._context(x), batch_idx)
-        n_frames = self.objective.model.n_frames
-        loss = -terms.objective.mean() / n_frames
-        if not torch.isfinite(loss):  # before the optimizer can spread it into the weights
-            remedy = "lower the learning rate, raise eps, or look at the data of that batch"
-            term = "the log-probability of site 'x'"
-            if terms.reconstruction.isfinite().all():
-                term = "the KL of the latents"
-                if terms.kl.isfinite().all():
-                    term, remedy = (
-                        type(self.objective).__name__,
-                        "its reconstruction and KL are: look at what it does to them",
-                    )
-            raise NonFiniteError(f"{term} is not finite at {self._moment(batch_idx)}; {remedy}.")
-        self._recent.append(torch.stack([term.mean().detach() / n_frames for term in terms]))
-        if (self.global_step + 1) % self.report_every == 0:
+        terms, n_frames = self._terms(parts, batch_idx, self._context(x))
+        loss = -_per_frame(terms.objective, n_frames)
+        sound = torch.isfinite(loss)
+        inside = self._inside(x) if parts.observed is None else None
+        if not (sound if inside is None else sound & inside):  # before the optimizer can spread it into the weights
+            self._check_pixels(parts, batch_idx)
+        if not sound:
+            raise NonFiniteError(self._not_finite(terms, batch_idx))
+        self._recent.append(torch.stack([_per_frame(term, n_frames).detach() for term in terms]))
+        if (self.global_step + 1) % self.report_every == 0 and self._steps_now(batch_idx):
             self._report_recent()
         return loss
 
-    def _terms(self, x: Tensor, observed: Tensor | None, batch_idx: int) -> Terms:
+    def _steps_now(self, batch_idx: int) -> bool:
+        """Whether this batch is the last of those whose gradients are summed up for a step."""
+        trainer = self._trainer
+        every = trainer.accumulate_grad_batches if trainer is not None else 1
+        return every == 1 or (batch_idx + 1) % every == 0 or (trainer is not None and trainer.is_last_batch)
+
+    def _not_finite(self, terms: Terms, batch_idx: int) -> str:
+        remedy = "lower the learning rate, raise eps, or look at the data of that batch"
+        term = "the log-probability of site 'x'"
+        if terms.reconstruction.isfinite().all():
+            term = "the KL of the latents"
+            if terms.kl.isfinite().all():
+                term, remedy = (
+                    type(self.objective).__name__,
+                    "its reconstruction and KL are: look at what it does to them",
+                )
+        return f"{term} is not finite at {self._moment(batch_idx)}; {remedy}."
+
+    def _inside(self, x: Tensor) -> Tensor | None:
+        """Whether all pixels are such that the likelihood can score them; None where it takes any."""
+        likelihood = self.objective.model.likelihood
+        if self._pixels is None:
+            self._pixels = likelihood.interval(x)
+        low, high = self._pixels
+        if math.isinf(low) and math.isinf(high):
+            return None
+        least, most = x.aminmax()
+        return (least >= low - SLACK) & (most <= high + SLACK)
+
+    def _check_pixels(self, parts: Batch, batch_idx: int) -> None:
         try:
-            return self.objective(x) if observed is None else self.objective(x, shown=observed)
+            self.objective.model.likelihood.check(parts.x, parts.observed)
+        except ValueError as error:
+            raise ValueError(f"batch {batch_idx} of epoch {self.current_epoch}: {error}") from None
+
+    def _terms(self, parts: Batch, batch_idx: int, shown: Tensor | None = None) -> tuple[Terms, int | Tensor]:
+        """Terms of a batch, and the frames they are of: in each sequence, or in the batch where some are missing."""
+        x, observed = parts.x, parts.observed
+        model, guide = self.objective.model, self.objective.guide
+        options: dict[str, Any] = covariates(parts.others, model, guide) if parts.others else {}
+        n_frames: int | Tensor = model.n_frames
+        if observed is not None:
+            observed = frame_mask(observed, len(x), model.n_frames).to(x.device).expand(len(x), -1)
+            n_frames = observed.sum()
+            if not n_frames:
+                raise ValueError(f"no frame of batch {batch_idx} was observed; leave such sequences out.")
+            self._check_pixels(parts, batch_idx)
+            x = torch.where(observed[..., None, None, None], x, model.likelihood.blank)
+            options["observed"] = observed
+        if shown is not None:
+            options["shown"] = shown
+        try:
+            return self.objective(x, **options), n_frames
         except ValueError as error:
             if not any(words in str(error) for words in ("to satisfy the constraint", "to be within the support")):
                 raise
             # A distribution was handed what it cannot take; its own message prints every number of the tensor.
-            if x.isfinite().all() and ((x < 0) | (x > 1)).any():
-                raise ValueError(
-                    f"the pixels of batch {batch_idx} run from {float(x.min()):.3g} to {float(x.max()):.3g}; expected "
-                    "those that the likelihood can give, 0 to 1 for all but Normal: rescale them."
-                ) from None
+            self._check_pixels(parts, batch_idx)
             sound = bool(x.isfinite().all())
             cause = "an encoder's output" if sound else "the data"
             remedy = "lower the learning rate or set gradient_clip" if sound else "look at that batch, and mend it"
@@ -166,20 +230,34 @@ class Fitting(lightning.LightningModule):
         reconstruction, kl, objective = torch.stack(self._recent).mean(0).tolist()
         self._recent.clear()
         values = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl, "objective": objective}
+        values = {name: value for name, value in values.items() if not math.isnan(value)}  # Pyro's ELBOs say but one
         self.log_dict(values, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()} | {"beta": self.beta})
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x = frames_of(batch)
-        terms = Terms(*(term.mean() / self.objective.model.n_frames for term in self._terms(x, None, batch_idx)))
+        parts = batch_of(batch)
+        self.objective.model.check(parts.x)
+        found, n_frames = self._terms(parts, batch_idx)
+        terms = Terms(*(_per_frame(term, n_frames) for term in found))
+        if parts.observed is None and (inside := self._inside(parts.x)) is not None and not inside:
+            self._check_pixels(parts, batch_idx)
+        n = len(parts.x) * n_frames if isinstance(n_frames, int) else int(n_frames)
         values = {"val/elbo": terms.elbo, "val/reconstruction": terms.reconstruction, "val/kl": terms.kl}
-        self.log_dict(values, batch_size=len(x), sync_dist=True)
+        self.log_dict(values, batch_size=n, sync_dist=True)
 
     # Not the Trainer's own limit: with one, it resumes in the wrong epoch and stops early.
     def on_train_start(self) -> None:
+        if self._stored is not None:
+            scheduler = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
+            take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
+            self._stored = None
+        self._before = [(p, p.detach().clone()) for p in self.parameters() if p.requires_grad]
         self._stop_at_the_limit()
 
     def on_train_batch_end(self, *_: Any) -> None:
+        self.steps_taken += 1
+        if self._before and any(not torch.equal(now, before) for now, before in self._before):
+            self._before = []
         self._stop_at_the_limit()
 
     def _stop_at_the_limit(self) -> None:
@@ -208,86 +286,110 @@ class Fitting(lightning.LightningModule):
                     "or look at the data of that batch; the weights are those before it."
                 )
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip(self._clips)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The values since the last report too: it averages steps of both sides of an interruption.
-        checkpoint[KEY] = {"version": VERSION, "recent": list(self._recent)}
+        checkpoint[KEY] = {"version": VERSION, "recent": list(self._recent), "optimizer": self._built}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
+        self._stored = checkpoint[KEY].get("optimizer") or None
+
+    def rehearse(self, batch: Any, what: str = "the first batch") -> None:
+        """Look at a batch and run guide and model on it once, which leaves no trace but a guide's new parameters."""
+        parts = batch_of(batch)
+        model, guide = self.objective.model, self.objective.guide
+        check_batch(model, parts, what)
+        rehearse(self, model, guide, parts, covariates(parts.others, model, guide))
+        self._rehearsed = True
+
+    def _look_at_data(self) -> None:
+        """Check the first batches of the trainer's own loaders."""
+        trainer, loops = self.trainer, (self.trainer.fit_loop, self.trainer.fit_loop.epoch_loop.val_loop)
+        for loop in loops if self.validates else loops[:1]:
+            loop.setup_data()
+        given = {"the first batch": trainer.train_dataloader, "validation": trainer.val_dataloaders}
+        for what, loaders in given.items():
+            many = loaders if isinstance(loaders, list | tuple) else [loaders]
+            empty = not many or any(_sized(one) and len(one) == 0 for one in many)
+            if empty and what == "validation" and trainer.datamodule is not None and self.validates:
+                raise ValueError(
+                    "fit: the data module's val_dataloader has no batches; give it sequences, or leave it out."
+                )
+            for batch in map(peek, many):
+                if batch is None:
+                    continue
+                moved = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+                if what == "validation":
+                    check_batch(self.objective.model, batch_of(moved), what)
+                else:
+                    self.rehearse(moved)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.schedule is None:
+        if self._trainer is not None and not self._rehearsed:
+            self._look_at_data()
+        made = make(self.optimizer, self._by_name())
+        optimizer, scheduler, self._clips = made
+        interval = "epoch"
+        if self.schedule is not None:
+            if scheduler is not None:
+                raise ValueError(
+                    "fit: Pyro's optimizer brings a scheduler, and schedule another; leave one of them out."
+                )
+            if math.isinf(self.n_steps):
+                raise ValueError("fit: a schedule needs to know the end of the run; give max_epochs or max_steps.")
+            scheduler, interval = self.schedule(optimizer, int(self.n_steps)), "step"
+            if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+                raise TypeError(
+                    f"fit: schedule made a {type(scheduler).__name__}; expected that it returns a learning-rate "
+                    "scheduler of torch's."
+                )
+        self._built = settings(optimizer, scheduler)
+        if self._stored is not None:
+            check_resumed(self._built, self._stored)
+        if scheduler is None:
             return optimizer
-        if math.isinf(self.n_steps):
-            raise ValueError("fit: a schedule needs to know the end of the run; give max_epochs or max_steps.")
-        scheduler = self.schedule(optimizer, int(self.n_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        watched: dict[str, Any] = {}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if scheduler.mode != "max" or not self.validates:
+                raise ValueError(
+                    "fit: ReduceLROnPlateau watches val/elbo, which is better when it is higher; give it mode='max' "
+                    "and the fit validation data."
+                )
+            watched, interval = {"monitor": "val/elbo"}, "epoch"
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, **watched},
+        }
+
+    def _by_name(self) -> dict[str, Tensor]:
+        """Parameters by the names that they have in Pyro's store."""
+        names = {}
+        for part in ("model", "guide"):
+            names[f"objective.{part}"] = getattr(getattr(self.objective, part), "_pyro_name", "") or part
+        found = {}
+        for name, parameter in self.named_parameters():
+            owner = ".".join(name.split(".", 2)[:2])
+            found[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
+        return found
 
 
-def frames_of(batch: Any) -> Tensor:
-    """The sequences of a batch: a tensor, the entry ``x`` of a mapping, or the first item of a tuple."""
-    if isinstance(batch, Mapping):
-        if "x" not in batch:
-            raise ValueError(f"fit: a batch has the entries {', '.join(map(str, batch))}; expected one called x.")
-        return batch["x"]
-    return batch[0] if isinstance(batch, list | tuple) else batch
+def _sized(loader: object) -> bool:
+    try:
+        len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
-@dataclass
-class History:
-    """What a fit went through.
-
-    Attributes:
-        rows: one mapping per report, with ``step``, ``epoch`` and values in nats per frame (``train/elbo``,
-            ``train/reconstruction``, ``train/kl``, ``val/elbo``, …).
-        seconds: wall-clock time spent training, resumed parts included.
-        best_checkpoint: file of the best validation ELBO, or None.
-        last_checkpoint: file of the last epoch, or None.
-    """
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    best_checkpoint: Path | None = None
-    last_checkpoint: Path | None = None
-
-    def column(self, name: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of one quantity."""
-        rows = [row for row in self.rows if name in row]
-        return [row["step"] for row in rows], [row[name] for row in rows]
-
-
-class _Recorder(Callback):
-    """Keeps the history, inside checkpoints too, so that a resumed run has all of it."""
-
-    def __init__(self, history: History) -> None:
-        self.history = history
-        self._since = time.monotonic()
-
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self._since = time.monotonic() - self.history.seconds
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Fitting, *_: Any) -> None:  # type: ignore[override]
-        self.history.seconds = time.monotonic() - self._since
-        if trainer.global_step % module.report_every == 0:
-            self._take(trainer, "train/")
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._take(trainer, "val/")
-
-    def _take(self, trainer: lightning.Trainer, prefix: str) -> None:
-        metrics = trainer.callback_metrics if prefix == "val/" else trainer.logged_metrics
-        row = {name: float(value) for name, value in metrics.items() if name.startswith(prefix)}
-        if row:
-            self.history.rows.append({"step": trainer.global_step, "epoch": trainer.current_epoch, **row})
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.history.rows, "seconds": self.history.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history.rows[:] = state_dict["rows"]
-        self.history.seconds = state_dict["seconds"]
+def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:
+    """Nats per frame of terms (B,): the sequences' mean by their length, or their sum by all frames that exist."""
+    return term.mean() / n_frames if isinstance(n_frames, int) else term.sum() / n_frames
 
 
 def fit(
@@ -301,11 +403,12 @@ def fit(
     batch_size: int = 8,
     optimizer: Optimizers | None = None,
     schedule: Schedules | None = None,
-    objective: Objectives = ELBO,
+    objective: Objectives | pyro.infer.ELBO = ELBO,
     warmup_steps: int = 1500,
     beta: float = 1.0,
     num_particles: int = 1,
     frame_dropout: float = 0.0,
+    accumulate_grad_batches: int = 1,
     gradient_clip: float | None = None,
     patience: int | None = None,
     directory: str | Path | None = None,
@@ -318,6 +421,7 @@ def fit(
     matmul_precision: str | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] | bool | None = None,
 ) -> History:
     """Fit model and guide by stochastic variational inference; they are trained in place.
 
@@ -327,25 +431,32 @@ def fit(
         model: the generative program.
         guide: its posterior.
         data: sequences (N, S, channel, height, width); or a loader of such batches (tensors, tuples that begin with
-            one, or mappings with ``x``); or a Lightning data module.
+            one, or mappings with ``x``); or a Lightning data module. Frames that are missing are said by booleans
+            (B, S), the entry ``observed`` or a tuple's second item: neither seen by the guide nor scored. Other
+            entries go by name to the model and the guide where those take them.
         validation: the same for the validation split; a data module brings its own.
         max_epochs: passes over the data.
         max_steps: gradient steps at most; −1 for no limit.
         batch_size: sequences per step where ``data`` is a tensor.
-        optimizer: parameters -> torch optimizer; Adam at 1e-3 by default.
-        schedule: (optimizer, number of steps) -> learning-rate scheduler stepped once a step.
+        optimizer: parameters -> torch optimizer, or one of ``pyro.optim``; Adam at 1e-3 by default. A scheduler of
+            Pyro's is stepped once an epoch.
+        schedule: (optimizer, number of steps) -> learning-rate scheduler stepped once a step; ReduceLROnPlateau once an
+            epoch, by the validation ELBO.
         objective: what is maximised, :class:`~pyro_tvae.inference.ELBO` by default; ``IWAE`` and ``DReG`` want
-            ``num_particles`` above 1. Any (model, guide, num_particles) -> Objective. Validation goes by the ELBO.
+            ``num_particles`` above 1. Any (model, guide, num_particles) -> Objective, or an ELBO of Pyro's with a
+            differentiable loss, such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
         warmup_steps: steps over which the weight of the KL rises from 0.
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
+        accumulate_grad_batches: batches whose gradients are averaged into one step.
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
             writes nothing.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
+            Settings given otherwise than then win, such as a learning rate or patience.
         seed: of everything random in the run.
         accelerator, devices, strategy, precision: as in Lightning's Trainer.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
@@ -353,6 +464,7 @@ def fit(
             faster on processors and GPUs that have instructions for it.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
         callbacks: further Lightning callbacks.
+        logger: loggers of Lightning's in the place of those in ``directory``; False for none.
 
     Returns:
         The :class:`History`.
@@ -364,34 +476,20 @@ def fit(
         NonFiniteError: the objective or a gradient became infinite or NaN; the checkpoints are from before.
     """
     whole = {"max_epochs": max_epochs, "max_steps": max_steps, "batch_size": batch_size, "warmup_steps": warmup_steps}
-    _check_numbers(whole | {"num_particles": num_particles}, {"beta": beta, "frame_dropout": frame_dropout})
-    if min(max_epochs, max_steps) < -1 or 0 in (max_epochs, max_steps) or batch_size < 1 or min(warmup_steps, beta) < 0:
-        raise ValueError(
-            f"fit: {_named(whole | {'beta': beta})}; expected at least one epoch, step and sequence (-1 means no "
-            "limit), warmup_steps >= 0 and a finite beta >= 0."
-        )
-    for name, value in {"patience": patience, "seed": seed}.items():
-        if value is not None and not (isinstance(value, Integral) and 0 <= value < 2**32):
-            raise ValueError(f"fit: {name} is {value!r}; expected a whole number from 0 to 4294967295, or None.")
-    if matmul_precision not in (*MATMUL_PRECISIONS, None):
-        expected = ", ".join(map(repr, MATMUL_PRECISIONS))
-        raise ValueError(f"fit: matmul_precision is {matmul_precision!r}; expected {expected}, or None.")
-    for name, maker, example in (
-        ("optimizer", optimizer, "a function of the parameters that makes one, such as torch.optim.Adam"),
-        ("schedule", schedule, "a function of the optimizer and the number of steps that makes one"),
-        ("objective", objective, "a class or a function of model, guide and num_particles, such as DReG"),
-    ):
-        if maker is not None and (not callable(maker) or isinstance(maker, nn.Module)):
-            made = "" if isinstance(maker, str) else ", not what it makes"
-            raise TypeError(f"fit: {name} is of type {type(maker).__name__}; expected {example}{made}.")
-    if gradient_clip is not None and not (isinstance(gradient_clip, Real) and 0 < gradient_clip < math.inf):
-        raise ValueError(f"fit: gradient_clip is {gradient_clip!r}; expected a finite number above 0, or None.")
-    for name, given in ({"data": data} | ({} if validation is None else {"validation": validation})).items():
-        if not isinstance(given, Tensor | DataLoader | lightning.LightningDataModule):
-            raise TypeError(f"fit: {name} is a {type(given).__name__}; expected a tensor, a loader or a data module.")
-    for name, place in {"resume": resume, "directory": directory}.items():
-        if not isinstance(place, str | Path | None):
-            raise TypeError(f"fit: {name} is a {type(place).__name__}; expected a path.")
+    whole |= {"num_particles": num_particles, "accumulate_grad_batches": accumulate_grad_batches}
+    check_options(
+        whole,
+        {"beta": beta, "frame_dropout": frame_dropout},
+        {"patience": patience, "seed": seed},
+        {"resume": resume, "directory": directory},
+    )
+    check_precision(matmul_precision, gradient_clip, logger)
+    check_optimizer(optimizer)
+    check_makers(schedule, objective)
+    check_data({"data": data} | ({} if validation is None else {"validation": validation}))
+    watched = validates(data, validation)
+    if patience is not None and not watched:
+        raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
     keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
@@ -407,39 +505,47 @@ def fit(
         frame_dropout=frame_dropout,
         max_steps=max_steps,
     ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
+    module.validates = watched
+    loaders: dict[str, Any] = {}
+    if not isinstance(data, lightning.LightningDataModule):
+        loaders["train_dataloaders"] = _loader(data, model, batch_size, shuffle=True)
+        if validation is not None:
+            loaders["val_dataloaders"] = _loader(validation, model, batch_size, shuffle=False, what="validation")
+        first = peek(loaders["train_dataloaders"])
+        if first is not None:
+            module.rehearse(first)
     if resume is not None:
         read_checkpoint(resume, module)
     history = History()
     recorder = _Recorder(history)
-    validates = validation is not None or isinstance(data, lightning.LightningDataModule)
     generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
     hooks: list[Callback] = [recorder, RandomStates(generators), *callbacks]
     keeper, last, best = None, None, _Best()
-    if directory is None and validates:
+    if directory is None and watched:
         hooks.append(best)
     if directory is not None:
         keeper = Keeper(
             Path(directory) / "checkpoints",
             filename="best",
-            monitor="val/elbo" if validates else None,
+            monitor="val/elbo" if watched else None,
             mode="max",
             enable_version_counter=False,
             resume=resume,
         )
         # A keeper of its own: Lightning's save_last copies the best one and so can lie epochs back.
         last = Keeper(keeper.dirpath, filename="last", enable_version_counter=False, resume=resume)
-        hooks += [keeper, last] if validates else [last]
+        hooks += [keeper, last] if watched else [last]
     if patience is not None:
-        if not validates:
-            raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
         hooks.append(Patience("val/elbo", mode="max", patience=patience))
     if progress:
         hooks.append(_Progress())
     if matmul_precision is not None:
         hooks.append(_Products(matmul_precision))
     logs = Path(directory or ".") / "logs"
-    loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
-    with _quiet(), _plain_ends():
+    loggers: Any = logger
+    if logger is None:
+        loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
+    with _quiet(), _plain_ends(), _kept(module, history, last):
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -450,6 +556,7 @@ def fit(
             logger=loggers or False,
             log_every_n_steps=module.report_every,
             gradient_clip_val=gradient_clip,
+            accumulate_grad_batches=accumulate_grad_batches,
             num_sanity_val_steps=0,
             enable_checkpointing=directory is not None,
             plugins=[WholeFiles()],
@@ -457,104 +564,55 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=not isinstance(data, lightning.LightningDataModule),
         )
-        if isinstance(data, lightning.LightningDataModule):
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        else:
-            unseen = None if validation is None else _loader(validation, model, batch_size, shuffle=False)
-            loader = _loader(data, model, batch_size, shuffle=True)
-            trainer.fit(module, loader, unseen, ckpt_path=resume, weights_only=True)
-        if validates and not history.column("val/elbo")[0]:  # max_steps fell within the first epoch
-            if isinstance(data, lightning.LightningDataModule):
-                trainer.validate(module, datamodule=data, verbose=False)
-            else:
-                trainer.validate(module, unseen, verbose=False)
-    if last is not None and last.best_model_path:
-        history.last_checkpoint = Path(last.best_model_path)
-    if keeper is not None and keeper.best_model_path:
-        history.best_checkpoint = Path(keeper.best_model_path)
-        checkpoint = read_checkpoint(keeper.best_model_path, module, "take the best weights")
-        module.load_state_dict(checkpoint["state_dict"])
-    elif best.weights:
-        module.load_state_dict(best.weights)
+        source = loaders or {"datamodule": data}
+        trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
+        if watched and not history.column("val/elbo")[0]:  # max_steps fell within the first epoch
+            unseen = {"dataloaders": loaders["val_dataloaders"]} if loaders else source
+            trainer.validate(module, **unseen, verbose=False)
+        if last is not None and last.best_model_path:
+            history.last_checkpoint = Path(last.best_model_path)
+        if keeper is not None and keeper.best_model_path:
+            history.best_checkpoint = Path(keeper.best_model_path)
+            checkpoint = read_checkpoint(keeper.best_model_path, module, "take the best weights")
+            module.load_state_dict(checkpoint["state_dict"])
+        elif best.weights:
+            module.load_state_dict(best.weights)
+    if module._before and module.steps_taken:
+        warnings.warn(
+            f"fit: no parameter has moved in {module.steps_taken} steps; look at the optimizer's learning rate.",
+            stacklevel=2,
+        )
     return history
 
 
-class _Best(Callback):
-    """The weights of the best validation ELBO, in memory, for fits that write nothing."""
-
-    def __init__(self) -> None:
-        self.elbo, self.weights = -math.inf, dict[str, Tensor]()
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        elbo = float(trainer.callback_metrics["val/elbo"])
-        if elbo > self.elbo:
-            self.elbo, self.weights = elbo, {name: value.clone() for name, value in module.state_dict().items()}
-
-
-class _Products(Callback):
-    """The precision of matrix products for as long as a fit lasts, in each of its processes."""
-
-    def __init__(self, precision: str) -> None:
-        self.precision, self.before = precision, precision
-
-    def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
-        self.before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.precision)
-
-    def teardown(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
-        torch.set_float32_matmul_precision(self.before)
-
-    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: Any) -> None:
-        torch.set_float32_matmul_precision(self.before)
-
-
-class _Progress(Callback):
-    """One bar over the whole run, in steps, with the latest values in nats per frame and the time that is left."""
-
-    def on_train_start(self, trainer: lightning.Trainer, module: Fitting) -> None:  # type: ignore[override]
-        total = module.n_steps
-        self.bar = progress_bar(
-            int(total) if math.isfinite(total) else None,
-            "fit",
-            shown=trainer.is_global_zero,
-            initial=trainer.global_step,
-            unit="step",
-        )
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
-        values = {name: trainer.progress_bar_metrics.get(name) for name in ("elbo", "reconstruction", "kl")}
-        self.bar.set_postfix(
-            {name: f"{value:.1f}" for name, value in values.items() if value is not None}, refresh=False
-        )
-        self.bar.update()
-
-    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        self.bar.close()
-
-    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: Any) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
-
-
-def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool) -> DataLoader:
+def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool, what: str = "data") -> DataLoader:
     if not isinstance(data, Tensor):
+        first = peek(data)
+        if first is not None and what != "data":
+            check_batch(model, batch_of(first), what)
         return data
     if len(data) == 0:
         raise ValueError("fit: there are no sequences; expected at least one.")
-    model.check(data)
+    check_batch(model, Batch(data, None, {}), what)
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
 
 
-def _check_numbers(whole: Mapping[str, object], real: Mapping[str, object]) -> None:
-    integral = all(isinstance(value, Integral) and not isinstance(value, bool) for value in whole.values())
-    if not integral or not all(isinstance(value, Real) and math.isfinite(value) for value in real.values()):
-        raise ValueError(
-            f"fit: {_named({**whole, **real})}; expected whole numbers, and finite ones for {' and '.join(real)}."
-        )
-
-
-def _named(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+@contextmanager
+def _kept(module: Fitting, history: History, last: Keeper | None) -> Iterator[None]:
+    """What was trained outlives what fails: the weights stay in place, and the error carries the history."""
+    try:
+        yield
+    except Exception as error:
+        if module.steps_taken:
+            if last is not None and last.best_model_path:
+                history.last_checkpoint = Path(last.best_model_path)
+            kept = f"; the last checkpoint is {history.last_checkpoint}" if history.last_checkpoint is not None else ""
+            error.history = history  # type: ignore[attr-defined]
+            error.add_note(
+                f"fit: {module.steps_taken} batches had been trained on before this; the weights reached are in place, "
+                f"and the history is the error's attribute 'history'{kept}."
+            )
+        raise
 
 
 @contextmanager

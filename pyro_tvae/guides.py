@@ -106,7 +106,7 @@ def posterior_of(
 
 
 def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None) -> None:
-    """Raise ValueError or TypeError where x is nothing for the model, or the guide is another's.
+    """Raise ValueError or TypeError where x is nothing for the model and its likelihood, or the guide is another's.
 
     Any object with a posterior will do for a guide; only a :class:`Guide` knows what it was made for.
     """
@@ -114,6 +114,7 @@ def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None)
     if isinstance(guide, Guide):
         guide.check(model)
     check_finite(x, observed)
+    model.likelihood.check(x, observed)
 
 
 class FrameGuide(Guide):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from . import distributions
@@ -14,14 +14,21 @@ from .parts import Part
 __all__ = ["Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
 
 
+SLACK = 1e-5  # beyond an end: what rounding leaves of interpolated pixels
+
+
 class Likelihood(Part, nn.Module):
     """A family of pixel distributions with one real parameter per pixel.
 
     Attributes:
         remark: a sentence to print wherever numbers of this likelihood are shown, or "".
+        pixels: the least and the largest pixel that can be scored; None where the distribution's support says so.
+        blank: a pixel that can be scored, to stand in frames that were not seen.
     """
 
     remark = ""
+    pixels: tuple[float, float] | None = None
+    blank = 0.0
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
         """The elementwise distribution of pixels; parameters (..., channel, height, width), any real numbers."""
@@ -30,6 +37,56 @@ class Likelihood(Part, nn.Module):
     def at_mean(self, mean: Tensor) -> TorchDistribution:
         """The member of the family whose mean is ``mean`` (any shape, values in [0, 1]), elementwise."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def interval(self, like: Tensor) -> tuple[float, float]:
+        """The least and the largest pixel that can be scored, infinite where there is no bound or none is known.
+
+        Args:
+            like: sequences (B, S, channel, height, width), for the shape, precision and device of a frame.
+        """
+        if self.pixels is not None:
+            return self.pixels
+        try:
+            law = self(torch.zeros_like(like[:1, :1]))
+            support = law.support
+            while isinstance(support, constraints.independent):
+                support = support.base_constraint
+            if support is constraints.boolean:
+                return (0.0, 1.0)
+            bounds = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
+            return float(torch.as_tensor(bounds[0]).min()), float(torch.as_tensor(bounds[1]).max())
+        except Exception:  # a law of one's own that says nothing of its support refuses nothing here
+            return (-math.inf, math.inf)
+
+    @torch.no_grad()
+    def check(self, x: Tensor, observed: Tensor | None = None) -> None:
+        """Raise ValueError where a pixel of a frame that was seen lies outside :meth:`interval`.
+
+        Args:
+            x: (B, S, channel, height, width).
+            observed: (S,) or (B, S) booleans, true where a frame was seen; None means all.
+        """
+        low, high = self.interval(x)
+        if math.isinf(low) and math.isinf(high):
+            return
+        if observed is not None:
+            x = torch.where(observed.to(x.device)[..., None, None, None], x, min(max(self.blank, low), high))
+        least, most = (float(bound) for bound in x.aminmax())
+        if least < low - SLACK or most > high + SLACK:
+            raise ValueError(
+                f"x holds pixels from {least:.4g} to {most:.4g}; {type(self).__name__} takes {low:g} to {high:g}: "
+                f"{_remedy(least, most, (low, high))}, or choose a likelihood for such pixels, such as Normal "
+                "(likelihood=normal)."
+            )
+
+
+def _remedy(least: float, most: float, expected: tuple[float, float]) -> str:
+    if expected != (0.0, 1.0):
+        return "rescale them"
+    if least >= 0 and 2 < most <= 255:
+        return "divide bytes by 255"
+    return "map [-1, 1] to them by (x + 1) / 2" if least >= -1 - SLACK and most <= 1 + SLACK else "rescale them"
 
 
 class Bernoulli(Likelihood):
@@ -40,6 +97,7 @@ class Bernoulli(Likelihood):
         tensor([-0.6931, -0.6931])
     """
 
+    pixels = (0.0, 1.0)
     remark = (
         "Bernoulli on grey values is a pseudo-likelihood: it is not normalised over [0, 1], so its nats compare models "
         "on the same pixels and are not densities."
@@ -72,6 +130,7 @@ class BinarisedBernoulli(Likelihood):
         tensor([[[-0.6931, -0.6931]]])
     """
 
+    pixels = (0.0, 1.0)
     remark = "Pixels were binarised before they were scored: nats compare models on the same binarised pixels."
 
     def __init__(self, threshold: float = 0.5, *, seed: int | None = None) -> None:
@@ -101,6 +160,8 @@ class BinarisedBernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     """The continuous Bernoulli: the Bernoulli's normalised density on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
+    pixels = (0.0, 1.0)
+
     def forward(self, parameters: Tensor) -> TorchDistribution:
         return distributions.ContinuousBernoulli(logits=parameters)
 
@@ -124,6 +185,8 @@ class Normal(Likelihood):
         learned: make the scale a parameter.
         activation: ``"identity"`` or ``"sigmoid"``, from the decoder's output to the mean.
     """
+
+    pixels = (-math.inf, math.inf)
 
     def __init__(self, scale: float = 0.1, *, learned: bool = False, activation: str = "identity") -> None:
         super().__init__()

@@ -192,12 +192,14 @@ class TVAE(Part, NamedModule):
 
         Args:
             x: the sequences, or None to sample them.
-            observed: (S,) or (B, S) booleans: only these frames of x are scored. None means all.
+            observed: (S,) or (B, S) booleans: only these frames of x are scored, and what x holds in the others has no
+                influence. None means all.
             n_sequences: how many to sample where x is None; 1 by default.
             covariates: handed to :meth:`heads`.
 
         Returns:
-            The value of site ``x``: x itself, or a sample (B, S, channel, height, width).
+            The value of site ``x``: x itself, blank in frames that were not seen, or a sample (B, S, channel, height,
+            width).
         """
         if x is not None:
             self.check(x)
@@ -220,7 +222,10 @@ class TVAE(Part, NamedModule):
             self.heads(t, **covariates)
             frames = self.decode(t)
             if observed is not None:
-                frames = frames.mask(frame_mask(observed, n_sequences, self.n_frames).to(t.device))
+                seen = frame_mask(observed, n_sequences, self.n_frames).to(t.device)
+                frames = frames.mask(seen)
+                if x is not None:  # a masked log-probability has a NaN gradient where what is masked is NaN
+                    x = torch.where(seen[..., None, None, None], x, self.likelihood.blank)
             return pyro.sample("x", frames.to_event(1), obs=x)
 
     def laws(self) -> dict[str, TorchDistribution]:

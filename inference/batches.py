@@ -1,0 +1,82 @@
+"""Batches: which part of what a loader hands out is x, which says what was observed, and what the others are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from .randomness import random_states, restore
+
+__all__ = ["Batch", "batch_of", "frames_of", "peek"]
+
+
+class Batch(NamedTuple):
+    """A batch in parts.
+
+    Attributes:
+        x: (B, S, channel, height, width).
+        observed: (S,) or (B, S) booleans, true for frames that exist; None means all.
+        others: the further entries of a mapping.
+    """
+
+    x: Tensor
+    observed: Tensor | None
+    others: Mapping[str, Any]
+
+
+def frames_of(batch: Any) -> Tensor:
+    """The sequences of a batch: a tensor, the entry ``x`` of a mapping, or the first item of a tuple."""
+    if isinstance(batch, Mapping):
+        if "x" not in batch:
+            raise ValueError(f"fit: a batch has the entries {', '.join(map(str, batch))}; expected one called x.")
+        return batch["x"]
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def batch_of(batch: Any) -> Batch:
+    """A batch in parts; ``observed`` is the entry of that name, or a tuple's second item if it is (B, S) booleans."""
+    x = frames_of(batch)
+    if isinstance(batch, Mapping):
+        others = {str(name): value for name, value in batch.items() if name not in ("x", "observed")}
+        return Batch(x, batch.get("observed"), others)
+    if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(x, Tensor):
+        second = batch[1]
+        if isinstance(second, Tensor) and second.dtype == torch.bool and second.shape == x.shape[:2]:
+            return Batch(x, second, {})
+    return Batch(x, None, {})
+
+
+def peek(loader: object) -> Any:
+    """The first batch of a loader, read in this process and leaving its randomness as it was; None where it cannot be.
+
+    What is read from a stream would be gone, so streams are left alone.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or not loader.batch_sampler:
+        return None
+    sampler: Any = loader.batch_sampler
+    owners = (loader, loader.dataset, sampler, getattr(sampler, "sampler", None))
+    own = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    generators = list({id(value): value for value in own if isinstance(value, torch.Generator)}.values())
+    numpy = [
+        (value.bit_generator, value.bit_generator.state) for value in own if isinstance(value, np.random.Generator)
+    ]
+    python = [(value, value.getstate()) for value in own if isinstance(value, random.Random)]
+    states = random_states(generators)
+    try:
+        items = next(iter(sampler), None)
+        if items is None:
+            return None
+        fetch = getattr(loader.dataset, "__getitems__", None)
+        return loader.collate_fn(fetch(items) if fetch is not None else [loader.dataset[item] for item in items])
+    finally:
+        restore(states, generators)
+        for generator, state in numpy:
+            generator.state = state
+        for dice, before in python:
+            dice.setstate(before)

@@ -1,0 +1,209 @@
+"""Checks: what can be known of a fit before its first step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from pyro import poutine
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pyro_tvae import TVAE
+from pyro_tvae.model import check_finite, frame_mask
+from pyro_tvae.programs import accepted, call, untouched_store
+
+from .batches import Batch
+from .randomness import random_states, restore
+
+__all__ = [
+    "NonFiniteError",
+    "check_batch",
+    "check_data",
+    "check_options",
+    "check_precision",
+    "covariates",
+    "named",
+    "rehearse",
+    "validates",
+]
+
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+
+
+class NonFiniteError(FloatingPointError):
+    """The objective or its gradient became infinite or NaN."""
+
+
+def check_options(
+    whole: Mapping[str, Any], real: Mapping[str, Any], optional: Mapping[str, Any], places: Mapping[str, Any]
+) -> None:
+    """Raise ValueError or TypeError where an option of fit is nothing that it could be."""
+    integral = all(isinstance(value, Integral) and not isinstance(value, bool) for value in whole.values())
+    if not integral or not all(isinstance(value, Real) and math.isfinite(value) for value in real.values()):
+        raise ValueError(
+            f"fit: {named({**whole, **real})}; expected whole numbers, and finite ones for {' and '.join(real)}."
+        )
+    limits = [whole[name] for name in ("max_epochs", "max_steps")]
+    if (
+        min(limits) < -1
+        or 0 in limits
+        or min(whole["batch_size"], whole["accumulate_grad_batches"]) < 1
+        or min(whole["warmup_steps"], real["beta"]) < 0
+    ):
+        raise ValueError(
+            f"fit: {named({**whole, 'beta': real['beta']})}; expected at least one epoch, step, sequence and batch "
+            "(-1 means no limit), warmup_steps >= 0 and a finite beta >= 0."
+        )
+    for name, value in optional.items():
+        if value is not None and not (isinstance(value, Integral) and 0 <= value < 2**32):
+            raise ValueError(f"fit: {name} is {value!r}; expected a whole number from 0 to 4294967295, or None.")
+    if optional["patience"] == 0 and optional["patience"] is not None:
+        raise ValueError("fit: patience is 0, which stops at the first epoch; expected at least 1, or None.")
+    for name, place in places.items():
+        if not isinstance(place, str | Path | None):
+            raise TypeError(f"fit: {name} is a {type(place).__name__}; expected a path.")
+
+
+def check_makers(schedule: object, objective: object) -> None:
+    """Raise TypeError where schedule or objective is no function."""
+    for name, maker, example in (
+        ("schedule", schedule, "a function of the optimizer and the number of steps that makes one"),
+        ("objective", objective, "a class or a function of model, guide and num_particles, such as DReG"),
+    ):
+        if maker is not None and (not callable(maker) or isinstance(maker, nn.Module)):
+            made = "" if isinstance(maker, str) else ", not what it makes"
+            raise TypeError(f"fit: {name} is of type {type(maker).__name__}; expected {example}{made}.")
+
+
+def check_precision(matmul: object, clip: object, logger: object) -> None:
+    """Raise ValueError or TypeError where these options of fit are nothing that they could be."""
+    if matmul not in (*MATMUL_PRECISIONS, None):
+        expected = ", ".join(map(repr, MATMUL_PRECISIONS))
+        raise ValueError(f"fit: matmul_precision is {matmul!r}; expected {expected}, or None.")
+    if clip is not None and not (isinstance(clip, Real) and 0 < clip < math.inf):
+        raise ValueError(f"fit: gradient_clip is {clip!r}; expected a finite number above 0, or None.")
+    loggers = logger if isinstance(logger, Sequence) and not isinstance(logger, str) else [logger]
+    if logger not in (None, False) and not all(isinstance(one, Logger) for one in loggers):
+        raise TypeError(
+            f"fit: logger is {logger!r}; expected a logger of Lightning's, a list of them, False for none, or None."
+        )
+
+
+def check_data(given: Mapping[str, object]) -> None:
+    """Raise TypeError where data or validation is of no kind that fit takes, ValueError where a loader is empty."""
+    for name, data in given.items():
+        if not isinstance(data, Tensor | DataLoader | lightning.LightningDataModule):
+            raise TypeError(f"fit: {name} is a {type(data).__name__}; expected a tensor, a loader or a data module.")
+        try:
+            empty = isinstance(data, DataLoader) and len(data) == 0
+        except TypeError:  # a stream has no length
+            continue
+        if empty:
+            raise ValueError(f"fit: the loader of {name} has no batches; give it sequences, or a smaller batch_size.")
+
+
+def validates(data: object, validation: object) -> bool:
+    """Whether there is something to validate on."""
+    if isinstance(data, lightning.LightningDataModule):
+        return is_overridden("val_dataloader", data, lightning.LightningDataModule)
+    return validation is not None
+
+
+def check_batch(model: TVAE, batch: Batch, what: str) -> None:
+    """Raise where a batch, or a whole data set, is nothing for the model or its likelihood."""
+    model.check(batch.x)
+    if batch.observed is not None:
+        frame_mask(batch.observed, *batch.x.shape[:2])
+    try:
+        check_finite(batch.x, batch.observed)
+    except ValueError as error:
+        raise NonFiniteError(f"fit: in {what}, {error}") from None
+    try:
+        model.likelihood.check(batch.x, batch.observed)
+    except ValueError as error:
+        raise ValueError(f"fit: in {what}, {error}") from None
+
+
+def covariates(others: Mapping[str, Any], model: object, guide: object) -> dict[str, Any]:
+    """Those further entries of a batch that the model's or the guide's program takes.
+
+    Raises:
+        ValueError: a program needs an entry that the batch lacks.
+    """
+    taken: dict[str, Any] = {}
+    for owner, program in (("model", model), ("guide", guide)):
+        names = accepted(program)
+        if not names:
+            continue
+        taken |= {name: others[name] for name in names if name in others}
+        lacking = [name for name in _required(program) if name in names and name not in others]
+        if lacking:
+            raise ValueError(
+                f"fit: the {owner} needs {lacking[0]!r}, and a batch has {', '.join(['x', *others])}; hand in batches "
+                f"that are mappings with an entry {lacking[0]!r}."
+            )
+    return taken
+
+
+def _required(program: object) -> list[str]:
+    try:
+        parameters = inspect.signature(getattr(program, "forward", program)).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [one.name for one in parameters if one.default is one.empty and one.kind not in kinds]
+
+
+@torch.no_grad()
+def rehearse(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapping[str, Any]) -> None:
+    """Run guide and model once and forget it: a guide that makes its parameters at its first call has them then.
+
+    Randomness and buffers are left as they were.
+
+    Raises:
+        ValueError: a ``pyro.param`` statement, whose parameter no module of the fit holds.
+    """
+    device = next(owner.parameters(), torch.empty(0)).device
+    x = batch.x.to(device)
+    observed = None if batch.observed is None else batch.observed.to(device)
+    states = random_states()
+    buffers = [(buffer, buffer.clone()) for buffer in owner.buffers()]
+    sites: dict[str, dict[str, Any]] = {"guide": {}, "model": {}}
+    try:
+        for name, program in (("guide", guide), ("model", model)):
+            traced = poutine.trace(call(program, x, observed, taken), param_only=True)
+            with untouched_store():
+                traced.get_trace()
+            sites[name] = dict(traced.trace.nodes)
+    except Exception:  # the first step meets it too, before any weight moves, and says what it is
+        pass
+    finally:
+        restore(states)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    held = {parameter.data_ptr() for parameter in owner.parameters()}
+    for name, nodes in sites.items():
+        for site, node in nodes.items():
+            if node.get("type") != "param" or not isinstance(node.get("value"), Tensor):
+                continue
+            value = node["value"]
+            if (value.unconstrained() if hasattr(value, "unconstrained") else value).data_ptr() not in held:
+                raise ValueError(
+                    f"fit: the {name} has a statement pyro.param({site!r}), which lies in Pyro's store alone, "
+                    "so that it would be neither trained nor kept; make it an attribute of a module: nn.Parameter or "
+                    "pyro.nn.PyroParam."
+                )
+
+
+def named(values: Mapping[str, object]) -> str:
+    """name=value, name=value."""
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())

@@ -1,0 +1,193 @@
+"""Optimizers: what a user brings, torch's or Pyro's, as one torch optimizer that holds whatever is to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.optim import HorovodOptimizer, PyroLRScheduler, PyroOptim
+from pyro.optim.multi import MultiOptimizer
+from pyro.params.param_store import module_from_param_with_module_name, normalize_param_name, user_param_name
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["Clips", "Made", "Optimizers", "adam", "check_optimizer", "check_resumed", "make", "settings", "take_over"]
+
+Optimizers = Callable[[Iterable[Tensor]], Optimizer] | PyroOptim
+Clips = list[tuple[Tensor, Mapping[str, float]]]
+UNCONSTRAINED = "_unconstrained"  # what Pyro appends to the name of a PyroParam's parameter
+
+
+class Made(NamedTuple):
+    """A torch optimizer, the scheduler that Pyro's object wraps, and what bounds single parameters' gradients."""
+
+    optimizer: Optimizer
+    scheduler: Any = None
+    clips: Clips = []  # noqa: RUF012 - never changed
+
+
+def adam(parameters: Iterable[Tensor]) -> Optimizer:
+    """The default optimizer: Adam at 1e-3 in one fused kernel."""
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+def check_optimizer(maker: object) -> None:
+    """Raise TypeError or ValueError where no torch optimizer can be made of it."""
+    if maker is None:
+        return
+    if isinstance(maker, HorovodOptimizer | MultiOptimizer):
+        raise TypeError(
+            f"fit: optimizer is a {type(maker).__name__} of Pyro, which wraps no torch optimizer of one process; give "
+            "one such as pyro.optim.Adam({'lr': 1e-3}) or torch.optim.Adam."
+        )
+    if isinstance(maker, PyroOptim):
+        if maker.optim_objs or maker._state_waiting_to_be_consumed:
+            raise ValueError(
+                "fit: the Pyro optimizer holds the state of another run, which would be lost; make a fresh one (and "
+                "resume a fit by resume=…)."
+            )
+    elif isinstance(maker, nn.Module | Optimizer) or not callable(maker):
+        made = "" if isinstance(maker, str) else ", not what it makes"
+        raise TypeError(
+            f"fit: optimizer is of type {type(maker).__name__}; expected a function of the parameters that makes one, "
+            f"such as torch.optim.Adam, or pyro.optim.Adam({{'lr': 1e-3}}){made}."
+        )
+
+
+def make(maker: Optimizers, named: Mapping[str, Tensor]) -> Made:
+    """The optimizer of parameters by name; frozen ones (``requires_grad=False``) may be left out.
+
+    Raises:
+        TypeError: no torch optimizer was made.
+        ValueError: there is nothing to train, or the optimizer leaves out what is to be trained.
+    """
+    wanted = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    if not wanted:
+        raise ValueError("fit: there is nothing to train; every parameter of model and guide has requires_grad=False.")
+    made = _from_pyro(maker, wanted) if isinstance(maker, PyroOptim) else Made(maker(iter(named.values())))
+    if not isinstance(made.optimizer, Optimizer):
+        raise TypeError(
+            f"fit: optimizer made a {type(made.optimizer).__name__}; expected that it returns a torch optimizer of the "
+            "parameters it is called with, such as lambda parameters: torch.optim.Adam(parameters, lr=1e-3)."
+        )
+    held = {id(parameter) for group in made.optimizer.param_groups for parameter in group["params"]}
+    left = [name for name, parameter in wanted.items() if id(parameter) not in held]
+    if left:
+        raise ValueError(
+            f"fit: the optimizer holds {len(wanted) - len(left)} of {len(wanted)} parameters to be trained and leaves "
+            f"out {left[0]}; make it of the parameters it is called with, and set requires_grad=False for those that "
+            "are to stay."
+        )
+    return made
+
+
+def _from_pyro(maker: PyroOptim, named: Mapping[str, Tensor]) -> Made:
+    """Pyro makes one torch optimizer for each parameter; here those with equal arguments share a group."""
+    groups: list[tuple[dict[str, Any], list[Tensor]]] = []
+    clips: Clips = []
+    for name, parameter in named.items():
+        arguments = _arguments(maker.pt_optim_args, name, one=getattr(maker, "pt_optim_args_argc", 2) == 1)
+        members = next((members for known, members in groups if known == arguments), None)
+        if members is None:
+            groups.append((arguments, [parameter]))
+        else:
+            members.append(parameter)
+        clip = _arguments(maker.pt_clip_args, name, one=False)
+        if clip:
+            clips.append((parameter, clip))
+    parts = [maker.pt_optim_constructor(members, **arguments) for arguments, members in groups]
+    optimizer, *others = parts
+    for other in others:
+        for group in other.param_groups:
+            optimizer.add_param_group(group)
+    if isinstance(maker, PyroLRScheduler):
+        return Made(optimizer, maker.pt_scheduler_constructor(optimizer, **maker.kwargs), clips)
+    return Made(optimizer, None, clips)
+
+
+def _arguments(given: Any, name: str, one: bool) -> dict[str, Any]:
+    """Pyro's arguments of a parameter: said once, or by a function of its name in one piece or in two."""
+    if not callable(given):
+        return dict(given)
+    name = name.removesuffix(UNCONSTRAINED)
+    pieces = (module_from_param_with_module_name(name), user_param_name(name))
+    found = given(normalize_param_name(name)) if one else given(*pieces)
+    if not isinstance(found, dict):
+        raise TypeError(
+            f"fit: the Pyro optimizer's arguments for {name} are of type {type(found).__name__}; expected a dictionary."
+        )
+    return found
+
+
+def clip(clips: Clips) -> None:
+    """Bound gradients as Pyro does: each parameter by itself, first its norm, then its values."""
+    for parameter, bounds in clips:
+        PyroOptim._clip_grad(parameter, **bounds)
+
+
+def settings(optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
+    """What optimizer and scheduler were built with, in plain numbers and words, for a checkpoint."""
+    return {
+        "name": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+        "sizes": [len(group["params"]) for group in optimizer.param_groups],
+        "groups": [_plain(group) for group in optimizer.param_groups],
+        "scheduler": None if scheduler is None else _plain(scheduler.state_dict()),
+    }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    simple = bool | int | float | str | None
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("params", "param_names", "_last_lr")
+        and (
+            isinstance(value, simple)
+            or (isinstance(value, list | tuple) and all(isinstance(item, simple) for item in value))
+        )
+    }
+
+
+def check_resumed(built: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Raise ValueError where an optimizer cannot go on from another's state."""
+    if built["name"] != stored["name"] or built["sizes"] != stored["sizes"]:
+        was, now = (f"{one['name']} of {sum(one['sizes'])} parameters" for one in (stored, built))
+        if sum(stored["sizes"]) == sum(built["sizes"]):
+            was, now = (f"{text} in {len(one['sizes'])} groups" for text, one in ((was, stored), (now, built)))
+        raise ValueError(
+            f"fit: cannot resume, the checkpoint's optimizer is {was}, this one {now}; resume with the same optimizer, "
+            "or begin a new fit from the weights."
+        )
+
+
+def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Let what was built otherwise than in the checkpoint win; what was run goes on from there.
+
+    The checkpoint's state of optimizer and scheduler was loaded before, and with it the settings of then.
+    """
+    moved = False
+    for group, new, old in zip(optimizer.param_groups, built["groups"], stored["groups"], strict=True):
+        for name, value in new.items():
+            if name in old and old[name] == value:
+                continue
+            if name == "lr" and scheduler is not None and "initial_lr" in new:
+                continue  # where the schedule has led to: moves with the rate that it began at
+            moved = moved or name == "initial_lr"
+            if name == "initial_lr" and old.get(name):
+                group["lr"] = group["lr"] * (value / old[name])
+            group[name] = value
+    if scheduler is None:
+        return
+    if stored["scheduler"] is not None and built["scheduler"] is not None:
+        changed = {
+            name: value
+            for name, value in built["scheduler"].items()
+            if name in stored["scheduler"] and stored["scheduler"][name] != value
+        }
+        vars(scheduler).update(changed)
+        moved = moved or bool(changed)
+    if moved and isinstance(scheduler, LRScheduler) and hasattr(scheduler, "_get_closed_form_lr"):
+        for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+            group["lr"] = rate
