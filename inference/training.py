@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
+from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, frames_of, peek
 from .callbacks import History, _Best, _Products, _Progress, _Recorder
@@ -251,6 +252,9 @@ class Fitting(lightning.LightningModule):
             scheduler = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
             take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
             self._stored = None
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, DataLoader) and loader.batch_size is not None and _sized(loader.dataset):
+            self.objective.dataset_size = len(loader.dataset)  # type: ignore[arg-type]
         self._before = [(p, p.detach().clone()) for p in self.parameters() if p.requires_grad]
         self._stop_at_the_limit()
 
@@ -545,7 +549,9 @@ def fit(
     loggers: Any = logger
     if logger is None:
         loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
-    with _quiet(), _plain_ends(), _kept(module, history, last):
+    # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
+    # name, such as a second AutoNormal, would find them.
+    with _quiet(), _plain_ends(), _kept(module, history, last), untouched_store():
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=devices,
