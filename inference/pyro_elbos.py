@@ -57,6 +57,8 @@ class PyroObjective(Objective):
         if self.beta <= 0:
             raise ValueError("fit: Pyro's ELBOs take no KL of weight 0; give a beta above 0, or objective=ELBO.")
         seen = shown if observed is None else observed if shown is None else observed & shown
+        given: dict[str, Any]
+        known: dict[str, Any]
         given, known = (_known(program, covariates) for program in (self.model, self.guide))
 
         def model() -> object:
@@ -66,7 +68,8 @@ class PyroObjective(Objective):
             return self.guide.forward(x, **({} if seen is None else {"observed": seen}), **known)
 
         with _Weigh(self.beta) if self.beta != 1 else nullcontext():
-            loss = self.loss.differentiable_loss(model, guide)
+            differentiable_loss: Any = getattr(self.loss, "differentiable_loss")  # noqa: B009 - unknown to the base
+            loss = differentiable_loss(model, guide)
         each = (-loss / len(x)).expand(len(x))
         unknown = torch.full_like(each, torch.nan).detach()
         return Terms(unknown, unknown, each)
@@ -84,7 +87,8 @@ def adapted(objective: Any) -> Callable[[TVAE, Guide, int], Objective]:
     """
     kind = objective if inspect.isclass(objective) else type(objective)
     if not issubclass(kind, pyro.infer.ELBO):
-        return objective  # type: ignore[no-any-return]
+        unchanged: Callable[[TVAE, Guide, int], Objective] = objective
+        return unchanged
     name = kind.__name__
     if not hasattr(kind, "differentiable_loss") or kind.differentiable_loss is getattr(
         pyro.infer.ELBO, "differentiable_loss", None
