@@ -64,7 +64,7 @@ def check_options(
             "(-1 means no limit), warmup_steps >= 0 and a finite beta >= 0."
         )
     for name, value in optional.items():
-        if value is not None and not (isinstance(value, Integral) and 0 <= value < 2**32):
+        if value is not None and not (isinstance(value, Integral) and 0 <= int(value) < 2**32):
             raise ValueError(f"fit: {name} is {value!r}; expected a whole number from 0 to 4294967295, or None.")
     if optional["patience"] == 0 and optional["patience"] is not None:
         raise ValueError("fit: patience is 0, which stops at the first epoch; expected at least 1, or None.")
@@ -89,7 +89,7 @@ def check_precision(matmul: object, clip: object, logger: object) -> None:
     if matmul not in (*MATMUL_PRECISIONS, None):
         expected = ", ".join(map(repr, MATMUL_PRECISIONS))
         raise ValueError(f"fit: matmul_precision is {matmul!r}; expected {expected}, or None.")
-    if clip is not None and not (isinstance(clip, Real) and 0 < clip < math.inf):
+    if clip is not None and not (isinstance(clip, Real) and 0 < float(clip) < math.inf):
         raise ValueError(f"fit: gradient_clip is {clip!r}; expected a finite number above 0, or None.")
     loggers = logger if isinstance(logger, Sequence) and not isinstance(logger, str) else [logger]
     if logger not in (None, False) and not all(isinstance(one, Logger) for one in loggers):

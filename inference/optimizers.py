@@ -97,7 +97,8 @@ def _from_pyro(maker: PyroOptim, named: Mapping[str, Tensor]) -> Made:
         clip = _arguments(maker.pt_clip_args, name, one=False)
         if clip:
             clips.append((parameter, clip))
-    parts = [maker.pt_optim_constructor(members, **arguments) for arguments, members in groups]
+    constructor: Any = maker.pt_optim_constructor
+    parts = [constructor(members, **arguments) for arguments, members in groups]
     optimizer, *others = parts
     for other in others:
         for group in other.param_groups:

@@ -61,7 +61,8 @@ class PyroObjective(Objective):
         model = call(self.model, x, observed, covariates)
         guide = call(self.guide, x, both(observed, shown), covariates)
         with _Weigh(self.beta) if self.beta != 1 else nullcontext():
-            loss = self.loss.differentiable_loss(model, guide)
+            differentiable_loss: Any = getattr(self.loss, "differentiable_loss")  # noqa: B009 - unknown to the base
+            loss = differentiable_loss(model, guide)
         each = (-loss / len(x)).expand(len(x))
         unknown = torch.full_like(each, torch.nan).detach()
         return Terms(unknown, unknown, each)
@@ -75,7 +76,8 @@ def adapted(objective: Any) -> Callable[[TVAE, Guide, int], Objective]:
     """
     kind = objective if inspect.isclass(objective) else type(objective)
     if not issubclass(kind, pyro.infer.ELBO):
-        return objective  # type: ignore[no-any-return]
+        unchanged: Callable[[TVAE, Guide, int], Objective] = objective
+        return unchanged
     name = kind.__name__
     if not hasattr(kind, "differentiable_loss") or kind.differentiable_loss is getattr(
         pyro.infer.ELBO, "differentiable_loss", None

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as lightning
 import pyro.infer
@@ -314,7 +314,7 @@ class Fitting(lightning.LightningModule):
 
     def _look_at_data(self) -> None:
         """Check the first batches of the trainer's own loaders."""
-        trainer, loops = self.trainer, (self.trainer.fit_loop, self.trainer.fit_loop.epoch_loop.val_loop)
+        trainer, loops = cast(Any, self.trainer), (self.trainer.fit_loop, self.trainer.fit_loop.epoch_loop.val_loop)
         for loop in loops if self.validates else loops[:1]:
             loop.setup_data()
         given = {"the first batch": trainer.train_dataloader, "validation": trainer.val_dataloaders}
@@ -376,7 +376,7 @@ class Fitting(lightning.LightningModule):
         names = {}
         for part in ("model", "guide"):
             names[f"objective.{part}"] = getattr(getattr(self.objective, part), "_pyro_name", "") or part
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():
             owner = ".".join(name.split(".", 2)[:2])
             found[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
