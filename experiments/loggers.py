@@ -64,10 +64,11 @@ def files_only(config: DictConfig) -> dict[str, Any]:
 def _nodes(config: DictConfig) -> dict[str, dict[str, Any]]:
     """Logger by name, from the group ``logger``."""
     nodes = OmegaConf.to_container(config.logger, resolve=True, throw_on_missing=True) if config.logger else {}
-    for name, node in nodes.items() if isinstance(nodes, dict) else [("logger", nodes)]:
+    named: dict[str, Any] = {str(key): node for key, node in nodes.items()} if isinstance(nodes, dict) else {"": nodes}
+    for name, node in named.items():
         if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigurationError(
                 f"logger.{name} is {node!r}; expected a Lightning logger by its import path, as in "
                 f"+logger.{name}._target_=lightning.pytorch.loggers.CSVLogger."
             )
-    return {str(name): node for name, node in nodes.items()}  # type: ignore[union-attr]
+    return named

@@ -52,12 +52,12 @@ class _Recorder(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self._since = time.monotonic() - self.history.seconds
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, *_: Any) -> None:
         self.history.seconds = time.monotonic() - self._since
         steps, self._steps = self._steps, trainer.global_step
         if steps == trainer.global_step:
             return  # gradients are still being gathered
-        if trainer.global_step % int(module.report_every) == 0:
+        if trainer.global_step % module.report_every == 0:
             self._take(trainer, "train/")
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

@@ -97,7 +97,7 @@ def propose(program: Callable[[], object], x: Tensor) -> Trace:
             "sequences that it was set up on by its first call: pass those, all at once, or a guide with encoders."
         ) from error
     for name in trace.stochastic_nodes:
-        site = trace.nodes[name]
+        site: Site = trace.nodes[name]
         if is_plate(site) and name == SEQUENCE and len(site["value"]) != x.shape[-5]:
             raise ValueError(
                 f"the guide's plate {name!r} has {len(site['value'])} entries, x has {x.shape[-5]} sequences; expected "

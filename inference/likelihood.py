@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides import check_judged, posterior_of
 from pyro_tvae.model import frame_mask, tvae_of
-from pyro_tvae.posteriors import Posterior, draw, standalone
+from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import call, check_covariates, untouched_store
 
 from .densities import INNER_PLATE, densities, propose, refuse_further_terms, refuse_plates
@@ -58,7 +58,7 @@ def log_weights(
     *,
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
-    posterior: Posterior | None = None,
+    posterior: Posterior | Program | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     seed: int | None = None,
 ) -> Tensor:
@@ -101,7 +101,7 @@ def _chunks(
     num_particles: int,
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
-    posterior: Posterior | None = None,
+    posterior: Posterior | Program | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     per_frame: bool = False,
 ) -> Iterator[Tensor]:
@@ -127,7 +127,7 @@ def _chunks(
 
 def _chunk_of_weights(
     model: Any,
-    posterior: Posterior,
+    posterior: Posterior | Program,
     x: Tensor,
     observed: Tensor | None,
     covariates: Mapping[str, Tensor] | None,
@@ -146,7 +146,7 @@ def _chunk_of_weights(
     return (likelihood - kl).expand(size, x.shape[-5])
 
 
-def has_frame_weights(model: Any, posterior: Posterior) -> bool:
+def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
     """Whether every site is independent over (frame, capsule, position), in the prior and in the posterior."""
     alone = standalone(posterior)
     if not isinstance(model, TVAE) or alone is None:
@@ -160,7 +160,7 @@ def has_frame_weights(model: Any, posterior: Posterior) -> bool:
 
 def _chunk_by_frame(
     model: Any,
-    posterior: Posterior,
+    posterior: Posterior | Program,
     x: Tensor,
     observed: Tensor | None,
     covariates: Mapping[str, Tensor] | None,

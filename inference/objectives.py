@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.naming import NamedModule
-from pyro_tvae.posteriors import Posterior, draw, standalone
+from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import call, is_bayesian
 
 from .densities import Densities, both, densities, log_prob, propose, refuse_shared, reparametrized, run, scored
@@ -299,7 +299,7 @@ def _stand_ins(proposal: Trace) -> list[Tensor]:
     return draws
 
 
-def divergence(model: TVAE, posterior: Posterior, num_particles: int = 100) -> Tensor:
+def divergence(model: TVAE, posterior: Posterior | Program, num_particles: int = 100) -> Tensor:
     """``KL(q(z, u | x) ‖ p(z, u))`` of a posterior computed before: (B,), nats per sequence.
 
     In closed form where the sites are independent and one is registered for each; else the mean over particles.
@@ -314,5 +314,6 @@ def divergence(model: TVAE, posterior: Posterior, num_particles: int = 100) -> T
     with pyro.plate("particles", num_particles, dim=-2):
         trace = poutine.trace(draw).get_trace(posterior)
     log_q = torch.stack([log_prob(site) for _, site in scored(trace)]).sum(0)
-    log_p = torch.stack([law.log_prob(trace.nodes[site]["value"]) for site, law in laws.items()]).sum(0)
+    sites: Any = trace.nodes
+    log_p = torch.stack([law.log_prob(sites[site]["value"]) for site, law in laws.items()]).sum(0)
     return (log_q - log_p).mean(0)

@@ -92,7 +92,7 @@ class Guide(Part, NamedModule):
 
 def posterior_of(
     guide: Any, x: Tensor, observed: Tensor | None = None, covariates: Mapping[str, Tensor] | None = None
-) -> Posterior:
+) -> Posterior | Program:
     """The posterior that a guide says of x: its laws, or where it is a program only, the program to draw from.
 
     A posterior with a batch of one, which says the same of every sequence, is taken for each of them.

@@ -19,7 +19,6 @@ from .programs import Program, untouched_store
 
 __all__ = [
     "Law",
-    "Laws",
     "MonteCarlo",
     "Posterior",
     "Program",
@@ -33,9 +32,7 @@ __all__ = [
 # A distribution with batch shape (B, *site), or a function of the draws so far that returns one whose dimensions other
 # than particles and sequences are event dimensions. Names that begin with "_" are of the guide alone.
 Law: TypeAlias = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
-Laws: TypeAlias = Mapping[str, Law]
-# What a guide says of x: laws, or where it is a Pyro program only, that program.
-Posterior: TypeAlias = Laws | Program
+Posterior: TypeAlias = Mapping[str, Law]
 
 JOINT = "_latents"  # site of draws that hold several of the model's sites at once
 MOMENT_DRAWS = 64
@@ -48,7 +45,7 @@ class MonteCarlo(NamedTuple):
     variance: Tensor
 
 
-def draw(posterior: Posterior) -> dict[str, Tensor]:
+def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
     """Sample the sites in order, as Pyro sample statements in the plate ``sequence``; returns those of the model."""
     if isinstance(posterior, Program):
         return posterior.draw()
@@ -68,7 +65,7 @@ def draw(posterior: Posterior) -> dict[str, Tensor]:
     return {site: value for site, value in values.items() if not site.startswith("_")}
 
 
-def for_sequences(posterior: Laws, n_sequences: int) -> Laws:
+def for_sequences(posterior: Posterior, n_sequences: int) -> Posterior:
     """The laws with one that is the same for all sequences, of batch shape (1, *site), taken for each of them."""
     return {
         site: law.expand(torch.Size([n_sequences, *law.batch_shape[1:]]))
@@ -78,7 +75,7 @@ def for_sequences(posterior: Laws, n_sequences: int) -> Laws:
     }
 
 
-def standalone(posterior: Posterior) -> dict[str, TorchDistribution] | None:
+def standalone(posterior: Posterior | Program) -> dict[str, TorchDistribution] | None:
     """The laws by site where each stands by itself, as in mean-field guides; None where one is given by others."""
     if isinstance(posterior, Program):
         return None
@@ -86,7 +83,7 @@ def standalone(posterior: Posterior) -> dict[str, TorchDistribution] | None:
     return alone if len(alone) == len(posterior) else None
 
 
-def moments(posterior: Posterior) -> Mapping[str, Moments]:
+def moments(posterior: Posterior | Program) -> Mapping[str, Moments]:
     """Mean and variance of every site: exact where all laws stand by themselves, else from 64 draws, always the same.
 
     The error of a mean is then an eighth of the site's posterior standard deviation.

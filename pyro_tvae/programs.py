@@ -168,10 +168,11 @@ class Program:
         """One draw of every site that is no auxiliary one, as sample statements."""
         # Not the program's return value, which may be anything.
         trace = poutine.trace(call(self.guide, self.x, self.observed, self.covariates)).get_trace()
+        sites: Mapping[str, Mapping[str, Any]] = trace.nodes
         return {
-            name: trace.nodes[name]["value"]
+            name: sites[name]["value"]
             for name in trace.stochastic_nodes
-            if trace.nodes[name]["type"] == "sample" and not is_plate(trace.nodes[name]) and not auxiliary(trace, name)
+            if not is_plate(sites[name]) and not auxiliary(trace, name)
         }
 
 

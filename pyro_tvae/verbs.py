@@ -13,7 +13,7 @@ from torch import Tensor
 from .guides import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import is_bayesian
+from .programs import Program, is_bayesian
 from .topography import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -44,14 +44,14 @@ def encode(
     return point_estimate(model, posterior_of(guide, x, observed, covariates))
 
 
-def point_estimate(model: TVAE, posterior: Posterior) -> Tensor:
+def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
     known = _means(model, posterior)
     with _held(model, known):
         return _composed(model, known)
 
 
-def _means(model: TVAE, posterior: Posterior) -> dict[str, Tensor]:
+def _means(model: TVAE, posterior: Posterior | Program) -> dict[str, Tensor]:
     """Site -> posterior mean, of an energy the point whose V is the expected one."""
     known = moments(posterior)
     for site in ("z", *([] if model.prior is None else [model.prior.site])):
@@ -95,8 +95,9 @@ def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
         raise ValueError(f"sample: n_sequences is {n_sequences!r}; expected at least 1.")
     if is_bayesian(model):
         trace = poutine.block(poutine.trace(model).get_trace)(n_sequences=n_sequences)
-        with model.held({site: trace.nodes[site]["value"] for site in model.weight_sites()}):
-            return model.decode(trace.nodes["t"]["value"]).mean
+        sites: Mapping[str, Mapping[str, Any]] = trace.nodes
+        with model.held({site: sites[site]["value"] for site in model.weight_sites()}):
+            return model.decode(sites["t"]["value"]).mean
     draws = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
     return model.decode(_composed(model, draws)).mean
 
