@@ -198,8 +198,8 @@ class LogLikelihood:
         elbo: mean of log w, the K = 1 bound.
         pareto_k: shape of the generalised Pareto law fitted to the largest weights (Vehtari et al. 2024); lower is
             better: below 0.5 the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted.
-            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal;
-            see :func:`.pareto_shape`.
+            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal
+            but for rounding; see :func:`.pareto_shape`.
         num_particles: K.
         n_frames: S, to convert to nats per frame.
         estimator: how the weights were averaged, see :func:`log_likelihood`.
@@ -240,9 +240,11 @@ class Summary:
         self.total = self.square = torch.tensor(-math.inf, dtype=torch.float64)
         self.sum = torch.tensor(0.0, dtype=torch.float64)
         self.largest = torch.empty(0, dtype=torch.float64)
+        self.eps = 0.0
 
     def add(self, log_w: Tensor) -> None:
         """Take in a chunk of log-weights (k, …), any number of them at a time."""
+        self.eps = max(self.eps, torch.finfo(log_w.dtype).eps)
         log_w = log_w.cpu().double()
         self.total = torch.logaddexp(self.total, log_w.logsumexp(0))
         self.square = torch.logaddexp(self.square, (2 * log_w).logsumexp(0))
@@ -261,10 +263,15 @@ class Summary:
             standard_error=variance.sqrt(),
             ess=1 / concentration,
             elbo=self.sum / k,
-            pareto_k=pareto_shape(self.largest),
+            pareto_k=pareto_shape(self.largest, self._resolution()),
             num_particles=k,
             n_frames=n_frames,
         )
+
+    def _resolution(self) -> float:
+        """What rounding makes of equal log-weights, each a sum of many terms in the precision that they came in."""
+        finite = self.largest[self.largest.isfinite()]
+        return 16 * self.eps * float(finite.abs().max()) if len(finite) else 0.0
 
 
 def summarise(log_w: Tensor, n_frames: int) -> LogLikelihood:

@@ -15,7 +15,7 @@ BLOCK = 2**21  # numbers in one pass: (grid, tail, columns)
 HUGE = 700.0
 
 
-def pareto_shape(largest: Tensor) -> Tensor:
+def pareto_shape(largest: Tensor, resolution: float = 0.0) -> Tensor:
     """Shape k of the generalised Pareto law of each column's tail: (M + 1, …) -> (…), lower is better.
 
     Of the M + 1 largest of K log-weights, ``M = ceil(min(K / 5, 3 √K))``, the last is the cutoff, and the tail lies
@@ -36,6 +36,7 @@ def pareto_shape(largest: Tensor) -> Tensor:
 
     Args:
         largest: log-weights, largest first; −inf is a weight of 0.
+        resolution: difference of two log-weights below which it is rounding, and they are equal; nats.
 
     Example:
         >>> tail = torch.tensor([[4.0, 0.0, 7.0], [3.0, 0.0, -torch.inf], [2.0, 0.0, -torch.inf]])
@@ -47,10 +48,10 @@ def pareto_shape(largest: Tensor) -> Tensor:
         return columns.new_full(largest.shape[1:], math.nan)
     grid = 30 + math.isqrt(len(columns) - 1)
     width = max(1, BLOCK // (grid * len(columns)))
-    return torch.cat([_shape(part) for part in columns.split(width, dim=1)]).reshape(largest.shape[1:])
+    return torch.cat([_shape(part, resolution) for part in columns.split(width, dim=1)]).reshape(largest.shape[1:])
 
 
-def _shape(largest: Tensor) -> Tensor:
+def _shape(largest: Tensor, resolution: float) -> Tensor:
     top, cutoff = largest[0], largest[-1]
     tail = largest[:-1] - top
     above = largest[:-1] > cutoff
@@ -73,7 +74,7 @@ def _shape(largest: Tensor) -> Tensor:
 
     shape = (n * fitted + 5) / (n + 10)
     shape = torch.where(n < SHORTEST_TAIL, torch.inf, shape)
-    shape = torch.where(top == cutoff, 0.0, shape)
+    shape = torch.where((top == cutoff) | (top - cutoff <= resolution), 0.0, shape)
     return torch.where(top.isfinite(), shape, torch.nan)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyro
 from pyro import poutine
@@ -69,15 +70,21 @@ def _function(program: Any) -> Any:
     return program
 
 
-@functools.cache
 def keywords(function: Any) -> frozenset[str]:
     """Names that can be given by keyword, those of x and its like left out."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return frozenset()
-    named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return frozenset(name for name in named if name not in OWN)
+    found = _keywords.get(function)
+    if found is None:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            return frozenset()
+        named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        found = _keywords[function] = frozenset(name for name in named if name not in OWN)
+    return found
+
+
+# Weak, since a function may be a closure around a model.
+_keywords: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 
 
 def check_covariates(model: Any, guide: Any, covariates: Mapping[str, Any] | None, n_sequences: int) -> None:

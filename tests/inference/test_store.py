@@ -28,6 +28,7 @@ USES: dict[str, Use] = {
     "reconstruct": lambda m, g, x, p: pyro_tvae.reconstruct(m, g, x),
     "sample": lambda m, g, x, p: pyro_tvae.sample(m, 2),
     "traverse": lambda m, g, x, p: pyro_tvae.traverse(m, g, x),
+    "interpolate": lambda m, g, x, p: pyro_tvae.interpolate(m, g, x[:2], x[2:]),
     "save": lambda m, g, x, p: pyro_tvae.save(p / "m.safetensors", m, g),
     "load": lambda m, g, x, p: pyro_tvae.load(pyro_tvae.save(p / "m.safetensors", m, g)),
     "with_n_frames": lambda m, g, x, p: (
