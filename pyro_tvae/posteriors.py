@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from .priors import Moments
-from .programs import PLATE_TWICE, Program, untouched_store
+from .programs import PLATE_TWICE, OnePlate, Program, untouched_store
 
 __all__ = [
     "Law",
@@ -52,7 +52,8 @@ def draw(posterior: Posterior) -> dict[str, Tensor]:
     """Sample the sites in order, as Pyro sample statements in the plate ``sequence``; returns those of the model."""
     if isinstance(posterior, Program):
         return posterior.draw()
-    if any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK):
+    made = any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK)
+    if made and not any(isinstance(handler, OnePlate) for handler in _PYRO_STACK):
         raise ValueError(PLATE_TWICE)
     first = next(iter(posterior.values()))
     assert isinstance(first, Distribution)  # nothing was drawn that it could depend on

@@ -20,9 +20,11 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 __all__ = [
+    "OnePlate",
     "Program",
     "accepted",
     "call",
@@ -190,6 +192,19 @@ def propose(program: Callable[[], object], x: Tensor) -> poutine.Trace:
                 "one batch."
             )
     return trace
+
+
+class OnePlate(Messenger):
+    """Lets programs that each make a plate of the same name stand side by side: traces outside see the first alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str | None] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_plate(msg):
+            msg["stop"] = msg["stop"] or msg["name"] in self._seen
+            self._seen.add(msg["name"])
 
 
 @dataclass(frozen=True)
