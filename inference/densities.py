@@ -82,18 +82,29 @@ def replay(program: Callable[[], object], proposal: Trace) -> Trace:
     """Trace of a program replayed against a guide's draws.
 
     Raises:
-        ValueError: the guide observes a site that the program samples, so that nothing was drawn for it.
+        ValueError: the guide observes a site that the program samples, so that nothing was drawn for it, or the program
+            cannot take several particles of what all sequences share.
     """
     try:
         return poutine.trace(poutine.replay(program, trace=proposal)).get_trace()
     except RuntimeError as error:
         found = re.match(r"site (\S+) must be sampled in trace", str(error))
-        if found is None:
-            raise
-        raise ValueError(
-            f"the guide observes or replaces site {found[1]!r}, which is a latent of the model; expected a draw of it: "
-            "take the handler (condition, equalize, reparam) from the guide, or put the same one around the model."
-        ) from error
+        if found is not None:
+            raise ValueError(
+                f"the guide observes or replaces site {found[1]!r}, which is a latent of the model; expected a draw of "
+                "it: take the handler (condition, equalize, reparam) from the guide, or put the same one around the "
+                "model."
+            ) from error
+        for name in _drawn(proposal):
+            site = proposal.nodes[name]
+            if not _in_plate(site) and site["cond_indep_stack"]:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"the model cannot be run with several particles of site {name!r}, which all sequences share "
+                    f"({reason}); expected random weights of the decoder or a random mu by PyroSample, which can, or "
+                    "ELBO with one particle."
+                ) from error
+        raise
 
 
 def densities(
