@@ -6,6 +6,7 @@ of the guide. What cannot be told for a sequence is refused by its name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,15 +14,13 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
-from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_tvae import TVAE
 from pyro_tvae.posteriors import JOINT
-from pyro_tvae.programs import auxiliary, call, is_plate, untouched_store
+from pyro_tvae.programs import SEQUENCE, auxiliary, call, is_plate, propose, untouched_store
 
 __all__ = [
     "Densities",
@@ -29,16 +28,16 @@ __all__ = [
     "densities",
     "log_prob",
     "matched_sites",
-    "propose",
     "refuse_further_terms",
     "refuse_plates",
     "refuse_shared",
     "reparametrized",
+    "replay",
     "run",
     "scored",
 ]
 
-PARTICLES, SEQUENCE = "particles", "sequence"
+PARTICLES = "particles"
 Site = Mapping[str, Any]
 
 
@@ -71,7 +70,7 @@ def run(
         covariates: what the programs take beside these, by name.
     """
     proposal = propose(call(guide, x, both(observed, shown), covariates), x)
-    return proposal, poutine.trace(poutine.replay(call(model, x, observed, covariates), trace=proposal)).get_trace()
+    return proposal, replay(call(model, x, observed, covariates), proposal)
 
 
 def both(observed: Tensor | None, shown: Tensor | None) -> Tensor | None:
@@ -79,31 +78,33 @@ def both(observed: Tensor | None, shown: Tensor | None) -> Tensor | None:
     return shown if observed is None else observed if shown is None else observed & shown
 
 
-def propose(program: Callable[[], object], x: Tensor) -> Trace:
-    """Trace of a guide's program for the sequences x.
+def replay(program: Callable[[], object], proposal: Trace) -> Trace:
+    """Trace of a program replayed against a guide's draws.
 
     Raises:
-        ValueError: its plate of sequences is for another number of them.
+        ValueError: the guide observes a site that the program samples, so that nothing was drawn for it, or the program
+            cannot take several particles of what all sequences share.
     """
     try:
-        trace = poutine.trace(program).get_trace()
-    except (AssertionError, RuntimeError, ValueError) as error:
-        guide = getattr(getattr(program, "func", None), "__self__", None) or getattr(program, "func", None)
-        if not isinstance(guide, AutoGuide | GuideMessenger):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0] or type(error).__name__
-        raise ValueError(
-            f"the {type(guide).__name__} cannot be run on {x.shape[-5]} sequences ({reason}); an autoguide serves the "
-            "sequences that it was set up on by its first call: pass those, all at once, or a guide with encoders."
-        ) from error
-    for name in trace.stochastic_nodes:
-        site: Site = trace.nodes[name]
-        if is_plate(site) and name == SEQUENCE and len(site["value"]) != x.shape[-5]:
+        return poutine.trace(poutine.replay(program, trace=proposal)).get_trace()
+    except RuntimeError as error:
+        found = re.match(r"site (\S+) must be sampled in trace", str(error))
+        if found is not None:
             raise ValueError(
-                f"the guide's plate {name!r} has {len(site['value'])} entries, x has {x.shape[-5]} sequences; expected "
-                "a guide for these sequences: one that was set up on others (an autoguide) serves those alone."
-            )
-    return trace
+                f"the guide observes or replaces site {found[1]!r}, which is a latent of the model; expected a draw of "
+                "it: take the handler (condition, equalize, reparam) from the guide, or put the same one around the "
+                "model."
+            ) from error
+        for name in _drawn(proposal):
+            site = proposal.nodes[name]
+            if not _in_plate(site) and site["cond_indep_stack"]:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"the model cannot be run with several particles of site {name!r}, which all sequences share "
+                    f"({reason}); expected random weights of the decoder or a random mu by PyroSample, which can, or "
+                    "ELBO with one particle."
+                ) from error
+        raise
 
 
 def densities(
@@ -131,6 +132,8 @@ def densities(
     """
     b = x.shape[-5]
     latents = matched_sites(proposal, model)
+    if weights and b > 1:
+        _refuse_joint_latents(model, latents)
     likelihood, kl = x.new_zeros(b), x.new_zeros(())
     for name, site in scored(model):
         if name not in latents:
@@ -143,7 +146,7 @@ def densities(
             kl = kl + _of_sequence(exact, name, p, b, share)
         else:
             kl = kl + _of_sequence(log_prob(q), name, q, b, share) - _of_sequence(log_prob(p), name, p, b, share)
-    observed_by_model = {name for name, site in scored(model) if name not in latents}
+    observed_by_model = {name for name, site in scored(model) if site["is_observed"]}
     for name, site in scored(proposal):
         # A messenger guide runs the model, so that its trace holds what the model observes.
         if name not in latents and name not in observed_by_model:
@@ -153,9 +156,35 @@ def densities(
     return Densities(likelihood, kl)
 
 
+def _refuse_joint_latents(model: Trace, latents: list[str]) -> None:
+    """Raise where a shared latent holds those of all sequences, as in a model inside NeuTra's reparametrisation.
+
+    It is told from random weights by the point masses in the plate that carry the densities of its transforms.
+    """
+    shared = next((name for name in latents if not _in_plate(model.nodes[name])), None)
+    for name, site in scored(model):
+        law: Any = site["fn"]
+        if (
+            shared
+            and site["is_observed"]
+            and _in_plate(site)
+            and isinstance(law, Delta)
+            and (law.log_density != 0).any()
+        ):
+            raise ValueError(
+                f"site {shared!r} is outside the plate 'sequence', and the latent {name!r} of each sequence is made "
+                "from it, so that its share of one sequence's weight cannot be told; take one sequence at a time, or "
+                "judge by ELBO, which needs the sum alone."
+            )
+
+
+def _in_plate(site: Site) -> bool:
+    return any(frame.dim == -1 for frame in site["cond_indep_stack"])
+
+
 def _draws_for_sequences(proposal: Trace, latents: list[str]) -> bool:
     """Whether latents of sequences follow from auxiliary draws that are not known to be in their plate."""
-    in_plate = {name for name, site in scored(proposal) if any(frame.dim == -1 for frame in site["cond_indep_stack"])}
+    in_plate = {name for name, site in scored(proposal) if _in_plate(site)}
     return any(
         name in in_plate
         and isinstance(proposal.nodes[name]["fn"], Delta)
@@ -262,7 +291,7 @@ def _first(covariates: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
 def refuse_shared(proposal: Trace, what: str) -> None:
     """Raise where the guide draws what all sequences share, such as random weights: a weight is then no sequence's."""
     for name, site in scored(proposal):
-        if site["is_observed"] or any(frame.dim == -1 for frame in site["cond_indep_stack"]):
+        if site["is_observed"] or _in_plate(site):
             continue
         raise ValueError(
             f"{what}: site {name!r} is drawn once for all sequences, so that weights per sequence make no bound of the "
@@ -283,20 +312,22 @@ def reparametrized(proposal: Trace, model: Trace) -> None:
 
 
 def matched_sites(proposal: Trace, model: Trace) -> list[str]:
-    """Latent sites of a guide, which must be those of the model; auxiliary ones are left out.
+    """Latent sites of a model, which its guide has to draw; auxiliary sites of the guide alone are left out.
 
     Raises:
         ValueError: one has a site that the other lacks, so that their densities do not belong together.
     """
-    of_guide, of_model = _latents(proposal), _latents(model)
+    of_guide, of_model = _drawn(proposal), _drawn(model)
     for name in sorted({*of_guide} ^ {*of_model}):
+        if name in of_guide and auxiliary(proposal, name):
+            continue
         has, lacks = ("guide", "model") if name in of_guide else ("model", "guide")
         raise ValueError(
             f"the {has} has a latent site {name!r} that the {lacks} lacks; expected the same sites in both: build the "
             "guide for this model."
         )
-    return of_guide
+    return [name for name in of_guide if name in of_model]
 
 
-def _latents(trace: Trace) -> list[str]:
-    return [name for name, site in scored(trace) if not site["is_observed"] and not auxiliary(trace, name)]
+def _drawn(trace: Trace) -> list[str]:
+    return [name for name, site in scored(trace) if not site["is_observed"]]

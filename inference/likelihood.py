@@ -18,16 +18,15 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides import check_judged, posterior_of
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
-from pyro_tvae.programs import call, check_covariates, untouched_store
+from pyro_tvae.programs import call, check_covariates, propose, untouched_store
 
-from .densities import INNER_PLATE, densities, propose, refuse_further_terms, refuse_plates
+from .densities import INNER_PLATE, densities, refuse_further_terms, refuse_plates, replay
 from .memory import keep_freed_memory
 from .pareto import pareto_shape
 from .progress import progress_bar
@@ -135,9 +134,10 @@ def _chunk_of_weights(
 ) -> Tensor:
     try:
         with pyro.plate("particles", size, dim=-2):
-            proposal = propose(partial(draw, posterior), x)
+            program = posterior.program() if isinstance(posterior, Program) else partial(draw, posterior)
+            proposal = propose(program, x)
             refuse_plates(proposal, x.shape[-5])
-            scored = poutine.trace(poutine.replay(call(model, x, observed, covariates), trace=proposal)).get_trace()
+            scored = replay(call(model, x, observed, covariates), proposal)
     except ValueError as error:
         if "collide" in str(error):  # Pyro's words for a plate on the particles' dimension
             raise ValueError(INNER_PLATE) from None

@@ -20,9 +20,9 @@ from torch.func import functional_call
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.naming import NamedModule
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
-from pyro_tvae.programs import call, is_bayesian
+from pyro_tvae.programs import call, is_bayesian, propose
 
-from .densities import Densities, both, densities, log_prob, propose, refuse_shared, reparametrized, run, scored
+from .densities import Densities, both, densities, log_prob, refuse_shared, reparametrized, replay, run, scored
 
 __all__ = ["ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms", "divergence"]
 
@@ -260,8 +260,8 @@ class DReG(IWAE):
             frozen = {name: parameter.detach() for name, parameter in self.guide.named_parameters(prefix="guide")}
             again = call(self.guide.forward, x, seen, covariates)
             fixed = partial(functional_call, _Program(self.guide), frozen, (again,))
-            held = poutine.trace(poutine.replay(fixed, trace=proposal)).get_trace()
-            model = poutine.trace(poutine.replay(call(self.model, x, observed, covariates), trace=proposal)).get_trace()
+            held = replay(fixed, proposal)
+            model = replay(call(self.model, x, observed, covariates), proposal)
         reparametrized(proposal, model)
         terms = self._weighed(held, model, x)
         with torch.no_grad():

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .programs import accepted, call
+from .programs import OnePlate, accepted, call
 
 __all__ = ["GuideList"]
 
@@ -52,7 +52,8 @@ class GuideList(nn.Module):
     def forward(self, x: Tensor, observed: Tensor | None = None, **covariates: Tensor) -> dict[str, Tensor]:
         """One draw of every site of every guide."""
         draws: dict[str, Tensor] = {}
-        for guide in self.guides:
-            drawn = call(guide, x, observed, covariates)()
-            draws |= drawn if isinstance(drawn, dict) else {}
+        with OnePlate():
+            for guide in self.guides:
+                drawn = call(guide, x, observed, covariates)()
+                draws |= drawn if isinstance(drawn, dict) else {}
         return draws

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
 from .priors import Moments
-from .programs import Program, untouched_store
+from .programs import PLATE_TWICE, OnePlate, Program, untouched_store
 
 __all__ = [
     "Law",
@@ -49,11 +49,9 @@ def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
     """Sample the sites in order, as Pyro sample statements in the plate ``sequence``; returns those of the model."""
     if isinstance(posterior, Program):
         return posterior.draw()
-    if any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK):
-        raise ValueError(
-            "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by "
-            "side in a pyro_tvae.GuideList."
-        )
+    made = any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK)
+    if made and not any(isinstance(handler, OnePlate) for handler in _PYRO_STACK):
+        raise ValueError(PLATE_TWICE)
     first = next(iter(posterior.values()))
     assert isinstance(first, Distribution)  # nothing was drawn that it could depend on
     values: dict[str, Tensor] = {}

@@ -18,23 +18,33 @@ from weakref import WeakKeyDictionary
 
 import pyro
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from .naming import NamedModule
 
 __all__ = [
+    "OnePlate",
     "Program",
     "accepted",
     "call",
     "check_covariates",
     "is_bayesian",
     "keywords",
+    "propose",
     "runnable",
     "untouched_store",
 ]
 
 Runnable = Callable[..., object]
+SEQUENCE = "sequence"
+PLATE_TWICE = (
+    "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by side in a "
+    "pyro_tvae.GuideList."
+)
 OWN = ("self", "x", "observed", "n_sequences", "t")  # parameters that are no covariates
 
 
@@ -48,11 +58,19 @@ def is_bayesian(module: object) -> bool:
 def runnable(program: Any) -> Runnable:
     """What to call to run a model or a guide: its bare forward where that is all of it, else the object itself.
 
-    Random weights become sample sites in a call only, in which their values are kept.
+    Random weights become sample sites in a call only, in which their values are kept. A forward that is not of this
+    package may ask for the parameters as Pyro has them, as ``poutine.lift`` does, and is called too.
     """
     kind = type(program)
-    ours = getattr(kind, "bare_forward", False) and kind.__call__ in (NamedModule.__call__, PyroModule.__call__)
+    named = kind.__call__ in (NamedModule.__call__, PyroModule.__call__)
+    ours = named and vars(_definer(kind)).get("bare_forward", False)
     return program.forward if ours and not is_bayesian(program) else program
+
+
+@functools.cache
+def _definer(kind: type) -> type:
+    """The class that a method ``forward`` is from; the class itself where there is none."""
+    return next((base for base in kind.__mro__ if "forward" in vars(base)), kind)
 
 
 def accepted(program: Any) -> frozenset[str]:
@@ -155,6 +173,50 @@ def untouched_store() -> Iterator[None]:
             del store[name]
 
 
+def propose(program: Callable[[], object], x: Tensor) -> poutine.Trace:
+    """Trace of a guide's program for the sequences x.
+
+    Raises:
+        ValueError: it cannot be run on them, or its plate of sequences is for another number of them.
+    """
+    try:
+        trace = poutine.trace(program).get_trace()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if reason in (PLATE_TWICE, f"Multiple sample sites named {SEQUENCE!r}"):
+            raise ValueError(PLATE_TWICE) from error
+        inner: Any = getattr(program, "func", program)
+        guide = getattr(inner, "__self__", inner)
+        if not isinstance(guide, AutoGuide | GuideMessenger):
+            raise
+        raise ValueError(
+            f"the {type(guide).__name__} cannot be run on {x.shape[-5]} sequences ({reason}); an autoguide serves the "
+            "sequences that it was set up on by its first call: pass those, all at once, or a guide with encoders."
+        ) from error
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        if is_plate(site) and name == SEQUENCE and len(site["value"]) != x.shape[-5]:
+            raise ValueError(
+                f"the guide's plate {name!r} has {len(site['value'])} entries, x has {x.shape[-5]} sequences; expected "
+                "a guide for these sequences: one that was set up on others (an autoguide) serves those alone, all in "
+                "one batch."
+            )
+    return trace
+
+
+class OnePlate(Messenger):
+    """Lets programs that each make a plate of the same name stand side by side: traces outside see the first alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str | None] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_plate(msg):
+            msg["stop"] = msg["stop"] or msg["name"] in self._seen
+            self._seen.add(msg["name"])
+
+
 @dataclass(frozen=True)
 class Program:
     """The posterior of a guide that is a program only: it can be drawn from, and has no laws to look at.
@@ -171,10 +233,14 @@ class Program:
     observed: Tensor | None = None
     covariates: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def program(self) -> Callable[[], object]:
+        """The guide with its arguments."""
+        return call(self.guide, self.x, self.observed, self.covariates)
+
     def draw(self) -> dict[str, Tensor]:
         """One draw of every site that is no auxiliary one, as sample statements."""
         # Not the program's return value, which may be anything.
-        trace = poutine.trace(call(self.guide, self.x, self.observed, self.covariates)).get_trace()
+        trace = propose(self.program(), self.x)
         sites: Mapping[str, Mapping[str, Any]] = trace.nodes
         return {
             name: sites[name]["value"]

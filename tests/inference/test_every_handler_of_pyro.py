@@ -1,0 +1,582 @@
+"""Every handler, reparametrization and optimizer of Pyro's against the package, around and inside model and guide."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import pytest
+import torch
+from placing import (
+    B,
+    Place,
+    agrees,
+    by_elbo,
+    by_iwae,
+    by_likelihood,
+    by_weights,
+    complaint,
+    counts,
+    no_sense,
+    public,
+    pyros,
+    renyis,
+    same,
+    sampled,
+    sequences,
+    tiny,
+    unplaced,
+)
+from pyro import optim, poutine
+from pyro.infer import SVI, Trace_ELBO, reparam
+from pyro.infer.autoguide import AutoIAFNormal, AutoNormal, AutoStructured
+from pyro.infer.reparam.reparam import Reparam
+from torch import Tensor
+
+from pyro_tvae import TVAE, MeanFieldGuide, encode
+from pyro_tvae.inference import ELBO
+
+# --- handlers, in four places
+
+
+Handler = Callable[[Any], Any]
+Z = torch.randn(B, 3, 1, 3, generator=torch.Generator().manual_seed(5))
+ROWS = torch.tensor([True, False, True, True])
+
+
+def nothing_to_extend(program: Any) -> Any:
+    """Sequential enumeration of a program without discrete sites: the first trace is whole."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        waiting: queue.Queue[poutine.Trace] = queue.Queue()
+        waiting.put(poutine.Trace())
+        return poutine.queue(program, queue=waiting)(*args, **options)
+
+    return run
+
+
+HANDLERS: dict[str, Handler] = {
+    "block": lambda program: poutine.block(program, hide=["t"]),
+    "block, of x": lambda program: poutine.block(program, hide=["x"]),
+    "block, of z": lambda program: poutine.block(program, hide=["z"]),
+    "broadcast": poutine.broadcast,
+    "condition": lambda program: poutine.condition(program, data={"z": Z}),
+    "condition, of x": lambda program: poutine.condition(program, data={"x": 0.5 * sequences()}),
+    "do": lambda program: poutine.do(program, data={"z": Z}),
+    "enum": lambda program: poutine.enum(program, first_available_dim=-3),
+    "equalize": lambda program: poutine.equalize(program, ["z", "u"]),
+    "escape": lambda program: poutine.escape(program, escape_fn=lambda site: False),
+    "infer_config": lambda program: poutine.infer_config(program, config_fn=lambda site: {"told": True}),
+    "lift": lambda program: poutine.lift(program, prior=dist.Normal(0.0, 1.0)),
+    "markov": poutine.markov,
+    "mask": lambda program: poutine.mask(program, mask=ROWS),
+    "mask, of all": lambda program: poutine.mask(program, mask=False),
+    "replay": lambda program: poutine.replay(program, trace=poutine.Trace()),
+    "reparam": lambda program: poutine.reparam(program, config={"z": reparam.LocScaleReparam(0.5)}),
+    "scale": lambda program: poutine.scale(program, scale=0.5),
+    "scale, by row": lambda program: poutine.scale(program, scale=torch.tensor([0.5, 1.0, 2.0, 0.1])),
+    "seed": lambda program: poutine.seed(program, rng_seed=3),
+    "substitute": lambda program: poutine.substitute(program, data={}),
+    "trace": poutine.trace,
+    "uncondition": poutine.uncondition,
+}
+
+
+def inside(base: type, handler: Handler) -> type:
+    """A subclass that runs its program in the handler."""
+
+    def forward(self: Any, *args: Any, **options: Any) -> Any:
+        return handler(partial(base.forward, self))(*args, **options)  # type: ignore[attr-defined]
+
+    return type("Inside", (base,), {"forward": forward})
+
+
+def around_the_model(handler: Handler) -> tuple[Any, Any]:
+    model = tiny()
+    return handler(model), sampled(model)
+
+
+def inside_the_model(handler: Handler) -> tuple[Any, Any]:
+    model = tiny(inside(TVAE, handler))
+    return model, sampled(model)
+
+
+def around_the_guide(handler: Handler) -> tuple[Any, Any]:
+    model = tiny()
+    return model, handler(sampled(model))
+
+
+def inside_the_guide(handler: Handler) -> tuple[Any, Any]:
+    model = tiny()
+    return model, sampled(model, inside(MeanFieldGuide, handler))
+
+
+POSITIONS = {
+    f.__name__.replace("_", " "): f for f in (around_the_model, inside_the_model, around_the_guide, inside_the_guide)
+}
+MODEL, GUIDE = list(POSITIONS)[:2], list(POSITIONS)[2:]
+# (handler, position) -> words of the sentence, which name the site.
+REFUSED = {
+    **{("block, of z", place): "guide has a latent site 'z' that the model lacks" for place in MODEL},
+    **{("block, of z", place): "model has a latent site 'z' that the guide lacks" for place in GUIDE},
+    **{("condition", place): "guide has a latent site 'z' that the model lacks" for place in MODEL},
+    **{("condition", place): "the guide observes or replaces site 'z'" for place in GUIDE},
+    **{("equalize", place): "guide has a latent site 'u' that the model lacks" for place in MODEL},
+    **{("equalize", place): "the guide observes or replaces site 'u'" for place in GUIDE},
+    **{("lift", place): "decoder$$$0.bias' that the guide lacks" for place in MODEL},
+    **{("lift", place): "encoder$$$network.1.bias' that the model lacks" for place in GUIDE},
+    **{("reparam", place): "guide has a latent site 'z' that the model lacks" for place in MODEL},
+    **{("reparam", place): "the guide observes or replaces site 'z'" for place in GUIDE},
+    **{("uncondition", place): "model has a latent site 'x' that the guide lacks" for place in MODEL},
+}
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_counts_as_pyro_counts_it_or_is_refused(name: str, position: str) -> None:
+    model, guide = POSITIONS[position](HANDLERS[name])
+    x = sequences()
+    judges: list[Any] = [by_likelihood, by_weights]
+    if isinstance(model, TVAE):
+        judges.append(by_elbo)
+    else:
+        # Objectives own the model's parameters, and want the model itself.
+        assert "put the handler inside the model" in complaint(partial(by_elbo, model, guide, x))
+    words = REFUSED.get((name, position))
+    if words is not None:
+        for judge in judges:
+            assert words in complaint(partial(judge, model, guide, x))
+        return
+    number = pyros(model, guide, x)
+    for judge in judges:
+        same(judge(model, guide, x), number)
+    if isinstance(model, TVAE):
+        same(by_iwae(model, guide, x), renyis(model, guide, x))
+        assert encode(model, guide, x).isfinite().all()
+
+
+def test_what_a_handler_changes_is_noticed() -> None:
+    """Were a handler dropped by both, the numbers would be those of the bare pair."""
+    x = sequences()
+    for name in ("mask", "scale", "scale, by row", "block, of x", "condition, of x"):
+        model, guide = around_the_model(HANDLERS[name])
+        bare = pyros(poutine.unwrap(model), guide, x)
+        assert abs(pyros(model, guide, x) - bare) > 0.1
+
+
+def of_a_handler(name: str) -> Callable[[], None]:
+    """The four positions have a test each."""
+
+    def check() -> None:
+        assert name in HANDLERS
+
+    return check
+
+
+# --- what is no handler
+
+
+def of_queue() -> None:
+    model, guide = around_the_guide(nothing_to_extend)
+    x = sequences()
+    for judge in (by_elbo, by_likelihood):
+        same(judge(model, guide, x), pyros(model, guide, x))
+
+
+def of_an_early_end() -> None:
+    """A program that is left early has no number; the exception is the caller's."""
+    model, guide = around_the_guide(lambda program: poutine.escape(program, escape_fn=lambda site: site["name"] == "z"))
+    for judge in (by_elbo, by_likelihood):
+        with pytest.raises(poutine.NonlocalExit):
+            judge(model, guide, sequences())
+
+
+def of_a_mask_that_is_read() -> None:
+    """What the program asks of the mask around it has to be told there."""
+
+    class Asking(TVAE):
+        def heads(self, t: Tensor) -> None:
+            mask = poutine.get_mask()
+            pyro.factor("told", t.new_zeros(t.shape[:-3]) - (0.0 if mask is None else mask.float()))
+
+    model = tiny(Asking)
+    guide, x = sampled(model), sequences()
+    masked = poutine.mask(model, mask=ROWS)
+    for judge in (by_likelihood, by_weights):
+        same(judge(masked, guide, x), pyros(masked, guide, x))
+
+
+def of_a_trace() -> None:
+    """Our laws are the trace's: its sum of log-probabilities is the joint density by hand."""
+    model = tiny()
+    x = sequences()
+    trace = poutine.trace(model).get_trace(x)
+    assert isinstance(trace, poutine.Trace)
+    z, u = (trace.nodes[site]["value"] for site in ("z", "u"))
+    laws = model.laws()
+    by_hand = model.decode(model.compose(z, u)).log_prob(x).sum() + laws["z"].log_prob(z).sum()
+    same(trace.log_prob_sum(), by_hand + laws["u"].log_prob(u).sum())
+
+
+def of_unwrapping() -> None:
+    model = tiny()
+    assert poutine.unwrap(poutine.scale(poutine.mask(model, mask=ROWS), scale=0.5)) is model
+    both = poutine.scale(poutine.mask(model, mask=ROWS), scale=0.5)
+    guide, x = sampled(model), sequences()
+    same(by_likelihood(both, guide, x), pyros(both, guide, x))
+
+
+def of_validation() -> None:
+    model, guide = around_the_guide(poutine.broadcast)
+    number = by_elbo(model, guide, sequences())
+    assert poutine.is_validation_enabled()
+    poutine.enable_validation(False)
+    try:
+        same(by_elbo(model, guide, sequences()), number)
+    finally:
+        poutine.enable_validation(True)
+
+
+def of_condition() -> None:
+    """A guide that leaves the conditioned latent out belongs to the conditioned model."""
+    of_a_guide_without("z", HANDLERS["condition"])
+
+
+def of_equalize() -> None:
+    """A guide of the first site belongs to a model whose second repeats it."""
+    of_a_guide_without("u", HANDLERS["equalize"])
+
+
+def of_a_guide_without(site: str, handler: Handler) -> None:
+    for place in MODEL:
+        model, guide = POSITIONS[place](handler)
+        guide = poutine.block(guide, hide=[site])
+        x = sequences()
+        for judge in (by_likelihood, by_weights, *([by_elbo] if isinstance(model, TVAE) else [])):
+            same(judge(model, guide, x), pyros(model, guide, x))
+
+
+def of_lift() -> None:
+    """A lifted μ is read inside the plate, one for each sequence; a layer's weights are drawn before it, one for all."""
+    # By the name that lift knows a parameter by, which is the module's own.
+    laws = {"model.mu": dist.Normal(1.0, 0.3), "0.weight": dist.Normal(0.0, 1.0).expand([6, 3]).to_event(2)}
+    for parameter, law in laws.items():
+        pyro.clear_param_store()
+        model = tiny()
+        model._pyro_name = "model"
+        lifted = poutine.lift(model, prior={parameter: law})
+        guide = AutoNormal(lifted)
+        # What all sequences share counts whole in the weight of each, so that sums differ but for one.
+        x = sequences(B if parameter == "model.mu" else 1)
+        assert len(guide(x)) == 3
+        for judge in (by_likelihood, by_weights):
+            same(judge(lifted, guide, x), pyros(lifted, guide, x))
+
+
+def of_reparam() -> None:
+    of_a_reparam(dist.Normal(0.3, 0.8), reparam.LocScaleReparam(0.3))()
+
+
+def everywhere(name: str) -> bool:
+    return all((name, position) in REFUSED for position in POSITIONS)
+
+
+HANDLED: dict[str, Place] = {
+    f"{name} {position}": Place("refused" if (name, position) in REFUSED else "agrees", lambda: None)
+    for name in HANDLERS
+    for position in POSITIONS
+}
+FURTHER = {"condition": of_condition, "equalize": of_equalize, "lift": of_lift, "reparam": of_reparam}
+
+
+# --- reparametrizations
+
+
+def of_a_reparam(law: Any, config: Any) -> Callable[[], None]:
+    """A further latent of the law, reparametrized around and inside the model, with an autoguide of the outcome."""
+
+    class Further(TVAE):
+        def heads(self, t: Tensor) -> None:
+            value = pyro.sample("further", law)
+            rest = value.reshape(*value.shape[: value.dim() - law.event_dim], -1).sum(-1)
+            pyro.factor("told", -0.3 * (rest - 1.0).square())
+
+    given = {"further": config} if isinstance(config, Reparam) else config
+
+    def check() -> None:
+        x = sequences()
+        handler = partial(poutine.reparam, config=given)
+        around, within = handler(tiny(Further)), tiny(inside(Further, handler))
+        for model in (around, within):
+            pyro.clear_param_store()
+            guide = AutoNormal(model)
+            assert "further" not in guide(x) or len(guide(x)) > 3, "nothing was reparametrized"
+            number = pyros(model, guide, x)
+            for judge in (by_likelihood, by_weights):
+                same(judge(model, guide, x), number)
+        same(by_elbo(within, guide, x), number)
+        same(by_iwae(within, guide, x), renyis(within, guide, x))
+
+    return check
+
+
+def of_a_learned_reparam(kind: Any, first: Any, site: str) -> Callable[[], None]:
+    """It draws the latents of all sequences at once: of one sequence it counts, of several the sum alone does."""
+
+    def check() -> None:
+        for n in (1, B):
+            pyro.clear_param_store()
+            x = sequences(n)
+            learned = first(tiny())
+            learned(x)
+            handler = kind(learned).reparam
+            model = tiny(inside(TVAE, handler))
+            guide = AutoNormal(model)
+            guide(x)
+            number = pyros(model, guide, x)
+            same(by_elbo(model, guide, x), number)
+            for judge in (by_likelihood, by_weights, by_iwae):
+                if n > 1:
+                    assert f"site '{site}" in complaint(partial(judge, model, guide, x))
+                elif judge is not by_iwae:
+                    same(judge(model, guide, x), number)
+
+    return check
+
+
+def hmm(law: Any) -> Any:
+    return dist.LinearHMM(law, torch.eye(1), law, torch.eye(1), law, duration=3)
+
+
+NORMAL, FOUR = dist.Normal(0.3, 0.8), dist.Normal(0.3, 0.8).expand([4]).to_event(1)
+STUDENT = dist.StudentT(4.0, torch.zeros(1), 1.0).to_event(1)
+RELAXED = dist.RelaxedOneHotCategorical(torch.tensor(0.7), logits=torch.tensor([0.0, 1.0, 0.5]))
+REPARAM: dict[str, Place] = {
+    "AutoReparam": agrees(of_a_reparam(NORMAL, reparam.AutoReparam())),
+    "ConjugateReparam": agrees(of_a_reparam(dist.Gamma(2.0, 1.0), reparam.ConjugateReparam(dist.Gamma(3.0, 1.0)))),
+    "DiscreteCosineReparam": agrees(of_a_reparam(FOUR, reparam.DiscreteCosineReparam(dim=-1))),
+    "GumbelSoftmaxReparam": agrees(of_a_reparam(RELAXED, reparam.GumbelSoftmaxReparam())),
+    "HaarReparam": agrees(of_a_reparam(FOUR, reparam.HaarReparam(dim=-1))),
+    "LatentStableReparam": agrees(of_a_reparam(dist.Stable(1.5, 0.1, 1.0, 0.0), reparam.LatentStableReparam())),
+    "LinearHMMReparam": agrees(
+        of_a_reparam(hmm(STUDENT), reparam.LinearHMMReparam(*(reparam.StudentTReparam() for _ in range(3))))
+    ),
+    "LocScaleReparam": agrees(of_a_reparam(NORMAL, reparam.LocScaleReparam(0.3))),
+    "MinimalReparam": agrees(of_a_reparam(dist.Stable(1.5, 0.0, 1.0, 0.0), reparam.MinimalReparam())),
+    "NeuTraReparam": agrees(of_a_learned_reparam(reparam.NeuTraReparam, AutoIAFNormal, "z_shared_latent")),
+    "ProjectedNormalReparam": agrees(
+        of_a_reparam(dist.ProjectedNormal(torch.tensor([0.3, 0.2, 0.1])), reparam.ProjectedNormalReparam())
+    ),
+    "SplitReparam": agrees(of_a_reparam(FOUR, reparam.SplitReparam([1, 3], -1))),
+    "StableReparam": agrees(of_a_reparam(dist.Stable(1.5, 0.1, 1.0, 0.0), reparam.StableReparam())),
+    "StructuredReparam": agrees(of_a_learned_reparam(reparam.StructuredReparam, AutoStructured, "z_aux")),
+    "StudentTReparam": agrees(of_a_reparam(dist.StudentT(4.0, 0.1, 0.9), reparam.StudentTReparam())),
+    "SymmetricStableReparam": agrees(of_a_reparam(dist.Stable(1.5, 0.0, 1.0, 0.0), reparam.SymmetricStableReparam())),
+    "TransformReparam": agrees(of_a_reparam(dist.LogNormal(0.1, 0.5), reparam.TransformReparam())),
+    "UnitJacobianReparam": agrees(
+        of_a_reparam(FOUR, reparam.UnitJacobianReparam(T.Permute(torch.tensor([2, 0, 3, 1]))))
+    ),
+}
+
+
+# --- optimizers and schedulers
+
+
+def of_an_optimizer(make: Any, twin: Any, **arguments: Any) -> Callable[[], None]:
+    """SVI moves the parameters to where the module road and the bare optimizer move a copy's, from the same draws."""
+
+    def check() -> None:
+        model, guide, other, its_guide, x = twins()
+        svi = SVI(model, guide, make(dict(arguments)), Trace_ELBO())
+        objective = ELBO(other, its_guide)
+        # One optimizer per parameter, as Pyro has it.
+        optimizers = [twin([parameter], **arguments) for parameter in objective.parameters()]
+        train(lambda: svi.step(x), lambda: None, objective, optimizers, [], x)
+        compare(model, guide, other, its_guide)
+
+    return check
+
+
+def of_a_scheduler(make: Any, twin: Any, *, metric: bool = False, **arguments: Any) -> Callable[[], None]:
+    def check() -> None:
+        model, guide, other, its_guide, x = twins()
+        options = {"lr": 1e-3, "momentum": 0.9}
+        scheduler = make({"optimizer": torch.optim.SGD, "optim_args": options, **arguments})
+        svi = SVI(model, guide, scheduler, Trace_ELBO())
+        objective = ELBO(other, its_guide)
+        optimizers = [torch.optim.SGD([parameter], **options) for parameter in objective.parameters()]
+        schedulers = [
+            partial(twin(optimizer, **arguments).step, *([1.0] if metric else [])) for optimizer in optimizers
+        ]
+        train(
+            lambda: svi.step(x),
+            partial(scheduler.step, *([1.0] if metric else [])),
+            objective,
+            optimizers,
+            schedulers,
+            x,
+        )
+        compare(model, guide, other, its_guide)
+
+    return check
+
+
+def twins() -> tuple[TVAE, MeanFieldGuide, TVAE, MeanFieldGuide, Tensor]:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    model = tiny()
+    guide = sampled(model)
+    other, its_guide = copy.deepcopy(model).double(), copy.deepcopy(guide).double()
+    return model.double(), guide.double(), other, its_guide, sequences().double()
+
+
+def train(step: Any, turn: Any, objective: ELBO, optimizers: list[Any], schedulers: list[Any], x: Tensor) -> None:
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        step()
+        turn()
+        pyro.set_rng_seed(seed)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (-objective(x).elbo.sum()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler()
+
+
+def compare(model: TVAE, guide: MeanFieldGuide, other: TVAE, its_guide: MeanFieldGuide) -> None:
+    fresh = twins()
+    for found, twin, start in ((model, other, fresh[0]), (guide, its_guide, fresh[1])):
+        for (name, value), expected, before in zip(
+            found.named_parameters(), twin.parameters(), start.parameters(), strict=True
+        ):
+            torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-9, msg=name)
+            assert not torch.equal(value, before), f"{name} is not trained"
+
+
+def of_torch(name: str, **arguments: Any) -> Place:
+    return agrees(of_an_optimizer(getattr(optim, name), getattr(torch.optim, name), **({"lr": 1e-3} | arguments)))
+
+
+def of_schedule(name: str, **arguments: Any) -> Place:
+    return agrees(of_a_scheduler(getattr(optim, name), getattr(torch.optim.lr_scheduler, name), **arguments))
+
+
+def of_pyro_optim() -> None:
+    of_an_optimizer(partial(optim.PyroOptim, torch.optim.SGD), torch.optim.SGD, lr=1e-3)()
+
+
+def of_pyro_scheduler() -> None:
+    exponential = torch.optim.lr_scheduler.ExponentialLR
+    of_a_scheduler(partial(optim.PyroLRScheduler, exponential), exponential, gamma=0.5)()
+
+
+def says(words: str, name: str, **arguments: Any) -> Callable[[], None]:
+    """torch's own refusal reaches the user of SVI."""
+
+    def check() -> None:
+        model, guide, *_, x = twins()
+        svi = SVI(model, guide, getattr(optim, name)({"lr": 1e-3, **arguments}), Trace_ELBO())
+        with pytest.raises((ValueError, RuntimeError), match=words):
+            svi.step(x)
+
+    return check
+
+
+def half(step: int) -> float:
+    return 0.5
+
+
+BASE = "an abstract base, which takes no step of its own"
+ONE = "it joins schedulers of one optimizer, and Pyro has an optimizer for each parameter"
+OPTIM: dict[str, Place] = {
+    **{
+        name: of_torch(name)
+        for name in (
+            *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"),
+            *("Rprop", "SGD"),
+        )
+        if hasattr(optim, name)
+    },
+    "AdagradRMSProp": agrees(of_an_optimizer(optim.AdagradRMSProp, optim.adagrad_rmsprop.AdagradRMSProp, eta=0.1)),
+    "ClippedAdam": agrees(of_an_optimizer(optim.ClippedAdam, optim.clipped_adam.ClippedAdam, lr=1e-3)),
+    "DCTAdam": agrees(of_an_optimizer(optim.DCTAdam, optim.dct_adam.DCTAdam, lr=1e-3)),
+    "HorovodOptimizer": no_sense("it needs horovod; several devices are Lightning's here"),
+    "Muon": Place("refused", says("2D", "Muon"), "2D"),
+    "PyroOptim": agrees(of_pyro_optim),
+    "PyroLRScheduler": agrees(of_pyro_scheduler),
+    "SparseAdam": Place("refused", says("dense gradients", "SparseAdam"), "dense gradients"),
+    "ChainedScheduler": no_sense(ONE),
+    "ConstantLR": of_schedule("ConstantLR"),
+    "CosineAnnealingLR": of_schedule("CosineAnnealingLR", T_max=4),
+    "CosineAnnealingWarmRestarts": of_schedule("CosineAnnealingWarmRestarts", T_0=2),
+    "CyclicLR": of_schedule("CyclicLR", base_lr=1e-3, max_lr=1e-2, step_size_up=2),
+    "ExponentialLR": of_schedule("ExponentialLR", gamma=0.5),
+    "LRScheduler": no_sense(BASE),
+    "LambdaLR": of_schedule("LambdaLR", lr_lambda=half),
+    "LinearLR": of_schedule("LinearLR"),
+    "MultiStepLR": of_schedule("MultiStepLR", milestones=[1, 2]),
+    "MultiplicativeLR": of_schedule("MultiplicativeLR", lr_lambda=half),
+    "OneCycleLR": of_schedule("OneCycleLR", max_lr=1e-2, total_steps=5),
+    "PolynomialLR": of_schedule("PolynomialLR", total_iters=4),
+    "ReduceLROnPlateau": of_schedule("ReduceLROnPlateau", metric=True, patience=0),
+    "SequentialLR": no_sense(ONE),
+    "StepLR": of_schedule("StepLR", step_size=1, gamma=0.5),
+    "_LRScheduler": no_sense(BASE),
+}
+
+# --- the whole
+
+
+POUTINE: dict[str, Place] = {
+    **{
+        name: Place(
+            "refused" if everywhere(name) and name not in FURTHER else "agrees", FURTHER.get(name, lambda: None)
+        )
+        for name in HANDLERS
+        if "," not in name
+    },
+    "NonlocalExit": agrees(of_an_early_end),
+    "Trace": agrees(of_a_trace),
+    "collapse": no_sense("it needs funsor, which is no dependency, and a latent with a conjugate prior"),
+    "enable_validation": agrees(of_validation),
+    "get_mask": agrees(of_a_mask_that_is_read),
+    "is_validation_enabled": agrees(of_validation),
+    "queue": agrees(of_queue),
+    "unwrap": agrees(of_unwrapping),
+}
+MODULES = (poutine, reparam, optim)
+PLACES = {
+    f"{module.__name__}.{name}": place
+    for module, places in zip(MODULES, (POUTINE, REPARAM, OPTIM), strict=True)
+    for name, place in places.items()
+}
+
+
+def test_every_public_name_is_placed() -> None:
+    assert unplaced(MODULES, PLACES) == []
+
+
+def test_a_fresh_name_of_pyros_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poutine, "__all__", [*poutine.__all__, "fresh"])
+    assert unplaced(MODULES, PLACES) == ["pyro.poutine.fresh"]
+
+
+@pytest.mark.parametrize("name", sorted({*PLACES} & set().union(*(public(module) for module in MODULES))))
+def test_it_stands_where_it_was_placed(name: str) -> None:
+    PLACES[name].check()
+
+
+def test_the_verdicts_are_counted() -> None:
+    found = counts(PLACES)
+    sys.stdout.write(f"Pyro's handlers, reparametrizations and optimizers: {found}; in positions: {counts(HANDLED)}\n")
+    assert sum(found.values()) == len(PLACES)
+    assert sum(counts(HANDLED).values()) == 4 * len(HANDLERS)
