@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, Guide
+from pyro_tvae.guides import posterior_of
 from pyro_tvae.inference import (
     ForwardRoll,
     LogLikelihood,
@@ -110,7 +111,7 @@ def measure(
         )
         for batch in batches:
             x = batch["x"]
-            posterior = guide.posterior(x)
+            posterior = posterior_of(guide, x)
             weights = log_weights(model, guide, x, num_particles, posterior=posterior)
             estimates.append(summarise(weights.cpu(), model.n_frames))
             if has_frame_weights(model, posterior):
@@ -134,7 +135,7 @@ def measure(
                 energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
                 values["energy"] = energy.log() if bool((energy > 0).all()) else energy
             if further is not None and model.n_frames > 1:
-                values["further"] = point_estimate(model, guide.posterior(further["x"]))
+                values["further"] = point_estimate(model, posterior_of(guide, further["x"]))
             for name, value in values.items():
                 kept[name].append(value.cpu())
     whole = {name: torch.cat(values) for name, values in kept.items()}
@@ -214,7 +215,7 @@ def _probes(
         return math.nan, {}
     device = model.like.device
     parts = [
-        (point_estimate(model, guide.posterior(batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
+        (point_estimate(model, posterior_of(guide, batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
         for batch in data.batches("validation", device)
     ]
     t, index, label = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -168,6 +168,12 @@ class Program:
         """One draw of every site that is no auxiliary one, as sample statements."""
         # Not the program's return value, which may be anything.
         trace = poutine.trace(call(self.guide, self.x, self.observed, self.covariates)).get_trace()
+        plate: Any = trace.nodes.get("sequence")
+        if plate is not None and len(plate["value"]) != self.x.shape[-5]:
+            raise ValueError(
+                f"the guide's plate 'sequence' has {len(plate['value'])} entries, x has {self.x.shape[-5]} sequences; "
+                "expected a guide for these sequences: one that was set up on others (an autoguide) serves those alone."
+            )
         return {
             name: trace.nodes[name]["value"]
             for name in trace.stochastic_nodes
