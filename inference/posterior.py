@@ -390,8 +390,8 @@ class _Own:
     def run(self, size: int, values: Mapping[str, Tensor]) -> poutine.Trace:
         """A run for so many draws at once, the latents at the values given, (size, …), or else from their prior."""
         rows = {name: value.unsqueeze(1) if name in self.shared else value for name, value in values.items()}
-        with pyro.plate("particles", size, dim=-2):
-            return poutine.block(poutine.trace(poutine.condition(self.program, data=rows)).get_trace)()
+        with poutine.block(), pyro.plate("particles", size, dim=-2):
+            return poutine.trace(poutine.condition(self.program, data=rows)).get_trace()
 
     def prior(self, draws: int) -> dict[str, Tensor]:
         """Draws of the latents from their prior, each (1, draws, …)."""

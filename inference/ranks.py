@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides import posterior_of
 from pyro_tvae.posteriors import draw
+from pyro_tvae.programs import untouched_store
 
 from .densities import refuse_further_terms
 from .likelihood import seeded
@@ -174,7 +175,7 @@ def _simulate(model: TVAE, n: int) -> tuple[dict[str, Tensor], Tensor]:
 @torch.no_grad()
 def _guide_draws(guide: Any, x: Tensor, n: int) -> dict[str, Tensor]:
     posterior = posterior_of(guide, x)
-    with pyro.plate("particles", n, dim=-2):
+    with untouched_store(), pyro.plate("particles", n, dim=-2):
         return draw(posterior)
 
 

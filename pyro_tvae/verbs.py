@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,9 +64,14 @@ def posterior_means(model: TVAE, posterior: Posterior) -> dict[str, Tensor]:
     return means
 
 
-def weights_at(model: TVAE, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+@contextmanager
+def weights_at(model: TVAE, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Random weights at their values among these, for a block of code; nothing for a model that has none."""
-    return model.held(values) if is_bayesian(model) else nullcontext()
+    if not is_bayesian(model):
+        yield
+        return
+    with untouched_store(), model.held(values):
+        yield
 
 
 def composed(model: TVAE, values: Mapping[str, Tensor]) -> Tensor:
