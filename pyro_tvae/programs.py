@@ -174,8 +174,9 @@ class Program:
                 f"the guide's plate 'sequence' has {len(plate['value'])} entries, x has {self.x.shape[-5]} sequences; "
                 "expected a guide for these sequences: one that was set up on others (an autoguide) serves those alone."
             )
+        nodes: Mapping[str, Any] = trace.nodes
         return {
-            name: trace.nodes[name]["value"]
+            name: nodes[name]["value"]
             for name in trace.stochastic_nodes
             if trace.nodes[name]["type"] == "sample" and not is_plate(trace.nodes[name]) and not auxiliary(trace, name)
         }

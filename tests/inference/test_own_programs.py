@@ -379,7 +379,7 @@ def test_what_works_from_laws_alone_refuses_what_they_do_not_say(kind: type[TVAE
 
 def test_random_weights_and_programs_are_refused_by_annealing() -> None:
     toy, x = Toy(), frames()
-    with pytest.raises(ValueError, match="annealing needs a mean-field guide.*function is none"):
+    with pytest.raises(ValueError, match=r"annealing needs a mean-field guide .* function is none"):
         annealed_importance(toy.model, as_function(toy.guide), x, num_temperatures=3)  # type: ignore[arg-type]
     guide = toy.bayesian()
     for refused in (
@@ -499,6 +499,28 @@ def test_a_start_without_a_site_is_refused() -> None:
         nuts(toy.model, x, init=toy.guide, num_samples=1, warmup_steps=1)
 
 
+def turning() -> SequenceDataModule:
+    moves = Transformations(rotation=range(0, 360, 90), moving=["rotation"])
+    return SequenceDataModule(digits(size=8), moves, n_frames=4, n_train=10, n_test=10, eval_batch_size=5)
+
+
+def test_the_evaluation_counts_a_factor_and_refuses_random_weights() -> None:
+    data = turning()
+    model = Tilted((1, 8, 8), 4, 1, 4, CapsuleRoll(4, 0), mu=3.0)
+    guide = MeanFieldGuide(model)
+    found = measure(model, guide, data, num_particles=300, progress=False)
+    x = torch.cat([batch["x"] for batch in data.batches("test")])
+    with torch.no_grad():
+        terms = ELBO(model, guide, num_particles=300)(x)
+        tilt = TILT * float(encode(model, guide, x).sum((-1, -2, -3)).mean()) / 4
+    assert found.elbo == pytest.approx(float(terms.elbo.mean()) / 4, rel=5e-3)
+    assert found.kl == pytest.approx(float(terms.kl.mean()) / 4, rel=1e-3)
+    assert abs(tilt) > 0.1 * abs(found.elbo)
+    model.mu = PyroSample(dist.Normal(3.0, 1.0))
+    with pytest.raises(ValueError, match="evaluate: Tilted has random weights"):
+        measure(model, guide, data, progress=False)
+
+
 def test_the_evaluation_counts_a_forward_of_the_guides_own() -> None:
     """A guide whose forward draws about other means than its posterior says is judged by what it draws."""
 
@@ -507,8 +529,7 @@ def test_the_evaluation_counts_a_forward_of_the_guides_own() -> None:
             laws: Any = self.posterior(x, observed)
             return self.draw({site: dist.Normal(law.mean + 2, law.stddev) for site, law in laws.items()})
 
-    moves = Transformations(rotation=range(0, 360, 90), moving=["rotation"])
-    data = SequenceDataModule(digits(size=8), moves, n_frames=4, n_train=10, n_test=10, eval_batch_size=5)
+    data = turning()
     torch.manual_seed(0)
     model = TVAE((1, 8, 8), 4, 1, 4, CapsuleRoll(4, 0), mu=3.0)
     guide = Own(model)
