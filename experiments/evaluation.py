@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, Guide
+from pyro_tvae.guides import posterior_of
 from pyro_tvae.inference import (
+    ELBO,
     ForwardRoll,
     LogLikelihood,
     active_latents,
@@ -29,8 +31,10 @@ from pyro_tvae.inference import (
 )
 from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarise
 from pyro_tvae.inference.objectives import divergence
+from pyro_tvae.inference.own_programs import by_laws
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import moments
+from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
 
 from .datasets import SequenceDataModule, SequenceDataset
@@ -40,6 +44,7 @@ __all__ = ["COLLAPSED", "Evaluation", "Measures", "Rival", "ends_of_explained", 
 
 PUBLISHED_K = 10
 CONDITIONAL_K = 10  # at most: log p(unseen frames | seen frames) takes two passes over all sequences
+KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 COLLAPSED = 0.05  # `explained` below this is called a collapse
 
 Rival = tuple[TVAE, Guide]
@@ -97,6 +102,12 @@ def measure(
         label: of the progress bar.
         progress: show it.
     """
+    if is_bayesian(model):
+        raise ValueError(
+            f"evaluate: {type(model).__name__} has random weights, which all sequences share, so that the table's KL "
+            "and reconstruction are no sequence's; use log_likelihood, to_arviz and forward_roll."
+        )
+    program = ELBO(model, guide, num_particles=KL_DRAWS)  # of a model with statements of its own
     device = model.like.device
     estimates: list[LogLikelihood] = []
     kept: dict[str, list[Tensor]] = defaultdict(list)
@@ -110,10 +121,10 @@ def measure(
         )
         for batch in batches:
             x = batch["x"]
-            posterior = guide.posterior(x)
+            posterior = posterior_of(guide, x)
             weights = log_weights(model, guide, x, num_particles, posterior=posterior)
             estimates.append(summarise(weights.cpu(), model.n_frames))
-            if has_frame_weights(model, posterior):
+            if by_laws(model) and has_frame_weights(model, posterior):
                 options: dict[str, Any] = {"estimator": "frame_unnormalised", "batch_size": len(x), "seed": seed}
                 with warnings.catch_warnings():  # the table says in words what this number is not
                     warnings.simplefilter("ignore")
@@ -125,7 +136,7 @@ def measure(
                 "index": batch["index"],
                 "moving": batch["moving"],
                 "label": batch["label"],
-                "kl": divergence(model, posterior),
+                "kl": divergence(model, posterior) if by_laws(model) else program(x).kl,
             }
             values["mean"], values["best"] = ends_of_explained(model, mean_frame, x)
             if model.prior is not None:
@@ -134,7 +145,7 @@ def measure(
                 energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
                 values["energy"] = energy.log() if bool((energy > 0).all()) else energy
             if further is not None and model.n_frames > 1:
-                values["further"] = point_estimate(model, guide.posterior(further["x"]))
+                values["further"] = point_estimate(model, posterior_of(guide, further["x"]))
             for name, value in values.items():
                 kept[name].append(value.cpu())
     whole = {name: torch.cat(values) for name, values in kept.items()}
@@ -214,7 +225,7 @@ def _probes(
         return math.nan, {}
     device = model.like.device
     parts = [
-        (point_estimate(model, guide.posterior(batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
+        (point_estimate(model, posterior_of(guide, batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
         for batch in data.batches("validation", device)
     ]
     t, index, label = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides import posterior_of
 from pyro_tvae.posteriors import moments
 
 from . import figures
@@ -262,5 +263,5 @@ def draw(
 def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:
     if model.prior is None:
         return None
-    posterior = guide.posterior(x)
+    posterior = posterior_of(guide, x)
     return model.energy(model.prior.point(moments(posterior)[model.prior.site]))[0].cpu()

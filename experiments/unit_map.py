@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide, Torus
+from pyro_tvae.guides import posterior_of
 from pyro_tvae.inference import (
     class_selectivity,
     neighbour_correlation,
@@ -71,7 +72,7 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
     kept: list[tuple[Tensor, ...]] = []
     with seeded(seed):
         for batch in data.batches(split, model.like.device):
-            posterior = guide.posterior(batch["x"])
+            posterior = posterior_of(guide, batch["x"])
             drawn = draw(posterior)
             energy = drawn[model.prior.site] if model.prior is not None else None
             means, draws = point_estimate(model, posterior), model.compose(drawn["z"], energy)

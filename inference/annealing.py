@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.guides import check_judged
+from pyro_tvae.guides import check_judged, posterior_of
 from pyro_tvae.posteriors import standalone
 
-from .densities import refuse_further_terms
 from .likelihood import concatenate, seeded, summarise
+from .own_programs import refuse_own_terms
 from .progress import progress_bar
 
 __all__ = [
@@ -141,7 +141,8 @@ def annealed_importance(
         :class:`AnnealedEstimate` with tensors of shape (N,) on the CPU; higher is better.
 
     Raises:
-        ValueError: x or the guide does not fit the model, the guide is not mean-field, or a number is too small.
+        ValueError: x or the guide does not fit the model, the guide is not mean-field, a number is too small, or the
+            model has further sites, such as random weights or factors, which the path would leave out.
 
     Example:
         >>> import pyro_tvae
@@ -237,6 +238,7 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
     """
     if n_sequences < 1:
         raise ValueError(f"simulate: n_sequences is {n_sequences!r}; expected at least 1.")
+    refuse_own_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "simulate")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
         latents = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
@@ -289,9 +291,9 @@ class Path:
 
     def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
         model.check(x)
-        refuse_further_terms(model, x, "annealing")
+        refuse_own_terms(model, x, "annealing")
         self.model, self.x, self.laws = model, x, model.laws()
-        posterior = standalone(guide.posterior(x)) if isinstance(guide, Guide) and guide.mean_field else None
+        posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
         if posterior is None or {*posterior} != {*self.laws}:
             raise ValueError(
                 f"annealing needs a mean-field guide with the model's sites {', '.join(self.laws)}, whose posterior(x) "

@@ -8,22 +8,24 @@ beside the likelihood and for the untrained model too; :func:`forward_roll`, sco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pyro_tvae.guides import Guide, check_judged
+from pyro_tvae.guides import Guide, check_judged, posterior_of
 from pyro_tvae.model import TVAE
+from pyro_tvae.programs import check_covariates
 from pyro_tvae.topography import roll
-from pyro_tvae.verbs import encode
+from pyro_tvae.verbs import composed, posterior_means, weights_at
 
 from . import likelihood
 from .likelihood import seeded
+from .own_programs import refuse_fixed
 
 __all__ = [
     "Conditional",
@@ -237,9 +239,10 @@ class ForwardRoll:
 @torch.no_grad()
 def forward_roll(
     model: TVAE,
-    guide: Guide,
+    guide: Guide | Callable[..., object],
     x: Tensor,
     *,
+    covariates: Mapping[str, Tensor] | None = None,
     context: int | None = None,
     mean_frame: Tensor | None = None,
     baseline: tuple[TVAE, Guide] | None = None,
@@ -261,7 +264,11 @@ def forward_roll(
     - ``plain VAE, rolled`` and ``plain VAE, held``: the same two forecasts of ``baseline``.
 
     Args:
+        model: the generative program; random weights are at their posterior means.
+        guide: its posterior, or any Pyro program of x and observed with the model's sites, whose means are then taken
+            over 64 draws.
         x: (N, S, channel, height, width), on the model's device. Unseen frames are masked, and zeros to the guides.
+        covariates: what the programs take beside them by name, (N, …), such as labels.
         context: m, from 1 to S − 1; S // 2 by default.
         mean_frame: (channel, height, width), of the training set; by default the mean of the seen frames of x.
         baseline: (model, guide) of a plain VAE (``NoTopography``) with the same family of likelihoods.
@@ -272,7 +279,8 @@ def forward_roll(
         seed: of these weights.
 
     Raises:
-        ValueError: x, context or mean_frame does not fit, or the baseline's likelihood is of another family.
+        ValueError: x, context or mean_frame does not fit, the baseline's likelihood is of another family, or a guide
+            holds the latents of fixed sequences, unseen frames included.
 
     Example:
         >>> from pyro_tvae import CapsuleRoll, MeanFieldGuide
@@ -289,6 +297,9 @@ def forward_roll(
     if batch_size < 1:
         raise ValueError(f"forward_roll: batch_size is {batch_size!r}; expected at least 1.")
     check_judged(model, guide, x, None)
+    check_covariates(model, guide, covariates, len(x))
+    for one in (guide, *([] if baseline is None else baseline[1:])):
+        refuse_fixed(one, "forward_roll")
     n, m = len(x), x.shape[1] // 2 if context is None else context
     if not 1 <= m < x.shape[1]:
         raise ValueError(f"forward_roll: context is {m!r}; expected 1 to {x.shape[1] - 1}, so that frames stay unseen.")
@@ -306,8 +317,9 @@ def forward_roll(
     squared_error: dict[str, Tensor] = {}
     examples: dict[str, list[Tensor]] = {}
     for start in range(0, n, batch_size):
-        seen, truth = x[start : start + batch_size, :m], x[start : start + batch_size, m:]
-        for name, candidates in _forecasts(model, guide, seen, truth.shape[1], mean_frame, baseline).items():
+        rows = slice(start, start + batch_size)
+        seen, truth, known = x[rows, :m], x[rows, m:], {name: value[rows] for name, value in (covariates or {}).items()}
+        for name, candidates in _forecasts(model, guide, seen, truth.shape[1], mean_frame, baseline, known).items():
             means = torch.stack([p.mean.expand_as(truth) for p in candidates])
             nats = torch.stack([p.log_prob(truth).reshape(*truth.shape[:2], -1).sum(-1) for p in candidates])
             error = (means - truth).square().flatten(3).mean(-1)
@@ -323,19 +335,35 @@ def forward_roll(
         log_likelihood={name: total.amax(0) / n for name, total in log_likelihood.items()},
         pixel_error={name: total.amin(0) / n for name, total in squared_error.items()},
         frames=frames,
-        conditional=_conditional(model, guide, x, m, num_particles, batch_size, seed) if num_particles else None,
+        conditional=_conditional(model, guide, x, covariates, m, num_particles, batch_size, seed)
+        if num_particles
+        else None,
     )
 
 
 def _conditional(
-    model: TVAE, guide: Guide, x: Tensor, context: int, num_particles: int, batch_size: int, seed: int | None
+    model: TVAE,
+    guide: Any,
+    x: Tensor,
+    covariates: Mapping[str, Tensor] | None,
+    context: int,
+    num_particles: int,
+    batch_size: int,
+    seed: int | None,
 ) -> Conditional:
     """Estimated log p of the frames after the context given the context, per unseen frame."""
     seen = torch.arange(x.shape[1], device=x.device) < context
     with seeded(seed):  # one stream for both, so that their errors are independent
         both, known = (
             likelihood.log_likelihood(
-                model, guide, x, num_particles, observed=observed, batch_size=batch_size, seed=None
+                model,
+                guide,
+                x,
+                num_particles,
+                observed=observed,
+                covariates=covariates,
+                batch_size=batch_size,
+                seed=None,
             ).iwae
             for observed in (None, seen)
         )
@@ -351,9 +379,10 @@ def _forecasts(
     n_unseen: int,
     mean_frame: Tensor,
     baseline: tuple[TVAE, Guide] | None,
+    covariates: Mapping[str, Tensor],
 ) -> dict[str, list[TorchDistribution]]:
     """The candidates of every forecast, given the seen frames alone; batch shapes broadcast to (B, H)."""
-    rolled, held = _rolled_and_held(model, guide, seen, n_unseen)
+    rolled, held = _rolled_and_held(model, guide, seen, n_unseen, covariates)
     at_mean, last = model.likelihood.at_mean, seen[:, -1:]
     forecasts = {
         MODEL: [rolled],
@@ -362,21 +391,23 @@ def _forecasts(
         "hold": [held],
     }
     if baseline is not None:
-        rolled, held = _rolled_and_held(*baseline, seen, n_unseen)
+        rolled, held = _rolled_and_held(*baseline, seen, n_unseen, covariates)
         forecasts |= {"plain VAE, rolled": [rolled], "plain VAE, held": [held]}
     return forecasts
 
 
 def _rolled_and_held(
-    model: TVAE, guide: Guide, seen: Tensor, n_unseen: int
+    model: TVAE, guide: Any, seen: Tensor, n_unseen: int, covariates: Mapping[str, Tensor]
 ) -> tuple[TorchDistribution, TorchDistribution]:
     """Decode t of the last seen frame, rolled by 1…H (batch shape (B, H)) and as it is (B, 1)."""
     m = seen.shape[1]
     x = torch.cat([seen, seen.new_zeros(len(seen), n_unseen, *seen.shape[2:])], dim=1)
     observed = torch.arange(x.shape[1], device=x.device) < m
-    t = encode(model, guide, x, observed=observed)[:, m - 1 : m]
-    shifts = torch.arange(1, n_unseen + 1, device=t.device)
-    return model.decode(roll(t, shifts.unsqueeze(-1))), model.decode(t)
+    known = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    with weights_at(model, known):
+        t = composed(model, known)[:, m - 1 : m]
+        shifts = torch.arange(1, n_unseen + 1, device=t.device)
+        return model.decode(roll(t, shifts.unsqueeze(-1))), model.decode(t)
 
 
 def _unit(t: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from pyro.infer import MCMC, NUTS
@@ -12,12 +14,16 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
-from pyro_tvae.guides import check_judged
-from pyro_tvae.posteriors import moments
+from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.model import tvae_of
+from pyro_tvae.posteriors import draw, moments
+from pyro_tvae.programs import call, check_covariates, untouched_store
 
 from .arviz_adapter import diagnose
+from .densities import scored
 from .likelihood import seeded, summarise
-from .posterior import weighted_particles
+from .own_programs import by_laws, rehearse
+from .posterior import shared_sites, weighted_particles
 from .progress import progress_bar
 
 __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
@@ -28,7 +34,8 @@ class NUTSResult:
     """Draws of the latents with their diagnostics.
 
     Attributes:
-        draws: site -> (chain, draw, B, *site).
+        draws: site -> (chain, draw, B, *site); of what all sequences share, such as random weights, (chain, draw,
+            *site).
         rhat: identified latent -> (B, *site); below 1.01 the chains agree (Vehtari et al. 2021), nan for one draw.
         ess: identified latent -> (B, *site), bulk effective sample size; higher is better, 400 is enough for means.
         diverging: (chain, draw) booleans; a divergence says that the chain missed a part of the posterior.
@@ -48,10 +55,11 @@ def identified(model: TVAE, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def nuts(
-    model: TVAE,
+    model: TVAE | Callable[..., object],
     x: Tensor,
     *,
-    init: Guide,
+    init: Guide | Callable[..., object],
+    covariates: Mapping[str, Tensor] | None = None,
     num_samples: int = 500,
     warmup_steps: int = 500,
     num_chains: int = 2,
@@ -63,12 +71,14 @@ def nuts(
 
     The first chain starts at the guide's mean, every other at a draw from the guide: R-hat can only notice what
     different starts allow. All sequences share one chain and its step size, so keep them few and alike. R-hat and ESS
-    are of z and u² (or e), see :func:`identified`.
+    are of z and u² (or e), see :func:`identified`. The program itself is run, so that every sample statement counts:
+    factors, further sites and random weights, whose draws belong to all sequences at once.
 
     Args:
-        model: the generative program.
+        model: the generative program, a handler around it included.
         x: (B, S, channel, height, width).
-        init: where the chains start.
+        init: where the chains start: a guide, or any Pyro program of x with the model's sites.
+        covariates: what the programs take beside x by name, (B, …), such as labels.
         num_samples: draws per chain.
         warmup_steps: adaptation steps per chain, thrown away.
         num_chains: chains, run one after the other.
@@ -80,7 +90,7 @@ def nuts(
         :class:`NUTSResult`, on the CPU.
 
     Raises:
-        ValueError: numbers below one, or x that does not fit the model.
+        ValueError: numbers below one, x that does not fit the model, or a start without one of its sites.
 
     Example:
         >>> import pyro_tvae
@@ -90,7 +100,9 @@ def nuts(
         >>> result.draws["z"].shape
         torch.Size([1, 5, 2, 3, 1, 3])
     """
-    check_judged(model, init, x, None)
+    tvae = tvae_of(model)
+    check_judged(tvae, init, x, None)
+    check_covariates(model, init, covariates, len(x))
     if min(num_samples, warmup_steps, num_chains, max_tree_depth) < 1:
         raise ValueError(
             f"nuts: num_samples={num_samples}, warmup_steps={warmup_steps}, num_chains={num_chains}, "
@@ -98,39 +110,75 @@ def nuts(
         )
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
     steps = num_chains * (num_samples + warmup_steps)
+    bar = progress_bar(steps, "NUTS", shown=progress, leave=False)
     # Gradients are what NUTS moves by, whatever the caller has switched off.
-    with seeded(seed), torch.enable_grad(), progress_bar(steps, "NUTS", shown=progress, leave=False) as bar:
-        with torch.no_grad():
-            posterior = init.posterior(x)
-            starts = [{name: known.mean for name, known in moments(posterior).items()}]
-            starts += [init.draw(posterior) for _ in range(num_chains - 1)]
-        for chain, start in enumerate(starts):
-            # The bare forward: Pyro's parameter store has no part in this, and nothing of the model is trained.
+    with seeded(seed), torch.enable_grad(), untouched_store(), bar:
+        for chain, start in enumerate(_starts(model, init, x, covariates, num_chains)):
+            found: list[int] = []
+
+            def watch(kernel: NUTS, _: object, stage: str, __: int, found: list[int] = found) -> None:
+                bar.update()
+                if stage.startswith("Sample"):
+                    found[:] = kernel.diagnostics()["divergences"]
+
+            # The bare forward, where that is all of it: nothing of the model is trained.
             kernel = NUTS(
-                model.forward,
+                call(model, x, None, covariates),
                 init_strategy=partial(init_to_value, values=start),
                 max_plate_nesting=1,
                 max_tree_depth=max_tree_depth,
             )
-            mcmc = MCMC(
-                kernel,
-                num_samples=num_samples,
-                warmup_steps=warmup_steps,
-                disable_progbar=True,
-                hook_fn=lambda *_: bar.update(),
-            )
-            mcmc.run(x)
+            mcmc = MCMC(kernel, num_samples=num_samples, warmup_steps=warmup_steps, disable_progbar=True, hook_fn=watch)
+            mcmc.run()
             runs.append({name: value.detach().cpu() for name, value in mcmc.get_samples().items()})
-            diverging[chain, mcmc.diagnostics()["divergences"]["chain 0"]] = True
+            diverging[chain, found] = True
     draws = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-    known = identified(model, draws)
+    known = identified(tvae, draws)
     rhat, ess = ({name: _diagnose(kind, value) for name, value in known.items()} for kind in ("rhat", "ess"))
     return NUTSResult(draws, rhat, ess, diverging)
 
 
+@torch.no_grad()
+def _starts(
+    model: Any, init: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, num_chains: int
+) -> list[dict[str, Tensor]]:
+    """The guide's mean, and draws from it, one value for every site of the model."""
+    posterior = posterior_of(init, x, None, covariates)
+    starts = [{name: known.mean for name, known in moments(posterior).items()}]
+    starts += [draw(posterior) for _ in range(num_chains - 1)]
+    if by_laws(model):
+        shapes = {name: (len(x), *law.event_shape) for name, law in model.laws().items()}
+    else:
+        # Discrete sites are summed out by Pyro, and have no start.
+        shapes = {
+            name: tuple(site["value"].shape)
+            for name, site in scored(rehearse(model, x, covariates))
+            if not site["is_observed"] and not site["fn"].has_enumerate_support
+        }
+    return [_fitted(start, shapes) for start in starts]
+
+
+def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """A start in the shapes that the model draws: a guide's mean of a shared site has a leading 1."""
+    for name in {*start} ^ {*shapes}:
+        has, lacks = ("model", "guide") if name in shapes else ("guide", "model")
+        raise ValueError(
+            f"nuts: the {has} has a latent site {name!r} that the {lacks} 'init' lacks; expected a start for every "
+            "latent: build the guide for this model, or put guides side by side in a pyro_tvae.GuideList."
+        )
+    for name, shape in shapes.items():
+        if start[name].numel() != math.prod(shape):
+            raise ValueError(
+                f"nuts: the guide 'init' gives site {name!r} the shape {tuple(start[name].shape)}; expected {shape}: "
+                "build the guide for this model and these sequences."
+            )
+    return {name: start[name].reshape(shape) for name, shape in shapes.items()}
+
+
 def _diagnose(kind: str, draws: Tensor) -> Tensor:
     """ArviZ's rank-normalised R-hat or bulk ESS of (chain, draw, …), one value per latent."""
-    values = torch.from_numpy(diagnose(kind, draws.flatten(2).double().numpy()))
+    flat = draws.reshape(*draws.shape[:2], -1)  # a random scalar has no further dimension
+    values = torch.from_numpy(diagnose(kind, flat.double().numpy()))
     return values.reshape(draws.shape[2:])
 
 
@@ -152,7 +200,14 @@ class GuideQuality:
 
 @torch.no_grad()
 def guide_quality(
-    model: TVAE, guide: Guide, x: Tensor, result: NUTSResult, *, num_particles: int = 1000, seed: int | None = 0
+    model: TVAE | Callable[..., object],
+    guide: Guide | Callable[..., object],
+    x: Tensor,
+    result: NUTSResult,
+    *,
+    covariates: Mapping[str, Tensor] | None = None,
+    num_particles: int = 1000,
+    seed: int | None = 0,
 ) -> GuideQuality:
     """Compare a guide with what :func:`nuts` drew for the same x, latent by latent; u as u².
 
@@ -161,6 +216,7 @@ def guide_quality(
         guide: its posterior.
         x: (B, S, channel, height, width), as given to :func:`nuts`.
         result: what it returned; look at its R-hat first.
+        covariates: as given to it.
         num_particles: draws from the guide.
         seed: of these draws.
 
@@ -175,18 +231,23 @@ def guide_quality(
         >>> guide_quality(model, guide, x, result).variance_ratio["u_squared"].shape
         torch.Size([2, 3, 1, 3])
     """
-    check_judged(model, guide, x, None)
-    if any(value.shape[2] != len(x) for value in result.draws.values()):
+    tvae = tvae_of(model)
+    check_judged(tvae, guide, x, None)
+    check_covariates(model, guide, covariates, len(x))
+    shared = shared_sites(model, x, covariates)
+    if any(value.shape[2] != len(x) for name, value in result.draws.items() if name not in shared):
         raise ValueError(
-            f"guide_quality: the draws are of {next(iter(result.draws.values())).shape[2]} sequences, x has {len(x)}; "
-            "expected the same sequences."
+            f"guide_quality: the draws are of {result.draws['z'].shape[2]} sequences, x has {len(x)}; expected the "
+            "same sequences."
         )
     with seeded(seed):
-        values, log_w = weighted_particles(model, guide, guide.posterior(x), x, num_particles)
-    proposed = {name: value.cpu().double() for name, value in identified(model, values).items()}
+        posterior = posterior_of(guide, x, None, covariates)
+        values, log_w = weighted_particles(model, posterior, x, num_particles, covariates)
+    values = {name: value.squeeze(1) if name in shared else value for name, value in values.items()}
+    proposed = {name: value.cpu().double() for name, value in identified(tvae, values).items()}
     difference, ratio = {}, {}
-    for name, draws in identified(model, result.draws).items():
+    for name, draws in identified(tvae, result.draws).items():
         exact = draws.flatten(0, 1).double()
         difference[name] = (proposed[name].mean(0) - exact.mean(0)) / exact.std(0)
         ratio[name] = proposed[name].var(0) / exact.var(0)
-    return GuideQuality(difference, ratio, summarise(log_w, model.n_frames).pareto_k)
+    return GuideQuality(difference, ratio, summarise(log_w, tvae.n_frames).pareto_k)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
+from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import whole
-from pyro_tvae.guides import check_judged
-from pyro_tvae.posteriors import Posterior
+from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.model import tvae_of
+from pyro_tvae.posteriors import Posterior, draw
+from pyro_tvae.programs import accepted, call, check_covariates, untouched_store
 
 from .arviz_adapter import ArvizData, assemble, read, write
+from .densities import log_prob, scored
 from .likelihood import CHUNK_BYTES, log_weights, seeded, summarise
+from .own_programs import by_laws, in_plate, rehearse
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -52,7 +58,10 @@ STATISTICS = {
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of the latent sites, each (chain, draw, sequence, *site), and statistics of how they were made."""
+    """Draws of the latent sites, and statistics of how they were made.
+
+    Each is (chain, draw, sequence, *site), or (chain, draw, *site) where all sequences share it.
+    """
 
     latents: dict[str, Tensor]
     stats: dict[str, Tensor] = field(default_factory=dict)
@@ -60,10 +69,11 @@ class Draws:
 
 @torch.no_grad()
 def to_arviz(
-    model: TVAE,
-    guide: Guide,
+    model: TVAE | Callable[..., object],
+    guide: Guide | Callable[..., object],
     x: Tensor,
     *,
+    covariates: Mapping[str, Tensor] | None = None,
     draws: int = 100,
     method: str = "guide",
     num_particles: int | None = None,
@@ -86,13 +96,21 @@ def to_arviz(
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
 
+    A model with statements of its own (:meth:`.TVAE.heads`, ``forward``, random weights, a handler around it) is run,
+    so that nothing of it is left out: further latents, random weights and deterministic sites are variables beside z,
+    with dimensions that ArviZ would name, further observed sites have their own entry beside x in ``observed_data``,
+    ``posterior_predictive`` and ``log_likelihood``, and factors in the latter. The prior is that of Pyro's
+    ``Predictive``: factors do not change what is drawn.
+
     Args:
         model: the generative program.
-        guide: its posterior.
+        guide: its posterior, or any Pyro program of x with the model's sites.
         x: (B, S, channel, height, width).
+        covariates: what the programs take beside x by name, (B, …), such as labels.
         draws: draws per sequence and chain.
         method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled with replacement, each
-            sequence by its own weights. ``"nuts"``: Hamiltonian Monte Carlo from :func:`.nuts`, for small models.
+            sequence by its own weights, so that there is none for random weights. ``"nuts"``: Hamiltonian Monte Carlo
+            from :func:`.nuts`, for small models.
         num_particles: draws from the guide that weights are computed of; by default ``draws`` for the guide, of which
             the first ``draws`` are kept, and ten times as many for importance.
         num_chains: chains of NUTS.
@@ -111,7 +129,8 @@ def to_arviz(
         sequence, frame, capsule, position, orbit, channel, height, width).
 
     Raises:
-        ValueError: an unknown method, group or coordinate, too few draws, or x that does not fit the model.
+        ValueError: an unknown method, group or coordinate, too few draws, x that does not fit the model, or a term
+            that belongs to no sequence.
 
     Example:
         >>> import pyro_tvae
@@ -120,36 +139,56 @@ def to_arviz(
         >>> data.posterior["t"].dims
         ('chain', 'draw', 'sequence', 'frame', 'capsule', 'position')
     """
-    check_judged(model, guide, x, None)
+    tvae = tvae_of(model)
+    check_judged(tvae, guide, x, None)
+    check_covariates(model, guide, covariates, len(x))
     _check(method, groups, draws, num_particles, num_chains)
-    names = _coordinates(coords or {}, model, x)
-    site = None if model.prior is None else model.prior.site
-    with seeded(seed):
+    own = None if by_laws(model) else _Own(model, x, covariates, chunk_bytes)
+    shared = frozenset[str]() if own is None else own.shared
+    if method == "importance" and shared:
+        raise ValueError(
+            f"to_arviz: all sequences share site {min(shared)!r}, and method='importance' resamples each sequence by "
+            "its own weights; use method='guide' or 'nuts'."
+        )
+    observed_data = {"x": x} if own is None else own.observed
+    names = _coordinates(coords or {}, tvae, x, {*observed_data})
+    site = None if tvae.prior is None else tvae.prior.site
+    with seeded(seed), untouched_store():
         if method == "nuts":
-            sampled = _nuts(model, guide, x, draws, num_chains, warmup_steps, progress)
+            sampled = _nuts(model, guide, x, covariates, draws, num_chains, warmup_steps, progress)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
-            sampled = _importance(model, guide, x, draws, n, resample, chunk_bytes, progress)
-        laws = model.laws()
-        prior = {name: law.sample(torch.Size([1, draws, len(x)])) for name, law in laws.items()}
+            posterior = posterior_of(guide, x, None, covariates)
+            sampled = _importance(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
+        if own is None:
+            prior = {name: law.sample(torch.Size([1, draws, len(x)])) for name, law in tvae.laws().items()}
+        else:
+            prior = own.prior(draws)
         made: dict[str, dict[str, Tensor]] = {}
         wanted = set(groups)
         for latents, (group, predictive, likelihood) in (
             (sampled.latents, ("posterior", "posterior_predictive", "log_likelihood")),
             (prior, ("prior", "prior_predictive", "")),
         ):
-            made[group] = _derived(model, latents, site) if group in wanted else {}
-            pixels = _decoded(model, latents, site, x, predictive in wanted, likelihood in wanted, chunk_bytes)
+            if own is not None:
+                made[group], made[predictive], made[likelihood] = own.follow(
+                    latents, predictive in wanted, likelihood in wanted
+                )
+                continue
+            made[group] = _derived(tvae, latents, site) if group in wanted else {}
+            pixels = _decoded(tvae, latents, site, x, predictive in wanted, likelihood in wanted, chunk_bytes)
             made[predictive], made[likelihood] = pixels
-    made |= {"sample_stats": sampled.stats, "observed_data": {"x": x}}
+    made |= {"sample_stats": sampled.stats, "observed_data": observed_data}
     attributes = {
         "inference_library": "pyro-tvae",
         "inference_library_version": version("pyro-tvae"),
         "method": method,
         "seed": "none" if seed is None else seed,
     }
-    return assemble({group: _dataset(group, made[group], names, attributes) for group in GROUPS if group in wanted})
+    return assemble(
+        {group: _dataset(group, made[group], names, attributes, shared) for group in GROUPS if group in wanted}
+    )
 
 
 def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
@@ -169,28 +208,46 @@ def _check(method: str, groups: Collection[str], draws: int, num_particles: int 
 # ---- draws
 
 
+def shared_sites(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None) -> frozenset[str]:
+    """Latents of a model that all sequences share, such as random weights."""
+    if by_laws(model):
+        return frozenset()
+    sites = scored(rehearse(model, x, covariates))
+    return frozenset(name for name, site in sites if not site["is_observed"] and not in_plate(site))
+
+
 def weighted_particles(
-    model: TVAE, guide: Guide, posterior: Posterior, x: Tensor, size: int
+    model: Any, posterior: Posterior, x: Tensor, size: int, covariates: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws from the guide, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
+    """Draws from a posterior, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
     values: dict[str, Tensor] = {}
 
     def program(_: Tensor) -> None:
-        values.update(guide.draw(posterior))
+        values.update(draw(posterior))
 
+    takes = accepted(model)  # the posterior has the guide's
+    given = {name: value for name, value in (covariates or {}).items() if name in takes}
     whole = size * x.numel() * x.element_size()  # one chunk, so that the program runs once
-    return values, log_weights(model, program, x, size, chunk_bytes=whole)
+    return values, log_weights(model, program, x, size, covariates=given, chunk_bytes=whole)
 
 
 def _importance(
-    model: TVAE, guide: Guide, x: Tensor, draws: int, n: int, resample: bool, chunk_bytes: int, progress: bool
+    model: Any,
+    posterior: Posterior,
+    x: Tensor,
+    covariates: Mapping[str, Tensor] | None,
+    draws: int,
+    n: int,
+    resample: bool,
+    shared: Collection[str],
+    chunk_bytes: int,
+    progress: bool,
 ) -> Draws:
     """The first of n weighted draws, or a resample of all; memory does not grow with n.
 
     Resampling is multinomial and needs one pass: after every chunk each of the kept draws gives way to one of the
     chunk's with the probability that the chunk's weights have among all weights so far.
     """
-    posterior = guide.posterior(x)
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     column = torch.arange(len(x), device=x.device)
     kept: dict[str, Tensor] = {}
@@ -198,7 +255,7 @@ def _importance(
     total = x.new_full((len(x),), -torch.inf)
     with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
         for start in range(0, n, chunk):
-            values, log_w = weighted_particles(model, guide, posterior, x, min(chunk, n - start))
+            values, log_w = weighted_particles(model, posterior, x, min(chunk, n - start), covariates)
             weights.append(log_w)
             bar.update(len(log_w))
             if not resample:
@@ -214,8 +271,9 @@ def _importance(
             picked = {name: v[row, column] for name, v in values.items()}
             kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
             kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
-    estimate = summarise(torch.cat(weights), model.n_frames)
+    estimate = summarise(torch.cat(weights), x.shape[-4])
     stats = {"log_weight": kept_weight[None], "pareto_k": estimate.pareto_k, "ess": estimate.ess}
+    kept = {name: value.squeeze(1) if name in shared else value for name, value in kept.items()}
     return Draws({name: value[None] for name, value in kept.items()}, stats)
 
 
@@ -224,7 +282,14 @@ def _like(mask: Tensor, value: Tensor) -> Tensor:
 
 
 def _nuts(
-    model: TVAE, guide: Guide, x: Tensor, draws: int, num_chains: int, warmup_steps: int, progress: bool
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    covariates: Mapping[str, Tensor] | None,
+    draws: int,
+    num_chains: int,
+    warmup_steps: int,
+    progress: bool,
 ) -> Draws:
     from .mcmc import nuts
 
@@ -232,15 +297,22 @@ def _nuts(
         model,
         x,
         init=guide,
+        covariates=covariates,
         num_samples=draws,
         warmup_steps=warmup_steps,
         num_chains=num_chains,
         seed=None,  # the caller's
         progress=progress,
     )
+    # What all sequences share is as much a latent of each of them.
+    shared = shared_sites(model, x, covariates)
+    ess, rhat = (
+        [value.reshape(1 if name in shared else len(x), -1).expand(len(x), -1) for name, value in known.items()]
+        for known in (result.ess, result.rhat)
+    )
     worst = {
-        "ess": torch.stack([value.flatten(1).amin(1) for value in result.ess.values()]).amin(0),
-        "rhat": torch.stack([value.flatten(1).amax(1) for value in result.rhat.values()]).amax(0),
+        "ess": torch.stack([value.amin(1) for value in ess]).amin(0),
+        "rhat": torch.stack([value.amax(1) for value in rhat]).amax(0),
     }
     return Draws(result.draws, {"diverging": result.diverging, **worst})
 
@@ -295,24 +367,108 @@ def _chunks(latents: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tens
         yield dict(zip(names, parts, strict=True))
 
 
+class _Own:
+    """A model with statements of its own: what follows from draws is what its program says when it is given them.
+
+    Attributes:
+        shared: latents that have one value for all sequences.
+        observed: what the model observes, by site, factors left out.
+    """
+
+    def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> None:
+        self.tvae, self.n_sequences = tvae_of(model), len(x)
+        self.program = call(model, x, None, covariates)
+        self.chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
+        sites = scored(rehearse(model, x, covariates))
+        self.latents = [name for name, site in sites if not site["is_observed"]]
+        self.shared = frozenset(name for name, site in sites if not site["is_observed"] and not in_plate(site))
+        known = [(name, site) for name, site in sites if site["is_observed"]]
+        self.observed = {
+            name: site["value"] for name, site in known if not isinstance(site["fn"], pyro.distributions.Unit)
+        }
+
+    def run(self, size: int, values: Mapping[str, Tensor]) -> poutine.Trace:
+        """A run for so many draws at once, the latents at the values given, (size, …), or else from their prior."""
+        rows = {name: value.unsqueeze(1) if name in self.shared else value for name, value in values.items()}
+        with poutine.block(), pyro.plate("particles", size, dim=-2):
+            return poutine.trace(poutine.condition(self.program, data=rows)).get_trace()
+
+    def prior(self, draws: int) -> dict[str, Tensor]:
+        """Draws of the latents from their prior, each (1, draws, …)."""
+        parts = []
+        for start in range(0, draws, self.chunk):
+            trace = self.run(min(self.chunk, draws - start), {})
+            parts.append({name: self._value(name, trace.nodes[name]["value"]) for name in self.latents})
+        return {name: torch.cat([part[name] for part in parts])[None] for name in self.latents}
+
+    def _value(self, name: str, value: Tensor) -> Tensor:
+        return value.squeeze(1) if name in self.shared else value
+
+    def follow(
+        self, latents: Mapping[str, Tensor], predict: bool, score: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """All variables that follow from draws, new data, and log-probabilities of what was observed, where wanted."""
+        shape, parts = latents["z"].shape[:2], []
+        for part in _chunks(latents, self.chunk):
+            trace = self.run(len(part["z"]), part)
+            fixed, new, nats = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+            for name, site in trace.nodes.items():
+                if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic", False):
+                    fixed[name] = site["value"] if in_plate(site) else site["value"].squeeze(1)
+            if self.tvae.prior is not None:
+                fixed["v"] = self.tvae.energy(part[self.tvae.prior.site])
+            for name, site in scored(trace):
+                # What the draws gave is observed in this run.
+                if not site["is_observed"] or name in latents:
+                    continue
+                if predict and name in self.observed:
+                    new[name] = _rows(site["fn"].sample(), site).cpu()
+                if score:
+                    nats[name] = _rows(log_prob(site), site)
+            parts.append((fixed, new, nats))
+        whole = [
+            {name: torch.cat([part[i][name] for part in parts]).unflatten(0, shape) for name in parts[0][i]}
+            for i in range(3)
+        ]
+        variables = dict(latents) | whole[0]
+        if self.tvae.prior is not None:
+            random = [s for s, (part, name) in self.tvae.weight_sites().items() if (part, name) == (self.tvae, "mu")]
+            variables["mu"] = latents[random[0]] if random else self.tvae.mu.detach().expand(shape)
+        return variables, whole[1], whole[2]
+
+
+def _rows(value: Tensor, site: Mapping[str, Any]) -> Tensor:
+    """(draw, sequence, …), or (draw, …) of a site that all sequences share."""
+    return value if in_plate(site) else value.squeeze(1)
+
+
 # ---- labelled arrays
 
 
-def _dimensions(group: str, name: str, value: Tensor) -> tuple[str, ...]:
+def _dimensions(group: str, name: str, value: Tensor, shared: Collection[str]) -> tuple[str, ...]:
     if group == "sample_stats":
         return STATISTICS[name]
     if group == "observed_data":
-        return PIXELS
+        return PIXELS if name == "x" else ("sequence", *_own_dimensions(name, value.dim() - 1))
+    if group == "log_likelihood" and name != "x":
+        return (*SAMPLE, "sequence")[: value.dim()]
+    if name in shared:
+        return (*SAMPLE, *_own_dimensions(name, value.dim() - 2))
     if name == "x":
         return (*SAMPLE, "sequence") if group == "log_likelihood" else (*SAMPLE, *PIXELS)
     if name == "e" and value.dim() == len(SAMPLE) + len(LATTICE):  # one energy per latent, not per orbit
         return (*SAMPLE, *LATTICE)
     # An energy prior of a user's has dimensions of its own, named as ArviZ would.
-    own = tuple(f"{name}_dim_{i}" for i in range(value.dim() - 3))
-    return (*SAMPLE, *SITES.get(name, ("sequence", *own)))
+    return (*SAMPLE, *SITES.get(name, ("sequence", *_own_dimensions(name, value.dim() - 3))))
 
 
-def _coordinates(coords: Mapping[str, Any], model: TVAE, x: Tensor) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
+def _own_dimensions(name: str, n: int) -> tuple[str, ...]:
+    return tuple(f"{name}_dim_{i}" for i in range(n))
+
+
+def _coordinates(
+    coords: Mapping[str, Any], model: TVAE, x: Tensor, taken: Collection[str]
+) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
     """User's coordinates as name -> (dimensions, values); those of a dimension replace its 0, 1, 2, …"""
     dimensions = {*PIXELS, *LATTICE, "orbit"}
     placed: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
@@ -320,7 +476,7 @@ def _coordinates(coords: Mapping[str, Any], model: TVAE, x: Tensor) -> dict[str,
         values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
         if name in dimensions and values.ndim == 1:
             placed[name] = ((name,), values)
-        elif name in {*SAMPLE, *dimensions, *SITES, *STATISTICS, "x"}:
+        elif name in {*SAMPLE, *dimensions, *SITES, *STATISTICS, *taken}:
             raise ValueError(f"to_arviz: a coordinate cannot be called {name!r}, which is taken; choose another name.")
         elif values.shape in ((len(x),), (len(x), model.n_frames)):
             placed[name] = (("sequence", "frame")[: values.ndim], values)
@@ -337,10 +493,14 @@ def _dataset(
     variables: Mapping[str, Tensor],
     coords: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]],
     attributes: Mapping[str, Any],
+    shared: Collection[str],
 ) -> Dataset:
     from xarray import Dataset
 
-    data = {name: (_dimensions(group, name, value), value.detach().cpu().numpy()) for name, value in variables.items()}
+    data = {
+        name: (_dimensions(group, name, value, shared), value.detach().cpu().numpy())
+        for name, value in variables.items()
+    }
     sizes = {name: n for dims, value in data.values() for name, n in zip(dims, value.shape, strict=True)}
     for name, (_, values) in coords.items():
         if name in sizes and len(values) != sizes[name]:

@@ -6,6 +6,7 @@ posterior under test. Under the exact posterior the rank of the true value among
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides import posterior_of
+from pyro_tvae.posteriors import draw
+from pyro_tvae.programs import untouched_store
 
+from .densities import refuse_further_terms
 from .likelihood import seeded
 from .mcmc import identified, nuts
+from .own_programs import refuse_fixed
 from .progress import progress_bar
 
 __all__ = ["Calibration", "calibration"]
@@ -86,7 +92,7 @@ class Calibration:
 
 def calibration(
     model: TVAE,
-    guide: Guide,
+    guide: Guide | Callable[..., object],
     n_simulations: int = 200,
     n_draws: int = 99,
     *,
@@ -105,7 +111,7 @@ def calibration(
 
     Args:
         model: the generative program.
-        guide: the posterior under test, or where NUTS starts.
+        guide: the posterior under test, or where NUTS starts; any Pyro program of x with the model's sites.
         n_simulations: sequences to simulate.
         n_draws: draws L per sequence; L + 1 should be a multiple of the bins, 10.
         method: ``"guide"``, or ``"nuts"`` to test the sampler (small models).
@@ -116,7 +122,8 @@ def calibration(
         progress: show a progress bar.
 
     Raises:
-        ValueError: numbers below one, or an unknown method.
+        ValueError: numbers below one, an unknown method, a model with further sites (a factor or random weights are of
+            no one simulation), or a guide of fixed sequences.
 
     Example:
         >>> import pyro_tvae
@@ -132,6 +139,8 @@ def calibration(
             f"calibration: n_simulations={n_simulations}, n_draws={n_draws}, batch_size={batch_size}, "
             f"warmup_steps={warmup_steps}, thin={thin}; expected at least 1 of each."
         )
+    refuse_further_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "calibration")
+    refuse_fixed(guide, "calibration")
     parts: list[dict[str, Tensor]] = []
     with seeded(seed), progress_bar(n_simulations, "calibration", shown=progress, leave=False) as bar:
         for start in range(0, n_simulations, batch_size):
@@ -164,13 +173,13 @@ def _simulate(model: TVAE, n: int) -> tuple[dict[str, Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _guide_draws(guide: Guide, x: Tensor, n: int) -> dict[str, Tensor]:
-    posterior = guide.posterior(x)
-    with pyro.plate("particles", n, dim=-2):
-        return guide.draw(posterior)
+def _guide_draws(guide: Any, x: Tensor, n: int) -> dict[str, Tensor]:
+    posterior = posterior_of(guide, x)
+    with untouched_store(), pyro.plate("particles", n, dim=-2):
+        return draw(posterior)
 
 
-def _nuts_draws(model: TVAE, guide: Guide, x: Tensor, n: int, warmup_steps: int, thin: int) -> dict[str, Tensor]:
+def _nuts_draws(model: TVAE, guide: Any, x: Tensor, n: int, warmup_steps: int, thin: int) -> dict[str, Tensor]:
     result = nuts(model, x, init=guide, num_samples=n * thin, warmup_steps=warmup_steps, num_chains=1, seed=None)
     return {name: value[0, thin - 1 :: thin].to(x.device) for name, value in result.draws.items()}
 

@@ -316,6 +316,9 @@ class TVAE(Part, NamedModule):
             return outputs
         cache = self._pyro_context.cache
         whole = dict(cache)
+        for part in self.decoder.modules():  # parameters enter Pyro's store when they are read, which vmap forbids
+            for name in (*part._parameters, *getattr(part, "_pyro_params", ())):
+                getattr(part, name)
 
         def one(t: Tensor, weights: dict[str, Tensor]) -> Tensor:
             cache.update(weights)

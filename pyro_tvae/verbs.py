@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from .guides import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import Program, is_bayesian
+from .programs import Program, is_bayesian, runnable, untouched_store
 from .topography import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -46,12 +46,12 @@ def encode(
 
 def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
-    known = _means(model, posterior)
-    with _held(model, known):
-        return _composed(model, known)
+    known = posterior_means(model, posterior)
+    with weights_at(model, known):
+        return composed(model, known)
 
 
-def _means(model: TVAE, posterior: Posterior | Program) -> dict[str, Tensor]:
+def posterior_means(model: TVAE, posterior: Posterior | Program) -> dict[str, Tensor]:
     """Site -> posterior mean, of an energy the point whose V is the expected one."""
     known = moments(posterior)
     for site in ("z", *([] if model.prior is None else [model.prior.site])):
@@ -64,11 +64,18 @@ def _means(model: TVAE, posterior: Posterior | Program) -> dict[str, Tensor]:
     return means
 
 
-def _held(model: TVAE, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-    return model.held(values) if is_bayesian(model) else nullcontext()
+@contextmanager
+def weights_at(model: TVAE, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Random weights at their values among these, for a block of code; nothing for a model that has none."""
+    if not is_bayesian(model):
+        yield
+        return
+    with untouched_store(), model.held(values):
+        yield
 
 
-def _composed(model: TVAE, values: Mapping[str, Tensor]) -> Tensor:
+def composed(model: TVAE, values: Mapping[str, Tensor]) -> Tensor:
+    """t (..., S, C, D) from values of the latents."""
     return values["z"] if model.prior is None else model.compose(values["z"], values[model.prior.site])
 
 
@@ -83,27 +90,39 @@ def reconstruct(
 ) -> Tensor:
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
     check_judged(model, guide, x, observed)
-    known = _means(model, posterior_of(guide, x, observed, covariates))
-    with _held(model, known):
-        return model.decode(_composed(model, known)).mean
+    known = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    with weights_at(model, known):
+        return model.decode(composed(model, known)).mean
 
 
 @torch.no_grad()
 def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
-    """Mean frames of sequences drawn from the prior: (n_sequences, S, channel, height, width), pixels."""
+    """Mean frames of sequences drawn from the prior: (n_sequences, S, channel, height, width), pixels.
+
+    Random weights are drawn once for all of them. A model with a ``forward`` of its own is run.
+    """
     if n_sequences < 1:
         raise ValueError(f"sample: n_sequences is {n_sequences!r}; expected at least 1.")
-    if is_bayesian(model):
-        trace = poutine.block(poutine.trace(model).get_trace)(n_sequences=n_sequences)
-        sites: Mapping[str, Mapping[str, Any]] = trace.nodes
-        with model.held({site: sites[site]["value"] for site in model.weight_sites()}):
-            return model.decode(sites["t"]["value"]).mean
+    if is_bayesian(model) or (isinstance(model, TVAE) and type(model).forward is not TVAE.forward):
+        with untouched_store():
+            trace = poutine.block(poutine.trace(runnable(model)).get_trace)(n_sequences=n_sequences)
+        frames: Any = trace.nodes["x"]["fn"]
+        mean: Tensor = frames.mean
+        return mean
     draws = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
-    return model.decode(_composed(model, draws)).mean
+    return model.decode(composed(model, draws)).mean
 
 
 @torch.no_grad()
-def traverse(model: TVAE, guide: Any, x: Tensor, *, frame: int = 0, shifts: Tensor | None = None) -> Tensor:
+def traverse(
+    model: TVAE,
+    guide: Any,
+    x: Tensor,
+    *,
+    frame: int = 0,
+    shifts: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Capsule traversal: roll t of one frame through the capsule and decode every step.
 
     Args:
@@ -111,16 +130,17 @@ def traverse(model: TVAE, guide: Any, x: Tensor, *, frame: int = 0, shifts: Tens
         frame: the frame whose t is rolled.
         shifts: whole positions to roll by, (R,); by default 0, 1, …, S − 1 counted from ``frame``, so that step l is
             the model's own forecast of frame l.
+        covariates: what the guide takes beside x, by name.
 
     Returns:
         Mean frames (B, R, channel, height, width).
     """
     check_judged(model, guide, x, None)
-    known = _means(model, posterior_of(guide, x))
+    known = posterior_means(model, posterior_of(guide, x, None, covariates))
     if shifts is None:
         shifts = torch.arange(model.n_frames) - frame
-    with _held(model, known):
-        t = _composed(model, known)[:, frame]
+    with weights_at(model, known):
+        t = composed(model, known)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
 
@@ -166,17 +186,17 @@ def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int
         raise ValueError(
             f"interpolate: x_a has shape {tuple(x_a.shape)}, x_b {tuple(x_b.shape)}; expected equal shapes."
         )
-    a, b = (_means(model, posterior_of(guide, x)) for x in (x_a, x_b))
+    a, b = (posterior_means(model, posterior_of(guide, x)) for x in (x_a, x_b))
     weight = torch.linspace(0, 1, steps).to(a["z"])
     # The weights of a Bayesian decoder are the same at both ends.
-    with _held(model, a):
+    with weights_at(model, a):
         if path == "t":
-            return model.decode(_straight(_composed(model, a), _composed(model, b), weight)).mean
+            return model.decode(_straight(composed(model, a), composed(model, b), weight)).mean
         way = {"z": _straight(a["z"], b["z"], weight)}
         if model.prior is not None:
             site = model.prior.site
             way[site] = (_geometric if model.prior.positive else _straight)(a[site], b[site], weight)
-        return model.decode(_composed(model, way)).mean
+        return model.decode(composed(model, way)).mean
 
 
 def _straight(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
