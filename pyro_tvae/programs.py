@@ -56,9 +56,13 @@ def runnable(program: Any) -> Runnable:
     """What to call to run a model or a guide: its bare forward where that is all of it, else the object itself.
 
     Random weights become sample sites in a call only, in which their values are kept. A forward that is not of this
-    package may ask for the parameters as Pyro has them, as ``poutine.lift`` does, and is called too.
+    package may ask for the parameters as Pyro has them, as ``poutine.lift`` does, and is called too. What is made of
+    programs has a method ``bare``, which runs each of them so.
     """
     kind = type(program)
+    if hasattr(kind, "bare"):
+        bare: Runnable = program.bare
+        return bare
     ours = vars(_definer(kind)).get("bare_forward", False) and kind.__call__ is PyroModule.__call__
     return program.forward if ours and not is_bayesian(program) else program
 
@@ -115,14 +119,22 @@ def check_covariates(model: Any, guide: Any, covariates: Mapping[str, Any] | Non
 
 
 def call(
-    program: Any, x: Tensor, observed: Tensor | None = None, covariates: Mapping[str, Tensor] | None = None
+    program: Any,
+    x: Tensor,
+    observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+    *,
+    whole: bool = False,
 ) -> Callable[[], object]:
     """The program with its arguments: x, observed where there is one, and the covariates that it takes.
+
+    Args:
+        whole: call the object, where its bare forward would do.
 
     Raises:
         TypeError: the program has no place for ``observed``.
     """
-    run = runnable(program)
+    run = program if whole else runnable(program)
     positional: tuple[Tensor, ...] = (x,)
     if observed is not None:
         if not _takes_two(inspect.unwrap(program)):

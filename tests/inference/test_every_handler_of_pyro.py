@@ -264,8 +264,8 @@ def of_a_guide_without(site: str, handler: Handler) -> None:
 
 
 def of_lift() -> None:
-    """A lifted μ is read inside the plate, one for each sequence; a layer's weights are drawn before it, one for all."""
-    # By the name that lift knows a parameter by, which is the module's own.
+    """A lifted μ is read in the plate, one for each sequence; a layer's weights are drawn before it, one for all."""
+    # By the names that lift knows parameters by, which are the modules' own.
     laws = {"model.mu": dist.Normal(1.0, 0.3), "0.weight": dist.Normal(0.0, 1.0).expand([6, 3]).to_event(2)}
     for parameter, law in laws.items():
         pyro.clear_param_store()
