@@ -67,7 +67,6 @@ def runnable(program: Any) -> Runnable:
     return program.forward if ours and not is_bayesian(program) else program
 
 
-@functools.cache
 def _definer(kind: type) -> type:
     """The class that a method ``forward`` is from; the class itself where there is none."""
     return next((base for base in kind.__mro__ if "forward" in vars(base)), kind)
@@ -196,7 +195,7 @@ def propose(program: Callable[[], object], x: Tensor) -> poutine.Trace:
             "sequences that it was set up on by its first call: pass those, all at once, or a guide with encoders."
         ) from error
     for name in trace.stochastic_nodes:
-        site = trace.nodes[name]
+        site: Any = trace.nodes[name]
         if is_plate(site) and name == SEQUENCE and len(site["value"]) != x.shape[-5]:
             raise ValueError(
                 f"the guide's plate {name!r} has {len(site['value'])} entries, x has {x.shape[-5]} sequences; expected "
@@ -243,10 +242,11 @@ class Program:
         """One draw of every site that is no auxiliary one, as sample statements."""
         # Not the program's return value, which may be anything.
         trace = propose(self.program(), self.x)
+        nodes: dict[str, Any] = dict(trace.nodes)
         return {
-            name: trace.nodes[name]["value"]
+            name: nodes[name]["value"]
             for name in trace.stochastic_nodes
-            if trace.nodes[name]["type"] == "sample" and not is_plate(trace.nodes[name]) and not auxiliary(trace, name)
+            if nodes[name]["type"] == "sample" and not is_plate(nodes[name]) and not auxiliary(trace, name)
         }
 
 

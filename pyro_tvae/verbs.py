@@ -95,8 +95,9 @@ def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
         raise ValueError(f"sample: n_sequences is {n_sequences!r}; expected at least 1.")
     if is_bayesian(model):
         trace = poutine.block(poutine.trace(model).get_trace)(n_sequences=n_sequences)
-        with model.held({site: trace.nodes[site]["value"] for site in model.weight_sites()}):
-            return model.decode(trace.nodes["t"]["value"]).mean
+        nodes: dict[str, Any] = dict(trace.nodes)
+        with model.held({site: nodes[site]["value"] for site in model.weight_sites()}):
+            return model.decode(nodes["t"]["value"]).mean
     draws = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
     return model.decode(_composed(model, draws)).mean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import queue
 import sys
 from collections.abc import Callable
@@ -580,3 +581,15 @@ def test_the_verdicts_are_counted() -> None:
     sys.stdout.write(f"Pyro's handlers, reparametrizations and optimizers: {found}; in positions: {counts(HANDLED)}\n")
     assert sum(found.values()) == len(PLACES)
     assert sum(counts(HANDLED).values()) == 4 * len(HANDLERS)
+
+
+# --- copies, which have no name in a module of Pyro's
+
+
+def test_a_pickled_pair_has_the_number_of_the_first() -> None:
+    model = tiny()
+    guide = sampled(model)
+    number = pyros(model, guide, sequences())
+    other, its_guide = pickle.loads(pickle.dumps((model, guide)))
+    for judge in (pyros, by_elbo, by_likelihood):
+        same(judge(other, its_guide, sequences()), number)
