@@ -97,7 +97,7 @@ def replay(program: Callable[[], object], proposal: Trace) -> Trace:
             ) from error
         for name in _drawn(proposal):
             site = proposal.nodes[name]
-            if not _in_plate(site) and site["cond_indep_stack"]:
+            if not auxiliary(proposal, name) and not _in_plate(site) and site["cond_indep_stack"]:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"the model cannot be run with several particles of site {name!r}, which all sequences share "

@@ -18,9 +18,8 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.naming import NamedModule
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
-from pyro_tvae.programs import call, is_bayesian, propose
+from pyro_tvae.programs import CALLS, call, check_covariates, is_bayesian, propose, runnable
 
 from .densities import Densities, both, densities, log_prob, refuse_shared, reparametrized, replay, run, scored
 
@@ -105,6 +104,7 @@ class Objective(nn.Module):
     def _run(
         self, x: Tensor, observed: Tensor | None, shown: Tensor | None, covariates: dict[str, Tensor]
     ) -> tuple[Trace, Trace]:
+        check_covariates(self.model, self.guide, covariates, x.shape[-5])
         traces = run(self.model, self.guide, x, observed, shown, covariates)
         reparametrized(*traces)
         return traces
@@ -241,8 +241,9 @@ class DReG(IWAE):
     def __init__(self, model: TVAE, guide: Any, num_particles: int = 1, **options: Any) -> None:
         super().__init__(model, guide, num_particles, **options)
         if not isinstance(guide, nn.Module) or (
-            isinstance(guide, PyroModule)
-            and (type(guide).__call__ not in (NamedModule.__call__, PyroModule.__call__) or is_bayesian(guide))
+            (isinstance(guide, PyroModule) and (type(guide).__call__ not in CALLS or is_bayesian(guide)))
+            # A part that asks the store for its parameters would not see the held ones.
+            or any(runnable(part) is part for part in getattr(guide, "guides", ()))
         ):
             raise ValueError(
                 f"DReG: the guide is a {type(guide).__name__}, whose parameters cannot be held while it is scored "
@@ -252,13 +253,14 @@ class DReG(IWAE):
     def forward(
         self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
     ) -> Terms:
+        check_covariates(self.model, self.guide, covariates, x.shape[-5])
         seen = both(observed, shown)
         with pyro.plate("particles", self.num_particles, dim=-2):
             proposal = propose(call(self.guide, x, seen, covariates), x)
             draws = _stand_ins(proposal)
             # log q with the guide's parameters held: what is left depends on them through the draws alone.
             frozen = {name: parameter.detach() for name, parameter in self.guide.named_parameters(prefix="guide")}
-            again = call(self.guide.forward, x, seen, covariates)
+            again = call(getattr(self.guide, "bare", self.guide.forward), x, seen, covariates)
             fixed = partial(functional_call, _Program(self.guide), frozen, (again,))
             held = replay(fixed, proposal)
             model = replay(call(self.model, x, observed, covariates), proposal)

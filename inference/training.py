@@ -79,7 +79,12 @@ class Fitting(lightning.LightningModule):
         >>> import pyro_tvae, torch
         >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
         >>> trainer = lightning.Trainer(
-        ...     max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        ...     max_steps=2,
+        ...     accelerator="cpu",
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_progress_bar=False,
+        ...     enable_model_summary=False,
         ... )
         >>> loader = torch.utils.data.DataLoader(torch.rand(8, 3, 1, 4, 4), batch_size=4)
         >>> trainer.fit(Fitting(model, pyro_tvae.default_guide(model)), loader)
@@ -315,8 +320,9 @@ class Fitting(lightning.LightningModule):
     def _look_at_data(self) -> None:
         """Check the first batches of the trainer's own loaders."""
         trainer, loops = cast(Any, self.trainer), (self.trainer.fit_loop, self.trainer.fit_loop.epoch_loop.val_loop)
-        for loop in loops if self.validates else loops[:1]:
-            loop.setup_data()
+        for loop in loops:
+            if loop._data_source.is_defined():  # a Trainer of one's own may have no validation
+                loop.setup_data()
         given = {"the first batch": trainer.train_dataloader, "validation": trainer.val_dataloaders}
         for what, loaders in given.items():
             many = loaders if isinstance(loaders, list | tuple) else [loaders]

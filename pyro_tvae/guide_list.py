@@ -50,10 +50,19 @@ class GuideList(nn.Module):
         return frozenset().union(*(accepted(guide) for guide in self.guides))
 
     def forward(self, x: Tensor, observed: Tensor | None = None, **covariates: Tensor) -> dict[str, Tensor]:
-        """One draw of every site of every guide."""
+        """One draw of every site of every guide, their parameters in Pyro's store, as SVI needs them."""
+        return self._draw(x, observed, covariates, whole=True)
+
+    def bare(self, x: Tensor, observed: Tensor | None = None, **covariates: Tensor) -> dict[str, Tensor]:
+        """The same without the store, where a guide does without."""
+        return self._draw(x, observed, covariates, whole=False)
+
+    def _draw(
+        self, x: Tensor, observed: Tensor | None, covariates: dict[str, Tensor], *, whole: bool
+    ) -> dict[str, Tensor]:
         draws: dict[str, Tensor] = {}
         with OnePlate():
             for guide in self.guides:
-                drawn = call(guide, x, observed, covariates)()
+                drawn = call(guide, x, observed, covariates, whole=whole)()
                 draws |= drawn if isinstance(drawn, dict) else {}
         return draws

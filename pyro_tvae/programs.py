@@ -41,6 +41,7 @@ __all__ = [
 
 Runnable = Callable[..., object]
 SEQUENCE = "sequence"
+CALLS = (NamedModule.__call__, PyroModule.__call__)  # those that run forward and nothing of a class's own
 PLATE_TWICE = (
     "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by side in a "
     "pyro_tvae.GuideList."
@@ -59,15 +60,17 @@ def runnable(program: Any) -> Runnable:
     """What to call to run a model or a guide: its bare forward where that is all of it, else the object itself.
 
     Random weights become sample sites in a call only, in which their values are kept. A forward that is not of this
-    package may ask for the parameters as Pyro has them, as ``poutine.lift`` does, and is called too.
+    package may ask for the parameters as Pyro has them, as ``poutine.lift`` does, and is called too. What is made of
+    programs has a method ``bare``, which runs each of them so.
     """
     kind = type(program)
-    named = kind.__call__ in (NamedModule.__call__, PyroModule.__call__)
-    ours = named and vars(_definer(kind)).get("bare_forward", False)
+    if hasattr(kind, "bare"):
+        bare: Runnable = program.bare
+        return bare
+    ours = vars(_definer(kind)).get("bare_forward", False) and kind.__call__ in CALLS
     return program.forward if ours and not is_bayesian(program) else program
 
 
-@functools.cache
 def _definer(kind: type) -> type:
     """The class that a method ``forward`` is from; the class itself where there is none."""
     return next((base for base in kind.__mro__ if "forward" in vars(base)), kind)
@@ -125,14 +128,22 @@ def check_covariates(model: Any, guide: Any, covariates: Mapping[str, Any] | Non
 
 
 def call(
-    program: Any, x: Tensor, observed: Tensor | None = None, covariates: Mapping[str, Tensor] | None = None
+    program: Any,
+    x: Tensor,
+    observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+    *,
+    whole: bool = False,
 ) -> Callable[[], object]:
     """The program with its arguments: x, observed where there is one, and the covariates that it takes.
+
+    Args:
+        whole: call the object, where its bare forward would do.
 
     Raises:
         TypeError: the program has no place for ``observed``.
     """
-    run = runnable(program)
+    run = program if whole else runnable(program)
     positional: tuple[Tensor, ...] = (x,)
     if observed is not None:
         if not _takes_two(inspect.unwrap(program)):
@@ -194,7 +205,7 @@ def propose(program: Callable[[], object], x: Tensor) -> poutine.Trace:
             "sequences that it was set up on by its first call: pass those, all at once, or a guide with encoders."
         ) from error
     for name in trace.stochastic_nodes:
-        site = trace.nodes[name]
+        site: Any = trace.nodes[name]
         if is_plate(site) and name == SEQUENCE and len(site["value"]) != x.shape[-5]:
             raise ValueError(
                 f"the guide's plate {name!r} has {len(site['value'])} entries, x has {x.shape[-5]} sequences; expected "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import queue
 import sys
 from collections.abc import Callable
@@ -264,8 +265,8 @@ def of_a_guide_without(site: str, handler: Handler) -> None:
 
 
 def of_lift() -> None:
-    """A lifted μ is read inside the plate, one for each sequence; a layer's weights before it, one for all."""
-    # By the name that lift knows a parameter by, which is the module's own.
+    """A lifted μ is read in the plate, one for each sequence; a layer's weights are drawn before it, one for all."""
+    # By the names that lift knows parameters by, which are the modules' own.
     laws = {"model.mu": dist.Normal(1.0, 0.3), "0.weight": dist.Normal(0.0, 1.0).expand([6, 3]).to_event(2)}
     for parameter, law in laws.items():
         pyro.clear_param_store()
@@ -580,3 +581,15 @@ def test_the_verdicts_are_counted() -> None:
     sys.stdout.write(f"Pyro's handlers, reparametrizations and optimizers: {found}; in positions: {counts(HANDLED)}\n")
     assert sum(found.values()) == len(PLACES)
     assert sum(counts(HANDLED).values()) == 4 * len(HANDLERS)
+
+
+# --- copies, which have no name in a module of Pyro's
+
+
+def test_a_pickled_pair_has_the_number_of_the_first() -> None:
+    model = tiny()
+    guide = sampled(model)
+    number = pyros(model, guide, sequences())
+    other, its_guide = pickle.loads(pickle.dumps((model, guide)))
+    for judge in (pyros, by_elbo, by_likelihood):
+        same(judge(other, its_guide, sequences()), number)
