@@ -110,6 +110,7 @@ ALLOWED = {
     "README.md",
     "pyproject.toml",
     "findings",
+    "docs",
     ".ci",
     ".gitignore",
     "LICENSE",
