@@ -332,8 +332,8 @@ def test_a_sample_of_a_bayesian_model_is_one_draw_of_its_weights() -> None:
 def test_random_weights_are_scored_again_and_again() -> None:
     toy, x = Toy(), frames()
     guide = toy.bayesian()
-    guide(x)  # sets the autoguide up
-    first, again = (log_likelihood(toy.model, guide, x, 4).iwae for _ in range(2))
+    # The first call sets the autoguide up.
+    _, first, again = (log_likelihood(toy.model, guide, x, 4).iwae for _ in range(3))
     assert torch.equal(first, again)
 
 
