@@ -492,6 +492,14 @@ def test_a_model_inside_a_handler_is_run_inside_it() -> None:
     )
 
 
+def test_a_handler_is_refused_where_the_model_itself_is_asked() -> None:
+    toy, x = Toy(), frames()
+    half: Any = poutine.scale(toy.model, 0.5)
+    for refused in (encode, reconstruct, traverse, forward_roll, annealed_importance):
+        with pytest.raises(TypeError, match="expected a TVAE without a handler around it"):
+            refused(half, toy.guide, x)
+
+
 def test_a_start_without_a_site_is_refused() -> None:
     toy, x = Toy(), frames()
     toy.bayesian()
