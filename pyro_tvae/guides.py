@@ -110,6 +110,11 @@ def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None)
 
     Any object with a posterior will do for a guide; only a :class:`Guide` knows what it was made for.
     """
+    if not hasattr(model, "check"):
+        raise TypeError(
+            f"the model is of type {type(model).__name__}; expected a TVAE without a handler around it, whose latents "
+            "and decoder can be asked for; log_likelihood, to_arviz and nuts take handlers."
+        )
     model.check(x)
     if isinstance(guide, Guide):
         guide.check(model)

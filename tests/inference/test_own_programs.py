@@ -332,8 +332,8 @@ def test_a_sample_of_a_bayesian_model_is_one_draw_of_its_weights() -> None:
 def test_random_weights_are_scored_again_and_again() -> None:
     toy, x = Toy(), frames()
     guide = toy.bayesian()
-    guide(x)  # sets the autoguide up
-    first, again = (log_likelihood(toy.model, guide, x, 4).iwae for _ in range(2))
+    # The first call sets the autoguide up.
+    _, first, again = (log_likelihood(toy.model, guide, x, 4).iwae for _ in range(3))
     assert torch.equal(first, again)
 
 
@@ -490,6 +490,14 @@ def test_a_model_inside_a_handler_is_run_inside_it() -> None:
     torch.testing.assert_close(
         values(data, "sample_stats", "log_weight")[0], log_weights(half, toy.guide, x, 4, seed=0)
     )
+
+
+def test_a_handler_is_refused_where_the_model_itself_is_asked() -> None:
+    toy, x = Toy(), frames()
+    half: Any = poutine.scale(toy.model, 0.5)
+    for refused in (encode, reconstruct, traverse, forward_roll, annealed_importance):
+        with pytest.raises(TypeError, match="expected a TVAE without a handler around it"):
+            refused(half, toy.guide, x)
 
 
 def test_a_start_without_a_site_is_refused() -> None:
