@@ -374,7 +374,7 @@ def _conditional(
 
 def _forecasts(
     model: TVAE,
-    guide: Guide,
+    guide: Any,
     seen: Tensor,
     n_unseen: int,
     mean_frame: Tensor,

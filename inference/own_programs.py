@@ -25,7 +25,7 @@ __all__ = ["by_laws", "in_plate", "refuse_fixed", "refuse_own_terms", "rehearse"
 
 def by_laws(model: object) -> bool:
     """Whether p(z), the energies' prior and p(x | t), which a TVAE tells without being run, are all of it."""
-    kind = type(model)
+    kind: Any = type(model)
     return (
         isinstance(model, TVAE) and kind.forward is TVAE.forward and kind.heads is TVAE.heads and not is_bayesian(model)
     )
@@ -61,8 +61,8 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
             laws["x"] = model.decode(_composed(model, values)).to_event(1)
         for name, law in laws.items():
             site = sites.get(name)
-            said = None if site is None else site["fn"].log_prob(site["value"]).sum()
-            if said is None or not torch.allclose(said, law.log_prob(site["value"]).sum(), rtol=1e-4):
+            said = None if site is None else (site["fn"].log_prob(site["value"]), law.log_prob(site["value"]))
+            if said is None or not torch.allclose(said[0].sum(), said[1].sum(), rtol=1e-4):
                 by = "decode" if name == "x" else "laws"
                 raise ValueError(
                     f"{what}: the forward of {type(model).__name__} gives site {name!r} another law than its method "

@@ -19,7 +19,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import whole
 from pyro_tvae.guides import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
-from pyro_tvae.posteriors import Posterior, draw
+from pyro_tvae.posteriors import Posterior, Program, draw
 from pyro_tvae.programs import accepted, call, check_covariates, untouched_store
 
 from .arviz_adapter import ArvizData, assemble, read, write
@@ -217,7 +217,7 @@ def shared_sites(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None)
 
 
 def weighted_particles(
-    model: Any, posterior: Posterior, x: Tensor, size: int, covariates: Mapping[str, Tensor] | None = None
+    model: Any, posterior: Posterior | Program, x: Tensor, size: int, covariates: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws from a posterior, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
     values: dict[str, Tensor] = {}
@@ -233,7 +233,7 @@ def weighted_particles(
 
 def _importance(
     model: Any,
-    posterior: Posterior,
+    posterior: Posterior | Program,
     x: Tensor,
     covariates: Mapping[str, Tensor] | None,
     draws: int,
@@ -398,7 +398,8 @@ class _Own:
         parts = []
         for start in range(0, draws, self.chunk):
             trace = self.run(min(self.chunk, draws - start), {})
-            parts.append({name: self._value(name, trace.nodes[name]["value"]) for name in self.latents})
+            sites: Mapping[str, Any] = trace.nodes
+            parts.append({name: self._value(name, sites[name]["value"]) for name in self.latents})
         return {name: torch.cat([part[name] for part in parts])[None] for name in self.latents}
 
     def _value(self, name: str, value: Tensor) -> Tensor:
@@ -412,7 +413,8 @@ class _Own:
         for part in _chunks(latents, self.chunk):
             trace = self.run(len(part["z"]), part)
             fixed, new, nats = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
-            for name, site in trace.nodes.items():
+            sites: Mapping[str, Any] = trace.nodes
+            for name, site in sites.items():
                 if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic", False):
                     fixed[name] = site["value"] if in_plate(site) else site["value"].squeeze(1)
             if self.tvae.prior is not None:
