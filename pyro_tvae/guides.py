@@ -79,7 +79,8 @@ class Guide(Part, NamedModule):
     def forward(self, x: Tensor, observed: Tensor | None = None, **covariates: Any) -> dict[str, Tensor]:
         """The Pyro program: one draw of every site. Covariates that only the model takes are left to it."""
         taken = {name: value for name, value in covariates.items() if name in self.covariates}
-        return self.draw(for_sequences(self.posterior(x, observed, **taken), x.shape[-5]))
+        posterior = self.posterior(x, observed, **taken)
+        return self.draw(posterior if isinstance(posterior, Program) else for_sequences(posterior, x.shape[-5]))
 
     def draw(self, posterior: Posterior) -> dict[str, Tensor]:
         """Sample every site of a posterior computed before, so that many particles cost one pass of the encoders."""

@@ -142,7 +142,7 @@ class ConditionalOrbitGuide(OrbitGuide):
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        alone: Mapping[str, Any] = super().posterior(x, observed)
+        alone: Any = super().posterior(x, observed)
         seen = shown(x, observed)[1]
         z, e = alone["z"], alone["e"]
         context = self.coupling.context([z.loc, z.scale.log(), self._spread(e.loc), self._spread(e.scale.log())])
