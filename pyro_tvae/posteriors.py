@@ -54,11 +54,16 @@ def draw(posterior: Posterior) -> dict[str, Tensor]:
         return posterior.draw()
     if any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK):
         raise ValueError(
-            "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by "
-            "side in a pyro_tvae.GuideList."
+            "a plate 'sequence' was made before this guide made its own, as AutoGuideList or a second guide of a "
+            "GuideList does; let one guide draw all latents of the sequences, and put what draws random weights "
+            "beside it in a pyro_tvae.GuideList."
         )
-    first = next(iter(posterior.values()))
-    assert isinstance(first, Distribution)  # nothing was drawn that it could depend on
+    first = next(iter(posterior.values()), None)
+    if not isinstance(first, Distribution):
+        raise TypeError(
+            f"the posterior begins with a {type(first).__name__}; expected a distribution of batch shape (sequences, "
+            "…) first, since nothing was drawn that a function could take."
+        )
     values: dict[str, Tensor] = {}
     with pyro.plate("sequence", first.batch_shape[0], dim=-1):
         for site, law in posterior.items():

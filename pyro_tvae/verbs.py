@@ -13,7 +13,7 @@ from torch import Tensor
 from .guides import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import is_bayesian
+from .programs import check_covariates, is_bayesian
 from .topography import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -41,6 +41,7 @@ def encode(
         t of shape (B, S, C, D).
     """
     check_judged(model, guide, x, observed)
+    check_covariates(model, guide, covariates, len(x))
     return point_estimate(model, posterior_of(guide, x, observed, covariates))
 
 
@@ -83,6 +84,7 @@ def reconstruct(
 ) -> Tensor:
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
     check_judged(model, guide, x, observed)
+    check_covariates(model, guide, covariates, len(x))
     known = _means(model, posterior_of(guide, x, observed, covariates))
     with _held(model, known):
         return model.decode(_composed(model, known)).mean
