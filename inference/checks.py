@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ __all__ = [
     "NonFiniteError",
     "check_batch",
     "check_data",
+    "check_names",
     "check_options",
     "check_precision",
     "covariates",
@@ -152,6 +154,21 @@ def covariates(others: Mapping[str, Any], model: object, guide: object) -> dict[
                 f"that are mappings with an entry {lacking[0]!r}."
             )
     return taken
+
+
+def check_names(others: Mapping[str, Any], model: object, guide: object) -> None:
+    """Raise ValueError where an entry of a batch that nobody takes is nearly the name of one that the batch lacks.
+
+    Further entries, such as an index, are no fault; a misspelt label would be dropped without a word.
+    """
+    known = accepted(model) | accepted(guide)
+    for name in sorted({*others} - known):
+        meant = difflib.get_close_matches(name, sorted(known - {*others}), 1, 0.75)
+        if meant:
+            raise ValueError(
+                f"fit: a batch has an entry {name!r}, which neither model nor guide takes, and none called "
+                f"{meant[0]!r}; rename one of them."
+            )
 
 
 def _required(program: object) -> list[str]:

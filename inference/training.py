@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from .checks import (
     check_batch,
     check_data,
     check_makers,
+    check_names,
     check_options,
     check_precision,
     covariates,
@@ -212,6 +214,13 @@ class Fitting(lightning.LightningModule):
                 raise
             # A distribution was handed what it cannot take; its own message prints every number of the tensor.
             self._check_pixels(parts, batch_idx)
+            sentence, infinite = str(error), re.compile(r"\b(nan|inf)\b|\.\.\.")
+            if not infinite.search(sentence.partition("invalid values:")[2]):
+                sentence = " ".join(sentence.partition(", but found")[0].split())
+                raise ValueError(
+                    f"batch {batch_idx} of epoch {self.current_epoch}: {sentence}; look at what model and guide make "
+                    "of that batch, such as a label that is none of the classes."
+                ) from None
             sound = bool(x.isfinite().all())
             cause = "an encoder's output" if sound else "the data"
             remedy = "lower the learning rate or set gradient_clip" if sound else "look at that batch, and mend it"
@@ -314,6 +323,7 @@ class Fitting(lightning.LightningModule):
         parts = batch_of(batch)
         model, guide = self.objective.model, self.objective.guide
         check_batch(model, parts, what)
+        check_names(parts.others, model, guide)
         rehearse(self, model, guide, parts, covariates(parts.others, model, guide))
         self._rehearsed = True
 

@@ -34,6 +34,7 @@ class Encoder(nn.Module):
 
     Raises:
         ValueError: the guide is another model's, or its posterior mean has no closed form: it takes draws or gradients.
+        TypeError: the guide is a program only, such as an autoguide.
 
     Example:
         >>> model = TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
@@ -47,6 +48,11 @@ class Encoder(nn.Module):
 
     def __init__(self, model: TVAE, guide: Guide) -> None:
         super().__init__()
+        if not isinstance(guide, Guide):
+            raise TypeError(
+                f"Encoder: the guide is of type {type(guide).__name__}, whose means take draws; expected a Guide whose "
+                "sites stand by themselves, such as MeanFieldGuide."
+            )
         guide.check(model)
         x = next(model.decoder.parameters()).new_zeros(1, model.n_frames, *model.frame_shape)
         closed = not isinstance(guide, SemiAmortisedGuide)

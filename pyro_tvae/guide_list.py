@@ -39,7 +39,7 @@ class GuideList(nn.Module):
     def __init__(self, *guides: Any) -> None:
         super().__init__()
         for guide in guides:
-            if not callable(guide):
+            if not callable(guide) or isinstance(guide, type):
                 raise TypeError(f"GuideList: {guide!r} is no guide; expected Pyro programs, such as a pyro_tvae.Guide.")
         self.modules_among = nn.ModuleList(guide for guide in guides if isinstance(guide, nn.Module))
         self.guides = tuple(guides)

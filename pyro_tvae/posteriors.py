@@ -52,8 +52,12 @@ def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
     made = any(isinstance(handler, TraceMessenger) and "sequence" in handler.trace for handler in _PYRO_STACK)
     if made and not any(isinstance(handler, OnePlate) for handler in _PYRO_STACK):
         raise ValueError(PLATE_TWICE)
-    first = next(iter(posterior.values()))
-    assert isinstance(first, Distribution)  # nothing was drawn that it could depend on
+    first = next(iter(posterior.values()), None)
+    if not isinstance(first, Distribution):
+        raise TypeError(
+            f"the posterior begins with a {type(first).__name__}; expected a distribution of batch shape (sequences, "
+            "…) first, since nothing was drawn that a function could take."
+        )
     values: dict[str, Tensor] = {}
     with pyro.plate("sequence", first.batch_shape[0], dim=-1):
         for site, law in posterior.items():

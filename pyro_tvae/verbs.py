@@ -13,7 +13,7 @@ from torch import Tensor
 from .guides import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import Program, is_bayesian, runnable, untouched_store
+from .programs import Program, check_covariates, is_bayesian, runnable, untouched_store
 from .topography import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -41,6 +41,7 @@ def encode(
         t of shape (B, S, C, D).
     """
     check_judged(model, guide, x, observed)
+    check_covariates(model, guide, covariates, len(x))
     return point_estimate(model, posterior_of(guide, x, observed, covariates))
 
 
@@ -90,6 +91,7 @@ def reconstruct(
 ) -> Tensor:
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
     check_judged(model, guide, x, observed)
+    check_covariates(model, guide, covariates, len(x))
     known = posterior_means(model, posterior_of(guide, x, observed, covariates))
     with weights_at(model, known):
         return model.decode(composed(model, known)).mean

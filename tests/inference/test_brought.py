@@ -16,12 +16,26 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
+from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, Guide, Likelihood, Normal, default_guide, encode
+from pyro_tvae import (
+    TVAE,
+    CapsuleRoll,
+    ContinuousBernoulli,
+    Encoder,
+    Guide,
+    GuideList,
+    Likelihood,
+    MeanFieldGuide,
+    Normal,
+    default_guide,
+    encode,
+    reconstruct,
+)
 from pyro_tvae.inference import (
     ELBO,
     Fitting,
@@ -464,3 +478,84 @@ def test_a_notebook_is_redrawn_as_often_as_a_terminal(monkeypatch: pytest.Monkey
     shell = types.SimpleNamespace(config={"IPKernelApp": {}})
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
     assert progress_bar(1, "bar").mininterval == 0.5
+
+
+# --- what a first user of the page on bringing one's own met ---------------------------------------------------------
+
+
+class Headed(TVAE):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.head = nn.Linear(self.n_latents, 3)
+
+    def heads(self, t: Tensor, label: Tensor | None = None) -> None:
+        if label is not None:
+            pyro.sample("label", dist.Categorical(logits=self.head(t.flatten(-2).mean(-2))), obs=label)
+
+
+def headed() -> tuple[TVAE, Guide]:
+    model = Headed(FRAME, 4, 1, 4, CapsuleRoll(4, 0))
+    return model, default_guide(model)
+
+
+def labelled(name: str, shift: int = 0) -> DataLoader:
+    return DataLoader([{"x": x, name: i % 3 + shift, "index": i} for i, x in enumerate(sequences())], 8)
+
+
+def test_a_misspelt_entry_of_a_batch_is_refused_before_the_first_step() -> None:
+    model, guide = headed()
+    before, head = weights(model, guide), weights(model.head)
+    with pytest.raises(ValueError, match="entry 'lable', which neither model nor guide takes, and none called 'label'"):
+        quick(model, guide, labelled("lable"))
+    assert torch.equal(weights(model, guide), before)
+    quick(model, guide, labelled("label"))
+    assert not torch.equal(weights(model.head), head)
+
+
+def test_a_label_that_is_no_class_is_said_to_be_that() -> None:
+    with pytest.raises(ValueError, match=r"within the support .* such as a label that is none of the cl") as caught:
+        quick(*headed(), labelled("label", shift=5))
+    assert "\n" not in str(caught.value)
+    assert "encoder" not in str(caught.value)
+
+
+def test_covariates_are_checked_wherever_they_are_taken() -> None:
+    model, guide = headed()
+    for judge in (encode, reconstruct, lambda *a, **k: log_likelihood(*a, 2, **k)):
+        for given, sentence in (({"lable": torch.zeros(16)}, "taken neither"), ({"label": torch.zeros(3)}, "16 seq")):
+            with pytest.raises(ValueError, match=sentence):
+                judge(model, guide, sequences(), covariates=given)
+
+
+def bayesian() -> tuple[TVAE, str]:
+    model, _ = start()
+    pyro.nn.module.to_pyro_module_(model.decoder)
+    model.decoder[0].weight = pyro.nn.PyroSample(dist.Normal(0.0, 0.5).expand((8, 4)).to_event(2))
+    return model, next(iter(model.weight_sites()))
+
+
+def test_random_weights_are_judged_by_particles_whatever_the_store_holds() -> None:
+    model, site = bayesian()
+    guide = GuideList(default_guide(model), AutoNormal(poutine.block(model, expose=[site])))
+    first, second = (log_likelihood(model, guide, sequences(), 3) for _ in range(2))
+    assert first.iwae.isfinite().all()
+    assert second.iwae.isfinite().all()
+    with pytest.raises(ValueError, match=f"latent site '{site}' that the guide lacks"):
+        log_likelihood(model, default_guide(model), sequences(), 3)
+
+
+def test_guides_that_cannot_be_had_are_named() -> None:
+    model, guide = start()
+    with pytest.raises(TypeError, match="is of type AutoNormal, whose means take draws"):
+        Encoder(model, AutoNormal(model))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="MeanFieldGuide'> is no guide"):
+        GuideList(MeanFieldGuide)
+    with pytest.raises(ValueError, match="a second guide of a GuideList"):
+        poutine.trace(GuideList(guide, default_guide(model))).get_trace(sequences())
+
+    class Backwards(Guide):
+        def posterior(self, x: Tensor, observed: Tensor | None = None) -> Any:
+            return {"z": lambda draws: dist.Delta(draws["u"], event_dim=3)}
+
+    with pytest.raises(TypeError, match="the posterior begins with a function"):
+        Backwards(model)(sequences())
