@@ -15,6 +15,8 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -32,6 +34,7 @@ __all__ = [
     "check_names",
     "check_options",
     "check_precision",
+    "check_sequences",
     "covariates",
     "named",
     "rehearse",
@@ -111,6 +114,30 @@ def check_data(given: Mapping[str, object]) -> None:
             continue
         if empty:
             raise ValueError(f"fit: the loader of {name} has no batches; give it sequences, or a smaller batch_size.")
+
+
+def check_sequences(guide: Any, n_batches: float, validates: bool) -> None:
+    """Raise ValueError where a guide has parameters for each sequence of one batch, and others are to come."""
+    for part in (guide, *getattr(guide, "guides", ())):
+        if (n_batches > 1 or validates) and _serves_one_batch(part):
+            others = f"{n_batches} batches" if n_batches > 1 else "validation sequences beside it"
+            raise ValueError(
+                f"fit: {type(part).__name__} has parameters for each sequence of the batch that it was set up on, and "
+                f"there are {others}; pass all sequences as one batch (batch_size at least their number) without validation, or a guide "
+                "with encoders, such as MeanFieldGuide."
+            )
+
+
+def _serves_one_batch(guide: Any) -> bool:
+    if isinstance(guide, AutoGuide):
+        return "sequence" in getattr(guide, "_prototype_frames", {})
+    if isinstance(guide, GuideMessenger) and "sequence" not in getattr(guide, "amortized_plates", ()):
+        nodes: Any = getattr(getattr(guide, "trace", None), "nodes", {})
+        return any(
+            node["type"] == "sample" and not node["is_observed"] and any(f.dim == -1 for f in node["cond_indep_stack"])
+            for node in nodes.values()
+        )
+    return False
 
 
 def validates(data: object, validation: object) -> bool:

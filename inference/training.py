@@ -39,6 +39,7 @@ from .checks import (
     check_names,
     check_options,
     check_precision,
+    check_sequences,
     covariates,
     rehearse,
     validates,
@@ -266,6 +267,8 @@ class Fitting(lightning.LightningModule):
             scheduler = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
             take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
             self._stored = None
+        validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
+        check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
         loader = self.trainer.train_dataloader
         if isinstance(loader, DataLoader) and loader.batch_size is not None and _sized(loader.dataset):
             self.objective.dataset_size = len(loader.dataset)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +64,15 @@ class GuideList(nn.Module):
         draws: dict[str, Tensor] = {}
         with OnePlate():
             for guide in self.guides:
-                drawn = call(guide, x, observed, covariates, whole=whole)()
+                try:
+                    drawn = call(guide, x, observed, covariates, whole=whole)()
+                except RuntimeError as error:
+                    twice = re.match(r"Multiple sample sites named (\S+)", str(error))
+                    if twice is None:
+                        raise
+                    raise ValueError(
+                        f"GuideList: {type(guide).__name__} draws site {twice[1]}, which a guide before it has drawn; "
+                        "expected every site in one of them: leave it out of the others, as poutine.block does."
+                    ) from error
                 draws |= drawn if isinstance(drawn, dict) else {}
         return draws

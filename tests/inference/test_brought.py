@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
+from pyro.nn import PyroSample
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -550,7 +551,7 @@ def test_guides_that_cannot_be_had_are_named() -> None:
         Encoder(model, AutoNormal(model))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="MeanFieldGuide'> is no guide"):
         GuideList(MeanFieldGuide)
-    with pytest.raises(ValueError, match="a second guide of a GuideList"):
+    with pytest.raises(ValueError, match="MeanFieldGuide draws site 'z', which a guide before it has drawn"):
         poutine.trace(GuideList(guide, default_guide(model))).get_trace(sequences())
 
     class Backwards(Guide):
@@ -559,3 +560,19 @@ def test_guides_that_cannot_be_had_are_named() -> None:
 
     with pytest.raises(TypeError, match="the posterior begins with a function"):
         Backwards(model)(sequences())
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoNormalMessenger])
+def test_an_autoguide_of_one_batch_is_not_trained_on_several(kind: type) -> None:
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3), mu=1.0)
+    x = torch.rand(8, 3, 1, 2, 2)
+    options: dict[str, Any] = {"max_epochs": 1, "progress": False}
+    with pytest.raises(ValueError, match=r"AutoNormal.* 2 batches.*encoders"):
+        fit(model, kind(model), x, batch_size=4, **options)
+    with pytest.raises(ValueError, match="validation sequences"):
+        fit(model, kind(model), x, batch_size=8, validation=x, **options)
+    fit(model, kind(model), x, batch_size=8, **options)
+    # Random weights are the same for all batches.
+    model.mu = PyroSample(dist.Normal(1.0, 0.1))
+    weights = kind(poutine.block(model, expose=list(model.weight_sites())))
+    fit(model, GuideList(MeanFieldGuide(model), weights), x, batch_size=4, **options)
