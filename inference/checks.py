@@ -123,8 +123,8 @@ def check_sequences(guide: Any, n_batches: float, validates: bool) -> None:
             others = f"{n_batches} batches" if n_batches > 1 else "validation sequences beside it"
             raise ValueError(
                 f"fit: {type(part).__name__} has parameters for each sequence of the batch that it was set up on, and "
-                f"there are {others}; pass all sequences as one batch (batch_size at least their number) without validation, or a guide "
-                "with encoders, such as MeanFieldGuide."
+                f"there are {others}; pass all sequences as one batch (batch_size "
+                "at least their number) without validation, or a guide with encoders, such as MeanFieldGuide."
             )
 
 
