@@ -82,8 +82,9 @@ class Objective(nn.Module):
             raise ValueError(f"{type(self).__name__}: beta is {beta!r}; expected a finite weight of at least 0.")
         if not isinstance(model, TVAE):
             inside = isinstance(inspect.unwrap(model), TVAE) if callable(model) else False
-            remedy = "put the handler inside the model, around the statements it is for" if inside else "pass one"
-            raise TypeError(f"{type(self).__name__}: the model is a {type(model).__name__}, no TVAE; {remedy}.")
+            found = "a handler around a TVAE" if inside else f"of type {type(model).__name__}"
+            remedy = "; put the handler inside, around the statements it is for" if inside else ""
+            raise TypeError(f"{type(self).__name__}: the model is {found}; expected a TVAE{remedy}.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
         self.dataset_size = dataset_size
 
@@ -246,7 +247,7 @@ class DReG(IWAE):
             or any(runnable(part) is part for part in getattr(guide, "guides", ()))
         ):
             raise ValueError(
-                f"DReG: the guide is a {type(guide).__name__}, whose parameters cannot be held while it is scored "
+                f"DReG: the guide is of type {type(guide).__name__}, whose parameters cannot be held while it is scored "
                 "again; expected a module with a forward, such as a pyro_tvae.Guide, or use IWAE."
             )
 

@@ -41,6 +41,7 @@ __all__ = [
 
 Runnable = Callable[..., object]
 SEQUENCE = "sequence"
+SHAPES = "Trace Shapes:"
 CALLS = (NamedModule.__call__, PyroModule.__call__)  # those that run forward and nothing of a class's own
 PLATE_TWICE = (
     "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by side in a "
@@ -199,6 +200,9 @@ def propose(program: Callable[[], object], x: Tensor) -> poutine.Trace:
         inner: Any = getattr(program, "func", program)
         guide = getattr(inner, "__self__", inner)
         if not isinstance(guide, AutoGuide | GuideMessenger):
+            if isinstance(error, ValueError) and SHAPES in str(error):
+                # Pyro adds a table of shapes to whatever a traced program raises: a sentence stays one.
+                raise ValueError(str(error).partition(SHAPES)[0].strip()) from error
             raise
         raise ValueError(
             f"the {type(guide).__name__} cannot be run on {x.shape[-5]} sequences ({reason}); an autoguide serves the "

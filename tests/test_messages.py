@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 import yaml
@@ -67,6 +68,11 @@ BinarisedBernoulli(2)
 Normal(-1)
 Normal(1, activation="tanh")
 Convolutional(channels=())
+MixtureLatent(0)
+MixtureLatent(3, per="pixel")
+PseudoInputLatent(0)
+TVAE((1, 2, 2), 3, 1, 3, name="a.b")
+GuideList(3)
 """
 VERBS = """
 sample(model, 0)
@@ -85,6 +91,18 @@ encode(model, default_guide(orbits), x)
 encode(wider, guide, x)
 encode(model, guide, x * float("nan"))
 encode(model, guide, x[:0])
+encode(model, guide, x * 2 - 1)
+encode(model, guide, x * 255)
+encode(model, autoguide, torch.rand(2, 3, 1, 2, 2))
+encode(model, guide, x, covariates={"label": x})
+model(x, label=x)
+ELBO(model, GuideList(guide, default_guide(model)))(x)
+interpolate(model, guide, x[:2], x[2:], steps=1)
+interpolate(model, guide, x[:2], x[2:], path="straight")
+with_n_frames(orbits, default_guide(orbits), 9)
+with_n_frames(model, guide, 0)
+Encoder(model, FlowGuide(model))
+Encoder(model, autoguide)
 """
 FILES = """
 save("file/model.safetensors", model, guide)
@@ -109,6 +127,15 @@ fit(model, guide, "x")
 fit(model, guide, x, seed=2**32)
 fit(model, guide, x, optimizer="adam")
 fit(model, guide, x, optimizer=torch.optim.Adam(model.parameters()))
+fit(model, guide, x, optimizer=lambda parameters: None, **once)
+fit(model, guide, x, optimizer=lambda parameters: torch.optim.Adam([torch.zeros(1, requires_grad=True)]), **once)
+fit(model, guide, x, objective=pyro.infer.RenyiELBO, **once)
+fit(model, guide, x * 2 - 1, **once)
+fit(model, guide, x, validation=x.double(), **once)
+fit(model, guide, x, patience=0, validation=x, **once)
+fit(model, guide, x, logger="wandb", **once)
+fit(model, guide, x, accumulate_grad_batches=0, **once)
+fit(model, pyro.infer.autoguide.AutoNormal(model), x, batch_size=2, **once)
 fit(model, guide, x, objective=ELBO(model, guide))
 fit(model, guide, x, resume=3)
 fit(model, guide, x, patience=2, **once)
@@ -146,6 +173,15 @@ MeanFieldELBO(model, FlowGuide(model))
 annealed_importance(model, guide, x[:0])
 bracket(model, guide, 0)
 bracket(model, guide, x)
+log_likelihood(model, guide, x * 2 - 1, 2)
+log_likelihood(model, guide, x, 2, covariates={"label": x})
+log_likelihood(model, joint, x, 2)
+log_likelihood(factored, guide, x, 2, estimator="frame")
+annealed_importance(factored, guide, x)
+IWAE(model, joint)(x)
+DReG(model, pyro.infer.autoguide.AutoNormalMessenger(model))
+ELBO(pyro.poutine.scale(model, scale=2.0), guide)
+MeanFieldELBO(model, autoguide)
 calibration(model, guide, method="magic")
 calibration(model, guide, n_draws=0)
 to_arviz(model, guide, x, method="magic")
@@ -254,6 +290,11 @@ GROUPS = {
 CASES = [(group, line) for group, lines in GROUPS.items() for line in lines.strip().splitlines()]
 
 
+class Factored(TVAE):
+    def heads(self, t: torch.Tensor) -> None:
+        pyro.factor("slow", -t.square().sum((-1, -2, -3)))
+
+
 class Nan(ELBO):
     def forward(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> Any:
         terms = super().forward(x, observed)
@@ -330,14 +371,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         names["orbits"] = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), prior=OrbitEnergy())
         names["continuous"] = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), likelihood=ContinuousBernoulli())
         names["wider"] = TVAE((1, 2, 2), 3, 2, 3, CapsuleRoll(3, 0))
-        yield names | {"Nan": Nan}
+        names["autoguide"], names["joint"] = (
+            kind(model) for kind in (pyro.infer.autoguide.AutoNormal, pyro.infer.autoguide.AutoMultivariateNormal)
+        )
+        for one in ("autoguide", "joint"):
+            names[one](x)
+        names["factored"] = Factored((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
+        yield names | {"Nan": Nan, "pyro": pyro}
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[dict[str, list[tuple[str, str]]]]:
+def found(request: pytest.FixtureRequest) -> Iterator[dict[str, list[tuple[str, str]]]]:
     """Group -> what was typed and what was answered, written at the end where that was asked for."""
     messages: dict[str, list[tuple[str, str]]] = {}
-    home = Path.cwd()
+    home = request.config.invocation_params.dir
     yield messages
     wanted = os.environ.get("PYRO_TVAE_MESSAGES")
     if wanted:
