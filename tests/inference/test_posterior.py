@@ -345,7 +345,9 @@ columns = ["elpd_loo", "p_loo", "elpd_diff", "dse", "warning"]
 assert list(shown.columns) == columns, shown
 best, other = shown["elpd_loo"]
 assert best >= other
-assert abs(abs(shown["elpd_diff"].iloc[1]) - (best - other)) < 0.25
+# ArviZ 1.x shows as many digits of each number as its standard error leaves.
+digits = 0.25 + (0 if az.__version__.startswith("0") else 0.5 * float(shown["dse"].iloc[1]) + 0.01 * abs(best))
+assert abs(abs(shown["elpd_diff"].iloc[1]) - (best - other)) < digits, shown
 """
 
 
