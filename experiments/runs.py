@@ -72,11 +72,37 @@ def train_run(config: DictConfig, run: Path) -> float | None:
     with no_folder_for_mistakes(run) if _first() else nullcontext():
         trust_targets(config)
         parts = build(config)
+        _check_judgeable(config, parts)
         if _first():
             write_text(run / CONFIG, OmegaConf.to_yaml(config, resolve=True))
         with _interruptible(run):
             _finish(run, config, parts)
     return _measured(run, config.measure)
+
+
+def _check_judgeable(config: DictConfig, parts: Parts) -> None:
+    """Raise ConfigurationError where the run could be trained, and not be judged afterwards."""
+    for name, dataset in parts.data.datasets.items():
+        least = 2 if name == "test" else 1  # spreads over sequences are among what is measured
+        if len(dataset) < least:
+            raise ConfigurationError(
+                f"the number of sequences in the {name} split is {len(dataset)}; expected at least {least}: give more "
+                "items, or another share of them."
+            )
+    context, n_frames = config.evaluation.context, parts.model.n_frames
+    if context is not None and not (isinstance(context, int) and 1 <= context < n_frames):
+        raise ConfigurationError(
+            f"evaluation.context is {context!r}; expected 1 to {n_frames - 1} of {n_frames} frames, so that some stay "
+            "unseen, or null for half of them."
+        )
+    particles, epochs = config.evaluation.num_particles, config.baseline.max_epochs
+    if not isinstance(particles, int) or particles < 1:
+        raise ConfigurationError(f"evaluation.num_particles is {particles!r}; expected a whole number of at least 1.")
+    if config.baseline.enabled and (not isinstance(epochs, int) or epochs == 0 or epochs < -1):
+        raise ConfigurationError(
+            f"baseline.max_epochs is {epochs!r}; expected a whole number of at least 1, -1 for no limit by epochs, or "
+            "baseline.enabled=false."
+        )
 
 
 MEASURES = ("val/elbo", "val/reconstruction", "val/kl")
@@ -257,7 +283,10 @@ def draw(
             {"hold": forecast.frames["hold"][order.cpu()]},
         )
     for name, figure in made.items():
-        figures.save(figure(), folder / f"{name}.png")
+        try:
+            figures.save(figure(), folder / f"{name}.png")
+        except ValueError as error:  # such as frames of two channels: the judgement is not lost to a picture
+            print(f"figure {name} is left out: {error}", flush=True)
 
 
 def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:

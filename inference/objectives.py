@@ -247,8 +247,8 @@ class DReG(IWAE):
             or any(runnable(part) is part for part in getattr(guide, "guides", ()))
         ):
             raise ValueError(
-                f"DReG: the guide is of type {type(guide).__name__}, whose parameters cannot be held while it is scored "
-                "again; expected a module with a forward, such as a pyro_tvae.Guide, or use IWAE."
+                f"DReG: the guide is of type {type(guide).__name__}, whose parameters cannot be held while it is "
+                "scored again; expected a module with a forward, such as a pyro_tvae.Guide, or use IWAE."
             )
 
     def forward(
