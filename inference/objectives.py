@@ -83,7 +83,7 @@ class Objective(nn.Module):
         if not isinstance(model, TVAE):
             inside = isinstance(inspect.unwrap(model), TVAE) if callable(model) else False
             found = "a handler around a TVAE" if inside else f"of type {type(model).__name__}"
-            remedy = "; put the handler inside, around the statements it is for" if inside else ""
+            remedy = "; put the handler inside the model, around the statements it is for" if inside else ""
             raise TypeError(f"{type(self).__name__}: the model is {found}; expected a TVAE{remedy}.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
         self.dataset_size = dataset_size

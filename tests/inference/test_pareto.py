@@ -203,7 +203,7 @@ def test_either_version_of_arviz_agrees_where_it_answers(case: str) -> None:
         assert math.isnan(theirs)  # of five excesses the first quartile is the smallest, and 1.x does not fit that
         return
     # Differences of 1e-9 between weights near 1 are known to them to seven digits.
-    assert found(SHARED[case]) == pytest.approx(theirs, rel=1e-6 if case == "differences near rounding" else 1e-9)
+    assert found(SHARED[case]) == pytest.approx(theirs, rel=3e-6 if case == "differences near rounding" else 1e-9)
 
 
 def test_some_cases_are_shared() -> None:
