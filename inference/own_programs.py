@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 from pyro_tvae.programs import call, is_bayesian, untouched_store
+from pyro_tvae.verbs import composed
 
 from .densities import refuse_further_terms, scored
 
@@ -58,7 +59,7 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
     with torch.no_grad():
         values = {name: sites[name]["value"] for name in laws if name in sites}
         if len(values) == len(laws):
-            laws["x"] = model.decode(_composed(model, values)).to_event(1)
+            laws["x"] = model.decode(composed(model, values)).to_event(1)
         for name, law in laws.items():
             site = sites.get(name)
             said = None if site is None else (site["fn"].log_prob(site["value"]), law.log_prob(site["value"]))
@@ -69,10 +70,6 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
                     f"'{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, which "
                     "runs the program."
                 )
-
-
-def _composed(model: TVAE, values: Mapping[str, Tensor]) -> Tensor:
-    return model.compose(values["z"], None if model.prior is None else values[model.prior.site])
 
 
 def refuse_fixed(guide: object, what: str) -> None:
