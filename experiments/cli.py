@@ -39,18 +39,19 @@ def train(context: typer.Context, imports: Imports = None) -> None:
     Arguments are Hydra overrides: topography=stationary, fit.max_epochs=5, experiment=lpartial, resume=RUN;
     --multirun seed=0,1,2 runs several; --cfg job prints the configuration.
     """
-    from .config import plain_errors, run_with_hydra
+    from .commands.hydra_entry import run_with_hydra
+    from .config.errors import plain_errors
 
     with plain_errors():
         if imports:
-            from .trust import trust_modules
+            from .config.allowlist import trust_modules
 
             trust_modules(imports)
         run_with_hydra(_train, _resume, context.args)
 
 
 def _resume(run: str, changes: dict[str, Any]) -> None:
-    from .runs import resume_run
+    from .commands.train import resume_run
 
     resume_run(Path(run), changes)
 
@@ -59,8 +60,8 @@ def _train(config: object) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from .config import plain_errors
-    from .runs import train_run
+    from .commands.train import train_run
+    from .config.errors import plain_errors
 
     assert isinstance(config, DictConfig)
     with plain_errors():
@@ -75,7 +76,7 @@ def evaluate(
 ) -> None:
     """Judge a trained run again and rewrite its report."""
     with _stored(run, imports):
-        from .runs import evaluate_run
+        from .commands.train import evaluate_run
 
         evaluate_run(run, split)
 
@@ -84,7 +85,7 @@ def evaluate(
 def report(run: RunFolder, imports: Imports = None) -> None:
     """Rewrite a run's report.html from what its folder holds."""
     with _stored(run, imports):
-        from .runs import report_run
+        from .commands.train import report_run
 
         print(f"report: {report_run(run)}")
 
@@ -100,7 +101,7 @@ def posterior(
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
     with _stored(run, imports):
-        from .posterior import posterior_run
+        from .commands.posterior import posterior_run
 
         file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
         print(f"posterior: {file}\npage: {page}")
@@ -123,7 +124,7 @@ def likelihood(
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
             raise ValueError(f"--particles is {particles!r}; expected whole numbers, such as 1,10,100.") from None
-        from .likelihood import likelihood_run, print_likelihood
+        from .commands.likelihood import likelihood_run, print_likelihood
 
         record = likelihood_run(
             run,
@@ -140,10 +141,10 @@ def likelihood(
 @contextmanager
 def _stored(run: Path, imports: list[str] | None) -> Iterator[None]:
     """Answer errors and interruptions of a command on a stored run in one sentence each."""
-    from .config import plain_errors
+    from .config.errors import plain_errors
 
     with plain_errors(), goes_on_with(f"every file in {run} is whole; start over with: {typed()}"):
-        from .trust import trust_modules
+        from .config.allowlist import trust_modules
 
         trust_modules(imports or ())
         yield
@@ -167,7 +168,7 @@ def reproduce(
 
     Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
-    from .config import plain_errors
+    from .config.errors import plain_errors
 
     with plain_errors():
         try:
@@ -176,12 +177,12 @@ def reproduce(
             raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
-        from .comparison import markdown
-        from .recipe import COURSES, reproduce_course
-        from .records import FOLDER
-        from .reproduce import reproduce_all
-        from .studies import chosen
-        from .summary import write_results
+        from .studies.comparison import markdown
+        from .studies.learning_curves import COURSES, reproduce_course
+        from .studies.records import FOLDER
+        from .studies.registry import chosen
+        from .studies.reproduce import reproduce_all
+        from .studies.results import write_results
 
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
@@ -212,11 +213,11 @@ def results(
     ] = None,
 ) -> None:
     """Write RESULTS.md and its pictures from kept records: what was run, and which published claims were seen."""
-    from .config import plain_errors
+    from .config.errors import plain_errors
 
     with plain_errors():
-        from .records import FOLDER
-        from .summary import write_results
+        from .studies.records import FOLDER
+        from .studies.results import write_results
 
         print(f"results: {write_results(records or FOLDER)}")
 
@@ -224,7 +225,7 @@ def results(
 @app.command(name="list")
 def list_() -> None:
     """Show every part that can be swapped, and the runs in ./runs."""
-    from .config import options
+    from .config.composition import options
 
     for group, entries in options().items():
         print(group)
@@ -253,7 +254,7 @@ def benchmark(
     """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
     from datetime import datetime
 
-    from .config import plain_errors
+    from .config.errors import plain_errors
 
     file = output or Path("runs/benchmark") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
     with plain_errors(), goes_on_with(f"benchmarks that were finished, if any, are in {file}."):

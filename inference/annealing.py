@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.posteriors import standalone
 
 from .likelihood import concatenate, seeded, summarise

@@ -17,10 +17,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pyro_tvae.guides import Guide, check_judged, posterior_of
+from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.model import TVAE
 from pyro_tvae.programs import check_covariates
-from pyro_tvae.topography import roll
+from pyro_tvae.topographies.base import roll
 from pyro_tvae.verbs import composed, posterior_means, weights_at
 
 from . import likelihood

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import call, check_covariates, propose, untouched_store
@@ -31,7 +31,7 @@ from .memory import keep_freed_memory
 from .pareto import pareto_shape
 from .progress import progress_bar
 
-__all__ = ["LogLikelihood", "log_likelihood", "log_weights", "seeded"]
+__all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
 
 ESTIMATORS = ("sequence", "frame", "frame_unnormalised")
 CHUNK_BYTES = 24 * 2**20  # of decoded pixels: small enough to stay in a processor's cache, large enough to fill it

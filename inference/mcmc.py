@@ -14,7 +14,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
-from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.posteriors import draw, moments
 from pyro_tvae.programs import call, check_covariates, untouched_store
@@ -26,7 +26,7 @@ from .own_programs import by_laws, rehearse
 from .posterior import shared_sites, weighted_particles
 from .progress import progress_bar
 
-__all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
+__all__ = ["GuideQuality", "NUTSResult", "guide_quality", "nuts"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pyro_tvae.programs import CALLS, call, check_covariates, is_bayesian, propo
 
 from .densities import Densities, both, densities, log_prob, refuse_shared, reparametrized, replay, run, scored
 
-__all__ = ["ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms", "divergence"]
+__all__ = ["ELBO", "IWAE", "DReG", "MeanFieldELBO", "Objective", "Terms"]
 
 
 class Terms(NamedTuple):

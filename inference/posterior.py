@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import whole
-from pyro_tvae.guides import check_judged, posterior_of
+from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw
 from pyro_tvae.programs import accepted, call, check_covariates, untouched_store
@@ -31,7 +31,7 @@ from .progress import progress_bar
 if TYPE_CHECKING:
     from xarray import Dataset
 
-__all__ = ["GROUPS", "Draws", "from_netcdf", "to_arviz", "to_netcdf"]
+__all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
 
 GROUPS = (
     "posterior",

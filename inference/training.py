@@ -28,7 +28,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
 from pyro_tvae.programs import untouched_store
 
-from .batches import Batch, batch_of, frames_of, peek
+from .batches import Batch, batch_of, peek
 from .callbacks import History, _Best, _Products, _Progress, _Recorder
 from .checkpoints import KEY, VERSION, Keeper, Patience, WholeFiles, read_checkpoint
 from .checks import (
@@ -51,7 +51,7 @@ from .pyro_elbos import adapted
 from .randomness import RandomStates
 from .subnormals import EVERY, sweep
 
-__all__ = ["Fitting", "History", "NonFiniteError", "Optimizers", "fit", "frames_of"]
+__all__ = ["Fitting", "History", "NonFiniteError", "fit"]
 
 Objectives = Callable[[TVAE, Guide, int], Objective]
 Schedules = Callable[[Optimizer, int], LRScheduler | ReduceLROnPlateau]

@@ -10,10 +10,10 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from .guides import Guide
+from .guides.base import Guide
+from .guides.semi_amortized import SemiAmortisedGuide
 from .model import TVAE
 from .posteriors import standalone
-from .refined_guide import SemiAmortisedGuide
 from .verbs import point_estimate
 
 __all__ = ["Decoder", "Encoder"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .guides import Guide
+from .guides.base import Guide
 from .model import TVAE
 from .storage import rebuild, record
 

@@ -128,7 +128,7 @@ class PseudoInputLatent(LatentPrior):
         super().fit_to(n_frames, n_capsules, n_positions)
 
     def look_at(self, model: TVAE) -> None:
-        from .encoders import FrameEncoder  # which imports the model, and so this module
+        from .guides.encoders import FrameEncoder  # which imports the model, and so this module
 
         frames = (self.n_components, model.n_frames, *model.frame_shape)
         if not hasattr(self, "raw"):

@@ -22,7 +22,8 @@ from .networks import MLP, Network, Shift
 from .parts import ArgumentError, Part
 from .priors import EnergyPrior, GaussianEnergy
 from .programs import keywords
-from .topography import CapsuleRoll, NoTopography, Topography
+from .topographies.base import Topography
+from .topographies.published import CapsuleRoll, NoTopography
 
 __all__ = ["TVAE"]
 

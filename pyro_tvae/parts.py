@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Part", "UnknownPartError", "build", "describe"]
+__all__ = ["ArgumentError", "Part", "UnknownPartError"]
 
 
 class UnknownPartError(LookupError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .distributions import Normal
 from .parts import Part
-from .topography import Topography
+from .topographies.base import Topography
 
 __all__ = ["EnergyPrior", "GammaEnergy", "GaussianEnergy", "OrbitEnergy"]
 

@@ -24,24 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 # Whatever a file may describe has to be loaded: the parts that nothing else here imports.
-from . import (  # noqa: F401
-    convolution,
-    flow_guide,
-    gamma_guide,
-    grids,
-    joint_guides,
-    mixture_latents,
-    orbit_guides,
-    refined_guide,
-    sequence_guide,
-)
+from . import convolution, mixture_latents  # noqa: F401
 from .files import whole
-from .guides import Guide
+from .guides import flow as flow_guide  # noqa: F401
+from .guides.base import Guide
 from .model import TVAE
 from .naming import restoring
 from .parts import Part, UnknownPartError, build, describe
+from .topographies import grids  # noqa: F401
 
-__all__ = ["Record", "load", "rebuild", "record", "save"]
+__all__ = ["load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 FORMAT, VERSION = "pyro-tvae", 2

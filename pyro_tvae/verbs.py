@@ -10,11 +10,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .guides import check_judged, posterior_of
+from .guides.base import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
 from .programs import Program, check_covariates, is_bayesian, runnable, untouched_store
-from .topography import roll
+from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
 

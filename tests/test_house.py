@@ -290,7 +290,7 @@ def test_there_are_examples_to_run() -> None:
 
 
 def test_a_warning_from_our_own_code_is_an_error() -> None:
-    for module in ("pyro_tvae.model", "pyro_tvae.inference.training", "pyro_tvae.experiments.runs"):
+    for module in ("pyro_tvae.model", "pyro_tvae.inference.training", "pyro_tvae.experiments.commands.train"):
         with pytest.raises(UserWarning, match="ours"):
             exec("import warnings; warnings.warn('ours')", {"__name__": module})
     with pytest.warns(UserWarning, match="theirs"):

@@ -26,8 +26,8 @@ import pyro_tvae.inference
 from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, NoTopography, OrbitEnergy, default_guide
 from pyro_tvae.experiments import datasets
 from pyro_tvae.experiments.cli import app
-from pyro_tvae.experiments.config import compose
-from pyro_tvae.experiments.reproduce import reproduce
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.inference import ELBO, fit
 from pyro_tvae.inference.checkpoints import KEY
 

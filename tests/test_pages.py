@@ -59,7 +59,7 @@ def test_an_example_is_a_dozen_lines() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_command_lines_compose(page: str) -> None:
-    from pyro_tvae.experiments.config import compose
+    from pyro_tvae.experiments.config.composition import compose
 
     commands = [line.split("#")[0].split() for code in blocks(page, "sh") for line in code.splitlines()]
     trained = [words[2:] for words in commands if words[:2] == ["pyro-tvae", "train"]]

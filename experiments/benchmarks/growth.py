@@ -20,7 +20,7 @@ from .memory import begin, needed
 from .record import console as record_console
 from .record import table as record_table
 from .speed import Setting, step_products
-from .turns import StepTurns, seconds_of
+from .timing import StepTurns, seconds_of
 
 __all__ = ["print_record", "run", "step", "summary"]
 

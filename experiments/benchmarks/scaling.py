@@ -20,7 +20,7 @@ from .record import console as record_console
 from .record import table as record_table
 from .speed import Setting, step_products
 from .throughput import turning_digits
-from .turns import StepTurns, ratios, spread
+from .timing import StepTurns, ratios, spread
 
 __all__ = ["print_record", "run", "summary", "train"]
 

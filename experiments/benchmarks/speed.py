@@ -29,7 +29,7 @@ from ..datasets.transformations import Transformations
 from .record import Bar, with_threads
 from .record import console as record_console
 from .record import table as record_table
-from .turns import StepTurns, seconds_of
+from .timing import StepTurns, seconds_of
 
 __all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 

@@ -18,7 +18,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from .record import console as record_console
 from .record import table as record_table
-from .turns import seconds_of, spread
+from .timing import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]
 

@@ -21,7 +21,7 @@ from .record import Bar, with_threads
 from .record import console as record_console
 from .record import table as record_table
 from .speed import Setting, step_products, weight_products
-from .turns import StepTurns, ratios, seconds_of, spread
+from .timing import StepTurns, ratios, seconds_of, spread
 
 __all__ = ["measure", "print_record", "run", "turning_digits"]
 

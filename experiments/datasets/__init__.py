@@ -1,6 +1,6 @@
 """Data: images in splits, transformations and sprites as tensor programs, and the sequences made of them."""
 
-from .makers import MovingImages, ReadySequences, SequenceMaker
+from .renderers import MovingImages, ReadySequences, SequenceMaker
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
 from .sources import DataNotFound, Frames, Images, Splits, arrays, digits, mnist
 from .sprites import Sprites, dsprites

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .makers import Batch, SequenceMaker, maker
+from .renderers import Batch, SequenceMaker, maker
 from .sources import Frames, Images, Splits
 from .transformations import Draw, Transformations
 

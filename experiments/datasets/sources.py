@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from .makers import SequenceMaker
+    from .renderers import SequenceMaker
 
 __all__ = ["DataNotFound", "Frames", "Images", "Splits", "arrays", "digits", "mnist"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dsprites_file, silhouettes
-from .makers import Batch
+from .renderers import Batch
 from .sequences import mix
 from .sources import Splits, cuts
 from .transformations import Draw

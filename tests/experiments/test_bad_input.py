@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pyro_tvae.experiments.config import compose, plain_errors
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.config.errors import plain_errors
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, arrays, digits
-from pyro_tvae.experiments.folders import configuration, read_record
+from pyro_tvae.experiments.runs.folder import configuration, read_record
 
 TYPES = ["u1", "f2", "f4", "f8", "i4", "u2", "b1", "c8", "U2", "M8[s]", "V3"]
 
@@ -181,7 +182,7 @@ def test_overrides_of_anything(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("overrides", [["fit.max_epochs=many"], ["model.n_capsules=2.5"], ["data.n_frames=x"]])
 def test_a_mistyped_number_ends_with_status_2(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from pyro_tvae.experiments.runs import train_run
+    from pyro_tvae.experiments.commands.train import train_run
 
     with pytest.raises(SystemExit) as caught, plain_errors():
         train_run(

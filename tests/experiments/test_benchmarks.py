@@ -26,17 +26,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from pyro_tvae.experiments import benchmarks
-from pyro_tvae.experiments.benchmarks import (
-    children,
-    gradients,
-    growth,
-    memory,
-    scaling,
-    speed,
-    startup,
-    throughput,
-    turns,
-)
+from pyro_tvae.experiments.benchmarks import children, gradients, growth, memory, scaling, speed, startup, throughput
+from pyro_tvae.experiments.benchmarks import timing as turns
 from pyro_tvae.inference import fit
 
 TINY = speed.Setting(2, 3, 8, 2, 3, 3, 1, num_particles=3)

@@ -10,7 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 import pyro_tvae
-from pyro_tvae.experiments.config import ConfigurationError, build, compose, make, options, plain_errors
+from pyro_tvae.experiments.config.building import build
+from pyro_tvae.experiments.config.composition import compose, make, options
+from pyro_tvae.experiments.config.errors import ConfigurationError, plain_errors
 from pyro_tvae.networks import Shift
 
 TINY = ["data.n_train=16", "data.n_validation=8", "data.n_test=8", "model.n_capsules=2"]

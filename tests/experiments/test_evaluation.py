@@ -10,7 +10,7 @@ import torch
 
 from pyro_tvae import MLP, TVAE, BinarisedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
-from pyro_tvae.experiments.evaluation import _remarks, evaluate, measure
+from pyro_tvae.experiments.evaluation.evaluate import _remarks, evaluate, measure
 from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 

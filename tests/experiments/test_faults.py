@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyro_tvae.experiments.config import compose, run_with_hydra
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.commands.likelihood import likelihood_run
+from pyro_tvae.experiments.commands.posterior import posterior_run
+from pyro_tvae.experiments.commands.train import evaluate_run, report_run, resume_run, train_run
+from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
-from pyro_tvae.experiments.likelihood import likelihood_run
-from pyro_tvae.experiments.posterior import posterior_run
-from pyro_tvae.experiments.runs import evaluate_run, report_run, resume_run, train_run
-from pyro_tvae.experiments.unfinished import unfinished
+from pyro_tvae.experiments.runs.unfinished import unfinished
 from pyro_tvae.files import whole
 
 TINY = [

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyro_tvae.experiments.config import ConfigurationError, compose
-from pyro_tvae.experiments.runs import train_run
+from pyro_tvae.experiments.commands.train import train_run
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.config.errors import ConfigurationError
 
 SMALL = ["data=sequences", "data.n_frames=4", "model.n_capsules=2", "model.capsule_dim=4", "fit.max_epochs=1"]
 SMALL += ["baseline.max_epochs=1", "evaluation.num_particles=5", "fit.progress=false", "fit.accelerator=cpu"]

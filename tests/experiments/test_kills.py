@@ -44,7 +44,7 @@ STUDY = [*TINY[:4], "fit.max_steps=4", "fit.progress=false", "baseline.enabled=f
 # Children of one process that has imported everything: seconds less for each of many commands.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["pyro_tvae.experiments.runs", "pyro_tvae.experiments.posterior", "tensorboard.summary", "arviz"]
+    ["pyro_tvae.experiments.commands.train", "pyro_tvae.experiments.commands.posterior", "tensorboard.summary", "arviz"]
 )
 
 CODE = """

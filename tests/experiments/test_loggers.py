@@ -13,11 +13,16 @@ import yaml
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 
-from pyro_tvae.experiments import cli, config, loggers, runs, trust
-from pyro_tvae.experiments.config import ConfigurationError, compose, options
-from pyro_tvae.experiments.folders import configuration
-from pyro_tvae.experiments.loggers import check_loggers, check_stored_loggers
-from pyro_tvae.experiments.runs import resume_run, train_run
+from pyro_tvae.experiments import cli
+from pyro_tvae.experiments.commands import train as runs
+from pyro_tvae.experiments.commands.train import resume_run, train_run
+from pyro_tvae.experiments.config import allowlist as trust
+from pyro_tvae.experiments.config import composition as config
+from pyro_tvae.experiments.config import loggers
+from pyro_tvae.experiments.config.composition import compose, options
+from pyro_tvae.experiments.config.errors import ConfigurationError
+from pyro_tvae.experiments.config.loggers import check_loggers, check_stored_loggers
+from pyro_tvae.experiments.runs.folder import configuration
 
 TINY = [
     "data.n_train=16",

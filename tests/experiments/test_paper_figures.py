@@ -13,12 +13,12 @@ import torch
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Torus
 from pyro_tvae.experiments import datasets
-from pyro_tvae.experiments import reproduce as study_module
 from pyro_tvae.experiments.datasets import Images, Splits
-from pyro_tvae.experiments.paper_figures import DRAWINGS, draw_map
-from pyro_tvae.experiments.reproduce import reproduce, reproduce_all
-from pyro_tvae.experiments.studies import PAPER, STUDIES, chosen, home
-from pyro_tvae.experiments.unit_map import UnitMap, map_units
+from pyro_tvae.experiments.studies import reproduce as study_module
+from pyro_tvae.experiments.studies.paper_figures import DRAWINGS, draw_map
+from pyro_tvae.experiments.studies.registry import PAPER, STUDIES, chosen, home
+from pyro_tvae.experiments.studies.reproduce import reproduce, reproduce_all
+from pyro_tvae.experiments.studies.unit_map import UnitMap, map_units
 
 TINY = [
     "data.n_train=4",

@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import pyro_tvae
-from pyro_tvae.experiments import posterior
-from pyro_tvae.experiments.config import build, compose
+from pyro_tvae.experiments.commands import posterior
+from pyro_tvae.experiments.config.building import build
+from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import Transformations
-from pyro_tvae.experiments.folders import write_text
+from pyro_tvae.experiments.runs.folder import write_text
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
-from pyro_tvae.inference.ranks import Calibration
+from pyro_tvae.inference.simulation_based_calibration import Calibration
 
 SMALL = ["data.n_train=8", "data.n_validation=4", "data.n_test=6", "model.n_capsules=2", "fit.accelerator=cpu"]
 KINDS = {

@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 
 import pyro_tvae
 from pyro_tvae.experiments import datasets
-from pyro_tvae.experiments.config import build, compose, make, options, plain_errors
+from pyro_tvae.experiments.commands.train import train_run
+from pyro_tvae.experiments.config.building import build
+from pyro_tvae.experiments.config.composition import compose, make, options
+from pyro_tvae.experiments.config.errors import plain_errors
 from pyro_tvae.experiments.datasets import Images, Splits
-from pyro_tvae.experiments.runs import train_run
 from pyro_tvae.networks import Shift
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1e-4, "momentum": 0.9}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pyro_tvae.experiments import recipe
-from pyro_tvae.experiments.config import compose
-from pyro_tvae.experiments.recipe import COURSES, Course, follow, reproduce_course
-from pyro_tvae.experiments.records import read_kept
-from pyro_tvae.experiments.summary import results_text
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.studies import learning_curves as recipe
+from pyro_tvae.experiments.studies.learning_curves import COURSES, Course, follow, reproduce_course
+from pyro_tvae.experiments.studies.records import read_kept
+from pyro_tvae.experiments.studies.results import results_text
 
 TINY = (
     "+data.source.size=8",

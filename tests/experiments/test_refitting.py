@@ -9,7 +9,7 @@ import torch
 
 import pyro_tvae
 from pyro_tvae import TVAE, CapsuleRoll, GaussianEnergy, OrbitEnergy
-from pyro_tvae.experiments.refitting import take_over
+from pyro_tvae.experiments.studies.refitting import take_over
 
 
 def model(**options: Any) -> TVAE:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from pyro_tvae.experiments import figures, report, tables
+from pyro_tvae.experiments.reports import figures, report, tables
 
 MISSING = "–"
 VOID = {"meta", "img", "link", "br", "hr", "input"}

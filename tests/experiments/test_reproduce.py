@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pyro_tvae.experiments import reproduce as study_module
-from pyro_tvae.experiments.comparison import aggregate, markdown
-from pyro_tvae.experiments.reproduce import STUDIES, Study, reproduce
+from pyro_tvae.experiments.studies import reproduce as study_module
+from pyro_tvae.experiments.studies.comparison import aggregate, markdown
+from pyro_tvae.experiments.studies.reproduce import STUDIES, Study, reproduce
 
 QUICK = (
     "data.n_train=16",

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_house import ROOT
 
-from pyro_tvae.experiments.claims import claims_of, remarks_of
-from pyro_tvae.experiments.comparison import table
-from pyro_tvae.experiments.config import compose
-from pyro_tvae.experiments.curves import forecast_curves, recipe_curves
-from pyro_tvae.experiments.records import (
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.studies.claims import claims_of, remarks_of
+from pyro_tvae.experiments.studies.comparison import table
+from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
+from pyro_tvae.experiments.studies.records import (
     Cell,
     check_settings,
     kept_cells,
@@ -31,9 +31,9 @@ from pyro_tvae.experiments.records import (
     stem_of,
     write_record,
 )
-from pyro_tvae.experiments.reproduce import STUDIES, Study, reproduce
-from pyro_tvae.experiments.summary import NAME, results_text, write_results
-from pyro_tvae.experiments.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
+from pyro_tvae.experiments.studies.reproduce import STUDIES, Study, reproduce
+from pyro_tvae.experiments.studies.results import NAME, results_text, write_results
+from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
 
 KINDS = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
 RUN = {
@@ -433,7 +433,7 @@ def pretend(ran: list[str]) -> Any:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from pyro_tvae.experiments import reproduce as module
+    from pyro_tvae.experiments.studies import reproduce as module
 
     seeds: list[str] = []
     monkeypatch.setitem(STUDIES, "small", SMALL)

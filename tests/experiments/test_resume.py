@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pyro_tvae.experiments import runs
-from pyro_tvae.experiments.config import ConfigurationError, compose, run_with_hydra
-from pyro_tvae.experiments.runs import resume_run, train_run
+from pyro_tvae.experiments.commands import train as runs
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.commands.train import resume_run, train_run
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.config.errors import ConfigurationError
 
 TINY = [
     "data.n_train=16",

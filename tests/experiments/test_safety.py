@@ -16,11 +16,11 @@ import torch
 import yaml
 
 import pyro_tvae
-from pyro_tvae.experiments import trust
-from pyro_tvae.experiments.config import compose, make
+from pyro_tvae.experiments.commands.train import evaluate_run, report_run, resume_run, train_run
+from pyro_tvae.experiments.config import allowlist as trust
+from pyro_tvae.experiments.config.composition import compose, make
 from pyro_tvae.experiments.datasets import arrays
-from pyro_tvae.experiments.folders import configuration, trained
-from pyro_tvae.experiments.runs import evaluate_run, report_run, resume_run, train_run
+from pyro_tvae.experiments.runs.folder import configuration, trained
 from pyro_tvae.inference import from_netcdf
 
 TINY = [
@@ -155,10 +155,10 @@ def test_a_pickle_in_the_best_checkpoint_is_not_run(run: Path, witness: Path) ->
 
 TARGETS = {
     "a shell": "os.system",
-    "a shell by way of the project": "pyro_tvae.experiments.config.os.system",
+    "a shell by way of the project": "pyro_tvae.experiments.config.errors.os.system",
     "exec": "builtins.exec",
     "a writer of files": "pyro_tvae.save",
-    "another writer of files": "pyro_tvae.experiments.folders.write_text",
+    "another writer of files": "pyro_tvae.experiments.runs.folder.write_text",
     "a class outside": "subprocess.Popen",
     "Hydra's own": "hydra.utils.call",
     "torch's unpickler": "torch.load",

@@ -11,16 +11,7 @@ import torch
 from complaints import answer
 from torch import Tensor
 
-from pyro_tvae import (
-    TVAE,
-    Bernoulli,
-    CapsuleRoll,
-    ContinuousBernoulli,
-    Likelihood,
-    Normal,
-    OrbitEnergy,
-    default_guide,
-)
+from pyro_tvae import TVAE, Bernoulli, CapsuleRoll, ContinuousBernoulli, Likelihood, Normal, OrbitEnergy, default_guide
 from pyro_tvae.inference import ELBO, Terms, fit, log_likelihood
 from pyro_tvae.inference.training import NonFiniteError
 

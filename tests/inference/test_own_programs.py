@@ -32,7 +32,7 @@ from pyro_tvae import (
     traverse,
 )
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
-from pyro_tvae.experiments.evaluation import measure
+from pyro_tvae.experiments.evaluation.evaluate import measure
 from pyro_tvae.inference import (
     ELBO,
     annealed_importance,

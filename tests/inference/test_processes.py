@@ -14,7 +14,9 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="Py
 
 # Children of one process that has imported everything, and never used a thread.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pyro_tvae.inference.training", "pyro_tvae.experiments.runs", "tensorboard.summary"])
+CONTEXT.set_forkserver_preload(
+    ["pyro_tvae.inference.training", "pyro_tvae.experiments.commands.train", "tensorboard.summary"]
+)
 
 CODE = """
 import os

@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
-from pyro_tvae.inference.ranks import Calibration, calibration
+from pyro_tvae.inference.simulation_based_calibration import Calibration, calibration
 
 FRAME = (1, 2, 2)
 

@@ -39,16 +39,8 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_tvae import TVAE, Guide, GuideList, MeanFieldGuide, encode, reconstruct, sample
-from pyro_tvae.guides import Posterior
-from pyro_tvae.inference import (
-    ELBO,
-    IWAE,
-    DReG,
-    MeanFieldELBO,
-    annealed_importance,
-    log_likelihood,
-    log_weights,
-)
+from pyro_tvae.guides.base import Posterior
+from pyro_tvae.inference import ELBO, IWAE, DReG, MeanFieldELBO, annealed_importance, log_likelihood, log_weights
 
 LABELS = torch.tensor([0, 1, 2, 1])
 

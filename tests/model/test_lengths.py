@@ -7,7 +7,7 @@ import torch
 from model.test_every_combination import FRAME, GUIDES, ORBITS, C, D, S, build
 
 from pyro_tvae import with_n_frames
-from pyro_tvae.topography import window
+from pyro_tvae.topographies.base import window
 
 LONG = 9
 PER_FRAME = [guide for guide in GUIDES if guide not in (*ORBITS, "sequence", "semi_amortised")]

@@ -39,7 +39,7 @@ from pyro_tvae import (
     load,
     save,
 )
-from pyro_tvae.orbit_guides import ConditionalOrbitGuide
+from pyro_tvae.guides.orbit import ConditionalOrbitGuide
 
 FRAME = (1, 2, 3)
 Pair = tuple[TVAE, Guide]

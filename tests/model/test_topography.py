@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import CapsuleRoll, NoTopography, Stationary, Topography, Torus, roll
-from pyro_tvae.topography import window
+from pyro_tvae.topographies.base import window
 
 BOUNDARIES = ("circular", "truncate")
 # S and D differ both ways; 4 is shorter than most kernels below, so that windows overlap themselves.

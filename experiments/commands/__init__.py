@@ -1,0 +1,1 @@
+"""Commands: what the words of the command line do with a run."""

@@ -1,0 +1,1 @@
+"""Configuration: composed from its groups, checked, and turned into parts."""

@@ -1,0 +1,87 @@
+"""Building: a configuration turned into data, model and guide, and these fitted as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from .composition import make
+from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from pyro_tvae import TVAE, Guide
+    from pyro_tvae.inference import History
+
+    from ..datasets import SequenceDataModule
+
+__all__ = ["Parts", "build", "fit_parts"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration describes, built."""
+
+    model: TVAE
+    guide: Guide
+    data: SequenceDataModule
+
+
+def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
+    """Build data, model and guide, the weights drawn from the configuration's seed."""
+    from lightning.pytorch import seed_everything
+
+    from pyro_tvae import TVAE
+
+    data = data if data is not None else make(config.data)
+    assert data is not None
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise ConfigurationError(f"seed is {config.seed!r}; expected a whole number from 0 to 4294967295.")
+    seed_everything(config.seed, workers=True, verbose=False)
+    model = TVAE(
+        data.frame_shape,
+        data.n_frames,
+        config.model.n_capsules,
+        config.model.capsule_dim,
+        make(config.topography),
+        prior=make(config.prior),
+        latent=make(config.latent),
+        likelihood=make(config.likelihood),
+        network=make(config.network),
+        mu=config.model.mu,
+        eps=config.model.eps,
+        centred=config.model.centred,
+    )
+    return Parts(model, make(config.guide)(model), data)
+
+
+def fit_parts(
+    config: DictConfig, parts: Parts, directory: Path | None = None, callbacks: Sequence[Callback] = ()
+) -> History:
+    """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
+    from pyro_tvae.inference import fit
+
+    from .loggers import loggers
+
+    last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
+    options = OmegaConf.to_container(config.fit, resolve=True)
+    assert isinstance(options, dict)
+    return fit(
+        parts.model,
+        parts.guide,
+        parts.data,
+        optimizer=make(config.optimizer.optimizer),
+        schedule=make(config.optimizer.schedule),
+        objective=make(config.objective),
+        directory=directory,
+        resume=last if last is not None and last.is_file() else None,
+        seed=config.seed,
+        logger=loggers(config, directory) or None,
+        callbacks=callbacks,
+        **{str(name): value for name, value in options.items()},
+    )

@@ -1,0 +1,1 @@
+"""Evaluation: every measure of a fitted model, beside its controls."""

@@ -1,0 +1,1 @@
+"""Reports: whatever a person looks at, with the templates beside the code that fills them."""

@@ -1,0 +1,226 @@
+"""The report: one self-contained page of a run, with the verdict first and everything needed to repeat it last.
+
+All inputs are plain data, so that the page can be rebuilt from a run folder at any time.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from ..runs.folder import write_text
+from .pages import embedded, render
+from .tables import BLIND, MISSING, describe_data, format_number, format_seconds, rows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .figures import History
+
+__all__ = ["write_report"]
+
+Picture: TypeAlias = "Path | Figure"
+
+MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+
+FLOORS = {
+    "model": "t of the last seen frame, rolled by the horizon and decoded",
+    "repeat last frame": "the last seen frame, unchanged",
+    "mean frame": "the mean frame of the training set",
+    "hold": "t of the last seen frame, decoded without a roll",
+    "plain VAE, rolled": "the plain VAE's code of the last seen frame, rolled and decoded",
+    "plain VAE, held": "the plain VAE's code of the last seen frame, decoded without a roll",
+}
+
+
+class Caption(NamedTuple):
+    """Words for one figure: its title, what to look for, and what a reader who cannot see it should know."""
+
+    title: str
+    look_for: str
+    alternative: str
+
+
+CAPTIONS = {
+    "training_curves": Caption(
+        "Training curves",
+        "The ELBO should rise and level off, with validation close to training: a widening gap is overfitting. The "
+        "ELBO is the reconstruction term minus the KL. A KL that falls to 0 means that the posterior has collapsed "
+        "onto the prior and the code is empty.",
+        "Three line plots over training steps, in nats per frame, training and validation: ELBO, reconstruction, KL.",
+    ),
+    "reconstructions": Caption(
+        "Reconstructions",
+        "Each lower row is decoded from the posterior of the row above. Shape and pose should match. Lower rows that "
+        "all look alike, or like a blurred mean image, mean that the code carries nothing.",
+        "Rows of test frames, each above its reconstruction.",
+    ),
+    "capsule_traversal": Caption(
+        "Capsule traversal",
+        "The third row is decoded from the first frame alone: its t, rolled by one position per frame. If the capsules "
+        "are equivariant, it performs the transformation that the first row shows.",
+        "For each sequence three rows of frames: true, reconstructed, and decoded by rolling the first frame's t.",
+    ),
+    "forward_roll_strip": Caption(
+        "Forward roll, as pictures",
+        "Left of the dashed line is what the model has seen. To the right of it, compare every prediction with the "
+        "true frame above it, and see whether the motion goes on or merely stops.",
+        "Seen frames on the left; on the right the unseen true frames above the predicted ones.",
+    ),
+    "forward_roll_curve": Caption(
+        "Forward roll, as numbers",
+        "The model is worth something as a predictor where its line lies above every floor. Below the mean frame, it "
+        "does worse than a prediction that ignores the sequence.",
+        "Line plot of log-likelihood in nats per unseen frame against horizon, for the model and the floors; the table "
+        "above has the same numbers.",
+    ),
+    "capsule_stripes": Caption(
+        "Capsule stripes",
+        "Diagonal stripes: activity moves by one position per frame, a roll. Stripes in V alone come from the "
+        "topography and not from learning; what counts is that T follows and still differs between inputs.",
+        "Two heat maps of one capsule over one sequence, frame against position: T, and its local energy V.",
+    ),
+}
+
+
+def write_report(
+    run: str | Path,
+    evaluation: Mapping[str, Any],
+    figures: Mapping[str, Picture],
+    config_yaml: str,
+    history: History | None = None,
+) -> Path:
+    """Write RUN/report.html: one page without scripts or outside resources, its pictures embedded.
+
+    Args:
+        run: the run's folder; it is made where it is missing.
+        evaluation: the content of ``evaluation.json``.
+        figures: pictures by name, each a matplotlib figure or the path of a PNG, JPEG or SVG file. Names that begin
+            like a function of :mod:`.figures` (``reconstructions``, ``reconstructions_rotation``, …) get its caption.
+        config_yaml: the run's configuration, shown as it is.
+        history: training metrics as :func:`.figures.training_curves` takes them; drawn unless ``figures`` has them.
+            The forward-roll curve is drawn from ``evaluation`` in the same way.
+
+    Returns:
+        The path of the page; it is written atomically.
+
+    Raises:
+        FileNotFoundError: a picture is not there.
+        ValueError: a picture has another format, or the evaluation another schema.
+    """
+    figures = dict(figures)
+    forward = evaluation.get("forward_roll") or {}
+    if history and not any(name.startswith("training_curves") for name in figures):
+        from .figures import training_curves
+
+        figures["training_curves"] = training_curves(history)
+    if forward.get("log_likelihood") and not any(name.startswith("forward_roll_curve") for name in figures):
+        from .figures import forward_roll_curve
+
+        figures["forward_roll_curve"] = forward_roll_curve(forward)
+    pictures = [_picture(name, figures[name]) for name in sorted(figures, key=_rank)]
+    entries = rows(evaluation)
+    page = render(
+        "report.html",
+        name=str(evaluation.get("name") or Path(run).name),
+        data=describe_data(evaluation),
+        verdict=[str(sentence) for sentence in evaluation.get("verdict") or ()],
+        collapsed=bool(evaluation.get("collapsed")),
+        rows=entries,
+        columns={
+            field: any(getattr(row, field) not in ("", MISSING) for row in entries)
+            for field in ("unit", "better", "untrained", "plain_vae")
+        },
+        standard_errors=any("±" in row.trained for row in entries),
+        blind=BLIND,
+        notes=[str(note) for note in evaluation.get("notes") or ()],
+        forward=_forward(forward),
+        forward_pictures=[p for p in pictures if p["name"].startswith("forward_roll")],
+        pictures=[p for p in pictures if not p["name"].startswith("forward_roll")],
+        facts=_facts(evaluation),
+        config_yaml=config_yaml,
+    )
+    return write_text(Path(run) / "report.html", page)
+
+
+def _forward(forward: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The forward-roll numbers as strings: one table per score, one row per prediction, one column per horizon."""
+    scores = (
+        ("log_likelihood", "Log-likelihood, nats per unseen frame (higher is better)"),
+        ("pixel_error", "Pixel error (lower is better)"),
+    )
+    tables: list[dict[str, Any]] = []
+    for key, caption in scores:
+        series = {str(name): list(values or ()) for name, values in (forward.get(key) or {}).items()}
+        horizons = max((len(values) for values in series.values()), default=0)
+        if horizons == 0:
+            continue
+        lines = []
+        for name, values in series.items():
+            values += [None] * (horizons - len(values))
+            numbers = [format_number(value) for value in values]
+            whole = MISSING not in numbers
+            mean = format_number(sum(map(float, values)) / horizons) if whole else MISSING
+            lines.append({"name": name, "mean": mean, "numbers": numbers})
+        tables.append({"caption": caption, "horizons": range(1, horizons + 1), "lines": lines})
+    if not tables:
+        return None
+    names = dict.fromkeys(line["name"] for table in tables for line in table["lines"])
+    meanings = [(name, FLOORS[name]) for name in names if name in FLOORS]
+    return {"context": forward.get("context"), "tables": tables, "meanings": meanings}
+
+
+def _facts(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is needed to repeat the run, as (name, value)."""
+    facts = [("Data", describe_data(evaluation))]
+    if evaluation.get("parameters") is not None:
+        facts.append(("Parameters", f"{int(evaluation['parameters']):,}"))
+    if evaluation.get("seed") is not None:
+        facts.append(("Seed", str(evaluation["seed"])))
+    seconds = evaluation.get("seconds") or {}
+    facts += [(f"Time, {name}", format_seconds(value)) for name, value in seconds.items()]
+    facts.append(("Hardware", str(evaluation.get("hardware") or "")))
+    versions = evaluation.get("versions") or {}
+    facts.append(("Versions", ", ".join(f"{package} {version}" for package, version in versions.items())))
+    return [(name, value) for name, value in facts if value]
+
+
+def _known(name: str) -> str | None:
+    return next((key for key in CAPTIONS if name == key or name.startswith((f"{key}_", f"{key}-"))), None)
+
+
+def _rank(name: str) -> tuple[int, str]:
+    known = _known(name)
+    return (list(CAPTIONS).index(known) if known else len(CAPTIONS), name)
+
+
+def _picture(name: str, source: Picture) -> dict[str, str]:
+    known = _known(name)
+    words = name.replace("_", " ").replace("-", " ").strip()
+    caption = Caption(words[:1].upper() + words[1:], "", words)
+    if known is not None:
+        caption = CAPTIONS[known]
+        detail = words[len(known) :].strip()
+        if detail:
+            caption = caption._replace(title=f"{caption.title}: {detail}")
+    media, content = _bytes(name, source)
+    return {
+        "name": name,
+        "title": caption.title,
+        "look_for": caption.look_for,
+        "alternative": caption.alternative,
+        "address": embedded(content, media),
+    }
+
+
+def _bytes(name: str, source: Picture) -> tuple[str, bytes]:
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix.lower() not in MEDIA:
+            raise ValueError(f"figure {name}: {path} is not one of {', '.join(MEDIA)}.")
+        return MEDIA[path.suffix.lower()], path.read_bytes()
+    buffer = io.BytesIO()
+    source.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return "image/png", buffer.getvalue()

@@ -1,0 +1,160 @@
+"""Comparison: a record of several rows and seeds as one table, in Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..reports.tables import MISSING, format_number
+
+__all__ = ["BLIND_MEASURES", "aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
+
+COLUMNS = {
+    "iwae": "IWAE ↑",
+    "iwae_error": "its standard error over test sequences",
+    "ess": "its effective sample size, median",
+    "elbo": "ELBO ↑",
+    "kl": "KL",
+    "frame_unnormalised": "frame_unnormalised",
+    "few/elbo": "ELBO, the first test sequences alone ↑",
+    "few/iwae": "IWAE, K = 1,000, the same ↑",
+    "few/ais": "AIS, the same ↑",
+    "few/gap": "best of these − ELBO ↓",
+    "held/elbo": "ELBO of the guide fitted to one model that is held ↑",
+    "held/best": "the best estimate of that model's log p(x)",
+    "held/gap": "that − ELBO ↓",
+    "explained": "explained ↑",
+    "e_eq": "E_eq ↓",
+    "e_eq_untrained": "E_eq, untrained",
+    "forward_roll": "forward_roll ↑",
+    "forward_roll_floor": "its best floor",
+    "probe": "class probe ↑",
+    "map/selective": "units with d′ ≥ 0.85 ↑",
+    "map/selective_untrained": "such units, untrained",
+    "map/classes": "classes they prefer",
+    "map/selectivity": "neighbours' d′: correlation ↑",
+    "map/selectivity_p": "neighbours' d′: p",
+    "map/selectivity_untrained": "neighbours' d′: untrained",
+    "map/slant": "neighbours' slant: correlation ↑",
+    "map/slant_p": "neighbours' slant: p",
+    "map/slant_untrained": "neighbours' slant: untrained",
+    "map/stroke_width": "neighbours' stroke width: correlation ↑",
+    "map/stroke_width_p": "neighbours' stroke width: p",
+    "map/stroke_width_untrained": "neighbours' stroke width: untrained",
+    "collapsed": "collapsed",
+    "seconds": "training, s",
+    "seconds_per_step": "s / step",
+}
+PREFIXES = {
+    "roll": "roll correlation",
+    "roll_untrained": "roll correlation, untrained",
+    "cap_corr": "CapCorr",
+    "cap_corr_untrained": "CapCorr, untrained",
+    "commutation": "commutation ↓",
+    "pose": "pose probe",
+    "active": "active latents",
+}
+# A code that says nothing about its input can score perfectly on these.
+BLIND_MEASURES = ("e_eq", "roll", "cap_corr", "commutation")
+MARK = "†"
+
+
+def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
+    """Mean and standard deviation over seeds of the numbers that are there; nan and None where there are too few.
+
+    Example:
+        >>> aggregate([1.0, 3.0, None])
+        (2.0, 1.4142135623730951)
+    """
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(known) if known else math.nan, statistics.stdev(known) if len(known) > 1 else None
+
+
+def collapsed_seeds(row: Mapping[str, Any]) -> list[int]:
+    """The seeds of a row whose model has collapsed."""
+    flags = row["values"].get("collapsed", [None] * len(row["seeds"]))
+    return [seed for seed, flag in zip(row["seeds"], flags, strict=True) if flag]
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """A record as Markdown: a heading, and measures down and rows across, mean ± standard deviation over seeds."""
+    body = table(record) if record["kind"] == "reproduction" else ends(record)
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in record.get("figures", ()))
+    return f"### {record['title']}\n\n{body}{pictures}"
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The table of a record without a heading."""
+    rows = record["rows"]
+    lines = ["| | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) for row in rows) + " |"]
+    marked = gaps = False
+    for key, label in _columns(record).items():
+        cells = [_cell(row, key) for row in rows]
+        if any(cell != MISSING for cell in cells):
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+            marked = marked or any(cell.endswith(MARK) for cell in cells)
+            gaps = gaps or any(None in row["values"].get(key, (None,)) for row in rows)
+    lines += ["", "Nats per frame where a measure is in nats; ± is the standard deviation over seeds."]
+    if gaps:
+        lines[-1] += f" Undefined numbers are left out of means; {MISSING}: undefined or not measured in all seeds."
+    if marked:
+        lines += ["", f"{MARK} over models of which some have collapsed: their measures of equivariance mean nothing."]
+    return "\n".join(lines) + "\n"
+
+
+ENDS = {
+    "seconds": "training, s",
+    "step": "steps",
+    "elbo": "ELBO ↑",
+    "iwae": "IWAE ↑",
+    "explained": "explained ↑",
+    "forward_roll": "forward_roll ↑",
+    "forward_roll_floor": "its best floor",
+}
+
+
+def ends(record: Mapping[str, Any]) -> str:
+    """A record of kind ``recipe`` as a table of where its curves end."""
+    rows = record["rows"]
+    lines = ["| at the end | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) or MISSING for row in rows) + " |"]
+    for key, label in ENDS.items():
+        last = [aggregate([run["points"][-1].get(key) for run in row["runs"]]) for row in rows]
+        lines.append(f"| {label} | " + " | ".join(format_number(*value) for value in last) + " |")
+    return "\n".join(lines) + "\n\nNats per frame where a measure is in nats; ± is the standard deviation over seeds.\n"
+
+
+def _columns(record: Mapping[str, Any]) -> dict[str, str]:
+    present = list(dict.fromkeys(key for row in record["rows"] for key in row["values"]))
+    parts = {
+        key: f"{PREFIXES[key.split('/')[0]]}, {key.split('/')[1]}"
+        for key in present
+        if "/" in key and key.split("/")[0] in PREFIXES
+    }
+    return {key: label for key, label in COLUMNS.items() if key in present} | parts
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    values: Sequence[float | None] = row["values"].get(key, ())
+    gone = collapsed_seeds(row)
+    if key == "collapsed":
+        return f"{len(gone)} of {len(row['seeds'])}" if any(value is not None for value in values) else MISSING
+    text = format_number(*aggregate(values))
+    return f"{text} {MARK}" if gone and text != MISSING and key.split("/")[0] in BLIND_MEASURES else text
+
+
+def as_csv(record: Mapping[str, Any]) -> str:
+    """A record as CSV, one number a line: row, seed, measure, value."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "seed", "measure", "value"])
+    for row in record["rows"]:
+        for key, values in row["values"].items():
+            for seed, value in zip(row["seeds"], values, strict=True):
+                writer.writerow([row["name"], seed, key, "" if value is None else repr(value)])
+    return text.getvalue()

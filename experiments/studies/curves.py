@@ -1,0 +1,162 @@
+"""Curves over seeds: a record's learning curves against the wall clock, and its forecasts against the horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from ..reports.figures import BLACK, BLUE, DASHES, GREEN, GREY, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
+
+__all__ = ["forecast_curves", "recipe_curves"]
+
+Floats = NDArray[np.float64]
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+DPI = 100
+WIDTH = 9.0  # inches
+COMMON_FLOORS = ("repeat last frame", "mean frame")  # those that no model has a part in
+
+
+def recipe_curves(record: Mapping[str, Any]) -> Figure:
+    """Test IWAE and forward_roll against wall-clock minutes of training: one colour per recipe.
+
+    The thick line is the mean over seeds, the band reaches from the lowest seed to the highest, over the time that all
+    seeds have; thin lines are the seeds. The dashed line is the best floor of forward_roll.
+
+    Args:
+        record: of kind ``recipe``, see :mod:`.records`.
+    """
+    figure = Figure(figsize=(WIDTH, 4.3), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, 2)
+    panels = (
+        ("iwae", "Test IWAE", "nats per frame (higher is better)"),
+        ("forward_roll", "forward_roll: frames not seen", "nats per unseen frame (higher is better)"),
+    )
+    for axis, (key, title, unit) in zip(axes, panels, strict=True):
+        for row, colour in zip(record["rows"], _cycled(COLOURS, len(record["rows"])), strict=True):
+            curves = [_series(run["points"], key) for run in row["runs"]]
+            _spread(axis, curves, colour, row.get("label", row["name"]))
+        _plain(axis, title, unit)
+        axis.set_xlabel("wall-clock minutes of training")
+    floors = [
+        point["forward_roll_floor"]
+        for row in record["rows"]
+        for run in row["runs"]
+        for point in run["points"]
+        if point.get("forward_roll_floor") is not None
+    ]
+    if floors:
+        axes[1].axhline(max(floors), color=GREY, linestyle="--", linewidth=1.2, label="best floor")
+    for axis in axes:
+        _leave_out_start(axis)
+    lines, labels = axes[1].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, frameon=False, fontsize=9, loc="outside lower center", ncols=min(3, max(1, len(labels)))
+    )
+    return figure
+
+
+def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
+    """Log-likelihood of unseen frames against the horizon, mean over seeds, one curve per row; None if none has any.
+
+    Args:
+        record: of kind ``reproduction``, see :mod:`.records`.
+    """
+    series: dict[str, Floats] = {}
+    floors: dict[str, list[Sequence[float]]] = {name: [] for name in COMMON_FLOORS}
+    for row in record["rows"]:
+        scores = [run["forward_roll"]["log_likelihood"] for run in row["runs"] if run.get("forward_roll")]
+        own = [score["model"] for score in scores if None not in score["model"]]
+        if own:
+            series[row["name"]] = np.mean(np.array(own, dtype=np.float64), axis=0)
+        for name, found in floors.items():
+            found += [score[name] for score in scores if name in score and None not in score[name]]
+    if not series:
+        return None
+    if len({len(values) for values in series.values()}) > 1:  # rows on different data, which have no floors in common
+        floors = {}
+    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    axis = figure.subplots()
+    for n, (name, values) in enumerate(series.items()):
+        axis.plot(
+            np.arange(1, len(values) + 1), values, label=name, color=COLOURS[n % len(COLOURS)], linewidth=1.8,
+            marker=MARKERS[n % len(MARKERS)], markersize=4.5, zorder=3,
+        )  # fmt: skip
+    shown, ground = list(series.values()), float("inf")
+    for n, (name, found) in enumerate(floors.items()):
+        if found:
+            values = np.mean(np.array(found, dtype=np.float64), axis=0)
+            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=GREY, linewidth=1.4, linestyle=DASHES[n])
+            shown.append(values)
+            ground = min(ground, float(values.min()))
+    # A model that forecasts far below the others and every floor would squeeze them.
+    best = max(float(values.min()) for values in shown)
+    top = max(float(values.max()) for values in shown)
+    low = max(min(float(values.min()) for values in shown), min(ground, best - 6 * max(top - best, 1.0)))
+    margin = 0.06 * (top - low) or 1.0
+    axis.set_ylim(low - margin, top + margin)
+    _plain(axis, "Forward roll: log-likelihood of frames not seen, mean over seeds", "nats per unseen frame")
+    below = [name for name, values in series.items() if float(values.max()) < low]
+    axis.set_xlabel(
+        "horizon: frames after the last one seen" + (f"\n(below the axis: {'; '.join(below)})" if below else "")
+    )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _cycled(colours: Sequence[str], count: int) -> list[str]:
+    return [colours[n % len(colours)] for n in range(count)]
+
+
+def _series(points: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
+    """Minutes and values, in the order of time."""
+    known = sorted((p["seconds"] / 60, p[key]) for p in points if p.get(key) is not None)
+    return np.array([p[0] for p in known]), np.array([p[1] for p in known], dtype=np.float64)
+
+
+def _spread(axis: Axes, curves: Sequence[tuple[Floats, Floats]], colour: str, label: str) -> None:
+    known = [(minutes, values) for minutes, values in curves if len(minutes)]
+    if not known:
+        return
+    for minutes, values in known:
+        axis.plot(minutes, values, color=colour, linewidth=0.7, alpha=0.5, zorder=2)
+    start, end = max(minutes[0] for minutes, _ in known), min(minutes[-1] for minutes, _ in known)
+    grid = np.unique(np.concatenate([minutes for minutes, _ in known]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    if not len(grid):
+        return
+    stacked = np.stack([np.interp(grid, minutes, values) for minutes, values in known])
+    count = f" ({len(known)} seed{'s' if len(known) > 1 else ''})"
+    marker = "o" if len(grid) == 1 else None
+    axis.plot(grid, stacked.mean(0), color=colour, linewidth=2.2, label=label + count, zorder=4, marker=marker)
+    axis.fill_between(grid, stacked.min(0), stacked.max(0), color=colour, alpha=0.18, linewidth=0, zorder=1)
+
+
+def _plain(axis: Axes, title: str, unit: str) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=9)
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_ylabel(unit)
+
+
+def _leave_out_start(axis: Axes) -> None:
+    """Where the first twentieth of the time dwarfs all that follows, fit the axis to what follows, and say so."""
+    points = [np.asarray(line.get_xydata(), dtype=np.float64) for line in axis.lines if line.get_linestyle() != "--"]
+    if not points:
+        return
+    everything = np.concatenate(points)
+    late = everything[everything[:, 0] >= 0.05 * everything[:, 0].max()][:, 1]
+    others = [float(y) for line in axis.lines if line.get_linestyle() == "--" for y in np.asarray(line.get_ydata())]
+    low, high = min([float(late.min()), *others]), max([float(late.max()), *others])
+    if float(everything[:, 1].min()) < low - 1.5 * (high - low):
+        margin = 0.06 * (high - low) or 1.0
+        axis.set_ylim(low - margin, high + margin)
+        axis.set_xlabel(f"{axis.get_xlabel()}\n(the first ones run off the axis)")

@@ -1,0 +1,200 @@
+"""The figures of the paper, each drawn from one run: unseen frames forecast, capsule traversals, a map of units."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import pyro_tvae
+from pyro_tvae.topographies.base import roll
+
+from ..reports.mosaics import (
+    DPI,
+    MAX_COLUMNS,
+    WIDTH,
+    Floats,
+    as_array,
+    as_frames,
+    mosaic,
+    pick,
+    save,
+    seen_and_unseen,
+    wrap,
+)
+from ..reports.tables import format_number
+from ..runs.folder import EVALUATION, SELECTIVITY, Trained, read_record, trained
+from .unit_map import UnitMap, map_units
+
+__all__ = ["DRAWINGS", "Drawing", "draw_map", "draw_run"]
+
+Drawing = Callable[[Trained, Mapping[str, float], str], Figure]
+
+SHARPNESS = 112  # pixels of a frame on the canvas, so that the cells of a capsule beside it stay even
+N_SEQUENCES = 3
+
+
+def draw_run(drawing: str, run: Path, title: str, stem: Path) -> list[Path]:
+    """Draw a run as PNG and PDF.
+
+    Args:
+        drawing: one of :data:`DRAWINGS`.
+        run: a trained and evaluated run's folder.
+        title: of the figure; what the run explains is added.
+        stem: the files' path without a suffix.
+
+    Returns:
+        The paths of the two files.
+    """
+    record = read_record(run / EVALUATION)
+    explained = record["measures"]["trained"]["explained"]
+    title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
+    numbers = json.loads((run / SELECTIVITY).read_text()) if (run / SELECTIVITY).is_file() else {}
+    figure = DRAWINGS[drawing](trained(run), numbers, title)
+    return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".pdf")]
+
+
+@torch.inference_mode()
+def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
+    """Fig. 1: encode the first frames, roll t of the last of them, decode; beside the true continuation."""
+    x = next(run.data.batches("test", run.device, batch_size=2))["x"]
+    n_frames = x.shape[1]
+    context = run.config.evaluation.context or n_frames // 2
+    seen = torch.arange(n_frames, device=run.device) < context
+    # Zeros in place of the unseen frames: nothing of them can reach the guide.
+    t = pyro_tvae.encode(run.model, run.guide, x * seen.reshape(-1, 1, 1, 1), observed=seen)
+    ahead = torch.arange(1, n_frames - context + 1, device=run.device)
+    t = torch.cat([t[:, :context], roll(t[:, context - 1 : context], ahead.unsqueeze(-1))], dim=1)
+    truth, decoded = as_frames(x), as_frames(run.model.decode(t).mean)
+    first, then = pick(context, MAX_COLUMNS // 2), context + pick(n_frames - context, MAX_COLUMNS // 2)
+    shown = [*first, *then]
+    rows: list[list[Floats | None]] = []
+    for n in range(len(x)):
+        capsules = _coloured(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
+        rows += [[_enlarged(_rgb(source[n, i])) for i in shown] for source in (truth, decoded)]
+        rows.append([_enlarged(capsules[i]) for i in shown])
+    figure, axis, edge = mosaic(
+        rows, ["true", "decoded", "capsules, t"] * len(x), [str(i) for i in shown], title,
+        row_breaks=[3 * n for n in range(1, len(x))], column_break=len(first),
+    )  # fmt: skip
+    seen_and_unseen(axis, edge)
+    axis.set_xlabel(
+        "frame; to the right, t of the last seen frame, every capsule (a row) rolled on by one position per frame",
+        fontsize=9,
+    )
+    return figure
+
+
+@torch.inference_mode()
+def _traversals(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
+    """Figs. 4, 6, 22 and 23: for what moves, a true sequence, its reconstruction, and the rolled t of frame 0."""
+    batch = next(run.data.batches("test", run.device))
+    names = run.data.datasets["test"].moving
+    # One sequence of every factor that moves alone, or the first few where there is one motion only.
+    each = 1 if len(names) > 1 else N_SEQUENCES
+    chosen = [int(n) for k in range(len(names)) for n in (batch["moving"] == k).nonzero()[:each]]
+    x = batch["x"][chosen]
+    parts = {
+        "true": as_frames(x),
+        "reconstructed": as_frames(pyro_tvae.reconstruct(run.model, run.guide, x)),
+        "frame 0, rolled": as_frames(pyro_tvae.traverse(run.model, run.guide, x)),
+    }
+    shown = pick(x.shape[1], MAX_COLUMNS)
+    rows = [[frames[n, i] for i in shown] for n in range(len(x)) for frames in parts.values()]
+    moving = [names[int(batch["moving"][n])] for n in chosen]
+    labels = [f"{name}: true" if part == "true" else part for name in moving for part in parts]
+    breaks = [len(parts) * n for n in range(1, len(x))]
+    return mosaic(rows, labels, [str(i) for i in shown], title, row_breaks=breaks)[0]
+
+
+def _map(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
+    """Fig. 3: the map of units."""
+    return draw_map(map_units(run.model, run.guide, run.data), numbers, title)
+
+
+DRAWINGS: dict[str, Drawing] = {"forecast": _forecast, "traversals": _traversals, "map": _map}
+
+
+def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure:
+    """Four panels of a map: the strongest image of every unit, the class it prefers, and its slant and stroke width.
+
+    Args:
+        units: what :func:`.map_units` returns.
+        numbers: what :func:`.organisation` returns; panels say what it holds.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")
+    figure.suptitle(wrap(title, WIDTH), x=0.01, ha="left", fontsize=11)
+    images, classes, slant, width = figure.subplots(2, 2).flat
+    _show(images, _sheet(units.strongest), "The image that activates each unit most", cmap="gray", vmin=0, vmax=1)
+    n_classes = len(units.selectivity)
+    colours = ListedColormap(colormaps["tab10" if n_classes <= 10 else "tab20"].colors[:n_classes])  # type: ignore[attr-defined]
+    selective = int((units.preferred >= 0).sum())
+    drawn = _show(
+        classes,
+        np.ma.masked_less(units.preferred.numpy(), 0),
+        f"Class of each of the {selective} units with d′ ≥ 0.85\n{_test(numbers, 'selectivity', ' of d′')}",
+        cmap=colours,
+        norm=BoundaryNorm(np.arange(n_classes + 1) - 0.5, n_classes),
+    )
+    figure.colorbar(drawn, ax=classes, ticks=range(n_classes), shrink=0.8, label="class")
+    for axis, value, name, what, colour in (
+        (slant, units.slant, "slant", "Preferred slant (right of upright is positive)", "RdBu_r"),
+        (width, units.stroke_width, "stroke_width", "Preferred stroke width (pixels)", "viridis"),
+    ):
+        bound = float(value.abs().max())
+        limits = {"vmin": -bound, "vmax": bound} if name == "slant" else {}
+        drawn = _show(axis, value.numpy(), f"{what}\n{_test(numbers, name)}", cmap=colour, **limits)
+        figure.colorbar(drawn, ax=axis, shrink=0.8)
+    return figure
+
+
+def _test(numbers: Mapping[str, float], name: str, of: str = "") -> str:
+    if name not in numbers:
+        return ""
+    p, least = numbers[f"{name}_p"], 0.001
+    chance = f"p < {least}" if p < least else f"p = {p:.3f}"
+    untrained = numbers.get(f"{name}_untrained")
+    control = "" if untrained is None else f"; untrained {untrained:.2f}"
+    return f"neighbour correlation{of} {numbers[name]:.2f}, {chance}{control}"
+
+
+def _show(axis: Axes, image: Any, title: str, **options: Any) -> Any:
+    drawn = axis.imshow(image, interpolation="nearest", **options)
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    return drawn
+
+
+def _sheet(images: Tensor) -> Floats:
+    """(rows, columns, channel, height, width) to one grey or coloured sheet."""
+    sheet = as_array(images).clip(0, 1).transpose(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(sheet.shape[0] * sheet.shape[1], sheet.shape[2] * sheet.shape[3], sheet.shape[4])
+    return sheet[..., 0] if sheet.shape[-1] == 1 else sheet
+
+
+def _coloured(t: Floats) -> Floats:
+    """Capsules (S, C, D) of a sequence as S pictures (3, C, D), on one scale of colours."""
+    low, high = np.quantile(t, (0.02, 0.98))
+    scaled = (t - low) / max(high - low, 1e-12)
+    return np.asarray(colormaps["viridis"](scaled.clip(0, 1)))[..., :3].transpose(0, 3, 1, 2)
+
+
+def _rgb(frame: Floats) -> Floats:
+    return frame.repeat(3, axis=0) if len(frame) == 1 else frame
+
+
+def _enlarged(frame: Floats, size: int = SHARPNESS) -> Floats:
+    """A picture (channel, height, width) on a square of so many pixels, by the nearest of its own."""
+    across: Sequence[Any] = [np.arange(size) * length // size for length in frame.shape[1:]]
+    return frame[:, across[0]][:, :, across[1]]

@@ -1,0 +1,70 @@
+"""Refitting: guides compared on one log p(x), each fitted to the same model, whose weights are held."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from pyro_tvae import TVAE
+from pyro_tvae.inference import log_likelihood
+
+from ..config.building import Parts, fit_parts
+from ..config.composition import make
+from ..runs.folder import trained
+
+__all__ = ["refit", "take_over"]
+
+APART = ("prior.", "topography.")  # what two models of the same law may differ in
+
+
+def take_over(model: TVAE, reference: TVAE) -> TVAE:
+    """Give a model the weights of another, but for how its energies are represented, and hold them.
+
+    Where both priors give V the same law, as Gaussian u, Gamma(½, ½) energies and one χ² energy per orbit do on
+    disjoint orbits, both models then give x the same law.
+
+    Raises:
+        ValueError: they differ in more than the representation of their energies.
+    """
+    weights = {name: value for name, value in reference.state_dict().items() if not name.startswith(APART)}
+    own = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(APART)}
+    lattice = (model.n_frames, model.capsule_dim)
+    if (
+        own != {name: value.shape for name, value in weights.items()}
+        or model.latent_shape != reference.latent_shape
+        or not torch.equal(model.topography.neighbourhood(*lattice), reference.topography.neighbourhood(*lattice))
+    ):
+        raise ValueError(
+            "refit: the model and its reference differ in more than their energies; expected the same sizes, networks, "
+            "likelihood, topography and centring in both."
+        )
+    model.load_state_dict(weights, strict=False)
+    return model.requires_grad_(False)
+
+
+def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Fit a run's guide anew to the model of a reference run, under the run's own recipe, and see what it leaves.
+
+    Args:
+        run: whose guide, prior and recipe are taken.
+        reference: a run whose model is taken, in the place of the run's own.
+        sequences: the first of the test split, on which the bounds are computed.
+        num_particles: K of the importance-weighted bound.
+        seed: of the draws.
+
+    Returns:
+        ``elbo`` and ``iwae`` of the refitted guide, in nats per frame.
+    """
+    loaded, model = trained(run), trained(reference).model
+    held = take_over(loaded.model, model)
+    config = loaded.config
+    torch.manual_seed(config.seed)
+    guide = make(config.guide)(held)
+    with warnings.catch_warnings():  # Pyro notes every weight that is held
+        warnings.filterwarnings("ignore", "(?s).*because requires_grad=False")
+        fit_parts(config, Parts(held, guide, loaded.data))
+    x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
+    bound = log_likelihood(held.eval(), guide.eval(), x, num_particles, seed=seed)
+    return {"elbo": float(bound.elbo.mean()) / held.n_frames, "iwae": bound.per_frame}

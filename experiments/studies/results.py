@@ -1,0 +1,223 @@
+"""Summary: RESULTS.md, generated from kept records, so that nothing stands there that was not run.
+
+A folder of records holds ``<study>-<budget>.json`` or ``<study>.json``, a record each (see :mod:`.records`); pictures,
+``<record>.png`` and ``<record>-<anything>.png``; ``notes/<record>.md`` or ``notes/<study>.md``, in words what no record
+can hold; and ``robustness.md``, if there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..interruption import command
+from ..reports.tables import format_seconds
+from ..runs.folder import write_text
+from .claims import Claim, claims_of, remarks_of
+from .comparison import ends, table
+from .records import read_kept, stem_of
+from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
+
+__all__ = ["NAME", "results_text", "write_results"]
+
+NAME = "RESULTS.md"
+NOTES = "notes"
+ROBUSTNESS = "robustness.md"
+ORDER = ("table", "fig", "guides", "priors", "recipe")  # as the paper tells it, then what goes beyond it
+TOLD = (  # what a budget is
+    "data.n_train", "data.n_test", "data.batch_size", "fit.max_epochs", "fit.max_steps", "fit.warmup_steps",
+    "evaluation.num_particles",
+)  # fmt: skip
+Record = Mapping[str, Any]
+
+
+def write_results(folder: Path) -> Path:
+    """Write ``RESULTS.md`` into a folder of records, and the pictures that are drawn from them.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file in it is no record, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep --records {folder}' makes it."
+        )
+    for stem, record in _records(folder).items():
+        _draw(folder, stem, record)
+    return write_text(folder / NAME, results_text(folder))
+
+
+def results_text(folder: Path) -> str:
+    """The content of ``RESULTS.md`` for a folder of records: the same text for the same files."""
+    records = _records(folder)
+    sections = [HEAD]
+    judged = {stem: claims_of(record) for stem, record in records.items()}
+    if any(judged.values()):
+        sections.append(_overview(records, judged))
+    used: set[Path] = set()
+    for stem, record in records.items():
+        notes = [
+            path for name in dict.fromkeys((stem, record["study"])) if (path := folder / NOTES / f"{name}.md").is_file()
+        ]
+        used.update(notes)
+        sections.append(_section(folder, stem, record, judged[stem], notes))
+    if not records:
+        sections.append("No study has been kept here yet: nothing is claimed.\n")
+    others = [path for path in sorted((folder / NOTES).glob("*.md")) if path not in used]
+    for path in [*others, folder / ROBUSTNESS]:
+        if path.is_file():
+            sections.append(_verbatim(path))
+    return "\n".join(sections)
+
+
+HEAD = """# Results
+
+Written by `pyro-tvae results` from the records (JSON) in this folder: tables and claims hold what is in them and
+nothing else; paragraphs below them are from `notes`, and say where further numbers come from.
+`pyro-tvae reproduce STUDY --seeds … --keep` adds seeds to a record; those that are there are not run again. Commands
+leave out where data lie (`data.source.root=DIR`); every setting is in the records. Seconds are of shared cores: they
+rank nothing where no note says how they were taken.
+
+± is the standard deviation over seeds, which are all judged on one fixed test set: the error of drawing that set is not
+in it, and stands in the tables as the standard error over test sequences. A claim is **seen** where the 95 % interval
+over seeds (Welch's t for a difference, Student's t for a mean) lies on the claimed side, **not seen** where it lies on
+the other, **not decided** where it holds both or there are fewer than two seeds. E_eq, CapCorr and roll correlations
+are blind to collapse: those of models that explain less than 0.05 of what there is to explain beyond the mean frame do
+not count.
+"""
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {path.stem: read_kept(path) for path in sorted(folder.glob("*.json"))}
+    for stem, record in found.items():
+        expected = stem_of(record["study"], record.get("budget"))
+        if stem != expected:
+            raise ValueError(f"{folder / stem}.json is a record of {expected}; rename it {expected}.json.")
+
+    def place(stem: str) -> tuple[int, str]:
+        known = [n for n, start in enumerate(ORDER) if stem.startswith(start)]
+        return (known[0] if known else len(ORDER), stem)
+
+    return {stem: found[stem] for stem in sorted(found, key=place)}
+
+
+def _heading(record: Record) -> str:
+    return record["title"] + (f" (budget: {record['budget']})" if record.get("budget") else "")
+
+
+def _overview(records: Mapping[str, Record], judged: Mapping[str, Sequence[Claim]]) -> str:
+    """How many claims were seen, study by study."""
+    lines = ["| study | seen | not seen | not decided |", "|---|---|---|---|"]
+    for stem, claims in judged.items():
+        if claims:
+            counts = [sum(claim.verdict == verdict for claim in claims) for verdict in (SEEN, NOT_SEEN, NOT_DECIDED)]
+            lines.append(f"| {_heading(records[stem])} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], notes: Sequence[Path]) -> str:
+    parts = [f"## {_heading(record)}\n", _how(record, stem)]
+    parts.append(table(record) if record["kind"] == "reproduction" else ends(record))
+    said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
+    parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
+    for path in _pictures(folder, stem, record):
+        caption = (record.get("pictures") or {}).get(path.name, _caption(stem, path, record))
+        parts.append(f"![{caption}]({path.name})\n\n*{caption}*\n")
+    if claims:
+        lines = [
+            f"- **{claim.verdict.capitalize()}**: {claim.said}\n  - Measured: {claim.measured}" for claim in claims
+        ]
+        parts.append("### What was claimed, and what was seen\n\n" + "\n".join(lines) + "\n")
+    remarks = remarks_of(record)
+    if remarks:
+        parts.append("\n\n".join(remarks) + "\n")
+    parts += [path.read_text(encoding="utf-8").strip() + "\n" for path in notes]
+    return "\n".join(parts)
+
+
+def _how(record: Record, stem: str) -> str:
+    """Command, seeds, hardware, time and versions of a record."""
+    runs = [run for row in record["rows"] for run in row["runs"]]
+    seeds = sorted({seed for row in record["rows"] for seed in row["seeds"]})
+    incomplete = [row["name"] for row in record["rows"] if row["seeds"] != seeds]
+    words = ["reproduce", record["study"]]
+    words += ["--budget", record["budget"]] if record.get("budget") else []
+    words += ["--seeds", ",".join(map(str, seeds)), *record.get("overrides", ())]
+    lines = [f"- Command: `{record.get('command') or command(*words)}`"]
+    short = f" (fewer for {', '.join(incomplete)})" if incomplete else ""
+    lines.append(f"- Seeds: {', '.join(map(str, seeds)) or 'none'}{short}; {len(runs)} runs")
+    lines.append(f"- Hardware: {_counted([str(run.get('hardware', 'not recorded')) for run in runs])}")
+    totals: dict[str, float] = {}
+    for run in runs:
+        for name, seconds in (run.get("seconds") or {}).items():
+            totals[name] = totals.get(name, 0.0) + seconds
+    spans = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in totals.items())
+    lines.append(f"- Time, all runs together: {spans or 'not recorded'}")
+    versions = _counted([", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs])
+    lines.append(f"- Versions: {versions or 'not recorded'}")
+    shared = record.get("settings", {})
+    # No limit is written as null or -1.
+    told = [f"{name}={shared[name]}" for name in TOLD if shared.get(name) not in (None, -1)]
+    if told:
+        lines.append(f"- Among the settings of all rows: {', '.join(told)}")
+    lines.append(f"- Record: [{stem}.json]({stem}.json)")
+    return "\n".join(lines) + "\n"
+
+
+def _counted(texts: Sequence[str]) -> str:
+    """Every text once; with how many runs it holds of, where there are several."""
+    kinds = list(dict.fromkeys(texts))
+    if len(kinds) < 2:
+        return kinds[0] if kinds else ""
+    return "; ".join(f"{kind} ({texts.count(kind)} runs)" for kind in kinds)
+
+
+# ---- pictures
+
+
+def _drawn(stem: str, record: Record) -> Path | None:
+    """The picture that is drawn from the record itself."""
+    if record["kind"] == "recipe":
+        return Path(f"{stem}-curves.png")
+    if any(run.get("forward_roll") for row in record["rows"] for run in row["runs"]):
+        return Path(f"{stem}-forward_roll.png")
+    return None
+
+
+def _draw(folder: Path, stem: str, record: Record) -> None:
+    path = _drawn(stem, record)
+    if path is None:
+        return
+    from ..reports.figures import save
+    from .curves import forecast_curves, recipe_curves
+
+    figure = recipe_curves(record) if record["kind"] == "recipe" else forecast_curves(record)
+    if figure is not None:
+        save(figure, folder / path)
+
+
+def _pictures(folder: Path, stem: str, record: Record) -> list[Path]:
+    """A record's pictures that are there; ``table1-hour-…`` is none of a record called ``table1``."""
+    stems = sorted((path.stem for path in folder.glob("*.json")), key=len, reverse=True)
+    owner = {
+        path: next((s for s in stems if path.stem == s or path.stem.startswith(f"{s}-")), None)
+        for path in sorted(folder.glob("*.png"))
+    }
+    return [path for path, found in owner.items() if found == stem]
+
+
+def _caption(stem: str, path: Path, record: Record) -> str:
+    if _drawn(stem, record) == Path(path.name):
+        if record["kind"] == "recipe":
+            return (
+                "Test IWAE and forward_roll against wall-clock time; bands reach from the lowest seed to the highest."
+            )
+        return "Log-likelihood of frames not seen, against how far they lie ahead; means over seeds."
+    rest = path.stem.removeprefix(stem).strip("-").replace("_", " ")
+    return rest or record["title"]
+
+
+def _verbatim(path: Path) -> str:
+    text = path.read_text(encoding="utf-8").strip()
+    return text + "\n" if text.startswith("#") else f"## {path.stem.replace('_', ' ').capitalize()}\n\n{text}\n"

@@ -1,0 +1,127 @@
+"""The map of the paper's Fig. 3: what every unit of a torus prefers on still test images, and how organised that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pyro_tvae
+from pyro_tvae import TVAE, Guide, Torus
+from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.inference import (
+    class_selectivity,
+    neighbour_correlation,
+    preferred_class,
+    preferred_value,
+    slant,
+    stroke_width,
+)
+from pyro_tvae.inference.likelihood import seeded
+from pyro_tvae.inference.progress import progress_bar
+from pyro_tvae.posteriors import draw
+from pyro_tvae.verbs import point_estimate
+
+from ..datasets import SequenceDataModule
+from ..runs.folder import UNTRAINED, trained
+
+__all__ = ["UnitMap", "map_units", "organisation"]
+
+TOP = 10  # images whose mean slant and stroke width a unit is said to prefer
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMap:
+    """What units on a torus of (rows, columns) prefer; selectivity and preferences rest on draws from the posterior.
+
+    Attributes:
+        strongest: (rows, columns, channel, height, width), the image of the highest posterior mean of t.
+        selectivity: (K, rows, columns), d′ for every class.
+        preferred: (rows, columns), the class of the highest d′, −1 below 0.85.
+        slant, stroke_width: (rows, columns), means over the ten images of the highest t.
+    """
+
+    strongest: Tensor
+    selectivity: Tensor
+    preferred: Tensor
+    slant: Tensor
+    stroke_width: Tensor
+
+
+@torch.inference_mode()
+def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str = "test", seed: int = 0) -> UnitMap:
+    """Show a split of still images to every unit of a torus.
+
+    Args:
+        model, guide: a fitted model of single frames with one capsule on a :class:`.Torus`.
+        data: its data, with labels.
+        split: which images.
+        seed: of the draws from the guide, one per image.
+
+    Raises:
+        ValueError: the model is no torus of single frames.
+    """
+    if not isinstance(model.topography, Torus) or model.n_frames != 1 or model.n_capsules != 1:
+        raise ValueError(
+            f"a map of units needs one capsule on a torus and single frames; this model has {model.n_capsules} "
+            f"capsules, {model.n_frames} frames and the topography {type(model.topography).__name__}."
+        )
+    kept: list[tuple[Tensor, ...]] = []
+    with seeded(seed):
+        for batch in data.batches(split, model.like.device):
+            posterior = posterior_of(guide, batch["x"])
+            drawn = draw(posterior)
+            energy = drawn[model.prior.site] if model.prior is not None else None
+            means, draws = point_estimate(model, posterior), model.compose(drawn["z"], energy)
+            kept.append(tuple(value.cpu() for value in (means, draws, batch["label"], batch["x"][:, 0])))
+    means, t, label, images = (torch.cat(column) for column in zip(*kept, strict=True))
+    means, t = (value.reshape(len(label), *model.topography.grid) for value in (means, t))
+    selectivity = class_selectivity(t, label)
+    top, grey = min(TOP, len(t)), images.mean(1)
+    return UnitMap(
+        strongest=images[means.argmax(0)],
+        selectivity=selectivity,
+        preferred=preferred_class(selectivity),
+        slant=preferred_value(t, slant(grey), top),
+        stroke_width=preferred_value(t, stroke_width(grey), top),
+    )
+
+
+def organisation(run: Path, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True) -> dict[str, float]:
+    """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
+
+    Args:
+        run: its folder.
+        n_permutations: of every test, see :func:`.neighbour_correlation`.
+        seed: of draws and permutations.
+        progress: show a bar.
+
+    Returns:
+        ``selective`` (units with d′ ≥ 0.85), ``classes`` (that any of them prefers), and for ``selectivity``, ``slant``
+        and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements, and ``…_p``;
+        each again with ``_untrained``.
+    """
+    loaded = trained(run)
+    models = {"": (loaded.model, loaded.guide)}
+    if (run / UNTRAINED).is_file():
+        models["_untrained"] = pyro_tvae.load(run / UNTRAINED, loaded.device)
+    found: dict[str, float] = {}
+    with progress_bar(3 * len(models), "permutations", shown=progress, unit="test", leave=False) as bar:
+        for suffix, (model, guide) in models.items():
+            units = map_units(model, guide, loaded.data, seed=seed)
+            found[f"selective{suffix}"] = float((units.preferred >= 0).sum())
+            found[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
+            maps: Mapping[str, Tensor] = {
+                "selectivity": units.selectivity,
+                "slant": units.slant.unsqueeze(0),
+                "stroke_width": units.stroke_width.unsqueeze(0),
+            }
+            for name, features in maps.items():
+                result = neighbour_correlation(features, n_permutations, seed)
+                found[f"{name}{suffix}"] = result.value
+                found[f"{name}_null{suffix}"], found[f"{name}_p{suffix}"] = result.null_mean, result.p_value
+                bar.update()
+    return found

@@ -1,0 +1,29 @@
+"""Guides: amortised posteriors over the latents of a sequence."""
+
+from .base import Guide
+from .default import default_guide
+from .flow import FlowGuide
+from .gamma import GammaGuide
+from .guide_list import GuideList
+from .joint import ConditionalGuide, CovarianceGuide
+from .mean_field import MeanFieldGuide, SharedTrunkGuide
+from .orbit import ConditionalOrbitGuide, OrbitCovarianceGuide, OrbitGuide
+from .semi_amortized import SemiAmortisedGuide
+from .sequence import SequenceGuide
+
+__all__ = [
+    "ConditionalGuide",
+    "ConditionalOrbitGuide",
+    "CovarianceGuide",
+    "FlowGuide",
+    "GammaGuide",
+    "Guide",
+    "GuideList",
+    "MeanFieldGuide",
+    "OrbitCovarianceGuide",
+    "OrbitGuide",
+    "SemiAmortisedGuide",
+    "SequenceGuide",
+    "SharedTrunkGuide",
+    "default_guide",
+]
