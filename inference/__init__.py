@@ -4,18 +4,6 @@ from typing import TYPE_CHECKING
 
 from ..lazy import attach
 
-if TYPE_CHECKING:
-    from .annealing import *
-    from .equivariance import *
-    from .likelihood import *
-    from .linear_probes import *
-    from .mcmc import *
-    from .objectives import *
-    from .posterior import *
-    from .selectivity import *
-    from .simulation_based_calibration import *
-    from .training import *
-
 CONTENTS = (
     "training",
     "objectives",
@@ -28,6 +16,18 @@ CONTENTS = (
     "linear_probes",
     "selectivity",
 )
-FORMER: dict[str, str] = {}
+FORMER = {"NeighbourCorrelation": "NeighborCorrelation", "neighbour_correlation": "neighbor_correlation"}
 
-__getattr__, __dir__ = attach(__name__, CONTENTS, former=FORMER)
+if TYPE_CHECKING:
+    from .annealing import *
+    from .equivariance import *
+    from .likelihood import *
+    from .linear_probes import *
+    from .mcmc import *
+    from .objectives import *
+    from .posterior import *
+    from .selectivity import *
+    from .simulation_based_calibration import *
+    from .training import *
+else:
+    __getattr__, __dir__ = attach(__name__, CONTENTS, former=FORMER)

@@ -20,7 +20,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.posteriors import standalone
 
-from .likelihood import concatenate, seeded, summarise
+from .likelihood import concatenate, seeded, summarize
 from .own_programs import refuse_own_terms
 from .progress import progress_bar
 
@@ -241,7 +241,10 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
     refuse_own_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "simulate")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
-        latents = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
+        latents = {
+            site: distribution.sample(torch.Size([n_sequences]))
+            for site, distribution in model.prior_distributions().items()
+        }
         u = None if model.prior is None else latents[model.prior.site]
         return Simulated(model.decode(model.compose(latents["z"], u)).sample(), latents)
 
@@ -292,9 +295,9 @@ class Path:
     def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
         model.check(x)
         refuse_own_terms(model, x, "annealing")
-        self.model, self.x, self.laws = model, x, model.laws()
+        self.model, self.x, self.prior_distributions = model, x, model.prior_distributions()
         posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
-        if posterior is None or {*posterior} != {*self.laws}:
+        if posterior is None or {*posterior} != {*self.prior_distributions}:
             raise ValueError(
                 f"annealing needs a mean-field guide with the model's sites {', '.join(self.laws)}, whose posterior(x) "
                 f"has a density; {type(guide).__name__} is none: use default_guide(model)."
@@ -324,7 +327,7 @@ class Path:
             value = values[site] = self.to_site[site](free)
             jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
             log_q = log_q + q.log_prob(value) + jacobian
-            log_prior = log_prior + self.laws[site].log_prob(value) + jacobian
+            log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
         t = self.model.compose(values["z"], None if self.model.prior is None else values[self.model.prior.site])
         return log_q, log_prior + self.model.decode(t).log_prob(self.x).sum(-1)
 
@@ -469,7 +472,7 @@ def _run(
 
 def _estimate(run: list[tuple[Tensor, Tensor]], direction: int, n_frames: int) -> AnnealedEstimate:
     """Batches of log-weights (K, B) and acceptance rates (B,) as one estimate; reverse weights estimate 1 / p(x)."""
-    found = concatenate([summarise(log_w, n_frames) for log_w, _ in run])
+    found = concatenate([summarize(log_w, n_frames) for log_w, _ in run])
     rate = torch.cat([rate for _, rate in run])
     k = found.num_particles
     return AnnealedEstimate(direction * found.iwae, found.standard_error, found.ess, rate, k, n_frames)

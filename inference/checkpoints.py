@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pyro_tvae.files import whole
+from pyro_tvae.files import atomic_write
 
 __all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "read_checkpoint"]
 
@@ -33,7 +33,7 @@ class WholeFiles(TorchCheckpointIO):
     systems they are copied to their place, and a killed process leaves a half."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             torch.save(checkpoint, partial)
 
 

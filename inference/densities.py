@@ -163,13 +163,13 @@ def _refuse_joint_latents(model: Trace, latents: list[str]) -> None:
     """
     shared = next((name for name in latents if not _in_plate(model.nodes[name])), None)
     for name, site in scored(model):
-        law: Any = site["fn"]
+        distribution: Any = site["fn"]
         if (
             shared
             and site["is_observed"]
             and _in_plate(site)
-            and isinstance(law, Delta)
-            and (law.log_density != 0).any()
+            and isinstance(distribution, Delta)
+            and (distribution.log_density != 0).any()
         ):
             raise ValueError(
                 f"site {shared!r} is outside the plate 'sequence', and the latent {name!r} of each sequence is made "
@@ -274,7 +274,7 @@ def refuse_further_terms(model: Any, x: Tensor, what: str, covariates: Mapping[s
         raise TypeError(f"{what}: the model is a {type(model).__name__}; expected a TVAE without a handler around it.")
     with torch.no_grad(), untouched_store(), torch.random.fork_rng():
         trace = poutine.block(poutine.trace(call(model, x[:1], None, _first(covariates))).get_trace)()
-    known = {"x", *model.laws()}
+    known = {"x", *model.prior_distributions()}
     for name, site in scored(trace):
         if name not in known or not _plain(site):
             term = f"has a further site {name!r}" if name not in known else f"scales or masks site {name!r}"
@@ -303,11 +303,11 @@ def reparametrized(proposal: Trace, model: Trace) -> None:
     """Raise where a latent's draw cannot be differentiated: no objective here has a score-function term."""
     observed = {name for name, site in scored(model) if site["is_observed"]}
     for name, site in scored(proposal):
-        law: Any = site["fn"]
-        if name not in observed and not law.has_rsample:
+        distribution: Any = site["fn"]
+        if name not in observed and not distribution.has_rsample:
             raise ValueError(
-                f"the guide draws site {name!r} from {type(getattr(law, 'base_dist', law)).__name__}, which is not "
-                "reparametrised; expected a distribution with rsample, or train with pyro.infer.Trace_ELBO."
+                f"the guide draws site {name!r} from {type(getattr(distribution, 'base_dist', distribution)).__name__}, which "
+                "is not reparametrised; expected a distribution with rsample, or train with pyro.infer.Trace_ELBO."
             )
 
 

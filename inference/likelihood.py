@@ -151,10 +151,15 @@ def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
     alone = standalone(posterior)
     if not isinstance(model, TVAE) or alone is None:
         return False
-    laws: dict[str, Any] = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
-    if {*alone} != {*laws}:
+    distributions: dict[str, Any] = {
+        site: getattr(distribution, "base_dist", distribution)
+        for site, distribution in model.prior_distributions().items()
+    }
+    if {*alone} != {*distributions}:
         return False
-    shapes = [law.batch_shape for law in laws.values()] + [q.batch_shape[1:] for q in alone.values()]
+    shapes = [distribution.batch_shape for distribution in distributions.values()] + [
+        q.batch_shape[1:] for q in alone.values()
+    ]
     return {*shapes} == {model.latent_shape}
 
 
@@ -173,14 +178,17 @@ def _chunk_by_frame(
             "position); orbit energies and plain functions have none: use estimator='sequence'."
         )
     refuse_further_terms(model, x, "weights per frame", covariates)
-    laws: dict[str, Any] = {site: getattr(law, "base_dist", law) for site, law in model.laws().items()}
+    distributions: dict[str, Any] = {
+        site: getattr(distribution, "base_dist", distribution)
+        for site, distribution in model.prior_distributions().items()
+    }
     alone = standalone(posterior) or {}
     with pyro.plate("particles", size, dim=-2):
         values = draw(posterior)
     t = model.compose(values["z"], None if model.prior is None else values[model.prior.site])
     log_w = model.decode(t).log_prob(x)
     for site, value in values.items():
-        log_w = log_w + (laws[site].log_prob(value) - alone[site].log_prob(value)).sum((-1, -2))
+        log_w = log_w + (distributions[site].log_prob(value) - alone[site].log_prob(value)).sum((-1, -2))
     return log_w if observed is None else torch.where(frame_mask(observed, *x.shape[:2]).to(x.device), log_w, 0)
 
 
@@ -274,7 +282,7 @@ class Summary:
         return 16 * self.eps * float(finite.abs().max()) if len(finite) else 0.0
 
 
-def summarise(log_w: Tensor, n_frames: int) -> LogLikelihood:
+def summarize(log_w: Tensor, n_frames: int) -> LogLikelihood:
     """Estimates from log-weights (K, N); the arithmetic is in double precision."""
     summary = Summary(len(log_w))
     summary.add(log_w)

@@ -21,8 +21,8 @@ from pyro_tvae.programs import call, check_covariates, untouched_store
 
 from .arviz_adapter import diagnose
 from .densities import scored
-from .likelihood import seeded, summarise
-from .own_programs import by_laws, rehearse
+from .likelihood import seeded, summarize
+from .own_programs import plain_program, rehearse
 from .posterior import shared_sites, weighted_particles
 from .progress import progress_bar
 
@@ -146,8 +146,10 @@ def _starts(
     posterior = posterior_of(init, x, None, covariates)
     starts = [{name: known.mean for name, known in moments(posterior).items()}]
     starts += [draw(posterior) for _ in range(num_chains - 1)]
-    if by_laws(model):
-        shapes = {name: (len(x), *law.event_shape) for name, law in model.laws().items()}
+    if plain_program(model):
+        shapes = {
+            name: (len(x), *distribution.event_shape) for name, distribution in model.prior_distributions().items()
+        }
     else:
         # Discrete sites are summed out by Pyro, and have no start.
         shapes = {
@@ -250,4 +252,4 @@ def guide_quality(
         exact = draws.flatten(0, 1).double()
         difference[name] = (proposed[name].mean(0) - exact.mean(0)) / exact.std(0)
         ratio[name] = proposed[name].var(0) / exact.var(0)
-    return GuideQuality(difference, ratio, summarise(log_w, tvae.n_frames).pareto_k)
+    return GuideQuality(difference, ratio, summarize(log_w, tvae.n_frames).pareto_k)

@@ -170,12 +170,12 @@ class MeanFieldELBO(ELBO):
         super().__init__(model, guide, num_particles, beta=beta, dataset_size=dataset_size)
         if not isinstance(guide, Guide):
             raise ValueError(
-                f"MeanFieldELBO: {type(guide).__name__} is a program, whose laws cannot be looked at; use ELBO, which "
+                f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use ELBO, which "
                 "samples the KL, or a mean-field guide such as MeanFieldGuide."
             )
         blank = model.like.new_zeros(1, model.n_frames, *model.frame_shape)
         with torch.no_grad():
-            alone, laws = standalone(guide.posterior(blank)), model.laws()
+            alone, distributions = standalone(guide.posterior(blank)), model.prior_distributions()
         if not guide.mean_field or alone is None:
             raise ValueError(
                 f"MeanFieldELBO: {type(guide).__name__} is not mean-field: some of its latents depend on draws of "
@@ -184,16 +184,16 @@ class MeanFieldELBO(ELBO):
             )
         for site, q in alone.items():
             try:
-                kl_divergence(q.to_event(len(q.batch_shape) - 1), laws[site])
+                kl_divergence(q.to_event(len(q.batch_shape) - 1), distributions[site])
             except NotImplementedError:
                 raise ValueError(
-                    f"MeanFieldELBO: the KL of site {site!r} from {_family(q)} to {_family(laws[site])} has no closed "
-                    "form; use ELBO, which samples it, or another law."
+                    f"MeanFieldELBO: the KL of site {site!r} from {_family(q)} to {_family(distributions[site])} has no "
+                    "closed form; use ELBO, which samples it, or another distribution."
                 ) from None
 
 
-def _family(law: torch.distributions.Distribution) -> str:
-    return type(getattr(law, "base_dist", law)).__name__
+def _family(distribution: torch.distributions.Distribution) -> str:
+    return type(getattr(distribution, "base_dist", distribution)).__name__
 
 
 class IWAE(Objective):
@@ -307,10 +307,12 @@ def divergence(model: TVAE, posterior: Posterior | Program, num_particles: int =
 
     In closed form where the sites are independent and one is registered for each; else the mean over particles.
     """
-    laws, alone = model.laws(), standalone(posterior)
+    distributions, alone = model.prior_distributions(), standalone(posterior)
     if alone is not None:
         try:
-            terms = [kl_divergence(q.to_event(len(q.batch_shape) - 1), laws[site]) for site, q in alone.items()]
+            terms = [
+                kl_divergence(q.to_event(len(q.batch_shape) - 1), distributions[site]) for site, q in alone.items()
+            ]
             return torch.stack(terms).sum(0)
         except NotImplementedError:
             pass
@@ -318,5 +320,7 @@ def divergence(model: TVAE, posterior: Posterior | Program, num_particles: int =
         trace = poutine.trace(draw).get_trace(posterior)
     log_q = torch.stack([log_prob(site) for _, site in scored(trace)]).sum(0)
     sites: Any = trace.nodes
-    log_p = torch.stack([law.log_prob(sites[site]["value"]) for site, law in laws.items()]).sum(0)
+    log_p = torch.stack(
+        [distribution.log_prob(sites[site]["value"]) for site, distribution in distributions.items()]
+    ).sum(0)
     return (log_q - log_p).mean(0)

@@ -21,10 +21,10 @@ from pyro_tvae.verbs import composed
 
 from .densities import refuse_further_terms, scored
 
-__all__ = ["by_laws", "in_plate", "refuse_fixed", "refuse_own_terms", "rehearse"]
+__all__ = ["in_plate", "plain_program", "refuse_fixed", "refuse_own_terms", "rehearse"]
 
 
-def by_laws(model: object) -> bool:
+def plain_program(model: object) -> bool:
     """Whether p(z), the energies' prior and p(x | t), which a TVAE tells without being run, are all of it."""
     kind: Any = type(model)
     return (
@@ -53,20 +53,20 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
     refuse_further_terms(model, x, what)
     if type(model).forward is TVAE.forward:
         return
-    first, laws = x[:1], model.laws()
+    first, distributions = x[:1], model.prior_distributions()
     trace = rehearse(model, first)
     sites: dict[str, Any] = dict(scored(trace))
     with torch.no_grad():
-        values = {name: sites[name]["value"] for name in laws if name in sites}
-        if len(values) == len(laws):
-            laws["x"] = model.decode(composed(model, values)).to_event(1)
-        for name, law in laws.items():
+        values = {name: sites[name]["value"] for name in distributions if name in sites}
+        if len(values) == len(distributions):
+            distributions["x"] = model.decode(composed(model, values)).to_event(1)
+        for name, distribution in distributions.items():
             site = sites.get(name)
-            said = None if site is None else (site["fn"].log_prob(site["value"]), law.log_prob(site["value"]))
+            said = None if site is None else (site["fn"].log_prob(site["value"]), distribution.log_prob(site["value"]))
             if said is None or not torch.allclose(said[0].sum(), said[1].sum(), rtol=1e-4):
-                by = "decode" if name == "x" else "laws"
+                by = "decode" if name == "x" else "prior_distributions"
                 raise ValueError(
-                    f"{what}: the forward of {type(model).__name__} gives site {name!r} another law than its method "
+                    f"{what}: the forward of {type(model).__name__} gives site {name!r} another distribution than its method "
                     f"'{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, which "
                     "runs the program."
                 )

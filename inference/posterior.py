@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import whole
+from pyro_tvae.files import atomic_write
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw
@@ -24,8 +24,8 @@ from pyro_tvae.programs import accepted, call, check_covariates, untouched_store
 
 from .arviz_adapter import ArvizData, assemble, read, write
 from .densities import log_prob, scored
-from .likelihood import CHUNK_BYTES, log_weights, seeded, summarise
-from .own_programs import by_laws, in_plate, rehearse
+from .likelihood import CHUNK_BYTES, log_weights, seeded, summarize
+from .own_programs import in_plate, plain_program, rehearse
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def to_arviz(
     check_judged(tvae, guide, x, None)
     check_covariates(model, guide, covariates, len(x))
     _check(method, groups, draws, num_particles, num_chains)
-    own = None if by_laws(model) else _Own(model, x, covariates, chunk_bytes)
+    own = None if plain_program(model) else _Own(model, x, covariates, chunk_bytes)
     shared = frozenset[str]() if own is None else own.shared
     if method == "importance" and shared:
         raise ValueError(
@@ -162,7 +162,10 @@ def to_arviz(
             posterior = posterior_of(guide, x, None, covariates)
             sampled = _importance(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
         if own is None:
-            prior = {name: law.sample(torch.Size([1, draws, len(x)])) for name, law in tvae.laws().items()}
+            prior = {
+                name: distribution.sample(torch.Size([1, draws, len(x)]))
+                for name, distribution in tvae.prior_distributions().items()
+            }
         else:
             prior = own.prior(draws)
         made: dict[str, dict[str, Tensor]] = {}
@@ -210,7 +213,7 @@ def _check(method: str, groups: Collection[str], draws: int, num_particles: int 
 
 def shared_sites(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None) -> frozenset[str]:
     """Latents of a model that all sequences share, such as random weights."""
-    if by_laws(model):
+    if plain_program(model):
         return frozenset()
     sites = scored(rehearse(model, x, covariates))
     return frozenset(name for name, site in sites if not site["is_observed"] and not in_plate(site))
@@ -271,7 +274,7 @@ def _importance(
             picked = {name: v[row, column] for name, v in values.items()}
             kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
             kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
-    estimate = summarise(torch.cat(weights), x.shape[-4])
+    estimate = summarize(torch.cat(weights), x.shape[-4])
     stats = {"log_weight": kept_weight[None], "pareto_k": estimate.pareto_k, "ess": estimate.ess}
     kept = {name: value.squeeze(1) if name in shared else value for name, value in kept.items()}
     return Draws({name: value[None] for name, value in kept.items()}, stats)
@@ -352,11 +355,11 @@ def _decoded(
     frames, nats = [], []
     for part in _chunks(latents, max(1, chunk_bytes // (x.numel() * x.element_size()))):
         # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
-        law = model.decode(model.compose(part["z"], None if site is None else part[site]))
+        distribution = model.decode(model.compose(part["z"], None if site is None else part[site]))
         if predict:
-            frames.append(law.sample().cpu())
+            frames.append(distribution.sample().cpu())
         if score:
-            nats.append(law.log_prob(x).sum(-1))
+            nats.append(distribution.log_prob(x).sum(-1))
     made = [{"x": torch.cat(values).unflatten(0, shape)} if values else {} for values in (frames, nats)]
     return made[0], made[1]
 
@@ -530,7 +533,7 @@ def to_netcdf(data: ArvizData, path: str | Path) -> Path:
         True
     """
     path = Path(path)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         write(data, partial)
     return path
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 __all__ = [
-    "NeighbourCorrelation",
+    "NeighborCorrelation",
     "class_selectivity",
-    "neighbour_correlation",
+    "neighbor_correlation",
     "preferred_class",
     "preferred_value",
     "slant",
@@ -118,7 +118,7 @@ def preferred_value(t: Tensor, value: Tensor, top: int = 10) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class NeighbourCorrelation:
+class NeighborCorrelation:
     """How alike neighbours on a torus are, against the same units in random places.
 
     Attributes:
@@ -134,7 +134,7 @@ class NeighbourCorrelation:
     p_value: float
 
 
-def neighbour_correlation(features: Tensor, n_permutations: int = 9999, seed: int = 0) -> NeighbourCorrelation:
+def neighbor_correlation(features: Tensor, n_permutations: int = 9999, seed: int = 0) -> NeighborCorrelation:
     """Test whether neighbours on a torus are alike: a permutation test that moves units to random places.
 
     With several features per unit the statistic is the mean Pearson correlation, over features, between a unit and its
@@ -153,23 +153,23 @@ def neighbour_correlation(features: Tensor, n_permutations: int = 9999, seed: in
     Example:
         >>> angle = torch.arange(8) * torch.pi / 4
         >>> smooth = (angle.sin().unsqueeze(1) + angle.cos()).unsqueeze(0)
-        >>> result = neighbour_correlation(smooth, n_permutations=999)
+        >>> result = neighbor_correlation(smooth, n_permutations=999)
         >>> round(result.value, 3), result.p_value
         (0.854, 0.001)
     """
     if features.dim() != 3 or min(features.shape[1:]) < 3 or not bool(features.isfinite().all()) or n_permutations < 1:
         raise ValueError(
-            f"neighbour_correlation: features has shape {tuple(features.shape)}, n_permutations is {n_permutations}; "
+            f"neighbor_correlation: features has shape {tuple(features.shape)}, n_permutations is {n_permutations}; "
             "expected finite features (feature, row, column), 3 rows and columns or more, and 1 permutation or more."
         )
     values = features.detach().cpu().double().flatten(1)
     if len(values) > 1:
-        centred = values - values.mean(0)
-        unit = torch.nn.functional.normalize(centred, dim=0, eps=torch.finfo(values.dtype).tiny)
+        centered = values - values.mean(0)
+        unit = torch.nn.functional.normalize(centered, dim=0, eps=torch.finfo(values.dtype).tiny)
     else:
-        centred = values - values.mean()
-        spread = centred.square().mean().sqrt()
-        unit = torch.where(spread > 0, centred / spread, 0.0)
+        centered = values - values.mean()
+        spread = centered.square().mean().sqrt()
+        unit = torch.where(spread > 0, centered / spread, 0.0)
     similarity = unit.T @ unit
     here = torch.arange(values.shape[1]).reshape(features.shape[1:])
     ends = torch.stack([torch.stack([here, here.roll(-1, axis)]).flatten(1) for axis in (0, 1)], dim=1).flatten(1)
@@ -183,7 +183,7 @@ def neighbour_correlation(features: Tensor, n_permutations: int = 9999, seed: in
         ]
     )
     reached = int((null >= observed - TIE).sum())
-    return NeighbourCorrelation(
+    return NeighborCorrelation(
         value=observed.item(),
         null_mean=null.mean().item(),
         null_deviation=null.std(unbiased=False).item(),

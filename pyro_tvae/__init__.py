@@ -8,22 +8,6 @@ from typing import TYPE_CHECKING
 
 from .lazy import attach
 
-if TYPE_CHECKING:
-    from .convolution import *
-    from .export import *
-    from .guides import *
-    from .latents import *
-    from .lengths import *
-    from .likelihoods import *
-    from .mixture_latents import *
-    from .model import *
-    from .networks import *
-    from .parts import *
-    from .priors import *
-    from .storage import *
-    from .topographies import *
-    from .verbs import *
-
 CONTENTS = (
     "model",
     "guides",
@@ -40,6 +24,22 @@ CONTENTS = (
     "export",
     "parts",
 )
-FORMER: dict[str, str] = {}
+FORMER = {"BinarisedBernoulli": "BinarizedBernoulli", "SemiAmortisedGuide": "SemiAmortizedGuide"}
 
-__getattr__, __dir__ = attach(__name__, CONTENTS, below=("inference", "experiments"), former=FORMER)
+if TYPE_CHECKING:
+    from .convolution import *
+    from .export import *
+    from .guides import *
+    from .latents import *
+    from .lengths import *
+    from .likelihoods import *
+    from .mixture_latents import *
+    from .model import *
+    from .networks import *
+    from .parts import *
+    from .priors import *
+    from .storage import *
+    from .topographies import *
+    from .verbs import *
+else:
+    __getattr__, __dir__ = attach(__name__, CONTENTS, below=("inference", "experiments"), former=FORMER)

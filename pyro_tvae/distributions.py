@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Normal"]
+__all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Normal"]
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -36,8 +36,8 @@ class Normal(dist.Normal):
         if self._validate_args:
             self._validate_sample(value)
         loc, scale = self._parameters
-        standardised = (value - loc).div_(scale)
-        log_prob = torch.addcmul(-HALF_LOG_TWO_PI - scale.log(), standardised, standardised, value=-0.5)
+        standardized = (value - loc).div_(scale)
+        log_prob = torch.addcmul(-HALF_LOG_TWO_PI - scale.log(), standardized, standardized, value=-0.5)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
 
@@ -59,15 +59,15 @@ class Bernoulli(dist.Bernoulli):
         return (self.logits * value).sub_(nn.functional.softplus(self.logits, threshold=40))
 
 
-class BinarisedBernoulli(Bernoulli):
+class BinarizedBernoulli(Bernoulli):
     """The Bernoulli law of logits η that scores grey values as the zeros and ones on either side of a threshold."""
 
     def __init__(self, logits: Tensor, threshold: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(logits=logits, validate_args=validate_args)
         self.threshold = threshold
 
-    def expand(self, batch_shape: Sequence[int], _instance: BinarisedBernoulli | None = None) -> BinarisedBernoulli:
-        return BinarisedBernoulli(self.logits.expand(torch.Size(batch_shape)), self.threshold, validate_args=False)
+    def expand(self, batch_shape: Sequence[int], _instance: BinarizedBernoulli | None = None) -> BinarizedBernoulli:
+        return BinarizedBernoulli(self.logits.expand(torch.Size(batch_shape)), self.threshold, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob((value > self.threshold).to(value))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .guides.base import Guide
-from .guides.semi_amortized import SemiAmortisedGuide
+from .guides.semi_amortized import SemiAmortizedGuide
 from .model import TVAE
 from .posteriors import standalone
 from .verbs import point_estimate
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
             )
         guide.check(model)
         x = next(model.decoder.parameters()).new_zeros(1, model.n_frames, *model.frame_shape)
-        closed = not isinstance(guide, SemiAmortisedGuide)
+        closed = not isinstance(guide, SemiAmortizedGuide)
         with torch.no_grad():
             if not closed or standalone(guide.posterior(x)) is None:
                 means = "draws" if closed else "gradients"
@@ -91,8 +91,8 @@ class Decoder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         with pyro.validation_enabled(False):
-            law: Any = self.model.decode(t)
-            mean: Tensor = law.mean
+            distribution: Any = self.model.decode(t)
+            mean: Tensor = distribution.mean
             return mean
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PARTIAL", "whole"]
+__all__ = ["PARTIAL", "atomic_write"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, and rename it to ``path`` where the block ends well.
 
     Readers see the old file or the new one, never a half. Missing folders are made, and what killed processes left of
@@ -27,7 +27,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with whole(f"{folder}/notes.txt") as partial:
+        ...     with atomic_write(f"{folder}/notes.txt") as partial:
         ...         _ = partial.write_text("all of it")
         ...     os.listdir(folder)
         ['notes.txt']

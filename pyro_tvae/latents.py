@@ -22,7 +22,7 @@ __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent
 
 
 class LatentPrior(Part, nn.Module):
-    """The law of z over one sequence; subclasses define :meth:`law`.
+    """The law of z over one sequence; subclasses define :meth:`distribution`.
 
     Attributes:
         spread: scale of the Normal that guides put in its place where a frame was not seen.
@@ -37,7 +37,7 @@ class LatentPrior(Part, nn.Module):
     def look_at(self, model: TVAE) -> None:
         """Called once at the end of the model's constructor, for laws that need more of it; they must not keep it."""
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         """The prior of one sequence's z, event shape (S, C, D), in ``like``'s dtype and device."""
         raise NotImplementedError
 
@@ -45,7 +45,7 @@ class LatentPrior(Part, nn.Module):
 class NormalLatent(LatentPrior):
     """The paper's: ``z ~ Normal(0, 1)``, iid over (S, C, D)."""
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         return Normal(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
 
 
@@ -61,7 +61,7 @@ class LaplaceLatent(LatentPrior):
         self.scale = _positive("LaplaceLatent", "scale", scale)
         self.spread = scale * math.sqrt(2)
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         return dist.Laplace(like.new_zeros(()), like.new_tensor(self.scale)).expand(self.shape).to_event(3)
 
 
@@ -76,7 +76,7 @@ class StudentLatent(LatentPrior):
         super().__init__()
         self.df = _positive("StudentLatent", "df", df)
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         return dist.StudentT(like.new_tensor(self.df)).expand(self.shape).to_event(3)
 
 
@@ -103,7 +103,7 @@ class AutoregressiveLatent(LatentPrior):
         else:
             self.register_buffer("raw", raw)
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         return Autoregressive(self.raw.to(like).tanh(), self.shape)
 
 

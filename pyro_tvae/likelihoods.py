@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import distributions
 from .parts import Part
 
-__all__ = ["Bernoulli", "BinarisedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
+__all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
 
 
 SLACK = 1e-5  # beyond an end: what rounding leaves of interpolated pixels
@@ -48,8 +48,8 @@ class Likelihood(Part, nn.Module):
         if self.pixels is not None:
             return self.pixels
         try:
-            law = self(torch.zeros_like(like[:1, :1]))
-            support = law.support
+            distribution = self(torch.zeros_like(like[:1, :1]))
+            support = distribution.support
             while isinstance(support, constraints.independent):
                 support = support.base_constraint
             if support is constraints.boolean:
@@ -111,7 +111,7 @@ class Bernoulli(Likelihood):
         return self(torch.logit(mean.clamp(1e-6, 1 - 1e-6)))
 
 
-class BinarisedBernoulli(Likelihood):
+class BinarizedBernoulli(Likelihood):
     """Bernoulli on binarised pixels, a true likelihood: ``log p(b(x))`` where b sets a pixel to 1 above a threshold.
 
     With a seed the thresholds are uniform, one for each pixel of a frame and the same for all frames, sequences and
@@ -126,7 +126,7 @@ class BinarisedBernoulli(Likelihood):
         ValueError: a threshold outside [0, 1).
 
     Example:
-        >>> BinarisedBernoulli()(torch.zeros(1, 1, 2)).log_prob(torch.tensor([[[0.3, 1.0]]]))
+        >>> BinarizedBernoulli()(torch.zeros(1, 1, 2)).log_prob(torch.tensor([[[0.3, 1.0]]]))
         tensor([[[-0.6931, -0.6931]]])
     """
 
@@ -136,7 +136,7 @@ class BinarisedBernoulli(Likelihood):
     def __init__(self, threshold: float = 0.5, *, seed: int | None = None) -> None:
         super().__init__()
         if not 0 <= threshold < 1:
-            raise ValueError(f"BinarisedBernoulli: threshold is {threshold!r}; expected a number from 0 to below 1.")
+            raise ValueError(f"BinarizedBernoulli: threshold is {threshold!r}; expected a number from 0 to below 1.")
         self.threshold, self.seed = threshold, seed
 
     def thresholds(self, like: Tensor) -> Tensor:
@@ -146,12 +146,12 @@ class BinarisedBernoulli(Likelihood):
         generator = torch.Generator().manual_seed(self.seed)
         return torch.rand(like.shape[-3:], generator=generator).to(like)
 
-    def binarise(self, x: Tensor) -> Tensor:
+    def binarize(self, x: Tensor) -> Tensor:
         """What is scored in the place of x (..., channel, height, width): zeros and ones."""
         return (x > self.thresholds(x)).to(x)
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
-        return distributions.BinarisedBernoulli(parameters, self.thresholds(parameters))
+        return distributions.BinarizedBernoulli(parameters, self.thresholds(parameters))
 
     def at_mean(self, mean: Tensor) -> TorchDistribution:
         return self(torch.logit(mean.clamp(1e-6, 1 - 1e-6)))

@@ -45,7 +45,7 @@ class MixtureLatent(LatentPrior):
     Example:
         >>> import pyro_tvae
         >>> model = pyro_tvae.TVAE((1, 8, 8), 6, 2, 6, latent=MixtureLatent(5))
-        >>> model.laws()["z"].sample(torch.Size([4])).shape
+        >>> model.prior_distributions()["z"].sample(torch.Size([4])).shape
         torch.Size([4, 6, 2, 6])
     """
 
@@ -75,7 +75,7 @@ class MixtureLatent(LatentPrior):
         self.means = nn.Parameter(self.separation / math.sqrt(2 * n) * torch.randn(self.n_components, *block))
         self.log_scales = nn.Parameter(torch.zeros(self.n_components, *block))
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         means, scales = self.means.to(like).unsqueeze(1), self.log_scales.to(like).exp().unsqueeze(1)  # (K, 1, C, D)
         return Mixture(self.logits.to(like), means, scales, self.shape, per_frame=self.per == "frame")
 
@@ -146,7 +146,7 @@ class PseudoInputLatent(LatentPrior):
         """The sequences y (K, S, channel, height, width): pixels between 0 and 1."""
         return self.raw.sigmoid()
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         means, log_variances = self.encoder(self.pseudo_inputs)
         logits = like.new_zeros(self.n_components)
         return Mixture(logits, means.to(like), (0.5 * log_variances).exp().to(like), self.shape)
@@ -203,8 +203,8 @@ class Mixture(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """``Σ π_k (s_k² + (m_k − mean)²)``."""
-        centred = self.means - self._averaged(self.means)
-        return self._averaged(self.scales.square() + centred.square()).expand(self.batch_shape + self.event_shape)
+        centered = self.means - self._averaged(self.means)
+        return self._averaged(self.scales.square() + centered.square()).expand(self.batch_shape + self.event_shape)
 
     def _averaged(self, values: Tensor) -> Tensor:
         return torch.einsum("k,k...->...", self.logits.softmax(-1), values)

@@ -52,7 +52,7 @@ class TVAE(Part, NamedModule):
         network: recipe of the decoder, and the default one of a guide's encoders.
         mu: where the learned scalar μ starts (30 for capsules, 10 for the 2-D torus in the paper).
         eps: added to the energies under the root.
-        centred: let the decoder see t less the :meth:`centre` that the model starts with, which stays as μ is learned;
+        centered: let the decoder see t less the :meth:`center` that the model starts with, which stays as μ is learned;
             no effect without a topography. A decoder whose first layer has biases can say the same with and without,
             so that the model is the same; it is learned sooner, since with a large μ all t are large and positive, and
             the first layer sees little else.
@@ -87,7 +87,7 @@ class TVAE(Part, NamedModule):
         network: Network | None = None,
         mu: float = 30.0,
         eps: float = 1e-6,
-        centred: bool = False,
+        centered: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__(name)
@@ -99,8 +99,8 @@ class TVAE(Part, NamedModule):
                 f"TVAE: frame_shape={self.frame_shape}, n_frames={n_frames!r}, n_capsules={n_capsules!r}, "
                 f"capsule_dim={capsule_dim!r}; expected (channel, height, width), and whole sizes of at least 1."
             )
-        if not isinstance(centred, bool):
-            raise ValueError(f"TVAE: centred is {centred!r}; expected True or False.")
+        if not isinstance(centered, bool):
+            raise ValueError(f"TVAE: centered is {centered!r}; expected True or False.")
         if not all(isinstance(number, Real) and math.isfinite(number) for number in (mu, eps)) or eps < 0:
             raise ValueError(f"TVAE: mu={mu!r}, eps={eps!r}; expected a finite mu and a finite eps >= 0.")
         for name, part, kind in (
@@ -131,8 +131,8 @@ class TVAE(Part, NamedModule):
             self.prior = prior if prior is not None else GaussianEnergy()
             self.prior.fit_to(self.topography, n_frames, n_capsules, capsule_dim)
             self.mu = nn.Parameter(torch.tensor(float(mu)))
-            if centred:
-                self.decoder = nn.Sequential(Shift(-self.centre()), self.decoder)
+            if centered:
+                self.decoder = nn.Sequential(Shift(-self.center()), self.decoder)
         self.latent.look_at(self)
 
     @property
@@ -215,10 +215,10 @@ class TVAE(Part, NamedModule):
                 f"{' or '.join(sorted(self.covariates)) or 'nothing else'}: add it to heads as a keyword argument."
             )
         self._draw_weights()
-        laws = self.laws()
+        distributions = self.prior_distributions()
         with pyro.plate("sequence", n_sequences, dim=-1):
-            z = pyro.sample("z", laws["z"])
-            u = pyro.sample(self.prior.site, laws[self.prior.site]) if self.prior is not None else None
+            z = pyro.sample("z", distributions["z"])
+            u = pyro.sample(self.prior.site, distributions[self.prior.site]) if self.prior is not None else None
             t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
             self.heads(t, **covariates)
             frames = self.decode(t)
@@ -229,11 +229,11 @@ class TVAE(Part, NamedModule):
                     x = torch.where(seen[..., None, None, None], x, self.likelihood.blank)
             return pyro.sample("x", frames.to_event(1), obs=x)
 
-    def laws(self) -> dict[str, TorchDistribution]:
+    def prior_distributions(self) -> dict[str, TorchDistribution]:
         """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""
         like = self.like
-        laws = {"z": self.latent.law(like)}
-        return laws if self.prior is None else laws | {self.prior.site: self.prior.law(like)}
+        distributions = {"z": self.latent.distribution(like)}
+        return distributions if self.prior is None else distributions | {self.prior.site: self.prior.distribution(like)}
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies V (..., S, C, D) from a value of the energy prior's site."""
@@ -336,24 +336,24 @@ class TVAE(Part, NamedModule):
             cache.update(whole)
 
     @torch.no_grad()
-    def centre(self) -> Tensor:
+    def center(self) -> Tensor:
         """Mean over the lattice of ``μ / sqrt(E[V] + eps)``: t where z is 0 and every energy at its prior mean.
 
         Raises:
-            ValueError: by the prior's ``law`` and ``point`` that mean is no positive number.
+            ValueError: by the prior's ``distribution`` and ``point`` that mean is no positive number.
         """
         like = self.like
         if self.prior is None:
             return like.new_zeros(())
         try:
-            energy = self.energy(self.prior.point(self.prior.law(like)))
+            energy = self.energy(self.prior.point(self.prior.distribution(like)))
         except NotImplementedError:  # a law without a mean
             energy = like.new_tensor(math.nan)
         if not (energy.isfinite() & (energy > 0)).all():
             raise ValueError(
-                "TVAE: a centred model needs the mean of its energies, a positive number, and 'law' and 'point' of "
-                f"{type(self.prior).__name__} give none; give the law a mean or override 'point', or pass "
-                "centred=False (on the command line: model.centred=false)."
+                "TVAE: a centered model needs the mean of its energies, a positive number, and 'distribution' and 'point' "
+                f"of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', or pass "
+                "centered=False (on the command line: model.centered=false)."
             )
         return (self.mu * (energy + self.eps).rsqrt()).mean()
 
@@ -404,8 +404,8 @@ def tvae_of(model: Any) -> TVAE:
 def _weight_dim(part: PyroModule, name: str) -> int:
     """Dimensions of one value of a random weight."""
     prior: Any = part._pyro_samples[name]
-    law = prior if hasattr(prior, "sample") else prior(part)
-    return len(law.shape()) if hasattr(law, "sample") else law.dim()
+    distribution = prior if hasattr(prior, "sample") else prior(part)
+    return len(distribution.shape()) if hasattr(distribution, "sample") else distribution.dim()
 
 
 def _particles(part: PyroModule, name: str, value: Tensor) -> Tensor | None:

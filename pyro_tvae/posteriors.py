@@ -18,10 +18,10 @@ from .priors import Moments
 from .programs import PLATE_TWICE, OnePlate, Program, untouched_store
 
 __all__ = [
-    "Law",
     "MonteCarlo",
     "Posterior",
     "Program",
+    "SiteDistribution",
     "draw",
     "for_sequences",
     "joint",
@@ -31,8 +31,8 @@ __all__ = [
 
 # A distribution with batch shape (B, *site), or a function of the draws so far that returns one whose dimensions other
 # than particles and sequences are event dimensions. Names that begin with "_" are of the guide alone.
-Law: TypeAlias = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
-Posterior: TypeAlias = Mapping[str, Law]
+SiteDistribution: TypeAlias = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
+Posterior: TypeAlias = Mapping[str, SiteDistribution]
 
 JOINT = "_latents"  # site of draws that hold several of the model's sites at once
 MOMENT_DRAWS = 64
@@ -60,9 +60,13 @@ def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
         )
     values: dict[str, Tensor] = {}
     with pyro.plate("sequence", first.batch_shape[0], dim=-1):
-        for site, law in posterior.items():
+        for site, distribution in posterior.items():
             # By type: Pyro's distributions can be called as well.
-            q: Any = law.to_event(len(law.batch_shape) - 1) if isinstance(law, Distribution) else law(values)
+            q: Any = (
+                distribution.to_event(len(distribution.batch_shape) - 1)
+                if isinstance(distribution, Distribution)
+                else distribution(values)
+            )
             values[site] = pyro.sample(site, q, infer={"is_auxiliary": True} if site.startswith("_") else {})
     return {site: value for site, value in values.items() if not site.startswith("_")}
 
@@ -70,10 +74,10 @@ def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
 def for_sequences(posterior: Posterior, n_sequences: int) -> Posterior:
     """The laws with one that is the same for all sequences, of batch shape (1, *site), taken for each of them."""
     return {
-        site: law.expand(torch.Size([n_sequences, *law.batch_shape[1:]]))
-        if isinstance(law, Distribution) and law.batch_shape[:1] == (1,) != (n_sequences,)
-        else law
-        for site, law in posterior.items()
+        site: distribution.expand(torch.Size([n_sequences, *distribution.batch_shape[1:]]))
+        if isinstance(distribution, Distribution) and distribution.batch_shape[:1] == (1,) != (n_sequences,)
+        else distribution
+        for site, distribution in posterior.items()
     }
 
 
@@ -81,7 +85,7 @@ def standalone(posterior: Posterior | Program) -> dict[str, TorchDistribution] |
     """The laws by site where each stands by itself, as in mean-field guides; None where one is given by others."""
     if isinstance(posterior, Program):
         return None
-    alone = {site: law for site, law in posterior.items() if isinstance(law, Distribution)}
+    alone = {site: distribution for site, distribution in posterior.items() if isinstance(distribution, Distribution)}
     return alone if len(alone) == len(posterior) else None
 
 
@@ -100,7 +104,7 @@ def moments(posterior: Posterior | Program) -> Mapping[str, Moments]:
     return {site: MonteCarlo(value.mean(0), value.var(0)) for site, value in values.items()}
 
 
-def joint(q: TorchDistribution, sites: Mapping[str, bool]) -> dict[str, Law]:
+def joint(q: TorchDistribution, sites: Mapping[str, bool]) -> dict[str, SiteDistribution]:
     """A posterior whose sites are drawn as one: q has values (…, n, C, D), one block for each of n sites, in order.
 
     A site marked positive is the exponential of its block. The whole density, Jacobian included, is that of the joint
@@ -111,7 +115,7 @@ def joint(q: TorchDistribution, sites: Mapping[str, bool]) -> dict[str, Law]:
     return {JOINT: q} | {site: _block(i) for i, site in enumerate(sites)}
 
 
-def _block(index: int) -> Law:
+def _block(index: int) -> SiteDistribution:
     return lambda draws: dist.Delta(draws[JOINT][..., index, :, :], event_dim=3)
 
 

@@ -42,7 +42,7 @@ class EnergyPrior(Part, nn.Module):
         """Called once by the model, so that the prior can read the lattice it lives on; raises where it cannot."""
         self.shape = (n_frames, n_capsules, n_positions)
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         """The prior of one sequence, in ``like``'s dtype and device; all its dimensions are event dimensions."""
         raise NotImplementedError
 
@@ -65,7 +65,7 @@ class EnergyPrior(Part, nn.Module):
 class GaussianEnergy(EnergyPrior):
     """The paper's: ``u ~ Normal(0, 1)`` iid over (S, C, D) and ``V = W u²``."""
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         return Normal(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
@@ -109,7 +109,7 @@ class GammaEnergy(EnergyPrior):
         """α, half the degrees of freedom of every term."""
         return self.raw.exp()
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         return dist.Gamma(self.concentration.to(like), like.new_tensor(0.5)).expand(self.shape).to_event(3)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
@@ -144,7 +144,7 @@ class OrbitEnergy(EnergyPrior):
         self.register_buffer("index", orbits.index, persistent=False)
         self.register_buffer("size", orbits.size.to(torch.get_default_dtype()), persistent=False)
 
-    def law(self, like: Tensor) -> TorchDistribution:
+    def distribution(self, like: Tensor) -> TorchDistribution:
         half = self.size.to(like) / 2
         return dist.Gamma(half, like.new_tensor(0.5)).expand((self.shape[1], len(half))).to_event(2)
 

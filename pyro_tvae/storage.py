@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 # Whatever a file may describe has to be loaded: the parts that nothing else here imports.
 from . import convolution, mixture_latents  # noqa: F401
-from .files import whole
+from .files import atomic_write
 from .guides import flow as flow_guide  # noqa: F401
 from .guides.base import Guide
 from .model import TVAE
@@ -94,7 +94,7 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
         "derived": json.dumps(found.derived),
         "trained_first": json.dumps(found.trained_first),
     }
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(found.tensors, partial, metadata=metadata)
         except SafetensorError as error:

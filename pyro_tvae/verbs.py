@@ -111,7 +111,10 @@ def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
         frames: Any = trace.nodes["x"]["fn"]
         mean: Tensor = frames.mean
         return mean
-    draws = {site: law.sample(torch.Size([n_sequences])) for site, law in model.laws().items()}
+    draws = {
+        site: distribution.sample(torch.Size([n_sequences]))
+        for site, distribution in model.prior_distributions().items()
+    }
     return model.decode(composed(model, draws)).mean
 
 

@@ -37,7 +37,7 @@ TVAE((1, 2, 2), 0, 1, 3)
 TVAE((1, 2, 2), 3, 1.5, 3)
 TVAE((1, 2, 2), 3, 1, 3, mu="x")
 TVAE((1, 2, 2), 3, 1, 3, eps=-1)
-TVAE((1, 2, 2), 3, 1, 3, centred="no")
+TVAE((1, 2, 2), 3, 1, 3, centered="no")
 TVAE((1, 2, 2), 3, 1, 3, kernel=3)
 TVAE((1, 2, 2), 3, 1, 3, topography=5)
 TVAE((1, 2, 2), 3, 1, 3, NoTopography(), prior=OrbitEnergy())
@@ -46,10 +46,10 @@ CapsuleRoll(0)
 CapsuleRoll(3, 1, boundary="open")
 Stationary((0, 3))
 Torus((2, 2), (3,))
-Torus((2, 2), (3, 3)).neighbourhood(2, 4)
+Torus((2, 2), (3, 3)).neighborhood(2, 4)
 Matrix(torch.zeros(2, 2))
 Matrix(-torch.eye(4))
-Matrix(torch.eye(4)).neighbourhood(3, 3)
+Matrix(torch.eye(4)).neighborhood(3, 3)
 roll(torch.rand(2, 3, 1, 3), 0.5)
 CapsuleRoll(3, 0).energy(torch.rand(3))
 GammaGuide(model)
@@ -60,11 +60,11 @@ ConditionalGuide(plain)
 CovarianceGuide(model, rank=0)
 OrbitGuide(orbits, shared_trunk="no")
 OrbitCovarianceGuide(orbits, rank=0)
-SemiAmortisedGuide(model, steps=-1)
+SemiAmortizedGuide(model, steps=-1)
 GammaEnergy(0)
 AutoregressiveLatent(2)
 StudentLatent(-1)
-BinarisedBernoulli(2)
+BinarizedBernoulli(2)
 Normal(-1)
 Normal(1, activation="tanh")
 Convolutional(channels=())
@@ -244,7 +244,7 @@ train topography=5
 train topography=none
 train prior=null
 train seed=-1
-train model.centred=no
+train model.centered=no
 train data=arrays data.source.path=x.npy fit.max_epoch=3
 train data=arrays data.source.path=images(1).npy
 train --multirun seed=0,1 fit.max_epoch=3

@@ -316,8 +316,8 @@ def _time_weights(
 
 def make_batches(setting: Setting) -> Callable[[], Tensor]:
     """Draws and renders one batch, one of three factors moving, from blots about as large and as grey as digits."""
-    size, centre = setting.image_size, (setting.image_size - 1) / 2
-    distance = torch.arange(size).sub(centre).square()
+    size, center = setting.image_size, (setting.image_size - 1) / 2
+    distance = torch.arange(size).sub(center).square()
     near = (distance[:, None] + distance).sqrt() < size / 4
     images = (torch.randint(256, (setting.n_sequences, 1, size, size)) * near).to(torch.uint8)
     transformations = Transformations(rotation=True, hue=True, scale=True)

@@ -20,7 +20,7 @@ from pyro_tvae.inference.arviz_adapter import ArvizData
 from pyro_tvae.inference.posterior import to_arviz, to_netcdf
 
 from ..datasets.renderers import MovingImages
-from ..reports.figures import BLUE, DPI, GREY, VERMILLION, WIDTH, interleaved
+from ..reports.figures import BLUE, DPI, GRAY, VERMILLION, WIDTH, interleaved
 from ..reports.pages import embedded, render
 from ..reports.report import Caption
 from ..runs.folder import trained, write_text
@@ -140,9 +140,9 @@ def density(values: NDArray[np.float64], points: int = 200) -> tuple[NDArray[np.
     floor = 1e-3 * max(1e-6, float(np.ptp(values)), abs(float(values.mean())))
     width = max(0.9 * spread * len(values) ** -0.2, floor) if np.isfinite(spread) else floor
     counts, edges = np.histogram(values, bins=4 * points, range=(values.min() - 3 * width, values.max() + 3 * width))
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     place = np.linspace(edges[0], edges[-1], points)
-    kernel = np.exp(-0.5 * ((place[:, None] - centres) / width) ** 2)
+    kernel = np.exp(-0.5 * ((place[:, None] - centers) / width) ** 2)
     return place, kernel @ counts / (len(values) * width * np.sqrt(2 * np.pi))
 
 
@@ -221,7 +221,7 @@ def pareto_k_plot(k: ArrayLike) -> Figure:
     good = values <= RELIABLE
     shown = np.where(np.isfinite(values), values, np.nan)
     place = np.arange(len(values))
-    axis.axhline(RELIABLE, color=GREY, linestyle="--", linewidth=1.0)
+    axis.axhline(RELIABLE, color=GRAY, linestyle="--", linewidth=1.0)
     axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE})")
     axis.plot(place[~good], shown[~good], "X", color=VERMILLION, label=f"{(~good).sum()} not usable")
     if np.nanmax(shown, initial=0.0) > 20:
@@ -252,7 +252,7 @@ def rank_histogram(result: Calibration, *, bins: int = 10, level: float = 0.01) 
     ):
         counts = result.histogram(name, bins).double().reshape(bins, -1).mean(1).numpy()
         axis.axhspan(low, high, color="#e4e4e4", zorder=0)
-        axis.axhline(1 / bins, color=GREY, linewidth=1.0, zorder=1)
+        axis.axhline(1 / bins, color=GRAY, linewidth=1.0, zorder=1)
         inside = result.p_value(name, bins) * len(result.ranks) > level
         axis.bar(place, counts / len(result.ranks[name]), 0.9 / bins, color=BLUE if inside else VERMILLION, zorder=2)
         verdict = "uniform" if inside else "NOT uniform"

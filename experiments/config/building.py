@@ -55,7 +55,7 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
         network=make(config.network),
         mu=config.model.mu,
         eps=config.model.eps,
-        centred=config.model.centred,
+        centered=config.model.centered,
     )
     return Parts(model, make(config.guide)(model), data)
 

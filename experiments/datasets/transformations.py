@@ -133,13 +133,13 @@ class Transformations:
             name: self._tables[name].to(images.device, dtype)[index[..., f].to(images.device) % self.periods[f]]
             for f, name in enumerate(self.names)
         }
-        colour = looked_up.pop("hue", None)
+        color = looked_up.pop("hue", None)
         x = pixels.unsqueeze(1).expand(-1, index.shape[1], -1, -1, -1)
         # grid_sample refuses empty batches, and factors that leave the geometry alone have nothing to sample.
         if looked_up and x.numel():
             x = _warp(pixels, list(looked_up.values()), flat="perspective" not in looked_up)
-        grey = x.float().clamp(0, 1)
-        return grey.contiguous() if colour is None else grey * colour.float()[..., None, None]
+        gray = x.float().clamp(0, 1)
+        return gray.contiguous() if color is None else gray * color.float()[..., None, None]
 
     def _parse(self, entry: str) -> list[int]:
         parts = [part.strip() for part in str(entry).split("+")]

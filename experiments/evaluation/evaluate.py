@@ -29,9 +29,9 @@ from pyro_tvae.inference import (
     probe,
     roll_correlation,
 )
-from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarise
+from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarize
 from pyro_tvae.inference.objectives import divergence
-from pyro_tvae.inference.own_programs import by_laws
+from pyro_tvae.inference.own_programs import plain_program
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import moments
 from pyro_tvae.programs import is_bayesian
@@ -123,8 +123,8 @@ def measure(
             x = batch["x"]
             posterior = posterior_of(guide, x)
             weights = log_weights(model, guide, x, num_particles, posterior=posterior)
-            estimates.append(summarise(weights.cpu(), model.n_frames))
-            if by_laws(model) and has_frame_weights(model, posterior):
+            estimates.append(summarize(weights.cpu(), model.n_frames))
+            if plain_program(model) and has_frame_weights(model, posterior):
                 options: dict[str, Any] = {"estimator": "frame_unnormalised", "batch_size": len(x), "seed": seed}
                 with warnings.catch_warnings():  # the table says in words what this number is not
                     warnings.simplefilter("ignore")
@@ -136,7 +136,7 @@ def measure(
                 "index": batch["index"],
                 "moving": batch["moving"],
                 "label": batch["label"],
-                "kl": divergence(model, posterior) if by_laws(model) else program(x).kl,
+                "kl": divergence(model, posterior) if plain_program(model) else program(x).kl,
             }
             values["mean"], values["best"] = ends_of_explained(model, mean_frame, x)
             if model.prior is not None:

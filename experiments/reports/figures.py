@@ -53,7 +53,7 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
 FLOORS = (VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 2)))
 MARKERS = "s^Dv*X"
-GREY = "#555555"
+GRAY = "#555555"
 
 
 def training_curves(history: History) -> Figure:
@@ -73,13 +73,13 @@ def training_curves(history: History) -> Figure:
     axes = figure.subplots(1, 3)
     for axis, (key, title) in zip(axes, panels, strict=True):
         curves = {split: _series(history, f"{split}/{key}") for split in ("train", "val")}
-        for split, label, colour in (("train", "training", SKY), ("val", "validation", VERMILLION)):
+        for split, label, color in (("train", "training", SKY), ("val", "validation", VERMILLION)):
             steps, values = curves[split]
             if len(steps) == 0:
                 continue
             marked = len(steps) == 1 or (split == "val" and len(steps) <= 60)
             axis.plot(
-                steps, values, color=colour, label=label, linewidth=1.0 if split == "train" else 1.8,
+                steps, values, color=color, label=label, linewidth=1.0 if split == "train" else 1.8,
                 marker="o" if marked else None, markersize=3.5, zorder=2 if split == "train" else 3,
             )  # fmt: skip
         _plain(axis)
@@ -87,7 +87,7 @@ def training_curves(history: History) -> Figure:
         axis.set_xlabel("training step")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
         if not axis.lines:
-            axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", va="center", color=GREY)
+            axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", va="center", color=GRAY)
             axis.set_xticks([])
             axis.set_yticks([])
             continue
@@ -191,17 +191,17 @@ def forward_roll_curve(forward_roll: Mapping[str, Any]) -> Figure:
     drawn = {name: values for name, values in series.items() if np.isfinite(values).any()}
     figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
     axis = figure.subplots()
-    colours: dict[str, str] = {}
+    colors: dict[str, str] = {}
     floor = 0
     for name, values in drawn.items():
         horizon = np.arange(1, len(values) + 1)
         if name == "model":
-            colours[name] = BLUE
+            colors[name] = BLUE
             axis.plot(horizon, values, color=BLUE, linewidth=3.0, marker="o", markersize=6, label=name, zorder=4)
         else:
-            colours[name] = FLOORS[floor % len(FLOORS)]
+            colors[name] = FLOORS[floor % len(FLOORS)]
             axis.plot(
-                horizon, values, color=colours[name], label=name, linewidth=1.6, zorder=3,
+                horizon, values, color=colors[name], label=name, linewidth=1.6, zorder=3,
                 linestyle=DASHES[floor % len(DASHES)], marker=MARKERS[floor % len(MARKERS)], markersize=4.5,
             )  # fmt: skip
             floor += 1
@@ -213,7 +213,7 @@ def forward_roll_curve(forward_roll: Mapping[str, Any]) -> Figure:
     axis.set_ylabel("nats per unseen frame (higher is better)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not drawn:
-        axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center", va="center", color=GREY)
+        axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center", va="center", color=GRAY)
         return figure
     off, (low, high) = _squeezers(drawn)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -221,7 +221,7 @@ def forward_roll_curve(forward_roll: Mapping[str, Any]) -> Figure:
     axis.set_ylim(low, high)
     last = max(len(values) for values in drawn.values())
     axis.set_xlim(1 - 0.03 * last, last + 0.03 * last)
-    _label_ends(axis, drawn, colours, low, high)
+    _label_ends(axis, drawn, colors, low, high)
     if off:
         ranges = [f"{np.nanmin(series[name]):,.0f} to {np.nanmax(series[name]):,.0f} nats" for name in off]
         # Matplotlib's own tick labels use the typographic minus sign.
@@ -342,7 +342,7 @@ def _squeezers(series: Mapping[str, Floats]) -> tuple[list[str], tuple[float, fl
     return off, span(order[len(off) :])
 
 
-def _label_ends(axis: Axes, series: Mapping[str, Floats], colours: Mapping[str, str], low: float, high: float) -> None:
+def _label_ends(axis: Axes, series: Mapping[str, Floats], colors: Mapping[str, str], low: float, high: float) -> None:
     """Write every curve's name at its right end, moved apart where two would collide."""
     seen = {name: values for name, values in series.items() if np.nanmax(values) >= low}
     ends = {name: float(values[np.isfinite(values)][-1]) for name, values in seen.items()}
@@ -362,14 +362,14 @@ def _label_ends(axis: Axes, series: Mapping[str, Floats], colours: Mapping[str, 
         axis.annotate(
             f"{name} ↓" if below else name, (1.0, place), xytext=(6, 0), xycoords="axes fraction",
             textcoords="offset points", va="center", annotation_clip=False, fontsize=10,
-            color=colours[name] if model else _darker(colours[name]), fontweight="bold" if model else "normal",
+            color=colors[name] if model else _darker(colors[name]), fontweight="bold" if model else "normal",
         )  # fmt: skip
 
 
-def _darker(colour: str) -> tuple[float, ...]:
+def _darker(color: str) -> tuple[float, ...]:
     # The light colours of the palette are good lines and faint letters.
-    return tuple(0.65 * part for part in to_rgb(colour))
+    return tuple(0.65 * part for part in to_rgb(color))
 
 
 def _footnote(figure: Figure, text: str) -> None:
-    figure.supxlabel(wrap(text, figure.get_figwidth(), 9), x=0.01, ha="left", fontsize=9, color=GREY)
+    figure.supxlabel(wrap(text, figure.get_figwidth(), 9), x=0.01, ha="left", fontsize=9, color=GRAY)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_tvae.files import whole
+from pyro_tvae.files import atomic_write
 
 __all__ = [
     "DPI",
@@ -52,7 +52,7 @@ def save(figure: Figure, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
     return path
 

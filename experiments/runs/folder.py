@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, whole
+from pyro_tvae.files import PARTIAL, atomic_write
 
 from ..config.allowlist import check_stored
 from ..config.composition import compose, make
@@ -115,7 +115,7 @@ def _bare_words(config: DictConfig) -> bool:
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
 # Settings that older runs lack, and what they were made with.
-LATER = {"model.centred": False, "fit.matmul_precision": "highest"}
+LATER = {"model.centered": False, "fit.matmul_precision": "highest"}
 LATER_GROUPS = ("logger", "measure")  # at the top; as they are by default
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 
@@ -159,7 +159,7 @@ def device_of(config: DictConfig) -> torch.device:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file whole or not at all: readers see the old one or the new one, never a half."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
 

@@ -30,7 +30,7 @@ NAMES = {
     "nontvae": "plain VAE",
 }
 CORRELATED, UNCORRELATED = 0.9, 0.3
-ORGANISED = 0.001  # chance that a map without order looks as ordered
+ORGANIZED = 0.001  # chance that a map without order looks as ordered
 CLOSED = 0.8  # share of the gap below log p(x)
 SAME = 1.0  # nats per frame within which two laws of x are called the same
 
@@ -270,7 +270,7 @@ def _figure(record: Record) -> list[Claim]:
     claims = [_forecasts(record, rows, source)] if rows else []
     for row in record["rows"]:
         if _tested(row):
-            claims.append(_neighbours(record, row, source))
+            claims.append(_neighbors(record, row, source))
         if _controlled(row):
             claims.append(_map(record, row, source))
     return claims
@@ -287,12 +287,12 @@ def _controlled(row: Row) -> list[str]:
     return [key for key in own if f"{key}_untrained" in row["values"]]
 
 
-def _neighbours(record: Record, row: Row, source: str) -> Claim:
+def _neighbors(record: Record, row: Row, source: str) -> Claim:
     verdicts, parts = {}, []
     for key in _tested(row):
         called = key.removeprefix("map/").replace("_", " ")
         chances = _sample(row, f"{key}_p", blind=True)
-        verdicts[called] = SEEN if chances and max(chances) < ORGANISED else NOT_SEEN if chances else NOT_DECIDED
+        verdicts[called] = SEEN if chances and max(chances) < ORGANIZED else NOT_SEEN if chances else NOT_DECIDED
         shown = f"{max(chances):.2g}" if chances else "–"
         untrained = [_sample(row, f"{name}_untrained") for name in (key, f"{key}_p")]
         control = f" (untrained {_spelled(untrained[0])}, p at most {max(untrained[1]):.2g})" if all(untrained) else ""
@@ -301,7 +301,7 @@ def _neighbours(record: Record, row: Row, source: str) -> Claim:
         record,
         [row["name"]],
         f"Neighbours on the map prefer what is alike ({source}); here: their correlations beat those of units in "
-        f"random places at p < {ORGANISED:g}, in every seed.",
+        f"random places at p < {ORGANIZED:g}, in every seed.",
         verdicts,
         f"{row['name']}: {'; '.join(parts)}.",
         EQUIVARIANCE_GONE,

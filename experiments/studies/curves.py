@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..reports.figures import BLACK, BLUE, DASHES, GREEN, GREY, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
+from ..reports.figures import BLACK, BLUE, DASHES, GRAY, GREEN, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
 
 __all__ = ["forecast_curves", "recipe_curves"]
 
 Floats = NDArray[np.float64]
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DPI = 100
 WIDTH = 9.0  # inches
 COMMON_FLOORS = ("repeat last frame", "mean frame")  # those that no model has a part in
@@ -38,9 +38,9 @@ def recipe_curves(record: Mapping[str, Any]) -> Figure:
         ("forward_roll", "forward_roll: frames not seen", "nats per unseen frame (higher is better)"),
     )
     for axis, (key, title, unit) in zip(axes, panels, strict=True):
-        for row, colour in zip(record["rows"], _cycled(COLOURS, len(record["rows"])), strict=True):
+        for row, color in zip(record["rows"], _cycled(COLORS, len(record["rows"])), strict=True):
             curves = [_series(run["points"], key) for run in row["runs"]]
-            _spread(axis, curves, colour, row.get("label", row["name"]))
+            _spread(axis, curves, color, row.get("label", row["name"]))
         _plain(axis, title, unit)
         axis.set_xlabel("wall-clock minutes of training")
     floors = [
@@ -51,7 +51,7 @@ def recipe_curves(record: Mapping[str, Any]) -> Figure:
         if point.get("forward_roll_floor") is not None
     ]
     if floors:
-        axes[1].axhline(max(floors), color=GREY, linestyle="--", linewidth=1.2, label="best floor")
+        axes[1].axhline(max(floors), color=GRAY, linestyle="--", linewidth=1.2, label="best floor")
     for axis in axes:
         _leave_out_start(axis)
     lines, labels = axes[1].get_legend_handles_labels()
@@ -84,14 +84,14 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
     axis = figure.subplots()
     for n, (name, values) in enumerate(series.items()):
         axis.plot(
-            np.arange(1, len(values) + 1), values, label=name, color=COLOURS[n % len(COLOURS)], linewidth=1.8,
+            np.arange(1, len(values) + 1), values, label=name, color=COLORS[n % len(COLORS)], linewidth=1.8,
             marker=MARKERS[n % len(MARKERS)], markersize=4.5, zorder=3,
         )  # fmt: skip
     shown, ground = list(series.values()), float("inf")
     for n, (name, found) in enumerate(floors.items()):
         if found:
             values = np.mean(np.array(found, dtype=np.float64), axis=0)
-            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=GREY, linewidth=1.4, linestyle=DASHES[n])
+            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=GRAY, linewidth=1.4, linestyle=DASHES[n])
             shown.append(values)
             ground = min(ground, float(values.min()))
     # A model that forecasts far below the others and every floor would squeeze them.
@@ -110,8 +110,8 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _cycled(colours: Sequence[str], count: int) -> list[str]:
-    return [colours[n % len(colours)] for n in range(count)]
+def _cycled(colors: Sequence[str], count: int) -> list[str]:
+    return [colors[n % len(colors)] for n in range(count)]
 
 
 def _series(points: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
@@ -120,12 +120,12 @@ def _series(points: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floa
     return np.array([p[0] for p in known]), np.array([p[1] for p in known], dtype=np.float64)
 
 
-def _spread(axis: Axes, curves: Sequence[tuple[Floats, Floats]], colour: str, label: str) -> None:
+def _spread(axis: Axes, curves: Sequence[tuple[Floats, Floats]], color: str, label: str) -> None:
     known = [(minutes, values) for minutes, values in curves if len(minutes)]
     if not known:
         return
     for minutes, values in known:
-        axis.plot(minutes, values, color=colour, linewidth=0.7, alpha=0.5, zorder=2)
+        axis.plot(minutes, values, color=color, linewidth=0.7, alpha=0.5, zorder=2)
     start, end = max(minutes[0] for minutes, _ in known), min(minutes[-1] for minutes, _ in known)
     grid = np.unique(np.concatenate([minutes for minutes, _ in known]))
     grid = grid[(grid >= start) & (grid <= end)]
@@ -134,8 +134,8 @@ def _spread(axis: Axes, curves: Sequence[tuple[Floats, Floats]], colour: str, la
     stacked = np.stack([np.interp(grid, minutes, values) for minutes, values in known])
     count = f" ({len(known)} seed{'s' if len(known) > 1 else ''})"
     marker = "o" if len(grid) == 1 else None
-    axis.plot(grid, stacked.mean(0), color=colour, linewidth=2.2, label=label + count, zorder=4, marker=marker)
-    axis.fill_between(grid, stacked.min(0), stacked.max(0), color=colour, alpha=0.18, linewidth=0, zorder=1)
+    axis.plot(grid, stacked.mean(0), color=color, linewidth=2.2, label=label + count, zorder=4, marker=marker)
+    axis.fill_between(grid, stacked.min(0), stacked.max(0), color=color, alpha=0.18, linewidth=0, zorder=1)
 
 
 def _plain(axis: Axes, title: str, unit: str) -> None:

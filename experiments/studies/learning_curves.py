@@ -58,7 +58,7 @@ LONG = (*SIZE, "data.n_train=20000", "fit.max_steps=15000")
 # Adam, q's variances small at first, and a KL warm-up: what gets the published models off their plateau.
 OURS = ("optimizer=adam", "guide.initial_log_variance=-5.0", "fit.warmup_steps=1500")
 # The quickstart's recipe at the paper's size.
-ORBITS = ("data=mnist", "fit.warmup_steps=3000", "fit.frame_dropout=0.3", "model.mu=100", "model.centred=true")
+ORBITS = ("data=mnist", "fit.warmup_steps=3000", "fit.frame_dropout=0.3", "model.mu=100", "model.centered=true")
 
 
 def _published(kind: str, *overrides: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from pyro_tvae.files import whole
+from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import trust_targets
 from ..interruption import command
@@ -103,7 +103,7 @@ class Ledger:
         if self.keep and self.file is not None:
             write_record(self.file, record)
             for picture in self.folder.glob("*.png"):
-                with whole(self.file.with_name(f"{self.file.stem}-{picture.name}")) as partial:
+                with atomic_write(self.file.with_name(f"{self.file.stem}-{picture.name}")) as partial:
                     partial.write_bytes(picture.read_bytes())
         return record
 

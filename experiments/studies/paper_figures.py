@@ -79,7 +79,7 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     shown = [*first, *then]
     rows: list[list[Floats | None]] = []
     for n in range(len(x)):
-        capsules = _coloured(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
+        capsules = _colored(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
         rows += [[_enlarged(_rgb(source[n, i])) for i in shown] for source in (truth, decoded)]
         rows.append([_enlarged(capsules[i]) for i in shown])
     figure, axis, edge = mosaic(
@@ -137,23 +137,23 @@ def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure
     images, classes, slant, width = figure.subplots(2, 2).flat
     _show(images, _sheet(units.strongest), "The image that activates each unit most", cmap="gray", vmin=0, vmax=1)
     n_classes = len(units.selectivity)
-    colours = ListedColormap(colormaps["tab10" if n_classes <= 10 else "tab20"].colors[:n_classes])  # type: ignore[attr-defined]
+    colors = ListedColormap(colormaps["tab10" if n_classes <= 10 else "tab20"].colors[:n_classes])  # type: ignore[attr-defined]
     selective = int((units.preferred >= 0).sum())
     drawn = _show(
         classes,
         np.ma.masked_less(units.preferred.numpy(), 0),
         f"Class of each of the {selective} units with d′ ≥ 0.85\n{_test(numbers, 'selectivity', ' of d′')}",
-        cmap=colours,
+        cmap=colors,
         norm=BoundaryNorm(np.arange(n_classes + 1) - 0.5, n_classes),
     )
     figure.colorbar(drawn, ax=classes, ticks=range(n_classes), shrink=0.8, label="class")
-    for axis, value, name, what, colour in (
+    for axis, value, name, what, color in (
         (slant, units.slant, "slant", "Preferred slant (right of upright is positive)", "RdBu_r"),
         (width, units.stroke_width, "stroke_width", "Preferred stroke width (pixels)", "viridis"),
     ):
         bound = float(value.abs().max())
         limits = {"vmin": -bound, "vmax": bound} if name == "slant" else {}
-        drawn = _show(axis, value.numpy(), f"{what}\n{_test(numbers, name)}", cmap=colour, **limits)
+        drawn = _show(axis, value.numpy(), f"{what}\n{_test(numbers, name)}", cmap=color, **limits)
         figure.colorbar(drawn, ax=axis, shrink=0.8)
     return figure
 
@@ -183,7 +183,7 @@ def _sheet(images: Tensor) -> Floats:
     return sheet[..., 0] if sheet.shape[-1] == 1 else sheet
 
 
-def _coloured(t: Floats) -> Floats:
+def _colored(t: Floats) -> Floats:
     """Capsules (S, C, D) of a sequence as S pictures (3, C, D), on one scale of colours."""
     low, high = np.quantile(t, (0.02, 0.98))
     scaled = (t - low) / max(high - low, 1e-12)

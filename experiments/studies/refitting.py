@@ -34,7 +34,7 @@ def take_over(model: TVAE, reference: TVAE) -> TVAE:
     if (
         own != {name: value.shape for name, value in weights.items()}
         or model.latent_shape != reference.latent_shape
-        or not torch.equal(model.topography.neighbourhood(*lattice), reference.topography.neighbourhood(*lattice))
+        or not torch.equal(model.topography.neighborhood(*lattice), reference.topography.neighborhood(*lattice))
     ):
         raise ValueError(
             "refit: the model and its reference differ in more than their energies; expected the same sizes, networks, "

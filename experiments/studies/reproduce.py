@@ -148,10 +148,10 @@ def _draw(study: Study, run: Path, stem: Path | None, said: str, progress: Calla
 
     assert study.drawing is not None
     if study.drawing == "map" and not (run / SELECTIVITY).is_file():
-        from .unit_map import organisation
+        from .unit_map import organization
 
         progress(f"{said}, organisation of the map")
-        write_text(run / SELECTIVITY, json.dumps(finite(organisation(run)), indent=1))
+        write_text(run / SELECTIVITY, json.dumps(finite(organization(run)), indent=1))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]

@@ -14,7 +14,7 @@ from pyro_tvae import TVAE, Guide, Torus
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.inference import (
     class_selectivity,
-    neighbour_correlation,
+    neighbor_correlation,
     preferred_class,
     preferred_value,
     slant,
@@ -28,7 +28,7 @@ from pyro_tvae.verbs import point_estimate
 from ..datasets import SequenceDataModule
 from ..runs.folder import UNTRAINED, trained
 
-__all__ = ["UnitMap", "map_units", "organisation"]
+__all__ = ["UnitMap", "map_units", "organization"]
 
 TOP = 10  # images whose mean slant and stroke width a unit is said to prefer
 
@@ -80,22 +80,22 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
     means, t, label, images = (torch.cat(column) for column in zip(*kept, strict=True))
     means, t = (value.reshape(len(label), *model.topography.grid) for value in (means, t))
     selectivity = class_selectivity(t, label)
-    top, grey = min(TOP, len(t)), images.mean(1)
+    top, gray = min(TOP, len(t)), images.mean(1)
     return UnitMap(
         strongest=images[means.argmax(0)],
         selectivity=selectivity,
         preferred=preferred_class(selectivity),
-        slant=preferred_value(t, slant(grey), top),
-        stroke_width=preferred_value(t, stroke_width(grey), top),
+        slant=preferred_value(t, slant(gray), top),
+        stroke_width=preferred_value(t, stroke_width(gray), top),
     )
 
 
-def organisation(run: Path, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True) -> dict[str, float]:
+def organization(run: Path, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True) -> dict[str, float]:
     """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
 
     Args:
         run: its folder.
-        n_permutations: of every test, see :func:`.neighbour_correlation`.
+        n_permutations: of every test, see :func:`.neighbor_correlation`.
         seed: of draws and permutations.
         progress: show a bar.
 
@@ -120,7 +120,7 @@ def organisation(run: Path, *, n_permutations: int = 9999, seed: int = 0, progre
                 "stroke_width": units.stroke_width.unsqueeze(0),
             }
             for name, features in maps.items():
-                result = neighbour_correlation(features, n_permutations, seed)
+                result = neighbor_correlation(features, n_permutations, seed)
                 found[f"{name}{suffix}"] = result.value
                 found[f"{name}_null{suffix}"], found[f"{name}_p{suffix}"] = result.null_mean, result.p_value
                 bar.update()

@@ -8,7 +8,7 @@ from .guide_list import GuideList
 from .joint import ConditionalGuide, CovarianceGuide
 from .mean_field import MeanFieldGuide, SharedTrunkGuide
 from .orbit import ConditionalOrbitGuide, OrbitCovarianceGuide, OrbitGuide
-from .semi_amortized import SemiAmortisedGuide
+from .semi_amortized import SemiAmortizedGuide
 from .sequence import SequenceGuide
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "MeanFieldGuide",
     "OrbitCovarianceGuide",
     "OrbitGuide",
-    "SemiAmortisedGuide",
+    "SemiAmortizedGuide",
     "SequenceGuide",
     "SharedTrunkGuide",
     "default_guide",

@@ -105,13 +105,13 @@ class Coordinate:
             loc, scale = torch.where(seen, loc, self.loc), torch.where(seen, scale, self.scale)
         return loc, scale
 
-    def law(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    def distribution(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         """Normal, or log-normal of a positive site."""
         return dist.LogNormal(loc, scale) if self.positive else Normal(loc, scale)
 
     def independent(self, outputs: Sequence[Tensor], seen: Tensor | None) -> TorchDistribution:
         """The law from an encoder's two outputs."""
-        return self.law(*self.parameters(outputs, seen))
+        return self.distribution(*self.parameters(outputs, seen))
 
 
 def energies_of(model: TVAE) -> str:
@@ -133,7 +133,7 @@ def energy_coordinate(model: TVAE, owner: str) -> Coordinate | None:
     prior = model.prior
     if prior is None:
         return None
-    shape = tuple(prior.law(model.like.detach()).event_shape)
+    shape = tuple(prior.distribution(model.like.detach()).event_shape)
     if shape != model.latent_shape:
         raise ValueError(
             f"{owner}: the model's energies are {type(prior).__name__} of shape {shape}; it is made for one energy per "

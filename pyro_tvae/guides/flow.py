@@ -60,7 +60,7 @@ class FlowGuide(MeanFieldGuide):
         if self.energy is None:
             raise ValueError(NO_ENERGIES.format(type(self).__name__))
         self.couplings = nn.ModuleList(Coupling(4, model.n_latents) for _ in range(2 * layers))
-        w = model.topography.neighbourhood(model.n_frames, model.capsule_dim).detach()
+        w = model.topography.neighborhood(model.n_frames, model.capsule_dim).detach()
         self.register_buffer("w", w, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

@@ -129,6 +129,6 @@ class ConditionalGuide(MeanFieldGuide):
 
         def given(draws: Mapping[str, Tensor]) -> TorchDistribution:
             shift, log_scale = self.coupling(context, (draws["z"] - z_loc) / z_scale, seen)
-            return energy.law(loc + scale * shift, scale * log_scale.exp()).to_event(3)
+            return energy.distribution(loc + scale * shift, scale * log_scale.exp()).to_event(3)
 
-        return {"z": self.z.law(z_loc, z_scale), energy.site: given}
+        return {"z": self.z.distribution(z_loc, z_scale), energy.site: given}

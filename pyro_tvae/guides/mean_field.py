@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..model import TVAE
 from ..networks import Network
-from ..posteriors import Law, Posterior
+from ..posteriors import Posterior, SiteDistribution
 from .base import Guide
 from .encoders import FrameEncoder, energy_coordinate, shown, z_coordinate
 
@@ -27,7 +27,7 @@ class FrameGuide(Guide):
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, seen = shown(x, observed)
         outputs = self.outputs(x)
-        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], seen)}
+        q: dict[str, SiteDistribution] = {"z": self.z.independent(outputs[:2], seen)}
         if self.energy is not None:
             q[self.energy.site] = self.energy.independent(outputs[2:], seen)
         return q

@@ -227,7 +227,7 @@ class ConditionalOrbitGuide(OrbitGuide):
         def given(draws: Mapping[str, Tensor]) -> TorchDistribution:
             drawn = self._spread((draws["e"].log() - e.loc) / e.scale)
             shift, log_scale = self.coupling(context, drawn, seen)
-            return self.z.law(z.loc + z.scale * shift, z.scale * log_scale.exp()).to_event(3)
+            return self.z.distribution(z.loc + z.scale * shift, z.scale * log_scale.exp()).to_event(3)
 
         return {"e": e, "z": given}
 

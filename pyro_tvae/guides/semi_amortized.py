@@ -20,12 +20,12 @@ from .default import default_guide
 from .encoders import shown
 from .sequence import SequenceGuide
 
-__all__ = ["SemiAmortisedGuide"]
+__all__ = ["SemiAmortizedGuide"]
 
 BETA, EPS = (0.9, 0.99), 1e-8
 
 
-class SemiAmortisedGuide(Guide):
+class SemiAmortizedGuide(Guide):
     """A mean-field posterior that starts at an encoder's answer and takes k gradient steps on each sequence's own ELBO.
 
     With the start ``loc₀, scale₀`` the laws are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
@@ -63,7 +63,7 @@ class SemiAmortisedGuide(Guide):
         super().__init__(model, name=name)
         if steps < 0 or num_particles < 1 or not step_size > 0:
             raise ValueError(
-                f"SemiAmortisedGuide: steps={steps}, step_size={step_size}, num_particles={num_particles}; expected "
+                f"SemiAmortizedGuide: steps={steps}, step_size={step_size}, num_particles={num_particles}; expected "
                 "steps of 0 or more, a size above 0 and at least 1 particle."
             )
         self.steps, self.step_size, self.num_particles = steps, step_size, num_particles
@@ -107,11 +107,11 @@ class SemiAmortisedGuide(Guide):
         state = [(torch.zeros_like(move), torch.zeros_like(move)) for move in moves]
         for step in range(1, self.steps + 1):
             pairs = zip(moves[::2], moves[1::2], strict=True)
-            laws = {
+            distributions = {
                 site: _law(positive[site], loc + scale * a, scale * b.exp())
                 for (site, (loc, scale)), (a, b) in zip(start.items(), pairs, strict=True)
             }
-            slopes = torch.autograd.grad(self._bound(x, observed, laws, generator).sum(), moves)
+            slopes = torch.autograd.grad(self._bound(x, observed, distributions, generator).sum(), moves)
             for move, slope, (first, second) in zip(moves, slopes, state, strict=True):
                 first.lerp_(slope, 1 - BETA[0])
                 second.lerp_(slope.square(), 1 - BETA[1])
@@ -122,12 +122,16 @@ class SemiAmortisedGuide(Guide):
         return dict(zip(start, zip(fixed[::2], fixed[1::2], strict=True), strict=True))
 
     def _bound(
-        self, x: Tensor, observed: Tensor | None, laws: Mapping[str, TorchDistribution], generator: torch.Generator
+        self,
+        x: Tensor,
+        observed: Tensor | None,
+        distributions: Mapping[str, TorchDistribution],
+        generator: torch.Generator,
     ) -> Tensor:
         """The ELBO of every sequence, (B,): the pixels' term from antithetic draws, KL closed where it can be."""
         (model,) = self._model
-        priors, values, bound = model.laws(), {}, x.new_zeros(())
-        for site, q in laws.items():
+        priors, values, bound = model.prior_distributions(), {}, x.new_zeros(())
+        for site, q in distributions.items():
             loc, scale = _parameters(q)
             shape = (self.num_particles, *loc.shape)
             half = torch.randn(shape, generator=generator, device=loc.device, dtype=loc.dtype)
@@ -147,7 +151,7 @@ class SemiAmortisedGuide(Guide):
 
 def _parameters(q: TorchDistribution) -> tuple[Tensor, Tensor]:
     if not isinstance(q, torch.distributions.Normal | torch.distributions.LogNormal):
-        raise TypeError(f"SemiAmortisedGuide: the start has a {type(q).__name__}; expected Normals and log-normals.")
+        raise TypeError(f"SemiAmortizedGuide: the start has a {type(q).__name__}; expected Normals and log-normals.")
     return q.loc, q.scale
 
 

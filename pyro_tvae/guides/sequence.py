@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..model import TVAE
 from ..networks import Network
-from ..posteriors import Law, Posterior
+from ..posteriors import Posterior, SiteDistribution
 from .base import Guide
 from .encoders import FrameEncoder, energy_coordinate, shown, z_coordinate
 
@@ -63,7 +63,7 @@ class SequenceGuide(Guide):
             last = self.head[-1]
             assert isinstance(last, nn.Linear)
             last.bias.view(k, n)[1::2] += initial_log_variance
-        w = model.topography.neighbourhood(model.n_frames, model.capsule_dim).detach()
+        w = model.topography.neighborhood(model.n_frames, model.capsule_dim).detach()
         self.register_buffer("w", w, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
@@ -79,7 +79,7 @@ class SequenceGuide(Guide):
         features = torch.cat([*(value.flatten(-2) for value in (*own, *pool)), mask.flatten(-2)], -1)
         outputs = self.head(features).unflatten(-1, (-1, self.n_capsules, self.capsule_dim)).unbind(-3)
         # Unseen frames are inferred as well, so that no prior takes their place.
-        q: dict[str, Law] = {"z": self.z.independent(outputs[:2], None)}
+        q: dict[str, SiteDistribution] = {"z": self.z.independent(outputs[:2], None)}
         if self.energy is not None:
             q[self.energy.site] = self.energy.independent(outputs[2:], None)
         return q

@@ -91,7 +91,7 @@ class Topography(Part, nn.Module):
         """Lengths of the axes that the offsets run over, frames first; their product is S·D."""
         return (n_frames, n_positions)
 
-    def neighbourhood(self, n_frames: int, n_positions: int) -> Tensor:
+    def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
         """W of shape (S·D, S·D): row = (frame, position) of v, column = (frame, position) of u.
 
         Differentiable in the weights when they are learned.
@@ -119,12 +119,12 @@ class Topography(Part, nn.Module):
     def matrix(self, n_frames: int, n_positions: int, like: Tensor) -> Tensor:
         """The neighbourhood matrix in ``like``'s dtype and device, built once unless its weights are learned."""
         if self.raw_weight is not None:
-            return self.neighbourhood(n_frames, n_positions).to(like)
+            return self.neighborhood(n_frames, n_positions).to(like)
         key = (n_frames, n_positions, like.dtype, like.device)
         if key not in self._cache:
             # Built outside inference mode, so that a matrix first needed by an evaluation also serves training.
             with torch.inference_mode(False):
-                w = self.neighbourhood(n_frames, n_positions).to(dtype=like.dtype, device=like.device)
+                w = self.neighborhood(n_frames, n_positions).to(dtype=like.dtype, device=like.device)
             if type(w) not in (Tensor, nn.Parameter):  # a stand-in while the program is exported
                 return w
             self._cache[key] = w
@@ -152,7 +152,7 @@ class Topography(Part, nn.Module):
         Raises:
             ValueError: the neighbourhoods overlap, or W is not a matrix of zeros and ones.
         """
-        w = self.neighbourhood(n_frames, n_positions).detach()
+        w = self.neighborhood(n_frames, n_positions).detach()
         rows, index = torch.unique(w, dim=0, return_inverse=True)
         if self.raw_weight is not None or not bool(((rows == 0) | (rows == 1)).all()) or bool((rows.sum(0) != 1).any()):
             raise ValueError(

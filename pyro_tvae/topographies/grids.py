@@ -139,7 +139,7 @@ class Matrix(Topography):
     def offsets(self) -> list[tuple[int, ...]]:
         return []
 
-    def neighbourhood(self, n_frames: int, n_positions: int) -> Tensor:
+    def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
         self.check(n_frames, n_positions)
         if self.raw_weight is None:
             return self.w

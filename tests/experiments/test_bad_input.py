@@ -109,10 +109,10 @@ def test_damaged_configurations(tmp_path_factory: pytest.TempPathFactory, seed: 
 
 def test_a_run_from_before_a_setting_was_made_without_it(tmp_path: Path) -> None:
     stored = yaml.safe_load(STORED)
-    assert stored["model"].pop("centred") is True
+    assert stored["model"].pop("centered") is True
     assert stored["fit"].pop("matmul_precision") == "highest"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
-    assert configuration(tmp_path).model.centred is False
+    assert configuration(tmp_path).model.centered is False
     assert configuration(tmp_path).fit.matmul_precision == "highest"
 
 

@@ -42,16 +42,16 @@ SMALL = ["model.capsule_dim=6", "network.encoder_widths=[1]", "network.decoder_w
         *([*LPARTIAL, f"latent={name}"] for name in ("normal", "laplace", "student", "autoregressive")),
         *(
             [*LPARTIAL, f"guide={name}"]
-            for name in ("shared_trunk", "sequence", "conditional", "flow", "semi_amortised")
+            for name in ("shared_trunk", "sequence", "conditional", "flow", "semi_amortized")
         ),
         [*LPARTIAL, *SMALL, "guide=full_covariance"],
         [*LPARTIAL, "topography=velocity", "prior=gamma", "guide=sequence"],
         [*LPARTIAL, "topography=grid"],
         [*LPARTIAL, *SMALL, "topography=matrix", "topography.w=w.npy"],
         [*LPARTIAL, "topography=own", "topography._target_=pyro_tvae.Stationary", "+topography.kernel=[3,2]"],
-        ["guide=semi_amortised", "guide.steps=2"],
+        ["guide=semi_amortized", "guide.steps=2"],
         ["guide=conditional_orbit"],
-        ["likelihood=binarised_bernoulli", "likelihood.seed=3"],
+        ["likelihood=binarized_bernoulli", "likelihood.seed=3"],
         ["network=convolutional", "network.channels=[4]"],
         ["topography=capsule_roll", "topography.learned=true", "prior=gaussian", "guide=mean_field"],
         ["topography=stationary", "prior=gaussian", "guide=mean_field"],

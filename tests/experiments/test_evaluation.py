@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from pyro_tvae import MLP, TVAE, BinarisedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
+from pyro_tvae import MLP, TVAE, BinarizedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
 from pyro_tvae.experiments.evaluation.evaluate import _remarks, evaluate, measure
 from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
@@ -132,7 +132,7 @@ def test_moving_on_is_one_value_further(data: SequenceDataModule) -> None:
 def test_only_grey_values_are_remarked_on() -> None:
     sizes = {"frame_shape": (1, 4, 4), "n_frames": 2, "n_capsules": 2, "capsule_dim": 2}
     bits = (torch.rand(2, 2, 1, 4, 4) > 0.5).float()
-    bernoulli, binarised = TVAE(**sizes), TVAE(**sizes, likelihood=BinarisedBernoulli())
+    bernoulli, binarized = TVAE(**sizes), TVAE(**sizes, likelihood=BinarizedBernoulli())
     assert _remarks(bernoulli, bits) == []
     assert _remarks(bernoulli, bits / 2) == [bernoulli.likelihood.remark]
-    assert _remarks(binarised, bits) == [binarised.likelihood.remark]
+    assert _remarks(binarized, bits) == [binarized.likelihood.remark]

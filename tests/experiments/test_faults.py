@@ -23,7 +23,7 @@ from pyro_tvae.experiments.commands.train import evaluate_run, report_run, resum
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
 from pyro_tvae.experiments.runs.unfinished import unfinished
-from pyro_tvae.files import whole
+from pyro_tvae.files import atomic_write
 
 TINY = [
     "data.n_train=16",
@@ -139,7 +139,7 @@ def test_what_killed_processes_left_goes_with_the_next_writing(tmp_path: Path) -
     left, others = tmp_path / f".a.json-{dead.pid}-x.partial", tmp_path / ".a.json-1-x.partial"
     left.touch()
     others.touch()  # process 1 is always there
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("{}")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [others.name, path.name]
 

@@ -126,7 +126,7 @@ def differences(name: str, row: Row) -> list[str]:
         "eps": (model.eps, row.eps),
         "encoder": (weights(guide.z_encoder), encoder),
         "decoder": (weights(model.decoder), decoder),
-        "centred": (any(isinstance(module, Shift) for module in model.decoder.modules()), False),
+        "centered": (any(isinstance(module, Shift) for module in model.decoder.modules()), False),
         "training": ((data.moving, data.datasets["validation"].moving), (row.moving, row.moving)),
         "test": (data.datasets["test"].moving, row.tested),
         "batch": (data.batch_size, row.batch),

@@ -16,11 +16,11 @@ def model(**options: Any) -> TVAE:
     return TVAE((1, 4, 4), 4, 2, 4, **{"topography": CapsuleRoll(4, 0), **options})
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_what_is_taken_over_is_all_but_the_energies_and_is_held(centred: bool) -> None:
+@pytest.mark.parametrize("centered", [False, True])
+def test_what_is_taken_over_is_all_but_the_energies_and_is_held(centered: bool) -> None:
     torch.manual_seed(0)
-    reference = model(prior=OrbitEnergy(), mu=3.0, centred=centred)
-    other = model(prior=GaussianEnergy(), mu=5.0, centred=centred)
+    reference = model(prior=OrbitEnergy(), mu=3.0, centered=centered)
+    other = model(prior=GaussianEnergy(), mu=5.0, centered=centered)
     held = take_over(other, reference)
     assert held is other
     assert float(held.mu) == 3.0
@@ -36,7 +36,7 @@ def test_what_is_taken_over_is_all_but_the_energies_and_is_held(centred: bool) -
         {"topography": CapsuleRoll(3, 0)},
         {"likelihood": pyro_tvae.Normal(learned=True)},
         {"network": pyro_tvae.MLP(decoder_widths=(1, 2))},
-        {"centred": True},
+        {"centered": True},
     ],
     ids=["topography", "likelihood", "network", "centred"],
 )

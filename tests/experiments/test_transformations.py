@@ -92,8 +92,8 @@ def test_hue_is_the_saturated_colour_wheel() -> None:
     x = Transformations(hue=True).render(pictures, torch.arange(18).reshape(1, 18, 1))
     assert x.shape == (1, 18, 3, 28, 28)
     for k, hue in enumerate(HUE):
-        colour = torch.tensor(colorsys.hsv_to_rgb(hue / 360, 1, 1)).reshape(3, 1, 1)
-        torch.testing.assert_close(x[0, k], pictures[0] * colour, rtol=0, atol=1e-6)
+        color = torch.tensor(colorsys.hsv_to_rgb(hue / 360, 1, 1)).reshape(3, 1, 1)
+        torch.testing.assert_close(x[0, k], pictures[0] * color, rtol=0, atol=1e-6)
 
 
 def test_scale_grows_the_area_by_its_square() -> None:

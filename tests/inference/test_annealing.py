@@ -107,8 +107,8 @@ class Orbit:
     def log_p(self, x: Tensor) -> Tensor:
         w = torch.linspace(-14, 5, 20_001, dtype=torch.float64)  # log e
         v = w.exp() + self.eps
-        law = dist.Normal(self.a * self.mu / v.sqrt(), (self.a**2 / v + self.sigma**2).sqrt())
-        integrand = math.log(0.5) - w.exp() / 2 + w + law.log_prob(x.reshape(len(x), 2, 1)).sum(1)
+        distribution = dist.Normal(self.a * self.mu / v.sqrt(), (self.a**2 / v + self.sigma**2).sqrt())
+        integrand = math.log(0.5) - w.exp() / 2 + w + distribution.log_prob(x.reshape(len(x), 2, 1)).sum(1)
         return integrand.logsumexp(-1) + math.log(float(w[1] - w[0]))
 
 
@@ -210,7 +210,7 @@ def test_reverse_chains_start_at_the_latents_that_made_x(name: str) -> None:
     density = model.decode(model.compose(*simulated.latents.values())).log_prob(simulated.x).sum(-1)
     for site, q in guide.posterior(simulated.x).items():
         value = simulated.latents[site]
-        density = density + model.laws()[site].log_prob(value) - q.log_prob(value).flatten(1).sum(-1)
+        density = density + model.prior_distributions()[site].log_prob(value) - q.log_prob(value).flatten(1).sum(-1)
     torch.testing.assert_close(found.log_p, density.detach())
 
 
@@ -344,7 +344,7 @@ def test_one_seed_is_one_result_and_leaves_the_global_generator_alone() -> None:
     torch.testing.assert_close(annealed_importance(model, guide, x, seed=4, **settings).log_p, one.lower.log_p)
     assert not torch.equal(simulate(model, 2, seed=4).x, simulate(model, 2, seed=5).x)
     with seeded(4):  # random numbers that annealing would draw with the seed of its data
-        assert not torch.equal(one.simulated.latents["z"], model.laws()["z"].sample(torch.Size([2])))
+        assert not torch.equal(one.simulated.latents["z"], model.prior_distributions()["z"].sample(torch.Size([2])))
 
 
 def test_every_sequence_is_annealed_once_in_batches_of_any_size() -> None:

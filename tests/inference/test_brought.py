@@ -307,7 +307,7 @@ def test_a_batch_without_a_frame_is_refused() -> None:
 # --- covariates, guides, objectives, loops ---------------------------------------------------------------------------
 
 
-class Labelled(TVAE):
+class Labeled(TVAE):
     covariates = frozenset({"label"})
 
     def forward(self, x: Any = None, observed: Any = None, *, label: Tensor, n_sequences: Any = None) -> Tensor:  # type: ignore[override]
@@ -316,7 +316,7 @@ class Labelled(TVAE):
 
 
 def test_covariates_reach_the_programs_that_take_them() -> None:
-    model = Labelled(FRAME, 4, 1, 4, CapsuleRoll(4, 0))
+    model = Labeled(FRAME, 4, 1, 4, CapsuleRoll(4, 0))
     items = [{"x": x, "label": i, "index": i} for i, x in enumerate(sequences())]
     quick(model, default_guide(model), DataLoader(items, 8), max_steps=1)
     assert model.seen.tolist() == list(range(8))
@@ -499,7 +499,7 @@ def headed() -> tuple[TVAE, Guide]:
     return model, default_guide(model)
 
 
-def labelled(name: str, shift: int = 0) -> DataLoader:
+def labeled(name: str, shift: int = 0) -> DataLoader:
     return DataLoader([{"x": x, name: i % 3 + shift, "index": i} for i, x in enumerate(sequences())], 8)
 
 
@@ -507,15 +507,15 @@ def test_a_misspelt_entry_of_a_batch_is_refused_before_the_first_step() -> None:
     model, guide = headed()
     before, head = weights(model, guide), weights(model.head)
     with pytest.raises(ValueError, match="entry 'lable', which neither model nor guide takes, and none called 'label'"):
-        quick(model, guide, labelled("lable"))
+        quick(model, guide, labeled("lable"))
     assert torch.equal(weights(model, guide), before)
-    quick(model, guide, labelled("label"))
+    quick(model, guide, labeled("label"))
     assert not torch.equal(weights(model.head), head)
 
 
 def test_a_label_that_is_no_class_is_said_to_be_that() -> None:
     with pytest.raises(ValueError, match=r"within the support .* such as a label that is none of the cl") as caught:
-        quick(*headed(), labelled("label", shift=5))
+        quick(*headed(), labeled("label", shift=5))
     assert "\n" not in str(caught.value)
     assert "encoder" not in str(caught.value)
 

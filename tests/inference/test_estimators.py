@@ -25,7 +25,7 @@ from pyro_tvae import (
     default_guide,
 )
 from pyro_tvae.inference import LogLikelihood, forward_roll, likelihood, log_likelihood, log_weights
-from pyro_tvae.inference.likelihood import Summary, summarise
+from pyro_tvae.inference.likelihood import Summary, summarize
 
 FRAME, S, SIGMA = (1, 2, 3), 3, 0.5
 
@@ -80,14 +80,14 @@ class Toy:
             self.model.decoder[0].weight.copy_(a)
             self.model.decoder[0].bias.copy_(b)
         gain = torch.kron(self.model.mixing, a)
-        self.law = dist.MultivariateNormal(b.repeat(S), gain @ gain.T + SIGMA**2 * torch.eye(6 * S).double())
+        self.distribution = dist.MultivariateNormal(b.repeat(S), gain @ gain.T + SIGMA**2 * torch.eye(6 * S).double())
         self.guide = Marginals(self.model, gain, wide)
 
     def sequences(self, n: int) -> Tensor:
         return self.model(n_sequences=n).detach()
 
     def log_p(self, x: Tensor) -> Tensor:
-        return self.law.log_prob(x.flatten(1))
+        return self.distribution.log_prob(x.flatten(1))
 
 
 # --- the bound and its error -----------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_the_summary_does_not_depend_on_its_chunks(sizes: tuple[int, ...]) -> No
     for chunk in log_w.split(sizes):
         summary.add(chunk)
         assert len(summary.largest) <= 96  # ceil(3 sqrt(1000)) and their threshold
-    found, whole = summary.estimates(S), summarise(log_w, S)
+    found, whole = summary.estimates(S), summarize(log_w, S)
     w = (log_w + 5000).exp()
     torch.testing.assert_close(found.iwae, w.mean(0).log() - 5000)
     torch.testing.assert_close(found.ess, w.sum(0).square() / w.square().sum(0), rtol=1e-6, atol=0)
@@ -138,7 +138,7 @@ def test_estimates_are_those_of_the_weights_with_the_same_seed(monkeypatch: pyte
     toy = Toy(0.3)
     x = toy.sequences(3)
     chunk_bytes = 7 * x.numel() * 8  # seven particles
-    whole = summarise(log_weights(toy.model, toy.guide, x, 100, seed=3, chunk_bytes=chunk_bytes), S)
+    whole = summarize(log_weights(toy.model, toy.guide, x, 100, seed=3, chunk_bytes=chunk_bytes), S)
     chunks, sizes = likelihood._chunks, []
 
     def small(*args: Any, **options: Any) -> Iterator[Tensor]:
@@ -172,9 +172,9 @@ def test_weights_that_rounding_alone_tells_apart_are_equal() -> None:
     terms = torch.randn(1000, generator=torch.Generator().manual_seed(0)) - 1.0
     sums = torch.stack([terms[torch.randperm(1000)].sum() for _ in range(100)])
     assert len(sums.unique()) > 3
-    assert float(summarise(sums[:, None], 1).pareto_k) == 0
+    assert float(summarize(sums[:, None], 1).pareto_k) == 0
     # In double precision the same differences would be real ones.
-    assert float(summarise(sums.double()[:, None], 1).pareto_k) != 0
+    assert float(summarize(sums.double()[:, None], 1).pareto_k) != 0
 
 
 def test_one_weight_has_no_tail() -> None:
@@ -217,7 +217,9 @@ def test_weights_per_frame_are_right_where_frames_are_independent() -> None:
     seen = torch.tensor([True, False, True])
     for estimator, extra in (("frame", 0.0), ("frame_unnormalised", 2 * math.log(50))):
         part = by_frame(toy, x, 50, estimator, seen)
-        frames = dist.MultivariateNormal(toy.law.mean[:6], toy.law.covariance_matrix[:6, :6]).log_prob(x.flatten(2))
+        frames = dist.MultivariateNormal(
+            toy.distribution.mean[:6], toy.distribution.covariance_matrix[:6, :6]
+        ).log_prob(x.flatten(2))
         torch.testing.assert_close(part.iwae, frames[:, seen].sum(1) + extra)
 
 
@@ -260,7 +262,9 @@ def test_what_has_no_weights_per_frame_is_refused() -> None:
 def test_the_conditional_of_independent_frames_is_their_own_density() -> None:
     toy = Toy(0.0)
     x = toy.sequences(6)
-    frames = dist.MultivariateNormal(toy.law.mean[:6], toy.law.covariance_matrix[:6, :6]).log_prob(x.flatten(2))
+    frames = dist.MultivariateNormal(toy.distribution.mean[:6], toy.distribution.covariance_matrix[:6, :6]).log_prob(
+        x.flatten(2)
+    )
     expected = frames[:, 1:].mean(1)  # per unseen frame
     found = forward_roll(toy.model, toy.guide, x, context=1, num_particles=3).conditional
     assert found is not None

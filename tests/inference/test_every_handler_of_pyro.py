@@ -219,9 +219,9 @@ def of_a_trace() -> None:
     trace = poutine.trace(model).get_trace(x)
     assert isinstance(trace, poutine.Trace)
     z, u = (trace.nodes[site]["value"] for site in ("z", "u"))
-    laws = model.laws()
-    by_hand = model.decode(model.compose(z, u)).log_prob(x).sum() + laws["z"].log_prob(z).sum()
-    same(trace.log_prob_sum(), by_hand + laws["u"].log_prob(u).sum())
+    distributions = model.prior_distributions()
+    by_hand = model.decode(model.compose(z, u)).log_prob(x).sum() + distributions["z"].log_prob(z).sum()
+    same(trace.log_prob_sum(), by_hand + distributions["u"].log_prob(u).sum())
 
 
 def of_unwrapping() -> None:
@@ -265,12 +265,12 @@ def of_a_guide_without(site: str, handler: Handler) -> None:
 def of_lift() -> None:
     """A lifted μ is read in the plate, one for each sequence; a layer's weights are drawn before it, one for all."""
     # By the names that lift knows parameters by, which are the modules' own.
-    laws = {"model.mu": dist.Normal(1.0, 0.3), "0.weight": dist.Normal(0.0, 1.0).expand([6, 3]).to_event(2)}
-    for parameter, law in laws.items():
+    distributions = {"model.mu": dist.Normal(1.0, 0.3), "0.weight": dist.Normal(0.0, 1.0).expand([6, 3]).to_event(2)}
+    for parameter, distribution in distributions.items():
         pyro.clear_param_store()
         model = tiny()
         model._pyro_name = "model"
-        lifted = poutine.lift(model, prior={parameter: law})
+        lifted = poutine.lift(model, prior={parameter: distribution})
         guide = AutoNormal(lifted)
         # What all sequences share counts whole in the weight of each, so that sums differ but for one.
         x = sequences(B if parameter == "model.mu" else 1)
@@ -298,13 +298,13 @@ FURTHER = {"condition": of_condition, "equalize": of_equalize, "lift": of_lift, 
 # --- reparametrizations
 
 
-def of_a_reparam(law: Any, config: Any) -> Callable[[], None]:
+def of_a_reparam(distribution: Any, config: Any) -> Callable[[], None]:
     """A further latent of the law, reparametrized around and inside the model, with an autoguide of the outcome."""
 
     class Further(TVAE):
         def heads(self, t: Tensor) -> None:
-            value = pyro.sample("further", law)
-            rest = value.reshape(*value.shape[: value.dim() - law.event_dim], -1).sum(-1)
+            value = pyro.sample("further", distribution)
+            rest = value.reshape(*value.shape[: value.dim() - distribution.event_dim], -1).sum(-1)
             pyro.factor("told", -0.3 * (rest - 1.0).square())
 
     given = {"further": config} if isinstance(config, Reparam) else config
@@ -350,8 +350,8 @@ def of_a_learned_reparam(kind: Any, first: Any, site: str) -> Callable[[], None]
     return check
 
 
-def hmm(law: Any) -> Any:
-    return dist.LinearHMM(law, torch.eye(1), law, torch.eye(1), law, duration=3)
+def hmm(distribution: Any) -> Any:
+    return dist.LinearHMM(distribution, torch.eye(1), distribution, torch.eye(1), distribution, duration=3)
 
 
 NORMAL, FOUR = dist.Normal(0.3, 0.8), dist.Normal(0.3, 0.8).expand([4]).to_event(1)

@@ -374,9 +374,9 @@ def listed(*kinds: Any) -> Callable[[TVAE], Any]:
 
 def program(x: Tensor) -> dict[str, Tensor]:
     """A guide that is a function without parameters and with a plate of its own."""
-    law = dist.Normal(0.0, 1.0).expand([3, 1, 3]).to_event(3)
+    distribution = dist.Normal(0.0, 1.0).expand([3, 1, 3]).to_event(3)
     with pyro.plate("sequence", len(x), dim=-1):
-        return {site: pyro.sample(site, law) for site in ("z", "u")}
+        return {site: pyro.sample(site, distribution) for site in ("z", "u")}
 
 
 def within_a_list(part: Callable[[TVAE], Any]) -> tuple[Callable[[], object], ...]:
@@ -391,13 +391,13 @@ def within_a_list(part: Callable[[TVAE], Any]) -> tuple[Callable[[], object], ..
 
 def of_entropy() -> None:
     model, guide, x = pair()
-    entropy = sum(law.entropy().sum() for law in guide.posterior(x).values())
+    entropy = sum(distribution.entropy().sum() for distribution in guide.posterior(x).values())
     same(auto.mean_field_entropy(guide, [x]).sum(), entropy)
     # With it the closed KL: −H(q) − E_q log p, for a standard Normal by hand.
     guide.mean_field = True
     cross = sum(
-        (-0.5 * (law.mean.square() + law.variance) - 0.5 * math.log(2 * math.pi)).sum()
-        for law in guide.posterior(x).values()
+        (-0.5 * (distribution.mean.square() + distribution.variance) - 0.5 * math.log(2 * math.pi)).sum()
+        for distribution in guide.posterior(x).values()
     )
     same(ELBO(model, guide)(x).kl.sum(), -entropy - cross)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy, Stationary
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference import ELBO, LogLikelihood, log_likelihood, log_weights
-from pyro_tvae.inference.likelihood import _chunks, summarise
+from pyro_tvae.inference.likelihood import _chunks, summarize
 
 FRAME = (1, 2, 3)
 SIGMA = 0.5
@@ -157,8 +157,8 @@ class Coupled:
         v = w.exp() + self.eps
         integrand = math.log(0.5) - w.exp() / 2 + w
         for frame in frames:
-            law = dist.Normal(self.a * self.mu / v.sqrt(), (self.a**2 / v + self.sigma**2).sqrt())
-            integrand = integrand + law.log_prob(x[frame])
+            distribution = dist.Normal(self.a * self.mu / v.sqrt(), (self.a**2 / v + self.sigma**2).sqrt())
+            integrand = integrand + distribution.log_prob(x[frame])
         return float(integrand.logsumexp(0) + math.log(float(w[1] - w[0])))
 
 
@@ -290,7 +290,7 @@ def test_weights_equal_those_made_by_hand(build: Callable[[], TVAE]) -> None:
             if "u" in drawn:
                 u = drawn["u"][k, n]
                 expected += normal(u).sum() - normal(u, q["u"].mean[n], q["u"].stddev[n]).sum()
-                w = model.topography.neighbourhood(4, 4).double()
+                w = model.topography.neighborhood(4, 4).double()
                 v = torch.stack([(w @ u[:, c].square().flatten()).reshape(4, 4) for c in range(2)], 1)
                 t = (z + 2.0) / (v + 1e-6).sqrt()
             if "e" in drawn:
@@ -322,7 +322,7 @@ def test_pyros_renyi_bound_is_the_same_number_for_one_sequence(build: Callable[[
 
 def test_the_summary_is_what_its_docstring_says() -> None:
     log_w = torch.randn(7, 3, dtype=torch.float64) * 2 - 700
-    found = summarise(log_w, n_frames=4)
+    found = summarize(log_w, n_frames=4)
     w = (log_w + 700).exp()
     torch.testing.assert_close(found.iwae, w.mean(0).log() - 700)
     torch.testing.assert_close(found.ess, w.sum(0) ** 2 / (w**2).sum(0))
@@ -331,7 +331,7 @@ def test_the_summary_is_what_its_docstring_says() -> None:
     torch.testing.assert_close(found.standard_error, w.std(0) / 7**0.5 / w.mean(0))
     assert found.per_frame == pytest.approx(float(found.iwae.mean()) / 4)
     assert found.per_frame_error == pytest.approx(float(found.iwae.std()) / 3**0.5 / 4)
-    equal = summarise(torch.full((7, 1), -3.0), 1)
+    equal = summarize(torch.full((7, 1), -3.0), 1)
     assert float(equal.iwae) == pytest.approx(-3.0)
     assert float(equal.standard_error) == pytest.approx(0, abs=1e-6)
     assert float(equal.ess) == pytest.approx(7)
@@ -340,7 +340,7 @@ def test_the_summary_is_what_its_docstring_says() -> None:
 
 def test_single_precision_weights_are_summed_in_double() -> None:
     log_w = -5000 + torch.randn(1000, 4)  # single precision has steps of 0.0005 here
-    found = summarise(log_w, 1)
+    found = summarize(log_w, 1)
     assert found.iwae.dtype == torch.float64
     torch.testing.assert_close(found.iwae, log_w.double().logsumexp(0) - math.log(1000), rtol=0, atol=1e-9)
 
@@ -452,9 +452,9 @@ def framewise(place: str) -> Callable[[Tensor], None]:
 
     def guide(x: Tensor) -> None:
         frame_dim, sequence_dim = dims[place]
-        law = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).expand((1, 2)).to_event(2)
+        distribution = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).expand((1, 2)).to_event(2)
         with pyro.plate("frame", S, dim=frame_dim), pyro.plate("sequence", len(x), dim=sequence_dim):
-            pyro.sample("z", law)
+            pyro.sample("z", distribution)
 
     return guide
 

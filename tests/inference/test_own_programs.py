@@ -70,7 +70,7 @@ class Tilted(TVAE):
         pyro.factor("tilt", TILT * t.sum((-1, -2, -3)))
 
 
-class Labelled(TVAE):
+class Labeled(TVAE):
     """A class of every sequence, seen or not, given t."""
 
     def heads(self, t: Tensor, label: Tensor | None = None) -> None:
@@ -184,7 +184,7 @@ def test_a_factor_weighs_the_resampled_draws_and_has_its_own_entry() -> None:
 
 @pytest.mark.parametrize("method", ["guide", "importance", "nuts"])
 def test_a_label_is_observed_predicted_and_scored(method: str) -> None:
-    toy, x = Toy(Labelled), frames()
+    toy, x = Toy(Labeled), frames()
     label = torch.tensor([0, 1, 1])
     options: Any = {"draws": 5, "method": method, "warmup_steps": 20, "covariates": {"label": label}}
     data = to_arviz(toy.model, toy.guide, x, chunk_bytes=3000, **options)
@@ -204,7 +204,7 @@ def test_a_label_is_observed_predicted_and_scored(method: str) -> None:
 
 
 def test_predicted_labels_follow_their_law() -> None:
-    toy, x = Toy(Labelled), frames()
+    toy, x = Toy(Labeled), frames()
     data = to_arviz(toy.model, toy.guide, x, draws=4000, covariates={"label": torch.tensor([0, 1, 1])})
     share = values(data, "posterior_predictive", "label").double().mean((0, 1))
     expected = values(data, "posterior", "z").sum((-2, -3)).softmax(-1)[..., 1].mean((0, 1))
@@ -212,7 +212,7 @@ def test_predicted_labels_follow_their_law() -> None:
 
 
 def test_a_label_bends_what_nuts_draws_as_it_bends_the_weights() -> None:
-    toy, x = Toy(Labelled), frames()
+    toy, x = Toy(Labeled), frames()
     given: Any = {"covariates": {"label": torch.tensor([0, 1, 1])}}
     result = nuts(toy.model, x, init=toy.guide, num_samples=200, warmup_steps=50, **given)
     log_w = log_weights(toy.model, toy.guide, x, 20_000, seed=3, **given)
@@ -370,7 +370,11 @@ def test_what_works_from_laws_alone_refuses_what_they_do_not_say(kind: type[TVAE
         lambda: bracket(toy.model, toy.guide, 2, num_temperatures=3),
         lambda: simulate(toy.model, 2),
     ]
-    words = {Shifted: "further site 'w'", Moved: "site 'z' another law than its method 'laws'", Tilted: "'tilt'"}[kind]
+    words = {
+        Shifted: "further site 'w'",
+        Moved: "site 'z' another distribution than its method 'prior_distributions'",
+        Tilted: "'tilt'",
+    }[kind]
     for refused in calls:
         with pytest.raises(ValueError, match=words) as caught:
             refused()
@@ -534,8 +538,13 @@ def test_the_evaluation_counts_a_forward_of_the_guides_own() -> None:
 
     class Own(MeanFieldGuide):
         def forward(self, x: Tensor, observed: Tensor | None = None, **_: Any) -> dict[str, Tensor]:
-            laws: Any = self.posterior(x, observed)
-            return self.draw({site: dist.Normal(law.mean + 2, law.stddev) for site, law in laws.items()})
+            distributions: Any = self.posterior(x, observed)
+            return self.draw(
+                {
+                    site: dist.Normal(distribution.mean + 2, distribution.stddev)
+                    for site, distribution in distributions.items()
+                }
+            )
 
     data = turning()
     torch.manual_seed(0)

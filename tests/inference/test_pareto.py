@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_tvae.inference.likelihood import summarise
+from pyro_tvae.inference.likelihood import summarize
 from pyro_tvae.inference.pareto import pareto_shape
 
 DIGITS = decimal.Context(prec=50, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
@@ -119,7 +119,7 @@ CASES: dict[str, tuple[Tensor, float | None]] = {
 
 
 def found(log_w: Tensor) -> float:
-    return float(summarise(log_w[:, None], 1).pareto_k)
+    return float(summarize(log_w[:, None], 1).pareto_k)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -139,7 +139,7 @@ def test_the_reference_says_so_of_what_it_does_not_fit() -> None:
 
 def test_columns_have_tails_of_their_own() -> None:
     columns = [log_w for log_w, _ in CASES.values() if len(log_w) == 100]
-    together = summarise(torch.stack(columns, 1), 1).pareto_k
+    together = summarize(torch.stack(columns, 1), 1).pareto_k
     alone = torch.tensor([found(column) for column in columns], dtype=torch.float64)
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14, equal_nan=True)
     assert len(columns) > 15
@@ -147,7 +147,7 @@ def test_columns_have_tails_of_their_own() -> None:
 
 def test_more_columns_than_fit_one_pass_and_more_axes() -> None:
     log_w = torch.randn(300, 7, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    k = summarise(log_w, 1).pareto_k
+    k = summarize(log_w, 1).pareto_k
     assert k.shape == (7, 400)
     for place in ((0, 0), (3, 250), (6, 399)):
         assert float(k[place]) == pytest.approx(published(log_w[:, *place].tolist()), rel=1e-9)
@@ -230,6 +230,6 @@ def test_before_version_1_arviz_rounds_the_tail_up_too(size: int) -> None:
 def test_k_is_the_shape_of_pareto_weights(shape: float) -> None:
     """Fifty estimates from 949 of 100,000 weights: each has deviation (1 + k) / sqrt(949), their mean a seventh."""
     log_w = -shape * torch.rand(100_000, 50).double().log()
-    k = summarise(log_w, 1).pareto_k
+    k = summarize(log_w, 1).pareto_k
     # Five of its deviations and the pull towards 0.5, by 10 of 959 parts.
     assert abs(float(k.mean()) - shape) < 5 * (1 + shape) / math.sqrt(949 * 50) + 0.01 * abs(0.5 - shape)

@@ -114,7 +114,7 @@ def test_energies_and_t_follow_from_the_draws(kind: str) -> None:
             torch.testing.assert_close(v, value[..., index].movedim(-3, -2))
         else:
             value = tensor(data, group, "u")
-            w = model.topography.neighbourhood(S, 4).to(value)
+            w = model.topography.neighborhood(S, 4).to(value)
             for capsule in range(2):  # v = W u², capsule by capsule
                 torch.testing.assert_close(
                     v[..., capsule, :].flatten(-2), value[..., capsule, :].square().flatten(-2) @ w.T
@@ -131,9 +131,9 @@ def test_the_weights_of_the_draws_are_p_over_q() -> None:
     model, guide, x, data = made("normal")
     with torch.no_grad():
         terms = tensor(data, "log_likelihood", "x")
-        for site, law in model.laws().items():
+        for site, distribution in model.prior_distributions().items():
             value = tensor(data, "posterior", site)
-            terms = terms + law.log_prob(value) - guide.posterior(x)[site].log_prob(value).sum((-3, -2, -1))
+            terms = terms + distribution.log_prob(value) - guide.posterior(x)[site].log_prob(value).sum((-3, -2, -1))
     torch.testing.assert_close(tensor(data, "sample_stats", "log_weight"), terms)
 
 

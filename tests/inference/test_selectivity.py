@@ -11,7 +11,7 @@ import torch
 
 from pyro_tvae.inference import (
     class_selectivity,
-    neighbour_correlation,
+    neighbor_correlation,
     preferred_class,
     preferred_value,
     slant,
@@ -56,14 +56,14 @@ def test_preferred_values_are_means_over_the_strongest_images() -> None:
 
 
 def test_a_smooth_map_is_organised_and_a_checkerboard_is_the_opposite() -> None:
-    result = neighbour_correlation(smooth(), n_permutations=999)
+    result = neighbor_correlation(smooth(), n_permutations=999)
     # Along an axis its own sine correlates with cos(2π/8), the other with 1; both have the same variance.
     assert result.value == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert result.p_value == 1 / 1000
     board = (torch.arange(8).unsqueeze(1) + torch.arange(8)).remainder(2).double().unsqueeze(0)
-    result = neighbour_correlation(board, n_permutations=999)
+    result = neighbor_correlation(board, n_permutations=999)
     assert (result.value, result.p_value) == (pytest.approx(-1), 1.0)
-    flat = neighbour_correlation(torch.ones(1, 4, 4), n_permutations=99)
+    flat = neighbor_correlation(torch.ones(1, 4, 4), n_permutations=99)
     assert (flat.value, flat.p_value) == (0.0, 1.0)
 
 
@@ -71,19 +71,19 @@ def test_vectors_of_features_correlate_as_pearson_says() -> None:
     features = torch.randn(6, 3, 4, dtype=torch.float64)
     pairs = [(i, j, (i + di) % 3, (j + dj) % 4) for i in range(3) for j in range(4) for di, dj in ((0, 1), (1, 0))]
     by_hand = [torch.corrcoef(torch.stack([features[:, i, j], features[:, k, m]]))[0, 1].item() for i, j, k, m in pairs]
-    result = neighbour_correlation(features, n_permutations=99)
+    result = neighbor_correlation(features, n_permutations=99)
     assert result.value == pytest.approx(sum(by_hand) / len(by_hand))
 
 
 def test_the_map_has_no_edge() -> None:
     features = torch.randn(4, 5, 6)
-    here = neighbour_correlation(features, n_permutations=9).value
+    here = neighbor_correlation(features, n_permutations=9).value
     for shift in ((1, 0), (0, 1), (3, 4)):
-        assert neighbour_correlation(features.roll(shift, (1, 2)), n_permutations=9).value == pytest.approx(here)
-    assert neighbour_correlation(features.transpose(1, 2), n_permutations=9).value == pytest.approx(here)
+        assert neighbor_correlation(features.roll(shift, (1, 2)), n_permutations=9).value == pytest.approx(here)
+    assert neighbor_correlation(features.transpose(1, 2), n_permutations=9).value == pytest.approx(here)
     # A step between the first row and the last is a step between neighbours.
     ramp = torch.arange(6.0).unsqueeze(1).expand(6, 6).unsqueeze(0)
-    assert neighbour_correlation(ramp, n_permutations=9).value < neighbour_correlation(smooth(6, 6), 9).value
+    assert neighbor_correlation(ramp, n_permutations=9).value < neighbor_correlation(smooth(6, 6), 9).value
 
 
 @pytest.mark.parametrize("n_features", [1, 5])
@@ -91,7 +91,7 @@ def test_the_p_values_of_random_maps_are_uniform(n_features: int) -> None:
     """Kolmogorov's distance of 300 p-values to the uniform law; false alarms: 1 in 1,000 if it were not seeded."""
     n = 300
     p = torch.tensor(
-        [neighbour_correlation(torch.randn(n_features, 4, 5), 199, seed=k).p_value for k in range(n)]
+        [neighbor_correlation(torch.randn(n_features, 4, 5), 199, seed=k).p_value for k in range(n)]
     ).double()
     steps = torch.arange(1, n + 1, dtype=torch.float64) / n
     distance = (p.sort().values - steps).abs().max().item()
@@ -131,9 +131,9 @@ def test_the_width_of_a_ring_is_its_width(width: float) -> None:
         (lambda: class_selectivity(torch.zeros(3, 2), torch.tensor([0, 1, 2]), n_classes=2), "n_classes is 2"),
         (lambda: class_selectivity(torch.full((2, 2), math.nan), torch.tensor([0, 1])), "finite"),
         (lambda: preferred_value(torch.zeros(3, 2), torch.zeros(3), top=4), "top is 4"),
-        (lambda: neighbour_correlation(torch.zeros(2, 8)), "feature, row, column"),
-        (lambda: neighbour_correlation(torch.zeros(1, 2, 8)), "3 rows"),
-        (lambda: neighbour_correlation(torch.zeros(1, 3, 3), n_permutations=0), "n_permutations is 0"),
+        (lambda: neighbor_correlation(torch.zeros(2, 8)), "feature, row, column"),
+        (lambda: neighbor_correlation(torch.zeros(1, 2, 8)), "3 rows"),
+        (lambda: neighbor_correlation(torch.zeros(1, 3, 3), n_permutations=0), "n_permutations is 0"),
     ],
 )
 def test_mistakes_are_named(action: Callable[[], Any], said: str) -> None:

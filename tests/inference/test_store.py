@@ -65,7 +65,7 @@ WITHOUT_A_MODEL = {
     "capsule_correlation",
     "roll_correlation",
     "class_selectivity",
-    "neighbour_correlation",
+    "neighbor_correlation",
     "preferred_class",
     "preferred_value",
     "slant",

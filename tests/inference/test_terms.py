@@ -78,8 +78,8 @@ class Masked(Labeled):
     def heads(self, t: Tensor, label: Tensor | None = None) -> None:
         if label is not None:
             logits = self.head(t.flatten(-2).mean(-2))
-            law = dist.Categorical(logits=logits).mask(label >= 0)
-            pyro.sample("label", law, obs=label.clamp(min=0))
+            distribution = dist.Categorical(logits=logits).mask(label >= 0)
+            pyro.sample("label", distribution, obs=label.clamp(min=0))
 
 
 CASES: dict[str, tuple[type[TVAE], dict[str, Tensor]]] = {
@@ -164,7 +164,7 @@ class Conditional(MeanFieldGuide):
     def posterior(self, x: Tensor, observed: Tensor | None = None, *, label: Tensor | None = None) -> Posterior:
         shift = 0.0 if label is None else label.reshape(-1, 1, 1, 1).to(x)
         q = dict(super().posterior(x, observed))
-        return {site: dist.Normal(law.mean + shift, 1.0) for site, law in q.items()}  # type: ignore[union-attr]
+        return {site: dist.Normal(distribution.mean + shift, 1.0) for site, distribution in q.items()}  # type: ignore[union-attr]
 
 
 def test_covariates_reach_the_guide_and_batches_of_it() -> None:
@@ -347,8 +347,8 @@ class Pooled(MeanFieldGuide):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         rows = x.shape[-5] if self.expanded else 1
-        law = dist.Normal(0.2, 0.8).expand([rows, *(self.n_frames, self.n_capsules, self.capsule_dim)])
-        return {"z": law, "u": law}
+        distribution = dist.Normal(0.2, 0.8).expand([rows, *(self.n_frames, self.n_capsules, self.capsule_dim)])
+        return {"z": distribution, "u": distribution}
 
     expanded = False
 
@@ -428,7 +428,9 @@ def test_doubly_reparametrised_gradients_of_an_autoguide_average_to_iwaes() -> N
 def test_the_closed_form_refuses_a_program() -> None:
     model, guide = autoguided()
     for program in (guide, lambda x: None):
-        assert "is a program, whose laws cannot be looked at" in complaint(lambda p=program: MeanFieldELBO(model, p))
+        assert "is a program, whose distributions cannot be looked at" in complaint(
+            lambda p=program: MeanFieldELBO(model, p)
+        )
 
 
 @pytest.mark.parametrize("kind", [Factored, Scaled])

@@ -67,7 +67,7 @@ TOPOGRAPHIES = [
 def test_arguments_of_a_topography(make: Any, a: Any, b: Any, boundary: Any, learned: bool) -> None:
     topography, _ = answer(lambda: make(a, b, boundary, learned))
     if topography is not None:
-        w, _ = answer(lambda: topography.neighbourhood(2, 4))
+        w, _ = answer(lambda: topography.neighborhood(2, 4))
         assert w is None or (w >= 0).all()
 
 

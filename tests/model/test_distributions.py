@@ -40,9 +40,9 @@ def test_normal_is_torchs_normal(name: str, expanded: bool) -> None:
 
 
 def test_normal_gives_its_own_shape_to_a_value_that_broadcasts() -> None:
-    law = distributions.Normal(0.0, 1.0).expand((6, 2))
-    assert law.log_prob(torch.zeros(2)).shape == (6, 2)
-    assert law.expand((4, 6, 2)).log_prob(torch.tensor(0.0)).shape == (4, 6, 2)
+    distribution = distributions.Normal(0.0, 1.0).expand((6, 2))
+    assert distribution.log_prob(torch.zeros(2)).shape == (6, 2)
+    assert distribution.expand((4, 6, 2)).log_prob(torch.tensor(0.0)).shape == (4, 6, 2)
 
 
 def test_normal_refuses_nan() -> None:
@@ -55,8 +55,8 @@ def test_normal_refuses_nan() -> None:
 def test_divergence_of_normals_is_torchs(q_name: str, p_name: str) -> None:
     parameters = [parameter.clone().requires_grad_() for name in (q_name, p_name) for parameter in NORMALS[name]]
     results = []
-    for law in (distributions.Normal, Normal):
-        q, p = law(*parameters[:2]), law(*parameters[2:]).expand((5, 4, 3))
+    for distribution in (distributions.Normal, Normal):
+        q, p = distribution(*parameters[:2]), distribution(*parameters[2:]).expand((5, 4, 3))
         results.append(kl_divergence(q, p))
     assert results[0].shape == results[1].shape == (5, 4, 3)
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -67,6 +67,8 @@ def test_divergence_of_normals_is_torchs(q_name: str, p_name: str) -> None:
 
 def test_bernoulli_is_torchs_on_grey_values_and_far_logits() -> None:
     logits = torch.cat([torch.linspace(-60, 60, 241), torch.tensor([-800.0, 800.0])]).double().requires_grad_()
-    grey = torch.linspace(0, 1, 7).double()[:, None].expand(7, len(logits)).clone()
-    ours, theirs = (law(logits=logits, validate_args=False) for law in (distributions.Bernoulli, Bernoulli))
-    same_with_gradients(ours, theirs, grey, [logits])
+    gray = torch.linspace(0, 1, 7).double()[:, None].expand(7, len(logits)).clone()
+    ours, theirs = (
+        distribution(logits=logits, validate_args=False) for distribution in (distributions.Bernoulli, Bernoulli)
+    )
+    same_with_gradients(ours, theirs, gray, [logits])

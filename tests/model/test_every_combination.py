@@ -14,7 +14,7 @@ from pyro_tvae import (
     TVAE,
     AutoregressiveLatent,
     Bernoulli,
-    BinarisedBernoulli,
+    BinarizedBernoulli,
     CapsuleRoll,
     ConditionalGuide,
     ConditionalOrbitGuide,
@@ -42,7 +42,7 @@ from pyro_tvae import (
     OrbitEnergy,
     OrbitGuide,
     PseudoInputLatent,
-    SemiAmortisedGuide,
+    SemiAmortizedGuide,
     SequenceGuide,
     SharedTrunkGuide,
     Stationary,
@@ -87,11 +87,11 @@ GUIDES: dict[str, Callable[[TVAE], Guide]] = {
     "full_covariance": lambda model: CovarianceGuide(model, rank=None),
     "conditional": ConditionalGuide,
     "flow": FlowGuide,
-    "semi_amortised": lambda model: SemiAmortisedGuide(model, steps=2, num_particles=1),
+    "semi_amortized": lambda model: SemiAmortizedGuide(model, steps=2, num_particles=1),
 }
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": Bernoulli,
-    "binarised": lambda: BinarisedBernoulli(seed=1),
+    "binarised": lambda: BinarizedBernoulli(seed=1),
     "continuous_bernoulli": ContinuousBernoulli,
     "normal": lambda: Normal(0.3, learned=True),
 }
@@ -117,7 +117,7 @@ def sensible(topography: str, prior: str | None, guide: str) -> bool:
         return prior is None and guide not in (*ORBITS, "gamma", "conditional", "flow")
     if prior == "orbit":
         # The torus's kernel covers its whole grid, so that a frame is one orbit.
-        return topography in ("orbits", "torus") and guide in (*ORBITS, "semi_amortised")
+        return topography in ("orbits", "torus") and guide in (*ORBITS, "semi_amortized")
     return prior is not None and guide not in ORBITS and (guide != "gamma" or prior.startswith("gamma"))
 
 
@@ -142,7 +142,7 @@ def build(
     likelihood: str = "bernoulli",
     latent: str = "normal",
     network: str = "mlp",
-    centred: bool = False,
+    centered: bool = False,
 ) -> TVAE:
     return TVAE(
         FRAME,
@@ -155,7 +155,7 @@ def build(
         likelihood=LIKELIHOODS[likelihood](),
         network=NETWORKS[network](),
         mu=2.0,
-        centred=centred,
+        centered=centered,
     )
 
 
@@ -167,7 +167,7 @@ def test_it_trains_is_judged_and_comes_back_the_same(
     combination: tuple[str, str | None, str, str, str, str], tmp_path: Path
 ) -> None:
     topography, prior, name, likelihood, latent, network = combination
-    model = build(topography, prior, likelihood, latent, network, centred=ALL.index(combination) % 3 == 1)
+    model = build(topography, prior, likelihood, latent, network, centered=ALL.index(combination) % 3 == 1)
     guide = GUIDES[name](model)
     x = torch.rand(2, S, *FRAME)
     objective = ELBO(model, guide)

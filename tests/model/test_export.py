@@ -53,7 +53,7 @@ def test_the_exported_encoder_says_what_encode_says(one: tuple[str, str | None, 
 def test_the_exported_decoder_says_what_decode_says(likelihood: str, network: str) -> None:
     if "binarised" in likelihood and torch.__version__.startswith("2.6."):
         pytest.skip("torch 2.6 exports no program that makes a generator, as the thresholds' seed does")
-    model = build("roll", "gaussian", likelihood, network=network, centred=True)
+    model = build("roll", "gaussian", likelihood, network=network, centered=True)
     program = exported(Decoder(model), torch.rand(3, S, C, D), "t")
     for n in (1, 2, 7):
         t = torch.randn(n, S, C, D)

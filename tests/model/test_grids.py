@@ -61,7 +61,7 @@ def test_rolls_over_grids_equal_the_loops(
     n_frames: int, grid: tuple[int, ...], kernel: int, width: int, velocity: tuple[float, ...], boundary: str
 ) -> None:
     w = GridRoll(kernel, width, grid=grid, velocity=velocity, boundary=boundary)
-    found = w.neighbourhood(n_frames, math.prod(grid)).double()
+    found = w.neighborhood(n_frames, math.prod(grid)).double()
     torch.testing.assert_close(found, brute_force(n_frames, grid, kernel, width, velocity, boundary), rtol=0, atol=1e-6)
     if boundary == "circular":
         torch.testing.assert_close(
@@ -71,18 +71,18 @@ def test_rolls_over_grids_equal_the_loops(
 
 def test_the_grid_may_be_left_to_the_capsule() -> None:
     assert torch.equal(
-        GridRoll(3, velocity=0.5).neighbourhood(4, 5), GridRoll(3, grid=(5,), velocity=0.5).neighbourhood(4, 5)
+        GridRoll(3, velocity=0.5).neighborhood(4, 5), GridRoll(3, grid=(5,), velocity=0.5).neighborhood(4, 5)
     )
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 def test_velocity_one_and_width_zero_is_the_capsule_roll(kernel: int) -> None:
-    assert torch.equal(GridRoll(kernel).neighbourhood(5, 4), CapsuleRoll(kernel, 0).neighbourhood(5, 4))
+    assert torch.equal(GridRoll(kernel).neighborhood(5, 4), CapsuleRoll(kernel, 0).neighborhood(5, 4))
 
 
 def test_without_time_a_grid_is_a_torus() -> None:
     one, two = GridRoll(1, 1, grid=(3, 4)), Torus((3, 3), (3, 4))
-    assert torch.equal(one.neighbourhood(2, 12), two.neighbourhood(2, 12))
+    assert torch.equal(one.neighborhood(2, 12), two.neighborhood(2, 12))
 
 
 @pytest.mark.parametrize("velocity", [2, -1, 3])
@@ -106,7 +106,7 @@ def test_two_axes_roll_at_two_velocities() -> None:
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_learned_weights_of_a_grid_start_at_the_interpolated_ones(boundary: str) -> None:
     fixed, learned = (GridRoll(3, 1, velocity=0.3, boundary=boundary, learned=on) for on in (False, True))
-    torch.testing.assert_close(learned.neighbourhood(4, 5), fixed.neighbourhood(4, 5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(learned.neighborhood(4, 5), fixed.neighborhood(4, 5), rtol=0, atol=1e-6)
     learned.energy(torch.randn(4, 2, 5)).square().sum().backward()
     assert learned.raw_weight is not None
     assert learned.raw_weight.grad is not None
@@ -116,7 +116,7 @@ def test_learned_weights_of_a_grid_start_at_the_interpolated_ones(boundary: str)
 def test_orbits_exist_where_whole_velocities_close() -> None:
     twice = GridRoll(5, velocity=2)
     model = TVAE((1, 2, 3), 5, 2, 5, twice, prior=OrbitEnergy())
-    v = model.energy(model.laws()["e"].sample())
+    v = model.energy(model.prior_distributions()["e"].sample())
     for frame in range(5):
         assert torch.equal(roll(v[frame], 2), v[(frame + 1) % 5])
     with pytest.raises(ValueError, match="no disjoint orbits"):
@@ -149,7 +149,7 @@ def test_learned_entries_move_and_zeros_stay() -> None:
     assert (topography.raw_weight.grad != 0).all()
     with torch.no_grad():
         topography.raw_weight.add_(1.0)
-    w = topography.neighbourhood(3, 4)
+    w = topography.neighborhood(3, 4)
     assert torch.equal(w > 0, own() > 0)
     assert (w[own() > 0] > own()[own() > 0]).all()
 
@@ -165,7 +165,7 @@ def test_a_matrix_travels_with_its_model(kind: str, tmp_path: Path) -> None:
     path = save(tmp_path / "m.safetensors", model, MeanFieldGuide(model))
     (tmp_path / "w.npy").unlink(missing_ok=True)
     again, _ = load(path)
-    assert torch.equal(again.topography.neighbourhood(3, 4), own())
+    assert torch.equal(again.topography.neighborhood(3, 4), own())
 
 
 COMPLAINTS: dict[str, tuple[str, Callable[[], object]]] = {

@@ -32,7 +32,7 @@ from pyro_tvae import (
     NoTopography,
     OrbitCovarianceGuide,
     OrbitEnergy,
-    SemiAmortisedGuide,
+    SemiAmortizedGuide,
     SequenceGuide,
     SharedTrunkGuide,
     Stationary,
@@ -57,8 +57,8 @@ GUIDES: dict[str, Callable[..., Guide]] = {
     "full covariance": lambda model, **o: CovarianceGuide(model, rank=None, **o),
     "conditional": ConditionalGuide,
     "flow": FlowGuide,
-    "semi-amortised": lambda model, **o: SemiAmortisedGuide(model, steps=3, **o),
-    "semi-amortised, pooled": lambda model, **o: SemiAmortisedGuide(model, steps=3, pooled=True, **o),
+    "semi-amortised": lambda model, **o: SemiAmortizedGuide(model, steps=3, **o),
+    "semi-amortised, pooled": lambda model, **o: SemiAmortizedGuide(model, steps=3, pooled=True, **o),
 }
 ALL = pytest.mark.parametrize("name", GUIDES)
 COUPLED = pytest.mark.parametrize("name", ["low rank", "full covariance", "conditional", "flow"])
@@ -140,8 +140,8 @@ def test_log_q_is_the_density_of_what_is_drawn(name: str, prior: str) -> None:
         if name == "conditional":
             q, given = posterior["z"], posterior[site]
             first = q.mean + q.stddev * noise[:n].reshape(1, S, C, D)
-            law = given({"z": first}).base_dist
-            second = law.loc + law.scale * noise[n:].reshape(1, S, C, D)
+            distribution = given({"z": first}).base_dist
+            second = distribution.loc + distribution.scale * noise[n:].reshape(1, S, C, D)
             return torch.cat([first.flatten(), (second.exp() if model.prior.positive else second).flatten()])
         base, transforms = unwrapped(posterior[JOINT])
         value = noise.reshape(1, S, 2, C, D)
@@ -154,9 +154,11 @@ def test_log_q_is_the_density_of_what_is_drawn(name: str, prior: str) -> None:
     # Which noise makes this draw: found backwards, and checked by pushing it.
     if name == "conditional":
         first = posterior["z"]
-        law = posterior[site]({"z": z}).base_dist
+        distribution = posterior[site]({"z": z}).base_dist
         free = u.log() if model.prior.positive else u
-        noise = torch.cat([((z - first.mean) / first.stddev).flatten(), ((free - law.loc) / law.scale).flatten()])
+        noise = torch.cat(
+            [((z - first.mean) / first.stddev).flatten(), ((free - distribution.loc) / distribution.scale).flatten()]
+        )
     else:
         value = torch.stack([z, u], 2)
         base, transforms = unwrapped(posterior[JOINT])
@@ -203,7 +205,10 @@ def test_densities_integrate_to_one(name: str, prior: str) -> None:
             for node in trace.nodes.values()
             if "log_prob" in node and node["fn"] is not None and node["name"] not in ("particles", "sequence")
         )
-        log_p = sum(law.log_prob(trace.nodes[site]["value"]) for site, law in model.laws().items())
+        log_p = sum(
+            distribution.log_prob(trace.nodes[site]["value"])
+            for site, distribution in model.prior_distributions().items()
+        )
         weight = (log_p - log_q).exp()
     error = float(weight.std()) / len(weight) ** 0.5
     assert error < 0.05
@@ -410,11 +415,11 @@ def test_z_given_the_orbits_energies(mask: Tensor | None) -> None:
     posterior = guide.posterior(x, mask)
     # By hand: e from its law, z from a law that knows e.
     e, z = trace.nodes["e"]["value"], trace.nodes["z"]["value"]
-    law = posterior["z"]({"e": e})
+    distribution = posterior["z"]({"e": e})
     torch.testing.assert_close(trace.nodes["e"]["log_prob"], posterior["e"].log_prob(e).sum((-1, -2)))
-    torch.testing.assert_close(trace.nodes["z"]["log_prob"], law.log_prob(z))
+    torch.testing.assert_close(trace.nodes["z"]["log_prob"], distribution.log_prob(z))
     other = posterior["z"]({"e": 2 * e})
-    moved = (law.mean != other.mean).flatten(2).any(-1)
+    moved = (distribution.mean != other.mean).flatten(2).any(-1)
     assert torch.equal(moved, torch.ones(2, S).bool() if mask is None else mask.expand(2, S))
     # Each orbit moves the z of its own frames and positions through one network: member by member, by loops.
     standard = (e.log() - posterior["e"].loc) / posterior["e"].scale
@@ -498,12 +503,12 @@ def test_a_gamma_guide_that_says_nothing_is_the_prior() -> None:
 @pytest.mark.parametrize("observed", [None, MASKS["one for all"]], ids=["all seen", "half seen"])
 def test_steps_improve_each_sequences_bound(prior: str, observed: Tensor | None) -> None:
     model = small(prior)
-    guide = SemiAmortisedGuide(model, steps=40, step_size=0.1, num_particles=4, initial_log_variance=-1.0)
+    guide = SemiAmortizedGuide(model, steps=40, step_size=0.1, num_particles=4, initial_log_variance=-1.0)
     x = torch.rand(6, S, *FRAME)
     before = log_weights(model, guide.start, x, 400, observed=observed).mean(0)
     after = log_weights(model, guide, x, 400, observed=observed).mean(0)
     assert (after > before).all()
-    none = SemiAmortisedGuide(model, steps=0)
+    none = SemiAmortizedGuide(model, steps=0)
     for site, q in none.posterior(x).items():
         assert torch.equal(q.mean, none.start.posterior(x)[site].mean)
 
@@ -535,7 +540,7 @@ def test_refinement_takes_orbits_and_other_laws_of_z() -> None:
         TVAE(FRAME, S, C, D, CapsuleRoll(4, 0), prior=OrbitEnergy()),
         TVAE(FRAME, S, C, D, NoTopography(), latent=AutoregressiveLatent()),
     ):
-        guide = SemiAmortisedGuide(model, steps=2)
+        guide = SemiAmortizedGuide(model, steps=2)
         assert torch.isfinite(log_weights(model, guide, torch.rand(2, S, *FRAME), 5)).all()
 
 
@@ -560,8 +565,8 @@ COMPLAINTS: dict[str, tuple[str, Callable[[], object]]] = {
     "flow without energies": ("couples z with the energies", lambda: FlowGuide(plain())),
     "rank": ("rank is 0; expected at least 1", lambda: CovarianceGuide(small(), rank=0)),
     "layers": ("layers is 0; expected at least 1", lambda: FlowGuide(small(), layers=0)),
-    "steps": ("expected steps of 0 or more", lambda: SemiAmortisedGuide(small(), steps=-1)),
-    "step size": ("a size above 0", lambda: SemiAmortisedGuide(small(), step_size=0)),
+    "steps": ("expected steps of 0 or more", lambda: SemiAmortizedGuide(small(), steps=-1)),
+    "step size": ("a size above 0", lambda: SemiAmortizedGuide(small(), step_size=0)),
 }
 
 

@@ -60,9 +60,9 @@ def undecided(guide: Guide) -> Guide:
 def test_mean_field_posterior_is_two_normals() -> None:
     q = MeanFieldGuide(gaussian()).posterior(torch.rand(3, S, *FRAME))
     assert set(q) == {"z", "u"}
-    for law in q.values():
-        assert isinstance(law, dist.Normal)
-        assert law.batch_shape == (3, S, C, D)
+    for distribution in q.values():
+        assert isinstance(distribution, dist.Normal)
+        assert distribution.batch_shape == (3, S, C, D)
 
 
 def test_posterior_of_the_plain_vae_has_no_u() -> None:
@@ -282,7 +282,7 @@ def test_the_orbit_posterior_pools_the_votes_of_its_members(shared: bool) -> Non
 def test_with_nothing_observed_the_orbit_posterior_has_the_priors_log_moments(topography: str) -> None:
     model = orbits(topography)
     q = undecided(OrbitGuide(model)).posterior(torch.rand(2, S, *FRAME), MASKS["nothing"])["e"]
-    draws = model.prior.law(torch.zeros((), dtype=torch.float64)).sample(torch.Size([100_000])).log()
+    draws = model.prior.distribution(torch.zeros((), dtype=torch.float64)).sample(torch.Size([100_000])).log()
     # Five standard errors on each of 8 means and 8 deviations: false alarms below one in 10,000. The deviation's error
     # uses its kurtosis-free value times two, since log χ² with 4 degrees of freedom has heavier tails than a normal.
     error = draws.std(0) / len(draws) ** 0.5

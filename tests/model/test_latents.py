@@ -57,7 +57,7 @@ def small(latent: LatentPrior) -> TVAE:
 @pytest.mark.parametrize("name", MARGINALS)
 @pytest.mark.parametrize("frame", [0, S - 1])
 def test_marginals_are_the_documented_ones(name: str, frame: int) -> None:
-    draws = small(LATENTS[name]()).laws()["z"].sample(torch.Size([4000]))
+    draws = small(LATENTS[name]()).prior_distributions()["z"].sample(torch.Size([4000]))
     assert draws.shape == (4000, S, C, D)
     # Ten tests at 1 in 10,000 each: one false alarm in 1,000 seeds.
     assert stats.kstest(draws[:, frame, 1, 2].double().numpy(), MARGINALS[name].cdf).pvalue > FALSE_ALARM
@@ -69,15 +69,15 @@ def test_the_process_is_a_normal_with_powers_of_phi_as_covariance(phi: float) ->
     latent = AutoregressiveLatent(phi)
     latent.fit_to(S, C, D)
     like = torch.zeros((), dtype=torch.float64)
-    law = latent.double().law(like)
+    distribution = latent.double().distribution(like)
     covariance = torch.tensor([[phi ** abs(i - j) for j in range(S)] for i in range(S)], dtype=torch.float64)
     z = torch.randn(5, S, C, D, dtype=torch.float64)
     expected = torch.zeros(5, dtype=torch.float64)
     for c in range(C):
         for p in range(D):
             expected += dist.MultivariateNormal(torch.zeros(S).double(), covariance).log_prob(z[:, :, c, p])
-    torch.testing.assert_close(law.log_prob(z).detach(), expected)
-    draws = law.sample(torch.Size([20_000])).transpose(1, -1).flatten(0, 2)  # (N, S)
+    torch.testing.assert_close(distribution.log_prob(z).detach(), expected)
+    draws = distribution.sample(torch.Size([20_000])).transpose(1, -1).flatten(0, 2)  # (N, S)
     # Entries of a sample covariance of 160,000 draws have errors below 0.0036: five of them.
     assert (draws.T @ draws / len(draws) - covariance).abs().max() < 0.018
 
@@ -85,20 +85,20 @@ def test_the_process_is_a_normal_with_powers_of_phi_as_covariance(phi: float) ->
 def test_the_coefficient_is_learned_where_asked_and_stays_between_its_ends() -> None:
     latent = AutoregressiveLatent(0.5)
     model = small(latent)
-    z = model.laws()["z"].rsample(torch.Size([7]))
-    model.laws()["z"].log_prob(z).sum().backward()
+    z = model.prior_distributions()["z"].rsample(torch.Size([7]))
+    model.prior_distributions()["z"].log_prob(z).sum().backward()
     assert latent.raw.grad is not None
     assert latent.raw.grad != 0
     assert not list(AutoregressiveLatent(0.5, learned=False).parameters())
     with torch.no_grad():
         latent.raw.fill_(3.0)
-    assert torch.isfinite(model.laws()["z"].log_prob(z)).all()
+    assert torch.isfinite(model.prior_distributions()["z"].log_prob(z)).all()
 
 
 @ALL
 def test_the_divergence_equals_monte_carlo(make: Callable[[], LatentPrior]) -> None:
     model = small(make()).double()
-    p = model.laws()["z"]
+    p = model.prior_distributions()["z"]
     loc, scale = torch.randn(3, S, C, D).double(), torch.rand(3, S, C, D).double() + 0.2
     q = dist.Normal(loc, scale).to_event(3)
     draws = q.sample(torch.Size([20_000]))
@@ -148,9 +148,9 @@ def test_unseen_frames_have_the_spread_of_the_prior(make: Callable[[], LatentPri
     seen = torch.tensor([True, False, True, False])
     z = MeanFieldGuide(model).posterior(torch.rand(2, S, *FRAME), seen)["z"]
     assert (z.mean[:, ~seen] == 0).all()
-    law = model.laws()["z"]
+    distribution = model.prior_distributions()["z"]
     # The Student-t stands by its scale; mixtures, whose variance is learned, by the standard Normal that they start at.
-    expected = torch.ones(()) if isinstance(model.latent, SAMPLED) else law.variance.flatten()[0].sqrt()
+    expected = torch.ones(()) if isinstance(model.latent, SAMPLED) else distribution.variance.flatten()[0].sqrt()
     torch.testing.assert_close(z.stddev[:, ~seen], expected.expand(2, 2, C, D))
 
 
@@ -171,11 +171,11 @@ def test_laws_that_are_none_get_one_sentence(call: Callable[[], LatentPrior], wo
 class Uniform(LatentPrior):
     """A law of a user's own."""
 
-    def law(self, like: Tensor) -> dist.TorchDistribution:
+    def distribution(self, like: Tensor) -> dist.TorchDistribution:
         return dist.Uniform(like.new_tensor(-3.0), like.new_tensor(3.0)).expand(self.shape).to_event(3)
 
 
 def test_a_law_of_ones_own_is_a_method() -> None:
     model = small(Uniform())
-    assert model.laws()["z"].sample(torch.Size([9])).abs().max() <= 3
+    assert model.prior_distributions()["z"].sample(torch.Size([9])).abs().max() <= 3
     assert model(n_sequences=3).shape == (3, S, *FRAME)

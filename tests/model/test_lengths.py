@@ -10,19 +10,19 @@ from pyro_tvae import with_n_frames
 from pyro_tvae.topographies.base import window
 
 LONG = 9
-PER_FRAME = [guide for guide in GUIDES if guide not in (*ORBITS, "sequence", "semi_amortised")]
+PER_FRAME = [guide for guide in GUIDES if guide not in (*ORBITS, "sequence", "semi_amortized")]
 
 
 @pytest.mark.parametrize("guide", ["mean_field", "shared_trunk", "gamma"])
 def test_posterior_and_decoding_are_frame_by_frame_the_same(guide: str) -> None:
-    model = build("roll", "gamma" if guide == "gamma" else "gaussian", centred=True)
+    model = build("roll", "gamma" if guide == "gamma" else "gaussian", centered=True)
     own = GUIDES[guide](model)
     longer, its_guide = with_n_frames(model, own, LONG)
     x = torch.rand(3, LONG, *FRAME)
     whole, part = its_guide.posterior(x), own.posterior(x[:, :S])
-    for site, law in part.items():
-        torch.testing.assert_close(whole[site].mean[:, :S], law.mean)  # type: ignore[union-attr]
-        torch.testing.assert_close(whole[site].variance[:, :S], law.variance)  # type: ignore[union-attr]
+    for site, distribution in part.items():
+        torch.testing.assert_close(whole[site].mean[:, :S], distribution.mean)  # type: ignore[union-attr]
+        torch.testing.assert_close(whole[site].variance[:, :S], distribution.variance)  # type: ignore[union-attr]
     t = torch.randn(3, LONG, C, D)
     torch.testing.assert_close(longer.decode(t).mean[:, :S], model.decode(t[:, :S]).mean)
 

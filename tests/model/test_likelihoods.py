@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from pyro_tvae import Bernoulli, BinarisedBernoulli, ContinuousBernoulli, Likelihood, Normal
+from pyro_tvae import Bernoulli, BinarizedBernoulli, ContinuousBernoulli, Likelihood, Normal
 
 FAMILIES: dict[str, Callable[[], Likelihood]] = {
     "Bernoulli": Bernoulli,
-    "BinarisedBernoulli": BinarisedBernoulli,
-    "BinarisedBernoulli, seeded": lambda: BinarisedBernoulli(seed=3),
+    "BinarizedBernoulli": BinarizedBernoulli,
+    "BinarizedBernoulli, seeded": lambda: BinarizedBernoulli(seed=3),
     "ContinuousBernoulli": ContinuousBernoulli,
     "Normal": lambda: Normal(0.3),
     "Normal, sigmoid": lambda: Normal(0.3, activation="sigmoid"),
@@ -115,7 +115,7 @@ def test_a_learned_scale_gets_a_gradient_and_a_fixed_one_is_kept_in_the_state() 
     [
         (lambda: Normal(0.0), "a number above 0"),
         (lambda: Normal(-1.0), "a number above 0"),
-        (lambda: BinarisedBernoulli(1.0), "expected a number from 0 to below 1"),
+        (lambda: BinarizedBernoulli(1.0), "expected a number from 0 to below 1"),
         (lambda: Normal(0.1, activation="tanh"), "expected 'identity' or 'sigmoid'"),
     ],
 )
@@ -129,9 +129,9 @@ def test_wrong_arguments_get_one_sentence(build: Callable[[], object], sentence:
 
 @pytest.mark.parametrize("seed", [None, 5])
 def test_binarised_pixels_are_scored_as_zeros_and_ones(seed: int | None) -> None:
-    likelihood = BinarisedBernoulli(0.4, seed=seed).double()
+    likelihood = BinarizedBernoulli(0.4, seed=seed).double()
     logits, x = torch.randn(5, 4, 1, 2, 3, dtype=torch.float64), torch.rand(5, 4, 1, 2, 3, dtype=torch.float64)
-    bits = likelihood.binarise(x)
+    bits = likelihood.binarize(x)
     assert set(bits.unique().tolist()) == {0.0, 1.0}
     expected = torch.where(bits == 1, logits.sigmoid().log(), (-logits).sigmoid().log())
     torch.testing.assert_close(likelihood(logits).log_prob(x), expected)
@@ -140,24 +140,24 @@ def test_binarised_pixels_are_scored_as_zeros_and_ones(seed: int | None) -> None
 
 
 def test_a_true_likelihood_sums_to_one_over_all_frames() -> None:
-    frames = BinarisedBernoulli(seed=5)(torch.randn(1, 2, 2)).to_event(3)
+    frames = BinarizedBernoulli(seed=5)(torch.randn(1, 2, 2)).to_event(3)
     every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4).reshape(16, 1, 2, 2)
     assert float(frames.log_prob(every).logsumexp(0)) == pytest.approx(0, abs=1e-5)
-    assert "pseudo" not in BinarisedBernoulli.remark
+    assert "pseudo" not in BinarizedBernoulli.remark
 
 
 def test_without_a_seed_the_threshold_decides() -> None:
-    bits = BinarisedBernoulli(0.3).binarise(torch.tensor([0.0, 0.29, 0.3, 0.31, 1.0]))
+    bits = BinarizedBernoulli(0.3).binarize(torch.tensor([0.0, 0.29, 0.3, 0.31, 1.0]))
     assert bits.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_seed_binarises_once_and_for_all() -> None:
     x = torch.rand(6, 4, 1, 8, 8)
-    bits = BinarisedBernoulli(seed=1).binarise(x)
-    assert torch.equal(bits, BinarisedBernoulli(seed=1).binarise(x))
-    assert torch.equal(bits[2:3, 1:2], BinarisedBernoulli(seed=1).binarise(x[2:3, 1:2]))
-    assert torch.equal(bits.double(), BinarisedBernoulli(seed=1).binarise(x.double()))
-    assert not torch.equal(bits, BinarisedBernoulli(seed=2).binarise(x))
+    bits = BinarizedBernoulli(seed=1).binarize(x)
+    assert torch.equal(bits, BinarizedBernoulli(seed=1).binarize(x))
+    assert torch.equal(bits[2:3, 1:2], BinarizedBernoulli(seed=1).binarize(x[2:3, 1:2]))
+    assert torch.equal(bits.double(), BinarizedBernoulli(seed=1).binarize(x.double()))
+    assert not torch.equal(bits, BinarizedBernoulli(seed=2).binarize(x))
     # Over seeds a pixel of grey value g is 1 with probability g: 400 seeds of 64 pixels have an error of 0.003.
-    share = torch.stack([BinarisedBernoulli(seed=s).binarise(torch.full((1, 8, 8), 0.3)).mean() for s in range(400)])
+    share = torch.stack([BinarizedBernoulli(seed=s).binarize(torch.full((1, 8, 8), 0.3)).mean() for s in range(400)])
     assert abs(float(share.mean()) - 0.3) < 5 * 0.003

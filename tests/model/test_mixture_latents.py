@@ -76,10 +76,10 @@ def test_the_density_is_the_sum_over_components(make: Callable[[], LatentPrior])
                 expected[i, b] = (weights[:, None] * terms.exp()).sum(0).log().sum()
             else:
                 expected[i, b] = (weights * terms.sum(-1).exp()).sum().log()
-    law = model.laws()["z"]
-    torch.testing.assert_close(law.log_prob(z), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(law.expand([2]).log_prob(z), expected, rtol=1e-12, atol=1e-12)
-    assert law.expand([5, 2]).log_prob(z[0, 0]).shape == (5, 2)
+    distribution = model.prior_distributions()["z"]
+    torch.testing.assert_close(distribution.log_prob(z), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(distribution.expand([2]).log_prob(z), expected, rtol=1e-12, atol=1e-12)
+    assert distribution.expand([5, 2]).log_prob(z[0, 0]).shape == (5, 2)
 
 
 @ALL
@@ -89,7 +89,7 @@ def test_the_density_integrates_to_one(make: Callable[[], LatentPrior]) -> None:
     wide = dist.Normal(torch.zeros(1, 1, 2).double(), 6.0).to_event(3)
     z = wide.sample(torch.Size([100_000]))
     with torch.no_grad():
-        ratio = (model.laws()["z"].log_prob(z) - wide.log_prob(z)).exp()
+        ratio = (model.prior_distributions()["z"].log_prob(z) - wide.log_prob(z)).exp()
     error = float(ratio.std()) / len(z) ** 0.5
     assert abs(float(ratio.mean()) - 1) < 5 * error < 0.1
 
@@ -98,17 +98,17 @@ def test_the_density_integrates_to_one(make: Callable[[], LatentPrior]) -> None:
 def test_draws_have_the_moments_and_the_distribution_of_the_law(make: Callable[[], LatentPrior]) -> None:
     model = moved(make())
     weights, normals, _ = components(model)
-    law = model.laws()["z"].expand([2])
+    distribution = model.prior_distributions()["z"].expand([2])
     means = torch.stack([normal.mean for normal in normals])
     mean = torch.einsum("k,k...->...", weights, means)
     second = torch.einsum("k,k...->...", weights, means.square() + torch.stack([n.variance for n in normals]))
-    torch.testing.assert_close(law.mean, mean.expand(2, S, C, D))
-    torch.testing.assert_close(law.variance, (second - mean.square()).expand(2, S, C, D))
-    draws = law.sample(torch.Size([10_000])).flatten(0, 1)
+    torch.testing.assert_close(distribution.mean, mean.expand(2, S, C, D))
+    torch.testing.assert_close(distribution.variance, (second - mean.square()).expand(2, S, C, D))
+    draws = distribution.sample(torch.Size([10_000])).flatten(0, 1)
     assert draws.shape == (20_000, S, C, D)
     assert not draws.requires_grad
     # 24 coordinates, five standard errors: a false alarm once in 50,000 seeds.
-    assert ((draws.mean(0) - law.mean[0]).abs() < 5 * (law.variance[0] / len(draws)).sqrt()).all()
+    assert ((draws.mean(0) - distribution.mean[0]).abs() < 5 * (distribution.variance[0] / len(draws)).sqrt()).all()
 
     def cdf(value: object) -> object:
         at = torch.as_tensor(value)
@@ -132,17 +132,17 @@ def test_frames_share_their_component_where_it_is_the_sequence_s(name: str) -> N
     model = TVAE(FRAME, S, C, D, CapsuleRoll(3, 1), latent=MIXTURES[name]())
     latent = model.latent
     means = 20.0 * torch.arange(K).reshape(K, 1, 1, 1).expand(K, S, C, D)
-    law = Mixture(
+    distribution = Mixture(
         torch.zeros(K), means, torch.ones(K, S, C, D), (S, C, D), per_frame=getattr(latent, "per", "") == "frame"
     )
-    chosen = (law.sample(torch.Size([2000])).mean((-1, -2)) / 20).round()
+    chosen = (distribution.sample(torch.Size([2000])).mean((-1, -2)) / 20).round()
     same = float((chosen[:, 0] == chosen[:, 3]).double().mean())
     if name == "frame":
         assert abs(same - 1 / K) < 5 * math.sqrt(2 / 9 / 2000)  # a false alarm once in a million seeds
     else:
         assert same == 1
-        assert type(model.laws()["z"]) is Mixture
-        assert not model.laws()["z"].per_frame
+        assert type(model.prior_distributions()["z"]) is Mixture
+        assert not model.prior_distributions()["z"].per_frame
 
 
 @pytest.mark.parametrize("per", ["sequence", "frame"])
@@ -152,7 +152,12 @@ def test_one_standard_component_is_the_standard_normal(per: str) -> None:
     normal.load_state_dict(mixture.state_dict(), strict=False)
     mixture, normal = mixture.double(), normal.double()
     z = torch.randn(7, S, C, D).double()
-    torch.testing.assert_close(mixture.laws()["z"].log_prob(z), normal.laws()["z"].log_prob(z), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        mixture.prior_distributions()["z"].log_prob(z),
+        normal.prior_distributions()["z"].log_prob(z),
+        rtol=1e-13,
+        atol=1e-13,
+    )
     guide, x = MeanFieldGuide(normal).double(), torch.rand(2, S, *FRAME).double()
     one, two = (log_weights(model, guide, x, 20, seed=3) for model in (mixture, normal))
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
@@ -193,9 +198,9 @@ def test_every_parameter_is_trained_by_pyro_s_own_svi(make: Callable[[], LatentP
 
 
 @ALL
-@pytest.mark.parametrize("centred", [False, True])
-def test_a_copy_and_a_file_have_the_same_law(make: Callable[[], LatentPrior], centred: bool, tmp_path: Path) -> None:
-    model = TVAE(FRAME, S, C, D, CapsuleRoll(3, 1), latent=make(), mu=2.0, centred=centred)
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_copy_and_a_file_have_the_same_law(make: Callable[[], LatentPrior], centered: bool, tmp_path: Path) -> None:
+    model = TVAE(FRAME, S, C, D, CapsuleRoll(3, 1), latent=make(), mu=2.0, centered=centered)
     guide, x = MeanFieldGuide(model), torch.rand(2, S, *FRAME)
     fit(model, guide, x, max_epochs=2, progress=False, accelerator="cpu")
     expected = log_weights(model, guide, x, 4, seed=1)
@@ -222,7 +227,7 @@ def test_a_shared_encoder_is_the_vampprior() -> None:
         with torch.no_grad():
             q = guide.posterior(latent.pseudo_inputs)["z"].to_event(3)
             expected = q.log_prob(z.unsqueeze(1)).logsumexp(-1) - math.log(K)
-            torch.testing.assert_close(model.laws()["z"].log_prob(z), expected)
+            torch.testing.assert_close(model.prior_distributions()["z"].log_prob(z), expected)
 
     agree(model, guide)
     parameters = list(ELBO(model, guide).parameters())

@@ -73,7 +73,7 @@ STUDENT = {
 def one_position_per_sequence(nu: int, n: int = 6000) -> np.ndarray:
     """Independent draws of one t from models with μ = 0 whose rows of W hold ν ones."""
     topography, n_frames, capsule_dim = STUDENT[nu]
-    w = topography.neighbourhood(n_frames, capsule_dim)
+    w = topography.neighborhood(n_frames, capsule_dim)
     assert torch.equal(w.sum(1), torch.full((len(w),), float(nu)))
     assert w.max() == 1
     model = TVAE((1, 1, 1), n_frames, 1, capsule_dim, topography, mu=0.0, eps=0.0)
@@ -126,7 +126,7 @@ def test_two_laws_that_differ_are_told_apart() -> None:
 def test_orbit_energies_roll_exactly() -> None:
     model = small(CapsuleRoll(4, 0), prior=OrbitEnergy())
     assert model.prior is not None
-    e = model.prior.law(torch.zeros(())).sample(torch.Size([5]))
+    e = model.prior.distribution(torch.zeros(())).sample(torch.Size([5]))
     assert e.shape == (5, 2, 4)
     v = model.energy(e)
     for frame in range(4):
@@ -203,7 +203,7 @@ def test_the_equations_hold_on_a_trace(build: Callable[[], TVAE]) -> None:
             assert torch.equal(t, z)
             return
         u = trace.nodes[model.prior.site]["value"]
-        w = model.topography.neighbourhood(4, 4)
+        w = model.topography.neighborhood(4, 4)
         if isinstance(model.prior, OrbitEnergy):
             v = torch.stack([torch.stack([e[c][model.prior.index] for c in range(2)], 1) for e in u])
         else:
@@ -237,15 +237,15 @@ class Reciprocal(GaussianEnergy):
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
         return topography.energy(1 / value)
 
-    def law(self, like: Tensor) -> dist.TorchDistribution:
-        law = super().law(like)
-        return dist.TransformedDistribution(law, [PowerTransform(torch.tensor(-1.0))])
+    def distribution(self, like: Tensor) -> dist.TorchDistribution:
+        distribution = super().distribution(like)
+        return dist.TransformedDistribution(distribution, [PowerTransform(torch.tensor(-1.0))])
 
 
 class HalfCauchyEnergy(GammaEnergy):
     """Energies whose mean is infinite."""
 
-    def law(self, like: Tensor) -> dist.TorchDistribution:
+    def distribution(self, like: Tensor) -> dist.TorchDistribution:
         return dist.HalfCauchy(like.new_ones(())).expand(self.shape).to_event(3)
 
 
@@ -254,7 +254,7 @@ class LaplaceEnergy(EnergyPrior):
 
     site = "u"
 
-    def law(self, like: Tensor) -> dist.TorchDistribution:
+    def distribution(self, like: Tensor) -> dist.TorchDistribution:
         return dist.Laplace(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
@@ -273,26 +273,26 @@ class LaplaceEnergy(EnergyPrior):
     ],
 )
 def test_the_centre_is_t_at_the_mean_energy(topography: Topography, prior: EnergyPrior | None, expected: float) -> None:
-    model = small(topography, prior=prior, mu=12.0, centred=True)
-    torch.testing.assert_close(model.centre(), torch.tensor(expected))
+    model = small(topography, prior=prior, mu=12.0, centered=True)
+    torch.testing.assert_close(model.center(), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("network", [MLP(), Convolutional((4, 8))], ids=["mlp", "convolutional"])
 def test_a_centred_model_says_the_same_with_other_biases(network: Network) -> None:
-    plain, centred = (small(network=network, mu=12.0, centred=centred).double() for centred in (False, True))
-    weights = dict(zip(dict(centred.decoder.named_parameters()), plain.decoder.parameters(), strict=True))
-    centred.decoder.load_state_dict(weights, strict=False)
+    plain, centered = (small(network=network, mu=12.0, centered=centered).double() for centered in (False, True))
+    weights = dict(zip(dict(centered.decoder.named_parameters()), plain.decoder.parameters(), strict=True))
+    centered.decoder.load_state_dict(weights, strict=False)
     t = 5 * torch.randn(3, 4, 2, 4, dtype=torch.float64)
-    assert not torch.allclose(centred.decode(t).mean, plain.decode(t).mean)
-    first = next(layer for layer in centred.decoder.modules() if isinstance(layer, torch.nn.Linear))
+    assert not torch.allclose(centered.decode(t).mean, plain.decode(t).mean)
+    first = next(layer for layer in centered.decoder.modules() if isinstance(layer, torch.nn.Linear))
     with torch.no_grad():
-        first.bias += first.weight.sum(1) * centred.centre()
-    torch.testing.assert_close(centred.decode(t).mean, plain.decode(t).mean)
+        first.bias += first.weight.sum(1) * centered.center()
+    torch.testing.assert_close(centered.decode(t).mean, plain.decode(t).mean)
     # The shift is no parameter, and stays where it was put when μ is learned.
-    assert len([*centred.parameters()]) == len([*plain.parameters()])
+    assert len([*centered.parameters()]) == len([*plain.parameters()])
     with torch.no_grad():
-        centred.mu += 1
-    torch.testing.assert_close(centred.decode(t).mean, plain.decode(t).mean)
+        centered.mu += 1
+    torch.testing.assert_close(centered.decode(t).mean, plain.decode(t).mean)
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (5, 3)])
@@ -316,9 +316,9 @@ def test_predictive_draws_new_images(build: Callable[[], TVAE]) -> None:
     assert drawn["x"].shape == (6, 3, 4, *FRAME)
     assert not torch.equal(drawn["x"][0], x)
     assert drawn["t"].shape == (6, 3, 4, 2, 4)
-    vectorised = Predictive(poutine.uncondition(model), num_samples=6, parallel=True)(x)
-    assert vectorised["x"].shape[0] == 6
-    assert vectorised["x"].numel() == drawn["x"].numel()
+    vectorized = Predictive(poutine.uncondition(model), num_samples=6, parallel=True)(x)
+    assert vectorized["x"].shape[0] == 6
+    assert vectorized["x"].numel() == drawn["x"].numel()
 
 
 @ALL
@@ -398,20 +398,20 @@ COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "bytes": (TypeError, "divide bytes by 255", lambda: small()(torch.zeros(2, 4, *FRAME, dtype=torch.uint8))),
     "centred without a mean": (
         ValueError,
-        r"of Reciprocal give none; .* centred=False",
-        lambda: small(prior=Reciprocal(), centred=True),
+        r"of Reciprocal give none; .* centered=False",
+        lambda: small(prior=Reciprocal(), centered=True),
     ),
     "centred with an infinite mean": (
         ValueError,
-        r"of HalfCauchyEnergy give none; give the law a mean",
-        lambda: small(prior=HalfCauchyEnergy(), centred=True),
+        r"of HalfCauchyEnergy give none; give the distribution a mean",
+        lambda: small(prior=HalfCauchyEnergy(), centered=True),
     ),
     "centred with u² and the mean of u": (
         ValueError,
         r"of LaplaceEnergy give none; .* override 'point'",
-        lambda: small(prior=LaplaceEnergy(), centred=True),
+        lambda: small(prior=LaplaceEnergy(), centered=True),
     ),
-    "centred in words": (ValueError, "centred is 'no'; expected True or False", lambda: small(centred="no")),
+    "centered in words": (ValueError, "centered is 'no'; expected True or False", lambda: small(centered="no")),
     "frame shape": (ValueError, r"expected \(channel, height, width\)", lambda: TVAE((28, 28))),
     "no frames": (ValueError, "sizes of at least 1", lambda: TVAE(FRAME, 0)),
     "no capsules": (ValueError, "sizes of at least 1", lambda: TVAE(FRAME, 4, 0)),

@@ -126,8 +126,8 @@ def test_log_p_by_sampling_the_prior_is_that_of_gaussian_energies() -> None:
         found = []
         for _ in range(20):
             t = prior_draws(model, 50_000)["t"]
-            law = model.decode(t)
-            found.append(torch.stack([law.log_prob(frames).sum(-1) for frames in x]))
+            distribution = model.decode(t)
+            found.append(torch.stack([distribution.log_prob(frames).sum(-1) for frames in x]))
         every = torch.cat(found, dim=1).double()
         best = every.amax(1, keepdim=True)
         terms = (every - best).exp()
@@ -152,8 +152,8 @@ def test_the_concentration_is_learned_where_asked() -> None:
     prior = GammaEnergy(0.7, learned=True)
     model = small(CapsuleRoll(3, 1), prior=prior)
     assert float(prior.concentration.detach()) == pytest.approx(0.7)
-    e = model.laws()["e"].sample(torch.Size([5]))
-    model.laws()["e"].log_prob(e).sum().backward()
+    e = model.prior_distributions()["e"].sample(torch.Size([5]))
+    model.prior_distributions()["e"].log_prob(e).sum().backward()
     assert prior.raw.grad is not None
     assert prior.raw.grad != 0
     assert not list(GammaEnergy().parameters())

@@ -43,7 +43,7 @@ def brute_force(n_frames: int, n_positions: int, boundary: str, terms: Callable[
 @pytest.mark.parametrize(("kernel", "width"), [(1, 0), (2, 0), (2, 1), (3, 1), (4, 0), (4, 2), (5, 1), (6, 9)])
 def test_capsule_roll_equals_the_loops(n_frames: int, n_positions: int, kernel: int, width: int, boundary: str) -> None:
     expected = brute_force(n_frames, n_positions, boundary, lambda dt, dp: abs(dt - dp) <= width, kernel, kernel)
-    w = CapsuleRoll(kernel, width, boundary=boundary).neighbourhood(n_frames, n_positions)
+    w = CapsuleRoll(kernel, width, boundary=boundary).neighborhood(n_frames, n_positions)
     assert torch.equal(w, expected)
 
 
@@ -52,7 +52,7 @@ def test_capsule_roll_equals_the_loops(n_frames: int, n_positions: int, kernel: 
 @pytest.mark.parametrize("kernel", [(1, 3), (5, 3), (2, 4), (4, 1), (3, 2), (1, 1)])
 def test_stationary_equals_the_loops(n_frames: int, n_positions: int, kernel: tuple[int, int], boundary: str) -> None:
     expected = brute_force(n_frames, n_positions, boundary, lambda dt, dp: True, *kernel)
-    assert torch.equal(Stationary(kernel, boundary=boundary).neighbourhood(n_frames, n_positions), expected)
+    assert torch.equal(Stationary(kernel, boundary=boundary).neighborhood(n_frames, n_positions), expected)
 
 
 @pytest.mark.parametrize("n_frames", [1, 2])
@@ -72,11 +72,11 @@ def test_torus_equals_the_loops(n_frames: int, kernel: tuple[int, int], grid: tu
                             for dc in offsets(kernel[1])
                         )
                         expected[frame * size + r * columns + c, frame * size + r2 * columns + c2] = met
-    assert torch.equal(Torus(kernel, grid).neighbourhood(n_frames, size), expected)
+    assert torch.equal(Torus(kernel, grid).neighborhood(n_frames, size), expected)
 
 
 def test_no_topography_has_a_zero_matrix_and_no_energy() -> None:
-    assert torch.equal(NoTopography().neighbourhood(3, 4), torch.zeros(12, 12))
+    assert torch.equal(NoTopography().neighborhood(3, 4), torch.zeros(12, 12))
     assert torch.equal(NoTopography().energy(torch.randn(2, 3, 1, 4)), torch.zeros(2, 3, 1, 4))
 
 
@@ -87,14 +87,14 @@ def test_even_kernels_reach_further_ahead() -> None:
     assert list(window(4)) == [-1, 0, 1, 2]
     # v[l] = u[l]² + u[l + 1]²: a row of the matrix looks ahead, never back.
     expected = torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]])
-    assert torch.equal(Stationary((2, 1)).neighbourhood(4, 1), expected)
+    assert torch.equal(Stationary((2, 1)).neighborhood(4, 1), expected)
     expected[3, 0] = 0
-    assert torch.equal(Stationary((2, 1), boundary="truncate").neighbourhood(4, 1), expected)
+    assert torch.equal(Stationary((2, 1), boundary="truncate").neighborhood(4, 1), expected)
 
 
 def test_the_band_is_cut_at_the_ends_of_the_window() -> None:
     # k = 3, n = 1 leaves out (-1, 1) and (1, -1): seven terms, not nine, although -1 and 1 are neighbours modulo 3.
-    assert CapsuleRoll(3, 1).neighbourhood(7, 7).sum(1).eq(7).all()
+    assert CapsuleRoll(3, 1).neighborhood(7, 7).sum(1).eq(7).all()
 
 
 TOPOGRAPHIES = {
@@ -112,7 +112,7 @@ def test_energy_is_w_times_u_squared(build: Callable[[], Topography], leading: t
     topography = build().double()
     n_frames, n_capsules, n_positions = 4, 2, 6
     u = torch.randn(*leading, n_frames, n_capsules, n_positions, dtype=torch.float64)
-    w = topography.neighbourhood(n_frames, n_positions).detach()
+    w = topography.neighborhood(n_frames, n_positions).detach()
     v = topography.energy(u).detach()
     assert v.shape == u.shape
     for index in torch.cartesian_prod(*(torch.arange(size) for size in (*leading, 1))).reshape(-1, len(leading) + 1):
@@ -148,7 +148,7 @@ def test_learned_weights_start_at_the_fixed_ones(make: Callable[..., Topography]
     fixed, learned = make(boundary=boundary), make(boundary=boundary, learned=True)
     assert learned.raw_weight is not None
     assert fixed.raw_weight is None
-    torch.testing.assert_close(learned.neighbourhood(5, 4), fixed.neighbourhood(5, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(learned.neighborhood(5, 4), fixed.neighborhood(5, 4), rtol=0, atol=1e-6)
 
 
 def test_learned_weights_get_gradients_and_never_turn_negative() -> None:
@@ -162,10 +162,10 @@ def test_learned_weights_get_gradients_and_never_turn_negative() -> None:
     with torch.no_grad():
         raw.copy_(torch.linspace(-50, 50, len(raw)))
     changed = topography.energy(u)
-    assert (topography.neighbourhood(5, 4) >= 0).all()
+    assert (topography.neighborhood(5, 4) >= 0).all()
     # A changed weight must show at once: a cached matrix would not.
     rows = u.square().transpose(-3, -2).flatten(-2)
-    expected = (rows @ topography.neighbourhood(5, 4).T).unflatten(-1, (5, 4)).transpose(-3, -2)
+    expected = (rows @ topography.neighborhood(5, 4).T).unflatten(-1, (5, 4)).transpose(-3, -2)
     torch.testing.assert_close(changed, expected)
 
 
@@ -224,7 +224,7 @@ def test_orbits_partition_the_lattice(topography: Topography, n_frames: int, n_p
     assert torch.equal(index.flatten().bincount(), size)
     # Two cells share an orbit exactly where W couples them.
     flat = index.flatten()
-    assert torch.equal(flat[:, None] == flat[None, :], topography.neighbourhood(n_frames, n_positions) == 1)
+    assert torch.equal(flat[:, None] == flat[None, :], topography.neighborhood(n_frames, n_positions) == 1)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_neighbourhoods_that_overlap_have_no_orbits(topography: Topography) -> N
         (lambda: Stationary((1, 2, 3)), "two whole numbers"),
         (lambda: Stationary((0, 2)), "at least 1"),
         (lambda: Torus((3, 3), (0, 3)), "at least 1"),
-        (lambda: Torus((3, 3), (2, 3)).neighbourhood(1, 5), "has 6 positions, but the capsule has 5"),
+        (lambda: Torus((3, 3), (2, 3)).neighborhood(1, 5), "has 6 positions, but the capsule has 5"),
     ],
 )
 def test_wrong_arguments_get_one_sentence(build: Callable[[], object], sentence: str) -> None:
