@@ -299,7 +299,7 @@ class Path:
         posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
         if posterior is None or {*posterior} != {*self.prior_distributions}:
             raise ValueError(
-                f"annealing needs a mean-field guide with the model's sites {', '.join(self.laws)}, whose posterior(x) "
+                f"annealing needs a mean-field guide with the model's sites {', '.join(self.distributions)}, whose posterior(x) "
                 f"has a density; {type(guide).__name__} is none: use default_guide(model)."
             )
         self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}

@@ -170,8 +170,8 @@ class MeanFieldELBO(ELBO):
         super().__init__(model, guide, num_particles, beta=beta, dataset_size=dataset_size)
         if not isinstance(guide, Guide):
             raise ValueError(
-                f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use ELBO, which "
-                "samples the KL, or a mean-field guide such as MeanFieldGuide."
+                f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use ELBO, "
+                "which samples the KL, or a mean-field guide such as MeanFieldGuide."
             )
         blank = model.like.new_zeros(1, model.n_frames, *model.frame_shape)
         with torch.no_grad():
@@ -187,8 +187,8 @@ class MeanFieldELBO(ELBO):
                 kl_divergence(q.to_event(len(q.batch_shape) - 1), distributions[site])
             except NotImplementedError:
                 raise ValueError(
-                    f"MeanFieldELBO: the KL of site {site!r} from {_family(q)} to {_family(distributions[site])} has no "
-                    "closed form; use ELBO, which samples it, or another distribution."
+                    f"MeanFieldELBO: the KL of site {site!r} from {_family(q)} to {_family(distributions[site])} has "
+                    "no closed form; use ELBO, which samples it, or another distribution."
                 ) from None
 
 

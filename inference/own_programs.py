@@ -66,8 +66,8 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
             if said is None or not torch.allclose(said[0].sum(), said[1].sum(), rtol=1e-4):
                 by = "decode" if name == "x" else "prior_distributions"
                 raise ValueError(
-                    f"{what}: the forward of {type(model).__name__} gives site {name!r} another distribution than its method "
-                    f"'{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, which "
+                    f"{what}: the forward of {type(model).__name__} gives site {name!r} another distribution than its "
+                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, which "
                     "runs the program."
                 )
 

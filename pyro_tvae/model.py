@@ -351,8 +351,8 @@ class TVAE(Part, NamedModule):
             energy = like.new_tensor(math.nan)
         if not (energy.isfinite() & (energy > 0)).all():
             raise ValueError(
-                "TVAE: a centered model needs the mean of its energies, a positive number, and 'distribution' and 'point' "
-                f"of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', or pass "
+                "TVAE: a centered model needs the mean of its energies, a positive number, and 'distribution' and "
+                f"'point' of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', or pass "
                 "centered=False (on the command line: model.centered=false)."
             )
         return (self.mu * (energy + self.eps).rsqrt()).mean()
