@@ -307,7 +307,8 @@ def reparametrized(proposal: Trace, model: Trace) -> None:
         if name not in observed and not distribution.has_rsample:
             raise ValueError(
                 f"the guide draws site {name!r} from {type(getattr(distribution, 'base_dist', distribution)).__name__}, "
-                "which is not reparametrised; expected a distribution with rsample, or train with pyro.infer.Trace_ELBO."
+                "which is not reparametrised; expected a distribution with rsample, or train with "
+                "pyro.infer.Trace_ELBO."
             )
 
 

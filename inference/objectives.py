@@ -170,8 +170,8 @@ class MeanFieldELBO(ELBO):
         super().__init__(model, guide, num_particles, beta=beta, dataset_size=dataset_size)
         if not isinstance(guide, Guide):
             raise ValueError(
-                f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use ELBO, "
-                "which samples the KL, or a mean-field guide such as MeanFieldGuide."
+                f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use "
+                "ELBO, which samples the KL, or a mean-field guide such as MeanFieldGuide."
             )
         blank = model.like.new_zeros(1, model.n_frames, *model.frame_shape)
         with torch.no_grad():
