@@ -22,13 +22,15 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import forward_roll, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
+from ..config.allowlist import PARTS_ONLY
 from ..config.building import build, fit_parts
 from ..config.composition import compose
 from ..datasets import SequenceDataModule
 from ..evaluation.evaluate import ends_of_explained
 from ..interruption import goes_on_with
 from ..provenance import hardware, versions
-from ..runs.folder import CONFIG, device_of, finite, read_record, write_text
+from ..runs.files import finite, read_record, write_text
+from ..runs.run import CONFIG, device_of
 from .records import (
     SCHEMA,
     check_settings,
@@ -190,7 +192,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     """
     if (folder / CONFIG).is_file():
         remedy = "choose another --output, or give again what it was made with."
-        check_settings(folder, stored_settings(folder), settings_of(config), remedy)
+        check_settings(folder, stored_settings(folder, PARTS_ONLY.typed(config)), settings_of(config), remedy)
     if (folder / POINTS).is_file():
         return read_record(folder / POINTS)
     if config.fit.max_steps < 1:

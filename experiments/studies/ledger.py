@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 
 from pyro_tvae.files import atomic_write
 
-from ..config.allowlist import trust_targets
+from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.folder import CONFIG, EVALUATION, write_text
+from ..runs.files import write_text
+from ..runs.run import CONFIG, EVALUATION
 from .comparison import as_csv, markdown
 from .records import (
     Cell,
@@ -66,15 +67,14 @@ class Ledger:
         self.name, self.title, self.budget, self.overrides = name, title, budget, overrides
         self.homes, self.folder, self.keep, self.complete = homes, folder, keep, complete
         self.file = records / f"{stem_of(name, budget)}.json" if records is not None else None
-        for config in configurations.values():
-            trust_targets(config)  # what was typed may be found in the runs' folders
+        allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.kept = self._read()
         # A table of runs from other settings would compare nothing.
         remedy = f"choose another --output, or give again what {folder} was made with."
         for row, asked in self.settings.items():
             for path in sorted(homes[row].glob(f"seed*/{CONFIG}")):
-                check_settings(path.parent, stored_settings(path.parent), asked, remedy)
+                check_settings(path.parent, stored_settings(path.parent, allow), asked, remedy)
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.kept

@@ -37,8 +37,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE
-from ..runs.folder import EVALUATION, SELECTIVITY, configuration, finite, history_of, read_record, write_text
+from ..runs.files import finite, read_record, write_text
+from ..runs.run import EVALUATION, SELECTIVITY, Run
 
 __all__ = [
     "ANNEALED",
@@ -155,9 +157,9 @@ def shared_settings(settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
 
 
-def stored_settings(run: Path) -> dict[str, Any]:
+def stored_settings(run: Path, allow: Allowlist = PARTS_ONLY) -> dict[str, Any]:
     """The settings that a run's folder says it was made from; nothing in the file is called."""
-    return settings_of(configuration(run))
+    return settings_of(Run(run).config(allow))
 
 
 # ---- one run
@@ -181,7 +183,7 @@ def measured(run: Path) -> Cell:
         if key in untrained:
             values |= _named(f"{key}_untrained", untrained[key])
     values["collapsed"] = float(record["collapsed"])
-    history = history_of(run)
+    history = Run(run).history()
     steps = max((row["step"] for row in history.get("rows", ())), default=0)
     if steps:
         values["seconds"] = history["seconds"]

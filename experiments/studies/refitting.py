@@ -10,9 +10,10 @@ import torch
 from pyro_tvae import TVAE
 from pyro_tvae.inference import log_likelihood
 
+from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, fit_parts
 from ..config.composition import make
-from ..runs.folder import trained
+from ..runs.run import Run
 
 __all__ = ["refit", "take_over"]
 
@@ -44,7 +45,15 @@ def take_over(model: TVAE, reference: TVAE) -> TVAE:
     return model.requires_grad_(False)
 
 
-def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 1000, seed: int = 0) -> dict[str, float]:
+def refit(
+    run: Path,
+    reference: Path,
+    *,
+    sequences: int,
+    num_particles: int = 1000,
+    seed: int = 0,
+    allow: Allowlist = PARTS_ONLY,
+) -> dict[str, float]:
     """Fit a run's guide anew to the model of a reference run, under the run's own recipe, and see what it leaves.
 
     Args:
@@ -53,11 +62,12 @@ def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 10
         sequences: the first of the test split, on which the bounds are computed.
         num_particles: K of the importance-weighted bound.
         seed: of the draws.
+        allow: what the runs' configurations may call.
 
     Returns:
         ``elbo`` and ``iwae`` of the refitted guide, in nats per frame.
     """
-    loaded, model = trained(run), trained(reference).model
+    loaded, model = Run(run).load(allow), Run(reference).load(allow).model
     held = take_over(loaded.model, model)
     config = loaded.config
     torch.manual_seed(config.seed)

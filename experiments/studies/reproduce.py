@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import compose, fitting_overrides
 from ..config.errors import ConfigurationError
-from ..runs.folder import CONFIG, EVALUATION, SELECTIVITY, finite, read_record, trained, write_text
+from ..runs.files import finite, read_record, write_text
+from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .ledger import Ledger
 from .records import ANNEALED, REFITTED, stem_of
 from .registry import STUDIES, Study, home
@@ -73,6 +75,7 @@ def reproduce_all(
         for row, own in STUDIES[name].rows.items()
     }
     configurations = _composed(recipes, overrides)
+    allow = PARTS_ONLY.typed(*configurations.values())
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
         folder = output / stem_of(name, used)
@@ -98,18 +101,19 @@ def reproduce_all(
             run, said = homes[row] / f"seed{seed}", f"{name} {number}/{len(cells)}: {row}, seed {seed}"
             if not (run / EVALUATION).is_file():
                 progress(f"{said} -> {run}")
-                _run(_seeded(configurations[name, row], seed), run)
+                _run(_seeded(configurations[name, row], seed), run, allow)
             if study.annealing and not (run / ANNEALED).is_file():
                 progress(f"{said}, annealing")
                 start = time.monotonic()
-                annealed = _anneal(run, **study.annealing)
+                annealed = _anneal(run, allow, **study.annealing)
                 write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
             if study.reference and not (run / REFITTED).is_file():
                 progress(f"{said}, its guide fitted to the model of {study.reference}")
-                write_text(run / REFITTED, json.dumps(finite(_refit(run, homes[study.reference] / run.name, study))))
+                refitted = _refit(run, homes[study.reference] / run.name, study, allow)
+                write_text(run / REFITTED, json.dumps(finite(refitted)))
             if study.drawing:
                 stem = folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                _draw(study, run, stem, said, progress)
+                _draw(study, run, stem, said, progress, allow)
             ledger.write(_pictures(study, folder))
         yield ledger.write(_pictures(study, folder))
 
@@ -142,7 +146,9 @@ def _seeded(config: Any, seed: int) -> Any:
     return config
 
 
-def _draw(study: Study, run: Path, stem: Path | None, said: str, progress: Callable[[str], object]) -> None:
+def _draw(
+    study: Study, run: Path, stem: Path | None, said: str, progress: Callable[[str], object], allow: Allowlist
+) -> None:
     """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
     from .paper_figures import draw_run
 
@@ -151,17 +157,17 @@ def _draw(study: Study, run: Path, stem: Path | None, said: str, progress: Calla
         from .unit_map import organization
 
         progress(f"{said}, organisation of the map")
-        write_text(run / SELECTIVITY, json.dumps(finite(organization(run)), indent=1))
+        write_text(run / SELECTIVITY, json.dumps(finite(organization(run, allow=allow)), indent=1))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
     judged = (run / EVALUATION).stat().st_mtime
     if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
-        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem)
+        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem, allow)
 
 
-def _run(config: Any, run: Path) -> None:
+def _run(config: Any, run: Path, allow: Allowlist) -> None:
     """Train and evaluate, or go on where an earlier attempt stopped."""
     from omegaconf import open_dict
 
@@ -170,16 +176,18 @@ def _run(config: Any, run: Path) -> None:
     if (run / CONFIG).is_file():
         with open_dict(config):
             config.resume = str(run)
-    train_run(config, run)
+    train_run(config, run, allow)
 
 
-def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -> dict[str, float | None]:
+def _anneal(
+    run: Path, allow: Allowlist, sequences: int, num_chains: int, num_temperatures: int
+) -> dict[str, float | None]:
     """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
     import torch
 
     from pyro_tvae.inference import annealed_importance, log_likelihood
 
-    loaded = trained(run)
+    loaded = Run(run).load(allow)
     model, guide = loaded.model, loaded.guide
     x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
     bound = log_likelihood(model, guide, x, 1000, seed=0)
@@ -200,12 +208,12 @@ def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -
     return found
 
 
-def _refit(run: Path, reference: Path, study: Study) -> dict[str, float | None]:
+def _refit(run: Path, reference: Path, study: Study, allow: Allowlist) -> dict[str, float | None]:
     """What a guide leaves of the gap between its ELBO and log p(x) of the reference's model, as annealing finds it."""
     from .refitting import refit
 
     assert study.annealing is not None
     known = read_record(reference / ANNEALED)
-    found = refit(run, reference, sequences=study.annealing["sequences"])
+    found = refit(run, reference, sequences=study.annealing["sequences"], allow=allow)
     best = max(value for value in (known["ais"], known["iwae"], found["iwae"]) if value is not None)
     return {**found, "best": best, "gap": best - found["elbo"]}

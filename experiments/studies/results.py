@@ -13,7 +13,7 @@ from typing import Any
 
 from ..interruption import command
 from ..reports.tables import format_seconds
-from ..runs.folder import write_text
+from ..runs.files import write_text
 from .claims import Claim, claims_of, remarks_of
 from .comparison import ends, table
 from .records import read_kept, stem_of
