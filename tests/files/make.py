@@ -3,15 +3,20 @@
 It writes with whatever version of pyro-tvae is importable, one model per line of MODELS, and beside them what that
 version said of them: log-weights of fixed input. Folders that are there already are history, and are not made anew: v1
 was written by commit 11520c3, v2 by a4e2ea5. A new public part gets a line in MODELS, and its file alone is written by
-``python tests/files/make.py tests/files/v2 NAME``.
+``python tests/files/make.py tests/files/v2 NAME``. Beside the models are two folders of one run: as it was interrupted
+in its third epoch, and as it ended. They hold no path and no log, since those say where they were made.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,9 +96,7 @@ MODELS: dict[str, Callable[[], tuple[TVAE, Guide]]] = {
         lambda model: p.OrbitCovarianceGuide(model, rank=2), lambda: p.CapsuleRoll(3, 0), prior=p.OrbitEnergy
     ),
     "conditional_orbit": pair(p.ConditionalOrbitGuide, lambda: p.Stationary((3, 1)), prior=p.OrbitEnergy),
-    "gamma": pair(
-        p.GammaGuide, lambda: p.Torus((2, 2), (2, 2)), 4, prior=lambda: p.GammaEnergy(0.8, learned=True)
-    ),
+    "gamma": pair(p.GammaGuide, lambda: p.Torus((2, 2), (2, 2)), 4, prior=lambda: p.GammaEnergy(0.8, learned=True)),
     "sequence": pair(
         p.SequenceGuide,
         lambda: p.GridRoll(3, velocity=0.5),
@@ -139,8 +142,71 @@ def write(folder: Path, names: list[str]) -> None:
     (folder / SAID).write_text(json.dumps(said, indent=1) + "\n")
 
 
+RUN = [
+    "data.n_train=16",
+    "data.n_validation=4",
+    "data.n_test=4",
+    "data.n_frames=3",
+    "model.n_capsules=2",
+    "model.capsule_dim=3",
+    "network.encoder_widths=[0.5]",
+    "network.decoder_widths=[0.5]",
+    "fit.max_epochs=3",
+    "fit.progress=false",
+    "fit.accelerator=cpu",
+    "baseline.enabled=false",
+    "evaluation.num_particles=2",
+]
+KEPT = {
+    "interrupted": ("config.yaml", "untrained.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt"),
+    "ended": ("config.yaml", "untrained.safetensors", "model.safetensors", "history.json", "evaluation.json"),
+}
+
+
+def runs(folder: Path) -> None:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    from pyro_tvae.experiments.config import compose
+    from pyro_tvae.experiments.runs import train_run
+
+    steps = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:  # two steps an epoch
+            raise KeyboardInterrupt
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made = {name: Path(scratch).resolve() / name for name in KEPT}
+        train_run(compose(RUN), made["ended"])
+        hook = register_optimizer_step_post_hook(interrupt)
+        with suppress(KeyboardInterrupt, SystemExit):
+            train_run(compose(RUN), made["interrupted"])
+        hook.remove()
+        for name, kept in KEPT.items():
+            for file in kept:
+                (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(made[name] / file, folder / name / file)
+        for file in (folder / "interrupted" / "checkpoints").iterdir():
+            torch.save(elsewhere(torch.load(file, weights_only=True), f"{made['interrupted']}/"), file)
+
+
+def elsewhere(value: Any, start: str) -> Any:
+    """The same without the folder that it was made in."""
+    if isinstance(value, str):
+        return value.replace(start, "")
+    if isinstance(value, dict):
+        for key in list(value):  # in place, since a state's dict has attributes of its own
+            value[elsewhere(key, start)] = elsewhere(value.pop(key), start)
+        return value
+    return type(value)(elsewhere(item, start) for item in value) if type(value) in (list, tuple) else value
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target = Path(sys.argv[1])
+    if not sys.argv[2:] and not (target / "ended").exists():
+        runs(target)
     chosen = sys.argv[2:] or [name for name in MODELS if not (target / f"{name}.safetensors").exists()]
     write(target, chosen)
