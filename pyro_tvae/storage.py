@@ -23,18 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# Whatever a file may describe has to be loaded: the parts that nothing else here imports.
-from . import (  # noqa: F401
-    convolution,
-    flow_guide,
-    gamma_guide,
-    grids,
-    joint_guides,
-    mixture_latents,
-    orbit_guides,
-    refined_guide,
-    sequence_guide,
-)
 from .files import whole
 from .guides import Guide
 from .model import TVAE
@@ -44,7 +32,8 @@ from .parts import Part, UnknownPartError, build, describe
 __all__ = ["Record", "load", "rebuild", "record", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
-FORMAT, VERSION = "pyro-tvae", 2
+# Version 3 names parts by their public path.
+FORMAT, VERSION = "pyro-tvae", 3
 
 
 class _NewerError(Exception):
