@@ -1,8 +1,8 @@
 """Former names: what classes and arguments are called in files of older versions, and what they are called now.
 
-Who renames a public part adds a line to CLASSES, ``"pyro_tvae.Old": "pyro_tvae.New"``; what stands here already may stay
-as it is, since names are followed from line to line. Who renames an argument adds one to ARGUMENTS. Who moves a class
-to another module adds nothing: files name it by its public path, ``pyro_tvae.New``, wherever it lives.
+Who renames a public part adds a line to CLASSES, ``"pyro_tvae.Old": "pyro_tvae.New"``; the lines that stand here stay
+as they are, since names are followed from line to line. Who renames an argument adds one to ARGUMENTS. Who moves a
+class to another module adds nothing: files name it by its public path, ``pyro_tvae.New``, wherever it lives.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CLASSES: dict[str, str] = {
     "pyro_tvae.topography.Torus": "pyro_tvae.Torus",
 }
 
-# Public path as it is now -> former argument -> argument, which may be a former one itself. It holds for subclasses too.
+# Public path as it is now -> former argument -> argument, which may be a former one itself. Subclasses share them.
 ARGUMENTS: dict[str, dict[str, str]] = {}
 
 

@@ -385,7 +385,8 @@ def _param_statements(model: TVAE, guide: Guide) -> list[str]:
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Guide]:
     """Read what :func:`save` wrote: (model, guide), in evaluation mode on ``device``.
 
-    Own parts of yours are found if their module was imported before; nothing is imported or run because a file says so.
+    Own parts of yours are found if their module was imported before; because a file says so, nothing is imported or run
+    but public parts of this package.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -149,6 +149,7 @@ RUN = [
     "data.n_frames=3",
     "model.n_capsules=2",
     "model.capsule_dim=3",
+    "likelihood=binarised_bernoulli",
     "network.encoder_widths=[0.5]",
     "network.decoder_widths=[0.5]",
     "fit.max_epochs=3",
