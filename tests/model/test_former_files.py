@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 import pyro_tvae
 from pyro_tvae import MLP, Network, Part, load, save
-from pyro_tvae.experiments.runs import evaluate_run, report_run, resume_run
-from pyro_tvae.experiments.trust import check_stored
+from pyro_tvae.experiments.commands.train import evaluate_run, report_run, resume_run
+from pyro_tvae.experiments.config.allowlist import check_stored
 from pyro_tvae.former_names import ARGUMENTS, CLASSES, current
 from pyro_tvae.parts import UnknownPartError, build, describe
 
