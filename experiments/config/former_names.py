@@ -5,6 +5,7 @@ Who renames a setting or an option adds a line here; public parts have theirs in
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,8 @@ def _override(text: str) -> str:
 def announced(overrides: Sequence[str]) -> list[str]:
     """Overrides under present names; each that was given under a former one is answered in a line on standard error."""
     present = current_overrides(overrides)
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        return present  # one of several processes, of which the first has said it
     for former, text in zip(overrides, present, strict=True):
         if former != text:
             print(f"pyro-tvae: {former} is now {text}; the former name goes with the next version.", file=sys.stderr)

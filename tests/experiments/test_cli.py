@@ -119,8 +119,9 @@ def test_mistakes_get_one_sentence_and_a_status(tmp_path: Path, arguments: list[
     assert "Traceback" not in result.stderr
 
 
-def test_help_does_not_load_torch(tmp_path: Path) -> None:
-    code = "import sys, pyro_tvae.experiments.cli; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["cli", "commands.hydra_entry", "runs.unfinished"])
+def test_help_and_mistyped_commands_and_lists_of_runs_do_not_wait_for_torch(module: str, tmp_path: Path) -> None:
+    code = f"import sys, pyro_tvae.experiments.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 

@@ -57,12 +57,16 @@ TINY = [
         ("+a={_target_:pyro_tvae.BinarisedBernoulli,seed:1}", "+a={_target_:pyro_tvae.BinarizedBernoulli,seed:1}"),
     ],
 )
-def test_an_override_says_what_it_is_called_now(former: str, now: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_says_what_it_is_called_now(
+    former: str, now: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert announced([former, "seed=1"]) == [now, "seed=1"]
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == [f"pyro-tvae: {former} is now {now}; the former name goes with the next version."]
     assert announced([now]) == [now]
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that Lightning started by the same command
+    assert announced([former]) == [now]
     assert capsys.readouterr().err == ""
 
 
