@@ -178,8 +178,7 @@ def reproduce(
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
         from .studies.comparison import markdown
-        from .studies.learning_curves import COURSES, reproduce_course
-        from .studies.records import FOLDER
+        from .studies.kept import FOLDER
         from .studies.registry import chosen
         from .studies.reproduce import reproduce_all
         from .studies.results import write_results
@@ -187,19 +186,17 @@ def reproduce(
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
-        options: dict[str, Any] = {
-            "seeds": numbers,
-            "overrides": context.args,
-            "output": output,
-            "records": None if fresh else folder,
-            "keep": keep,
-        }
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
-            if name in COURSES:
-                print(markdown(reproduce_course(name, **options)))
-            else:
-                for record in reproduce_all(chosen(name), budget=budget, **options):
-                    print(markdown(record))
+            for record in reproduce_all(
+                chosen(name),
+                budget=budget,
+                seeds=numbers,
+                overrides=context.args,
+                output=output,
+                records=None if fresh else folder,
+                keep=keep,
+            ):
+                print(markdown(record))
         print(f"tables, figures and runs: {output}")
         if keep and folder is not None:
             print(f"kept: {write_results(folder)}")
@@ -216,7 +213,7 @@ def results(
     from .config.errors import plain_errors
 
     with plain_errors():
-        from .studies.records import FOLDER
+        from .studies.kept import FOLDER
         from .studies.results import write_results
 
         print(f"results: {write_results(records or FOLDER)}")

@@ -162,6 +162,7 @@ class SequenceDataModule(lightning.LightningDataModule):
             :class:`SequenceDataset`.
 
     Example:
+        >>> from pyro_tvae.experiments.datasets import Transformations, digits
         >>> data = SequenceDataModule(digits(), Transformations(rotation=True), n_test=2)
         >>> next(data.batches("test"))["x"].shape
         torch.Size([2, 18, 1, 28, 28])

@@ -69,9 +69,9 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     x = next(run.data.batches("test", run.device, batch_size=2))["x"]
     n_frames = x.shape[1]
     context = run.config.evaluation.context or n_frames // 2
-    seen = torch.arange(n_frames, device=run.device) < context
+    observed = torch.arange(n_frames, device=run.device) < context
     # Zeros in place of the unseen frames: nothing of them can reach the guide.
-    t = pyro_tvae.encode(run.model, run.guide, x * seen.reshape(-1, 1, 1, 1), observed=seen)
+    t = pyro_tvae.encode(run.model, run.guide, x * observed.reshape(-1, 1, 1, 1), observed=observed)
     ahead = torch.arange(1, n_frames - context + 1, device=run.device)
     t = torch.cat([t[:, :context], roll(t[:, context - 1 : context], ahead.unsqueeze(-1))], dim=1)
     truth, decoded = as_frames(x), as_frames(run.model.decode(t).mean)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..interruption import command
 from ..reports.tables import format_seconds
 from ..runs.folder import write_text
 from .claims import Claim, claims_of, remarks_of
 from .comparison import ends, table
-from .records import read_kept, stem_of
+from .kept import read_kept
+from .records import LEARNING_CURVES, TABLE, Record, stem_of
 from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
 
 __all__ = ["NAME", "results_text", "write_results"]
@@ -29,7 +29,6 @@ TOLD = (  # what a budget is
     "data.n_train", "data.n_test", "data.batch_size", "fit.max_epochs", "fit.max_steps", "fit.warmup_steps",
     "evaluation.num_particles",
 )  # fmt: skip
-Record = Mapping[str, Any]
 
 
 def write_results(folder: Path) -> Path:
@@ -88,18 +87,17 @@ not count.
 """
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {path.stem: read_kept(path) for path in sorted(folder.glob("*.json"))}
-    for stem, record in found.items():
+def _records(folder: Path) -> dict[str, Record]:
+    records = {path.stem: read_kept(path) for path in sorted(folder.glob("*.json"))}
+    for stem, record in records.items():
         expected = stem_of(record["study"], record.get("budget"))
         if stem != expected:
             raise ValueError(f"{folder / stem}.json is a record of {expected}; rename it {expected}.json.")
 
     def place(stem: str) -> tuple[int, str]:
-        known = [n for n, start in enumerate(ORDER) if stem.startswith(start)]
-        return (known[0] if known else len(ORDER), stem)
+        return next((n for n, start in enumerate(ORDER) if stem.startswith(start)), len(ORDER)), stem
 
-    return {stem: found[stem] for stem in sorted(found, key=place)}
+    return {stem: records[stem] for stem in sorted(records, key=place)}
 
 
 def _heading(record: Record) -> str:
@@ -118,7 +116,7 @@ def _overview(records: Mapping[str, Record], judged: Mapping[str, Sequence[Claim
 
 def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], notes: Sequence[Path]) -> str:
     parts = [f"## {_heading(record)}\n", _how(record, stem)]
-    parts.append(table(record) if record["kind"] == "reproduction" else ends(record))
+    parts.append(table(record) if record["kind"] == TABLE else ends(record))
     said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
     parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
     for path in _pictures(folder, stem, record):
@@ -142,7 +140,7 @@ def _how(record: Record, stem: str) -> str:
     seeds = sorted({seed for row in record["rows"] for seed in row["seeds"]})
     incomplete = [row["name"] for row in record["rows"] if row["seeds"] != seeds]
     words = ["reproduce", record["study"]]
-    words += ["--budget", record["budget"]] if record.get("budget") else []
+    words += ["--budget", str(record["budget"])] if record.get("budget") else []
     words += ["--seeds", ",".join(map(str, seeds)), *record.get("overrides", ())]
     lines = [f"- Command: `{record.get('command') or command(*words)}`"]
     short = f" (fewer for {', '.join(incomplete)})" if incomplete else ""
@@ -178,7 +176,7 @@ def _counted(texts: Sequence[str]) -> str:
 
 def _drawn(stem: str, record: Record) -> Path | None:
     """The picture that is drawn from the record itself."""
-    if record["kind"] == "recipe":
+    if record["kind"] == LEARNING_CURVES:
         return Path(f"{stem}-curves.png")
     if any(run.get("forward_roll") for row in record["rows"] for run in row["runs"]):
         return Path(f"{stem}-forward_roll.png")
@@ -192,7 +190,7 @@ def _draw(folder: Path, stem: str, record: Record) -> None:
     from ..reports.figures import save
     from .curves import forecast_curves, recipe_curves
 
-    figure = recipe_curves(record) if record["kind"] == "recipe" else forecast_curves(record)
+    figure = recipe_curves(record) if record["kind"] == LEARNING_CURVES else forecast_curves(record)
     if figure is not None:
         save(figure, folder / path)
 
@@ -204,12 +202,12 @@ def _pictures(folder: Path, stem: str, record: Record) -> list[Path]:
         path: next((s for s in stems if path.stem == s or path.stem.startswith(f"{s}-")), None)
         for path in sorted(folder.glob("*.png"))
     }
-    return [path for path, found in owner.items() if found == stem]
+    return [path for path, own in owner.items() if own == stem]
 
 
 def _caption(stem: str, path: Path, record: Record) -> str:
     if _drawn(stem, record) == Path(path.name):
-        if record["kind"] == "recipe":
+        if record["kind"] == LEARNING_CURVES:
             return (
                 "Test IWAE and forward_roll against wall-clock time; bands reach from the lowest seed to the highest."
             )

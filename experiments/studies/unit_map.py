@@ -108,12 +108,12 @@ def organization(run: Path, *, n_permutations: int = 9999, seed: int = 0, progre
     models = {"": (loaded.model, loaded.guide)}
     if (run / UNTRAINED).is_file():
         models["_untrained"] = pyro_tvae.load(run / UNTRAINED, loaded.device)
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     with progress_bar(3 * len(models), "permutations", shown=progress, unit="test", leave=False) as bar:
         for suffix, (model, guide) in models.items():
             units = map_units(model, guide, loaded.data, seed=seed)
-            found[f"selective{suffix}"] = float((units.preferred >= 0).sum())
-            found[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
+            numbers[f"selective{suffix}"] = float((units.preferred >= 0).sum())
+            numbers[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
             maps: Mapping[str, Tensor] = {
                 "selectivity": units.selectivity,
                 "slant": units.slant.unsqueeze(0),
@@ -121,7 +121,7 @@ def organization(run: Path, *, n_permutations: int = 9999, seed: int = 0, progre
             }
             for name, features in maps.items():
                 result = neighbor_correlation(features, n_permutations, seed)
-                found[f"{name}{suffix}"] = result.value
-                found[f"{name}_null{suffix}"], found[f"{name}_p{suffix}"] = result.null_mean, result.p_value
+                numbers[f"{name}{suffix}"] = result.value
+                numbers[f"{name}_null{suffix}"], numbers[f"{name}_p{suffix}"] = result.null_mean, result.p_value
                 bar.update()
-    return found
+    return numbers
