@@ -13,11 +13,24 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import trust_targets
 from ..interruption import command
-from ..runs.folder import CONFIG, read_record, write_text
+from ..runs.folder import CONFIG, EVALUATION, SELECTIVITY, read_record, write_text
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
-from .records import LEARNING_CURVES, POINTS, TABLE, Cell, Record, RunInfo, kept_cells, measured, record_of, stem_of
-from .registry import Study
+from .records import (
+    ANNEALED,
+    LEARNING_CURVES,
+    POINTS,
+    REFITTED,
+    TABLE,
+    Cell,
+    Record,
+    RunInfo,
+    kept_cells,
+    measured,
+    record_of,
+    stem_of,
+)
+from .registry import STUDIES, home
 from .settings import check_settings, settings_of, stored_settings
 
 __all__ = ["Ledger"]
@@ -27,14 +40,17 @@ class Ledger:
     """The runs of a study: ``(row, seed) in ledger`` where its kept record has them; :meth:`write` gathers all.
 
     Args:
-        name, study: which.
+        name: of the study.
         budget, overrides: see :func:`.record_of`.
         configurations: row -> its composed configuration; the seed does not matter.
-        homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
-        folder: of the study's tables.
-        needed: the files that the folder of a run has that is done.
+        output: where studies are kept, a folder each.
         records: a folder of kept records; None merges nothing.
-        keep: also write the study's record, and the PNG files in ``folder``, into ``records``.
+        keep: also write the study's record, and the PNG files in its folder, into ``records``.
+
+    Attributes:
+        study, folder: the study, and where its tables go.
+        homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
+        needed: the files that the folder of a run has that is done; training makes the first of them.
 
     Raises:
         ValueError: the kept record, or a run that is there already, was made from other settings, or the record is
@@ -44,21 +60,24 @@ class Ledger:
     def __init__(
         self,
         name: str,
-        study: Study,
         budget: str | None,
         overrides: Sequence[str],
-        *,
         configurations: Mapping[str, DictConfig],
-        homes: Mapping[str, Path],
-        folder: Path,
-        needed: Sequence[str],
+        output: Path,
         records: Path | None = None,
         keep: bool = False,
     ) -> None:
         if keep and records is None:
             raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
-        self.name, self.study, self.budget, self.overrides = name, study, budget, overrides
-        self.homes, self.folder, self.needed = homes, folder, needed
+        self.name, self.study, self.budget, self.overrides = name, STUDIES[name], budget, overrides
+        self.folder = output / stem_of(name, budget)
+        self.homes = {row: output / stem_of(home(name, row), budget) / row.replace(" ", "_") for row in configurations}
+        study = self.study
+        further = {ANNEALED: study.annealing, REFITTED: study.reference, SELECTIVITY: study.drawing == "map"}
+        self.needed = [
+            EVALUATION if study.labels is None else POINTS,
+            *(file for file, used in further.items() if used),
+        ]
         self.file = records / f"{stem_of(name, budget)}.json" if records is not None else None
         self.target = self.file if keep else None
         for config in configurations.values():
@@ -66,9 +85,9 @@ class Ledger:
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.kept = self._read()
         # A table of runs from other settings would compare nothing.
-        remedy = f"choose another --output, or give again what {folder} was made with."
+        remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
-            for path in sorted(homes[row].glob(f"seed*/{CONFIG}")):
+            for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
                 check_settings(path.parent, stored_settings(path.parent), asked, remedy)
 
     def __contains__(self, cell: object) -> bool:
@@ -117,8 +136,8 @@ class Ledger:
 
     def _local(self) -> Iterator[tuple[tuple[str, int], Path]]:
         """All runs that are there and done, asked for or not."""
-        for row, home in self.homes.items():
-            for run in home.glob("seed*"):
+        for row, place in self.homes.items():
+            for run in place.glob("seed*"):
                 if all((run / name).is_file() for name in self.needed):
                     yield (row, int(run.name.removeprefix("seed"))), run
 

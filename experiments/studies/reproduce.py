@@ -24,9 +24,9 @@ from ..runs.folder import CONFIG, EVALUATION, SELECTIVITY, finite, read_record, 
 from .learning_curves import follow
 from .ledger import Ledger
 from .paper_figures import draw_run
-from .records import ANNEALED, POINTS, REFITTED, Record, stem_of
+from .records import ANNEALED, REFITTED, Record
 from .refitting import refit
-from .registry import STUDIES, Study, home
+from .registry import STUDIES, Study
 from .unit_map import organization
 
 __all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
@@ -85,31 +85,18 @@ def reproduce_all(
     configurations = _composed(recipes, overrides)
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
-        folder = output / stem_of(name, used)
-        homes = {row: output / stem_of(home(name, row), used) / row.replace(" ", "_") for row in study.rows}
-        needed = _needed(study)
-        ledger = Ledger(
-            name,
-            study,
-            used,
-            overrides,
-            configurations={row: configurations[name, row] for row in study.rows},
-            homes=homes,
-            folder=folder,
-            needed=needed,
-            records=records,
-            keep=keep,
-        )
+        composed = {row: configurations[name, row] for row in study.rows}
+        ledger = Ledger(name, used, overrides, composed, output, records, keep)
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if ledger.said(cells):
             progress(ledger.said(cells))
         for number, (row, seed) in enumerate(cells, start=1):
             if (row, seed) in ledger:
                 continue
-            run, said = homes[row] / f"seed{seed}", f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-            if not (run / needed[0]).is_file():
+            run, said = ledger.homes[row] / f"seed{seed}", f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+            if not (run / ledger.needed[0]).is_file():
                 progress(f"{said} -> {run}")
-                config = configurations[name, row].copy()
+                config = composed[row].copy()
                 config.seed = seed
                 (_run if study.labels is None else follow)(config, run)
             if study.annealing and not (run / ANNEALED).is_file():
@@ -119,20 +106,14 @@ def reproduce_all(
                 write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
             if study.reference and not (run / REFITTED).is_file():
                 progress(f"{said}, its guide fitted to the model of {study.reference}")
-                write_text(run / REFITTED, json.dumps(finite(_refit(run, homes[study.reference] / run.name, study))))
+                write_text(
+                    run / REFITTED, json.dumps(finite(_refit(run, ledger.homes[study.reference] / run.name, study)))
+                )
             if study.drawing:
-                stem = folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
                 _draw(study, run, stem, said, progress)
-            ledger.write(_pictures(study, folder))
-        yield ledger.write(_pictures(study, folder))
-
-
-def _needed(study: Study) -> list[str]:
-    """The files that the folder of a run has that is done; training makes the first of them."""
-    if study.labels is not None:
-        return [POINTS]
-    further = {ANNEALED: study.annealing, REFITTED: study.reference, SELECTIVITY: study.drawing == "map"}
-    return [EVALUATION, *(name for name, wanted in further.items() if wanted)]
+            ledger.write(_pictures(study, ledger.folder))
+        yield ledger.write(_pictures(study, ledger.folder))
 
 
 def _pictures(study: Study, folder: Path) -> list[str] | None:
