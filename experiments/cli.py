@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from .interruption import NOTHING, catch_signals, goes_on_with, typed
+
+if TYPE_CHECKING:
+    from .config.allowlist import Allowlist
 
 __all__ = ["app", "main"]
 
@@ -43,29 +46,7 @@ def train(context: typer.Context, imports: Imports = None) -> None:
     from .config.errors import plain_errors
 
     with plain_errors():
-        if imports:
-            from .config.allowlist import trust_modules
-
-            trust_modules(imports)
-        run_with_hydra(_train, _resume, context.args)
-
-
-def _resume(run: str, changes: dict[str, Any]) -> None:
-    from .commands.train import resume_run
-
-    resume_run(Path(run), changes)
-
-
-def _train(config: object) -> float | None:
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
-
-    from .commands.train import train_run
-    from .config.errors import plain_errors
-
-    assert isinstance(config, DictConfig)
-    with plain_errors():
-        return train_run(config, Path(HydraConfig.get().runtime.output_dir))
+        run_with_hydra(context.args, imports or ())
 
 
 @app.command()
@@ -75,19 +56,19 @@ def evaluate(
     imports: Imports = None,
 ) -> None:
     """Judge a trained run again and rewrite its report."""
-    with _stored(run, imports):
-        from .commands.train import evaluate_run
+    with _stored(run, imports) as allow:
+        from .commands.evaluate import evaluate_run
 
-        evaluate_run(run, split)
+        evaluate_run(run, split, allow)
 
 
 @app.command()
 def report(run: RunFolder, imports: Imports = None) -> None:
     """Rewrite a run's report.html from what its folder holds."""
-    with _stored(run, imports):
-        from .commands.train import report_run
+    with _stored(run, imports) as allow:
+        from .commands.evaluate import report_run
 
-        print(f"report: {report_run(run)}")
+        print(f"report: {report_run(run, allow)}")
 
 
 @app.command()
@@ -100,10 +81,10 @@ def posterior(
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    with _stored(run, imports):
+    with _stored(run, imports) as allow:
         from .commands.posterior import posterior_run
 
-        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
+        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed, allow=allow)
         print(f"posterior: {file}\npage: {page}")
 
 
@@ -119,7 +100,7 @@ def likelihood(
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
-    with _stored(run, imports):
+    with _stored(run, imports) as allow:
         try:
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
@@ -134,20 +115,19 @@ def likelihood(
             chains=chains,
             split=split,
             seed=seed,
+            allow=allow,
         )
         print_likelihood(record)
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None) -> Iterator[None]:
-    """Answer errors and interruptions of a command on a stored run in one sentence each."""
+def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
+    """What a stored run may call; errors and interruptions of a command on it are answered in one sentence each."""
+    from .config.allowlist import Allowlist
     from .config.errors import plain_errors
 
     with plain_errors(), goes_on_with(f"every file in {run} is whole; start over with: {typed()}"):
-        from .config.allowlist import trust_modules
-
-        trust_modules(imports or ())
-        yield
+        yield Allowlist.importing(imports or ())
 
 
 @app.command(context_settings=HYDRA)
@@ -169,6 +149,7 @@ def reproduce(
     Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
     from .config.errors import plain_errors
+    from .config.former_names import announced
 
     with plain_errors():
         try:
@@ -191,7 +172,7 @@ def reproduce(
                 chosen(name),
                 budget=budget,
                 seeds=numbers,
-                overrides=context.args,
+                overrides=announced(context.args),
                 output=output,
                 records=None if fresh else folder,
                 keep=keep,
@@ -223,17 +204,17 @@ def results(
 def list_() -> None:
     """Show every part that can be swapped, and the runs in ./runs."""
     from .config.composition import options
+    from .runs.run import EVALUATION, Run
 
     for group, entries in options().items():
         print(group)
         width = max(22, *map(len, entries))
         for name, sentence in entries.items():
             print(f"  {group}={name:<{width}} {sentence}")
-    runs = sorted(path for path in Path("runs").rglob("config.yaml") if path.parent.name != ".hydra")
+    runs = [Run(path.parent) for path in sorted(Path("runs").rglob("config.yaml")) if path.parent.name != ".hydra"]
     print("runs" if runs else "no runs in ./runs yet")
-    for config in runs:
-        state = "evaluated" if (config.parent / "evaluation.json").is_file() else "not finished"
-        print(f"  {config.parent}  {state}")
+    for run in runs:
+        print(f"  {run}  {'evaluated' if run.has(EVALUATION) else 'not finished'}")
 
 
 @app.command()

@@ -9,23 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ..runs.folder import finite, read_record, write_text
+from ..config.former_names import current_settings
+from ..runs.files import finite, read_record, write_text
 from .records import LEARNING_CURVES, SCHEMA, TABLE, Record
 
 try:
     import fcntl
 except ImportError:  # Windows, where records go unguarded
     fcntl = None  # type: ignore[assignment]
-
-
-def current_settings(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Stand-in until config/former_names.py is there."""
-    names, targets = (
-        {"model.centred": "model.centered"},
-        {"pyro_tvae.SemiAmortisedGuide": "pyro_tvae.SemiAmortizedGuide"},
-    )
-    return {names.get(k, k): targets.get(v, v) if isinstance(v, str) else v for k, v in flat.items()}
-
 
 __all__ = ["FOLDER", "held", "read_kept", "write_record"]
 

@@ -25,7 +25,8 @@ from ..config.building import build, fit_parts
 from ..datasets import SequenceDataModule
 from ..evaluation.evaluate import ends_of_explained
 from ..provenance import hardware, versions
-from ..runs.folder import CONFIG, device_of, finite, read_record, write_text
+from ..runs.files import finite, read_record, write_text
+from ..runs.run import CONFIG, device_of
 from .records import POINTS, RunInfo, Values
 
 __all__ = ["MOMENTS", "Snapshots", "follow", "judge"]

@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 
 from pyro_tvae.files import atomic_write
 
-from ..config.allowlist import trust_targets
+from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.folder import CONFIG, EVALUATION, SELECTIVITY, read_record, write_text
+from ..runs.files import read_record, write_text
+from ..runs.run import CONFIG, EVALUATION, SELECTIVITY
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
 from .records import (
@@ -51,6 +52,7 @@ class Ledger:
         study, folder: the study, and where its tables go.
         homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
         needed: the files that the folder of a run has that is done; training makes the first of them.
+        allow: what the runs' configurations may call.
 
     Raises:
         ValueError: the kept record, or a run that is there already, was made from other settings, or the record is
@@ -80,15 +82,14 @@ class Ledger:
         ]
         self.file = records / f"{stem_of(name, budget)}.json" if records is not None else None
         self.target = self.file if keep else None
-        for config in configurations.values():
-            trust_targets(config)  # what was typed may be found in the runs' folders
+        self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.kept = self._read()
         # A table of runs from other settings would compare nothing.
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
             for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
-                check_settings(path.parent, stored_settings(path.parent), asked, remedy)
+                check_settings(path.parent, stored_settings(path.parent, self.allow), asked, remedy)
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.kept

@@ -18,6 +18,7 @@ from torch import Tensor
 import pyro_tvae
 from pyro_tvae.topographies.base import roll
 
+from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.mosaics import (
     DPI,
     MAX_COLUMNS,
@@ -32,7 +33,8 @@ from ..reports.mosaics import (
     wrap,
 )
 from ..reports.tables import format_number
-from ..runs.folder import EVALUATION, SELECTIVITY, Trained, read_record, trained
+from ..runs.files import read_record
+from ..runs.run import EVALUATION, SELECTIVITY, Run, Trained
 from .unit_map import UnitMap, map_units
 
 __all__ = ["DRAWINGS", "Drawing", "draw_map", "draw_run"]
@@ -43,7 +45,7 @@ SHARPNESS = 112  # pixels of a frame on the canvas, so that the cells of a capsu
 N_SEQUENCES = 3
 
 
-def draw_run(drawing: str, run: Path, title: str, stem: Path) -> list[Path]:
+def draw_run(drawing: str, run: Path, title: str, stem: Path, allow: Allowlist = PARTS_ONLY) -> list[Path]:
     """Draw a run as PNG and PDF.
 
     Args:
@@ -51,6 +53,7 @@ def draw_run(drawing: str, run: Path, title: str, stem: Path) -> list[Path]:
         run: a trained and evaluated run's folder.
         title: of the figure; what the run explains is added.
         stem: the files' path without a suffix.
+        allow: what the run's configuration may call.
 
     Returns:
         The paths of the two files.
@@ -59,7 +62,7 @@ def draw_run(drawing: str, run: Path, title: str, stem: Path) -> list[Path]:
     explained = record["measures"]["trained"]["explained"]
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
     numbers = json.loads((run / SELECTIVITY).read_text()) if (run / SELECTIVITY).is_file() else {}
-    figure = DRAWINGS[drawing](trained(run), numbers, title)
+    figure = DRAWINGS[drawing](Run(run).load(allow), numbers, title)
     return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".pdf")]
 
 

@@ -34,7 +34,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ..runs.folder import EVALUATION, SELECTIVITY, finite, history_of, read_record
+from ..runs.files import finite, read_record
+from ..runs.run import EVALUATION, SELECTIVITY, Run
 from .settings import Settings, portable, shared_settings
 
 __all__ = [
@@ -147,7 +148,7 @@ def measured(run: Path) -> Cell:
         if key in untrained:
             values |= _named(f"{key}_untrained", untrained[key])
     values["collapsed"] = float(record["collapsed"])
-    history = history_of(run)
+    history = Run(run).history()
     steps = max((row["step"] for row in history.get("rows", ())), default=0)
     if steps:
         values["seconds"] = history["seconds"]

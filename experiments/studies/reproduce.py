@@ -18,9 +18,11 @@ from omegaconf import DictConfig, open_dict
 from pyro_tvae.inference import annealed_importance, log_likelihood
 
 from ..commands.train import train_run
+from ..config.allowlist import Allowlist
 from ..config.composition import compose, fitting_overrides
 from ..config.errors import ConfigurationError
-from ..runs.folder import CONFIG, EVALUATION, SELECTIVITY, finite, read_record, trained, write_text
+from ..runs.files import finite
+from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .learning_curves import follow
 from .ledger import Ledger
 from .paper_figures import draw_run
@@ -93,25 +95,28 @@ def reproduce_all(
         for number, (row, seed) in enumerate(cells, start=1):
             if (row, seed) in ledger:
                 continue
-            run, said = ledger.homes[row] / f"seed{seed}", f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-            if not (run / ledger.needed[0]).is_file():
+            run = Run(ledger.homes[row] / f"seed{seed}")
+            said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+            if not run.has(ledger.needed[0]):
                 progress(f"{said} -> {run}")
                 config = composed[row].copy()
                 config.seed = seed
-                (_run if study.labels is None else follow)(config, run)
-            if study.annealing and not (run / ANNEALED).is_file():
+                if study.labels is None:
+                    _run(config, run.path, ledger.allow)
+                else:
+                    follow(config, run.path)
+            if study.annealing and not run.has(ANNEALED):
                 progress(f"{said}, annealing")
                 start = time.monotonic()
-                annealed = _anneal(run, **study.annealing)
-                write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-            if study.reference and not (run / REFITTED).is_file():
+                annealed = _anneal(run, ledger.allow, **study.annealing)
+                run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+            if study.reference and not run.has(REFITTED):
                 progress(f"{said}, its guide fitted to the model of {study.reference}")
-                write_text(
-                    run / REFITTED, json.dumps(finite(_refit(run, ledger.homes[study.reference] / run.name, study)))
-                )
+                reference = Run(ledger.homes[study.reference] / run.path.name)
+                run.write(REFITTED, json.dumps(finite(_refit(run, reference, study, ledger.allow))))
             if study.drawing:
                 stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                _draw(study, run, stem, said, progress)
+                _draw(study, run, stem, said, progress, ledger.allow)
             ledger.write(_pictures(study, ledger.folder))
         yield ledger.write(_pictures(study, ledger.folder))
 
@@ -134,32 +139,36 @@ def _composed(
         raise ValueError(f"reproduce: {error}") from None
 
 
-def _draw(study: Study, run: Path, stem: Path | None, said: str, progress: Callable[[str], object]) -> None:
+def _draw(
+    study: Study, run: Run, stem: Path | None, said: str, progress: Callable[[str], object], allow: Allowlist
+) -> None:
     """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
     assert study.drawing is not None
-    if study.drawing == "map" and not (run / SELECTIVITY).is_file():
+    if study.drawing == "map" and not run.has(SELECTIVITY):
         progress(f"{said}, organisation of the map")
-        write_text(run / SELECTIVITY, json.dumps(finite(organization(run)), indent=1))
+        run.write(SELECTIVITY, organization(run.path, allow=allow))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
-    judged = (run / EVALUATION).stat().st_mtime
+    judged = (run.path / EVALUATION).stat().st_mtime
     if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
-        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem)
+        draw_run(study.drawing, run.path, f"{study.title}; {stem.name}", stem, allow)
 
 
-def _run(config: DictConfig, run: Path) -> None:
+def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:
     """Train and evaluate, or go on where an earlier attempt stopped."""
-    if (run / CONFIG).is_file():
+    if (folder / CONFIG).is_file():
         with open_dict(config):
-            config.resume = str(run)
-    train_run(config, run)
+            config.resume = str(folder)
+    train_run(config, folder, allow)
 
 
-def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -> dict[str, float | None]:
+def _anneal(
+    run: Run, allow: Allowlist, sequences: int, num_chains: int, num_temperatures: int
+) -> dict[str, float | None]:
     """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
-    loaded = trained(run)
+    loaded = run.load(allow)
     model, guide = loaded.model, loaded.guide
     x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
     bound = log_likelihood(model, guide, x, 1000, seed=0)
@@ -174,10 +183,10 @@ def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -
     return {"elbo": elbo, "iwae": bound.per_frame, "ais": ais, "gap": best - elbo}
 
 
-def _refit(run: Path, reference: Path, study: Study) -> dict[str, float | None]:
+def _refit(run: Run, reference: Run, study: Study, allow: Allowlist) -> dict[str, float | None]:
     """What a guide leaves of the gap between its ELBO and log p(x) of the reference's model, as annealing finds it."""
     assert study.annealing is not None
-    annealed = read_record(reference / ANNEALED)
-    bounds = refit(run, reference, sequences=study.annealing["sequences"])
+    annealed = reference.read(ANNEALED)
+    bounds = refit(run.load(allow), reference.load(allow).model, sequences=study.annealing["sequences"])
     best = max(value for value in (annealed["ais"], annealed["iwae"], bounds["iwae"]) if value is not None)
     return {**bounds, "best": best, "gap": best - bounds["elbo"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..interruption import command
 from ..reports.tables import format_seconds
-from ..runs.folder import write_text
+from ..runs.files import write_text
 from .claims import Claim, claims_of, remarks_of
 from .comparison import ends, table
 from .kept import read_kept

@@ -25,8 +25,9 @@ from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import draw
 from pyro_tvae.verbs import point_estimate
 
+from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets import SequenceDataModule
-from ..runs.folder import UNTRAINED, trained
+from ..runs.run import UNTRAINED, Run
 
 __all__ = ["UnitMap", "map_units", "organization"]
 
@@ -90,7 +91,9 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
     )
 
 
-def organization(run: Path, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True) -> dict[str, float]:
+def organization(
+    run: Path, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True, allow: Allowlist = PARTS_ONLY
+) -> dict[str, float]:
     """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
 
     Args:
@@ -98,13 +101,14 @@ def organization(run: Path, *, n_permutations: int = 9999, seed: int = 0, progre
         n_permutations: of every test, see :func:`.neighbor_correlation`.
         seed: of draws and permutations.
         progress: show a bar.
+        allow: what the run's configuration may call.
 
     Returns:
         ``selective`` (units with d′ ≥ 0.85), ``classes`` (that any of them prefers), and for ``selectivity``, ``slant``
         and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements, and ``…_p``;
         each again with ``_untrained``.
     """
-    loaded = trained(run)
+    loaded = Run(run).load(allow)
     models = {"": (loaded.model, loaded.guide)}
     if (run / UNTRAINED).is_file():
         models["_untrained"] = pyro_tvae.load(run / UNTRAINED, loaded.device)

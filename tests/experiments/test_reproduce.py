@@ -40,8 +40,8 @@ TINY = Study(
 def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Any] = []
     for training in ("_run", "follow"):
-        monkeypatch.setattr(study_module, training, lambda config, run: ran.append((config, run)))
-    monkeypatch.setattr(study_module, "_anneal", lambda run, **_: {})
+        monkeypatch.setattr(study_module, training, lambda config, run, *_: ran.append((config, run)))
+    monkeypatch.setattr(study_module, "_anneal", lambda *_, **__: {})
     monkeypatch.setattr(study_module, "_refit", lambda *_: {})
     monkeypatch.setattr(study_module, "_draw", lambda *_: None)
     reproduce(name, seeds=[3], output=tmp_path, progress=lambda _: None)

@@ -406,7 +406,7 @@ SMALL = Study("One guide", {"mean field": ("prior=gaussian", "guide=mean_field")
 def pretend(ran: list[str]) -> Any:
     """In place of training: a run's folder with a configuration and an evaluation."""
 
-    def run(config: Any, folder: Path) -> None:
+    def run(config: Any, folder: Path, *_: object) -> None:
         from omegaconf import OmegaConf
 
         ran.append(str(config.seed))
@@ -463,8 +463,8 @@ def test_a_seed_that_another_keeps_during_a_run_is_not_lost(
     reproduce(name, seeds=[7], output=tmp_path / "there", records=tmp_path / "theirs", **options)
     file, train = tmp_path / "ours" / f"{name}.json", getattr(reproducing, TRAINED_BY[name])
 
-    def meanwhile(config: Any, folder: Path) -> None:
-        train(config, folder)
+    def meanwhile(*arguments: Any) -> None:
+        train(*arguments)
         file.parent.mkdir(exist_ok=True)
         file.write_bytes((tmp_path / "theirs" / file.name).read_bytes())
 
