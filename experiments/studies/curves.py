@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def recipe_curves(record: Record) -> Figure:
         ("forward_roll", "forward_roll: frames not seen", "nats per unseen frame (higher is better)"),
     )
     for axis, (key, title, unit) in zip(axes, panels, strict=True):
-        for row, color in zip(record["rows"], _cycled(COLORS, len(record["rows"])), strict=True):
+        for row, color in zip(record["rows"], cycle(COLORS), strict=False):
             curves = [np.array(curve(run, key)).reshape(-1, 2).T for run in row["runs"]]
             _spread(axis, curves, color, row.get("label", row["name"]))
         _plain(axis, title, unit)
@@ -102,10 +103,6 @@ def forecast_curves(record: Record) -> Figure | None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
-
-
-def _cycled(colors: Sequence[str], count: int) -> list[str]:
-    return [colors[n % len(colors)] for n in range(count)]
 
 
 def _spread(axis: Axes, curves: Sequence[Floats], color: str, label: str) -> None:

@@ -25,8 +25,8 @@ from ..config.building import build, fit_parts
 from ..datasets import SequenceDataModule
 from ..evaluation.evaluate import ends_of_explained
 from ..provenance import hardware, versions
-from ..runs.files import finite, read_record, write_text
-from ..runs.run import CONFIG, device_of
+from ..runs.files import write_text
+from ..runs.run import CONFIG, Run, device_of
 from .records import POINTS, RunInfo, Values
 
 __all__ = ["MOMENTS", "Snapshots", "follow", "judge"]
@@ -118,20 +118,20 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     if config.fit.max_steps < 1:
         raise ValueError(f"recipe: fit.max_steps is {config.fit.max_steps}; expected the length of a run in steps.")
     steps = sorted({max(1, round(share * config.fit.max_steps)) for share in MOMENTS})
-    parts, snapshots = build(config), folder / "snapshots"
-    if not (snapshots / f"step{steps[-1]}.json").is_file():
-        write_text(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        fit_parts(config, parts, folder, [Snapshots(snapshots, steps, parts.model, parts.guide)])
-    moments = [read_record(snapshots / f"step{step}.json") for step in steps]
+    parts, run = build(config), Run(folder)
+    if not run.has(f"snapshots/step{steps[-1]}.json"):
+        run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
+    moments = [run.read(f"snapshots/step{step}.json") for step in steps]
     points: list[Values] = []
     for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
-        model, guide = pyro_tvae.load(snapshots / f"step{moment['step']}.safetensors")
+        model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
         points.append(moment | judge(model, guide, parts.data, sequences=sequences, num_particles=num_particles))
-    run: RunInfo = {
+    curves: RunInfo = {
         "hardware": hardware(device_of(config)),
         "versions": versions(),
         "seconds": {"training": moments[-1]["seconds"]},
         "points": points,
     }
-    write_text(folder / POINTS, json.dumps(finite(run), indent=1))
-    return run
+    run.write(POINTS, curves)
+    return curves

@@ -152,38 +152,34 @@ def _neighbors(record: Record, row: Row, keys: Sequence[str], source: str) -> Cl
     verdicts: dict[str, Verdict] = {}
     parts = []
     for key in keys:
-        what = key.removeprefix("map/").replace("_", " ")
         chances = sample(row, f"{key}_p", blind=True)
-        verdicts[what] = NOT_DECIDED if not chances else SEEN if max(chances) < ORGANIZED else NOT_SEEN
+        verdicts[_property(key)] = NOT_DECIDED if not chances else SEEN if max(chances) < ORGANIZED else NOT_SEEN
         shown = f"{max(chances):.2g}" if chances else "–"
         untrained = [sample(row, f"{name}_untrained") for name in (key, f"{key}_p")]
         control = f" (untrained {spelled(untrained[0])}, p at most {max(untrained[1]):.2g})" if all(untrained) else ""
-        parts.append(f"{what} {spelled(sample(row, key, blind=True))}, p at most {shown}{control}")
-    return judged(
-        record,
-        [row["name"]],
+        parts.append(f"{_property(key)} {spelled(sample(row, key, blind=True))}, p at most {shown}{control}")
+    said = (
         f"Neighbours on the map prefer what is alike ({source}); here: their correlations beat those of units in "
-        f"random places at p < {ORGANIZED:g}, in every seed.",
-        verdicts,
-        f"{row['name']}: {'; '.join(parts)}.",
-        EQUIVARIANCE_VOID,
+        f"random places at p < {ORGANIZED:g}, in every seed."
     )
+    measured = f"{row['name']}: {'; '.join(parts)}."
+    return judged(record, [row["name"]], said, verdicts, measured, EQUIVARIANCE_VOID)
 
 
 def _map(record: Record, row: Row, keys: Sequence[str], source: str) -> Claim:
     """On measures of a map that have an untrained control beside them."""
-    verdicts, parts = {}, []
-    for key in keys:
-        what = key.removeprefix("map/").replace("_", " ")
-        trained, untrained = sample(row, key, blind=True), sample(row, f"{key}_untrained", blind=True)
-        verdicts[what] = greater(trained, untrained)
-        parts.append(f"{what} {spelled(trained)}, untrained {spelled(untrained)}")
-    return judged(
-        record,
-        [row["name"]],
+    samples = {
+        _property(key): (sample(row, key, blind=True), sample(row, f"{key}_untrained", blind=True)) for key in keys
+    }
+    verdicts = {name: greater(trained, untrained) for name, (trained, untrained) in samples.items()}
+    parts = [f"{name} {spelled(trained)}, untrained {spelled(before)}" for name, (trained, before) in samples.items()]
+    said = (
         "On a two-dimensional topography, units come to be selective, and neighbours to prefer what is alike "
-        f"({source}); here: every measure of it is above that of the untrained model.",
-        verdicts,
-        f"{row['name']}: {'; '.join(parts)}.",
-        EQUIVARIANCE_VOID,
+        f"({source}); here: every measure of it is above that of the untrained model."
     )
+    measured = f"{row['name']}: {'; '.join(parts)}."
+    return judged(record, [row["name"]], said, verdicts, measured, EQUIVARIANCE_VOID)
+
+
+def _property(key: str) -> str:
+    return key.removeprefix("map/").replace("_", " ")

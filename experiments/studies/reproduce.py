@@ -146,14 +146,14 @@ def _draw(
     assert study.drawing is not None
     if study.drawing == "map" and not run.has(SELECTIVITY):
         progress(f"{said}, organisation of the map")
-        run.write(SELECTIVITY, organization(run.path, allow=allow))
+        run.write(SELECTIVITY, organization(run, allow=allow))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
     judged = (run.path / EVALUATION).stat().st_mtime
     if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
-        draw_run(study.drawing, run.path, f"{study.title}; {stem.name}", stem, allow)
+        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem, allow)
 
 
 def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:

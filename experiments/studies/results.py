@@ -7,7 +7,7 @@ can hold; and ``robustness.md``, if there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..interruption import command
@@ -42,8 +42,13 @@ def write_results(folder: Path) -> Path:
         raise FileNotFoundError(
             f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep --records {folder}' makes it."
         )
+    from ..reports.figures import save  # with all of torch, which the text alone does without
+    from .curves import forecast_curves, recipe_curves
+
     for stem, record in _records(folder).items():
-        _draw(folder, stem, record)
+        figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
+        if figure is not None:
+            save(figure, folder / _drawn(stem, record)[0])
     return write_text(folder / NAME, results_text(folder))
 
 
@@ -93,11 +98,8 @@ def _records(folder: Path) -> dict[str, Record]:
         expected = stem_of(record["study"], record.get("budget"))
         if stem != expected:
             raise ValueError(f"{folder / stem}.json is a record of {expected}; rename it {expected}.json.")
-
-    def place(stem: str) -> tuple[int, str]:
-        return next((n for n, start in enumerate(ORDER) if stem.startswith(start)), len(ORDER)), stem
-
-    return {stem: records[stem] for stem in sorted(records, key=place)}
+    place = {stem: next((n for n, start in enumerate(ORDER) if stem.startswith(start)), len(ORDER)) for stem in records}
+    return {stem: records[stem] for stem in sorted(records, key=lambda stem: (place[stem], stem))}
 
 
 def _heading(record: Record) -> str:
@@ -119,13 +121,10 @@ def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], n
     parts.append(table(record) if record["kind"] == TABLE else ends(record))
     said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
     parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
-    for path in _pictures(folder, stem, record):
-        caption = (record.get("pictures") or {}).get(path.name, _caption(stem, path, record))
-        parts.append(f"![{caption}]({path.name})\n\n*{caption}*\n")
+    for picture, caption in _pictures(folder, stem, record):
+        parts.append(f"![{caption}]({picture})\n\n*{caption}*\n")
     if claims:
-        lines = [
-            f"- **{claim.verdict.capitalize()}**: {claim.said}\n  - Measured: {claim.measured}" for claim in claims
-        ]
+        lines = [f"- **{one.verdict.capitalize()}**: {one.said}\n  - Measured: {one.measured}" for one in claims]
         parts.append("### What was claimed, and what was seen\n\n" + "\n".join(lines) + "\n")
     remarks = remarks_of(record)
     if remarks:
@@ -154,7 +153,7 @@ def _how(record: Record, stem: str) -> str:
     lines.append(f"- Time, all runs together: {spans or 'not recorded'}")
     versions = _counted([", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs])
     lines.append(f"- Versions: {versions or 'not recorded'}")
-    shared = record.get("settings", {})
+    shared = record["settings"]
     # No limit is written as null or -1.
     told = [f"{name}={shared[name]}" for name in TOLD if shared.get(name) not in (None, -1)]
     if told:
@@ -174,46 +173,23 @@ def _counted(texts: Sequence[str]) -> str:
 # ---- pictures
 
 
-def _drawn(stem: str, record: Record) -> Path | None:
-    """The picture that is drawn from the record itself."""
+def _drawn(stem: str, record: Record) -> tuple[str, str]:
+    """The name and the caption of the picture that is drawn from a record itself."""
     if record["kind"] == LEARNING_CURVES:
-        return Path(f"{stem}-curves.png")
-    if any(run.get("forward_roll") for row in record["rows"] for run in row["runs"]):
-        return Path(f"{stem}-forward_roll.png")
-    return None
+        shown = "Test IWAE and forward_roll against wall-clock time; bands reach from the lowest seed to the highest."
+        return f"{stem}-curves.png", shown
+    shown = "Log-likelihood of frames not seen, against how far they lie ahead; means over seeds."
+    return f"{stem}-forward_roll.png", shown
 
 
-def _draw(folder: Path, stem: str, record: Record) -> None:
-    path = _drawn(stem, record)
-    if path is None:
-        return
-    from ..reports.figures import save
-    from .curves import forecast_curves, recipe_curves
-
-    figure = recipe_curves(record) if record["kind"] == LEARNING_CURVES else forecast_curves(record)
-    if figure is not None:
-        save(figure, folder / path)
-
-
-def _pictures(folder: Path, stem: str, record: Record) -> list[Path]:
-    """A record's pictures that are there; ``table1-hour-…`` is none of a record called ``table1``."""
+def _pictures(folder: Path, stem: str, record: Record) -> Iterator[tuple[str, str]]:
+    """Names and captions of a record's pictures; ``table1-hour-…`` is none of a record called ``table1``."""
     stems = sorted((path.stem for path in folder.glob("*.json")), key=len, reverse=True)
-    owner = {
-        path: next((s for s in stems if path.stem == s or path.stem.startswith(f"{s}-")), None)
-        for path in sorted(folder.glob("*.png"))
-    }
-    return [path for path, own in owner.items() if own == stem]
-
-
-def _caption(stem: str, path: Path, record: Record) -> str:
-    if _drawn(stem, record) == Path(path.name):
-        if record["kind"] == LEARNING_CURVES:
-            return (
-                "Test IWAE and forward_roll against wall-clock time; bands reach from the lowest seed to the highest."
-            )
-        return "Log-likelihood of frames not seen, against how far they lie ahead; means over seeds."
-    rest = path.stem.removeprefix(stem).strip("-").replace("_", " ")
-    return rest or record["title"]
+    for path in sorted(folder.glob("*.png")):
+        if stem == next((own for own in stems if path.stem == own or path.stem.startswith(f"{own}-")), None):
+            rest = path.stem.removeprefix(stem).strip("-").replace("_", " ") or record["title"]
+            captions = {path.name: rest} | dict([_drawn(stem, record)]) | record.get("pictures", {})
+            yield path.name, captions[path.name]
 
 
 def _verbatim(path: Path) -> str:
