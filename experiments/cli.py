@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart/<time>.")]
 Imports = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer
+    list[str] | None,
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
@@ -42,11 +42,28 @@ def train(context: typer.Context, imports: Imports = None) -> None:
     Arguments are Hydra overrides: topography=stationary, fit.max_epochs=5, experiment=lpartial, resume=RUN;
     --multirun seed=0,1,2 runs several; --cfg job prints the configuration.
     """
-    from .commands.hydra_entry import run_with_hydra
+    with _answered():
+        from .commands.hydra_entry import run_with_hydra
+
+        run_with_hydra(context.args, imports or ())
+
+
+@contextmanager
+def _answered(sentence: str = NOTHING) -> Iterator[None]:
+    """Answer errors in one sentence each, and interruptions in this one."""
     from .config.errors import plain_errors
 
-    with plain_errors():
-        run_with_hydra(context.args, imports or ())
+    with plain_errors(), goes_on_with(sentence):
+        yield
+
+
+@contextmanager
+def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
+    """The same for a command on a stored run; what its configuration may call."""
+    with _answered(f"every file in {run} is whole; start over with: {typed()}"):
+        from .config.allowlist import Allowlist
+
+        yield Allowlist.importing(imports or ())
 
 
 @app.command()
@@ -120,27 +137,14 @@ def likelihood(
         print_likelihood(record)
 
 
-@contextmanager
-def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
-    """What a stored run may call; errors and interruptions of a command on it are answered in one sentence each."""
-    from .config.allowlist import Allowlist
-    from .config.errors import plain_errors
-
-    with plain_errors(), goes_on_with(f"every file in {run} is whole; start over with: {typed()}"):
-        yield Allowlist.importing(imports or ())
-
-
 @app.command(context_settings=HYDRA)
 def reproduce(
     context: typer.Context,
-    name: Annotated[
-        str,
-        typer.Argument(help=STUDY),
-    ],
+    name: Annotated[str, typer.Argument(help=STUDY)],
     budget: Annotated[str, typer.Option(help="paper, hour or minutes, for studies of the paper.")] = "minutes",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     output: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("runs/reproduce"),
-    records: Annotated[Optional[Path], typer.Option(metavar="DIR", help=RECORDS)] = None,  # noqa: UP045
+    records: Annotated[Path | None, typer.Option(metavar="DIR", help=RECORDS)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Also write what was run to the record and RESULTS.md.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Leave records out: run all seeds asked for.")] = False,
 ) -> None:
@@ -148,16 +152,14 @@ def reproduce(
 
     Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
-    from .config.errors import plain_errors
-    from .config.former_names import announced
-
-    with plain_errors():
+    with _answered():
         try:
             numbers = [int(part) for part in seeds.split(",")]
         except ValueError:
             raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
+        from .config.former_names import announced
         from .studies.comparison import markdown
         from .studies.kept import FOLDER
         from .studies.registry import chosen
@@ -186,14 +188,11 @@ def reproduce(
 @app.command()
 def results(
     records: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="The folder of records. Default: experiments/results."),
+        Path | None, typer.Option(metavar="DIR", help="The folder of records. Default: experiments/results.")
     ] = None,
 ) -> None:
     """Write RESULTS.md and its pictures from kept records: what was run, and which published claims were seen."""
-    from .config.errors import plain_errors
-
-    with plain_errors():
+    with _answered():
         from .studies.kept import FOLDER
         from .studies.results import write_results
 
@@ -220,22 +219,20 @@ def list_() -> None:
 @app.command()
 def benchmark(
     names: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="JSON file of the record; by default runs/benchmark/<time>.json."),
     ] = None,
 ) -> None:
     """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
     from datetime import datetime
 
-    from .config.errors import plain_errors
-
     file = output or Path("runs/benchmark") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
-    with plain_errors(), goes_on_with(f"benchmarks that were finished, if any, are in {file}."):
+    with _answered(f"benchmarks that were finished, if any, are in {file}."):
         from .benchmarks import run_suite
 
         run_suite(names, threads=threads, output=file)

@@ -1,6 +1,6 @@
 """Former names: what settings, options and targets were called in configurations and commands of older versions.
 
-Who renames a setting or an option adds a line; a public part has its line in the table of its package.
+Who renames a setting or an option adds a line here; public parts have theirs in :mod:`pyro_tvae.former_names`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyro_tvae
+from pyro_tvae.former_names import current
 
 __all__ = ["announced", "current_overrides", "current_settings"]
 
@@ -19,7 +19,7 @@ OPTIONS = {
     "guide": {"semi_amortised": "semi_amortized"},
     "likelihood": {"binarised_bernoulli": "binarized_bernoulli"},
 }
-TARGETS = {f"pyro_tvae.{former}": f"pyro_tvae.{name}" for former, name in pyro_tvae.FORMER.items()}
+PART = re.compile(r"(?<![\w.])pyro_tvae(\.\w+)+(?![\w.])")
 
 
 def current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _current(node: Any, key: str = "", prefix: str = "") -> Any:
         return {now.get(part, part): _current(value, str(part), f"{prefix}{part}.") for part, value in node.items()}
     if isinstance(node, list):
         return [_current(value) for value in node]
-    return TARGETS.get(node, node) if isinstance(node, str) and key.endswith("_target_") else node
+    return current(node) if isinstance(node, str) and key.endswith("_target_") else node
 
 
 def current_overrides(overrides: Sequence[str]) -> list[str]:
@@ -57,8 +57,9 @@ def current_overrides(overrides: Sequence[str]) -> list[str]:
 
 def _override(text: str) -> str:
     sign, name, equals, value = re.fullmatch(r"([+~]*)([^=]*)(=?)(.*)", text, flags=re.DOTALL).groups()  # type: ignore[union-attr]
-    for former, word in (TARGETS | OPTIONS.get(name, {})).items():
-        value = re.sub(rf"(?<![\w.]){re.escape(former)}(?![\w.])", word, value)
+    value = PART.sub(lambda part: current(part[0]), value)
+    for former, option in OPTIONS.get(name, {}).items():
+        value = re.sub(rf"(?<![\w.]){former}(?![\w.])", option, value)
     return f"{sign}{SETTINGS.get(name, name)}{equals}{value}"
 
 

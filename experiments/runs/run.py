@@ -81,15 +81,12 @@ class Run:
         """The training history, ``rows`` and ``seconds``; empty where there is none yet."""
         return self.read(HISTORY) if self.has(HISTORY) else {}
 
-    def config(self, allow: Allowlist = PARTS_ONLY) -> DictConfig:
-        """What the run was made from, under present names.
-
-        Args:
-            allow: what the file may call beside parts of the project; it can be a stranger's.
+    def stored(self) -> DictConfig:
+        """What ``config.yaml`` says, under present names; nothing in it is to be called before it is checked.
 
         Raises:
             FileNotFoundError: the folder is not a run's.
-            ValueError: the file is damaged, lacks a setting, or names what is not allowed.
+            ValueError: the file is damaged.
         """
         path = self.path / CONFIG
         if not self.path.is_dir():
@@ -100,23 +97,35 @@ class Run:
             )
         try:
             stored = OmegaConf.load(path)
-            if not isinstance(stored, DictConfig) or _bare_words(stored):
-                raise ValueError(f"{path} holds no mapping; {EXPECTED}")
-            config = OmegaConf.create(current_settings(cast("dict[str, Any]", OmegaConf.to_container(stored))))
+            if isinstance(stored, DictConfig) and not _bare_words(stored):
+                return OmegaConf.create(current_settings(cast("dict[str, Any]", OmegaConf.to_container(stored))))
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise ValueError(f"{path} cannot be read ({problem}); {EXPECTED}") from None
+        raise ValueError(f"{path} holds no mapping; {EXPECTED}")
+
+    def config(self, allow: Allowlist = PARTS_ONLY) -> DictConfig:
+        """What the run was made from: all settings, those that came later with what they were before.
+
+        Args:
+            allow: what the file may call beside parts of the project; it can be a stranger's.
+
+        Raises:
+            FileNotFoundError: the folder is not a run's.
+            ValueError: the file is damaged, lacks a setting, or names what is not allowed.
+        """
+        config, path = self.stored(), self.path / CONFIG
         allow.check(config, path)
-        for name in LATER_GROUPS:
-            if name not in config:
-                config[name] = compose()[name]
-        for name, value in LATER.items():
-            group, _, key = name.partition(".")
-            if isinstance(config.get(group), DictConfig) and key not in config[group]:
-                config[group][key] = value
-        for name in _settings():
-            section = config if "." not in name else config.get(name.partition(".")[0])
-            if not isinstance(section, DictConfig) or name.rpartition(".")[2] not in section:
+        default = _default()
+        for name, value in (LATER | {group: default[group] for group in LATER_GROUPS}).items():
+            section, _, key = name.rpartition(".")
+            node = config.get(section) if section else config
+            if isinstance(node, DictConfig) and key not in node:
+                node[key] = value
+        names = {*keys(config)}
+        for name in keys(default):
+            section, _, key = name.partition(".")
+            if name not in names and (not key or (section in PLAIN and "." not in key)):
                 raise ValueError(f"{path} lacks the setting {name!r}; {EXPECTED}")
         return config
 
@@ -217,7 +226,5 @@ PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same set
 
 
 @functools.cache
-def _settings() -> list[str]:
-    """The settings that every run has: the names at the top, and those of the plain sections."""
-    split = ((name, *name.partition(".")) for name in keys(compose()))
-    return [name for name, section, _, rest in split if not rest or (section in PLAIN and "." not in rest)]
+def _default() -> DictConfig:
+    return compose()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ..config.composition import ELSEWHERE
-from ..config.former_names import current_settings
 from .run import CONFIG, EVALUATION, REPORT, Run
 
 __all__ = ["unfinished"]
@@ -23,30 +21,21 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Run | None:
         folder: of that run, which may hold the interrupted one.
         beside: look at the folders beside it too.
     """
-    wanted = _comparable(OmegaConf.to_yaml(config, resolve=True))
+    wanted = _computed(config)
     others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
     for run in map(Run, (folder, *others)):
-        if not run.has(CONFIG) or (run.has(EVALUATION) and run.has(REPORT)):
-            continue
         try:
-            if _comparable((run.path / CONFIG).read_text(encoding="utf-8")) == wanted:
+            if not (run.has(EVALUATION) and run.has(REPORT)) and _computed(run.stored()) == wanted:
                 with run.held():
                     return run
-        except (OSError, ValueError, yaml.YAMLError, RecursionError):
-            continue  # somebody else's, or at work
+        except (OSError, ValueError, OmegaConfBaseException):
+            continue  # none, somebody else's, or at work
     return None
 
 
-def _comparable(text: str) -> Any:
-    """Stored settings under present names, without those that only say where and how a run computes."""
-    stored = yaml.safe_load(text)
-    if not isinstance(stored, dict):
-        return None
-    stored = current_settings(stored)
+def _computed(config: DictConfig) -> DictConfig:
+    """A configuration without the settings that only say where and how it computes."""
+    config = config.copy()
     for name in ELSEWHERE:
-        section, _, key = name.partition(".")
-        if not key:
-            stored.pop(section, None)
-        elif isinstance(stored.get(section), dict):
-            stored[section].pop(key, None)
-    return stored
+        OmegaConf.update(config, name, None, merge=False)
+    return config
