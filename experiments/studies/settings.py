@@ -16,7 +16,7 @@ from ..runs.run import Run
 
 __all__ = ["Settings", "check_settings", "portable", "settings_of", "shared_settings", "stored_settings"]
 
-Settings = dict[str, object]
+Settings = Mapping[str, object]
 
 # Where and how a run computes, and what it is called; none of it changes what is computed.
 LOCAL = (*ELSEWHERE, "data.source.root", "data.source.download", "data.num_workers", "name", "seed", "resume")

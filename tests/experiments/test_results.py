@@ -27,7 +27,7 @@ from pyro_tvae.experiments.studies.claims import claims_of, remarks_of
 from pyro_tvae.experiments.studies.comparison import table
 from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
 from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
-from pyro_tvae.experiments.studies.records import Cell, kept_cells, record_of, stem_of
+from pyro_tvae.experiments.studies.records import Cell, Record, Row, RunInfo, Values, kept_cells, record_of, stem_of
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
 from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.experiments.studies.results import NAME, results_text, write_results
@@ -35,7 +35,7 @@ from pyro_tvae.experiments.studies.settings import check_settings, portable, set
 from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
 
 KINDS = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
-RUN = {
+RUN: RunInfo = {
     "hardware": "an EPYC, 2 cores, 1 threads",
     "versions": {"torch": "2.14"},
     "seconds": {"training": 400.0, "evaluation": 30.0},
@@ -67,11 +67,11 @@ def as_published(kind: str, seed: int) -> dict[str, float | None]:
 
 
 def table1(
-    changes: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None,
+    changes: Mapping[str, Mapping[str, list[float | None]]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     study: str = "table1",
     rows: Sequence[str] = KINDS,
-) -> dict[str, Any]:
+) -> Record:
     cells = {(f"{kind}_mnist", seed): Cell(as_published(kind, seed), RUN) for kind in rows for seed in seeds}
     settings = {f"{kind}_mnist": {"fit.max_steps": 3600, "topography.kernel": n} for n, kind in enumerate(rows)}
     record = record_of(study, "Table 1: MNIST", "hour", ["data.source.root=/mine"], settings, cells)
@@ -80,7 +80,7 @@ def table1(
     return record
 
 
-def verdict_on(record: Mapping[str, Any], words: str) -> str:
+def verdict_on(record: Record, words: str) -> str:
     (found,) = [claim for claim in claims_of(record) if words in claim.said]
     return found.verdict
 
@@ -150,7 +150,7 @@ def test_missing_rows_are_named_and_decide_nothing() -> None:
 
 
 def test_equivariance_of_collapsed_models_does_not_count_and_they_are_named() -> None:
-    collapsed = [0.0, 1.0, 1.0]
+    collapsed: list[float | None] = [0.0, 1.0, 1.0]
     record = table1({"tvae_lhalf": {"collapsed": collapsed, "e_eq": [520.0, 1.0, 1.0]}})
     order = claims_of(record)[0]
     assert order.verdict == NOT_DECIDED  # one seed of it is left
@@ -194,14 +194,15 @@ def test_every_row_of_a_figure_must_forecast() -> None:
     assert "Not seen: tvae_lpartial_dsprites." in claim.measured
 
 
-def parts_record(study: str, rows: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, Any]:
+def parts_record(study: str, rows: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Record:
     made = []
     for name, values in rows.items():
         n = len(next(iter(values.values())))
         filled = {"collapsed": [0.0] * n, **values}
         made.append({"name": name, "settings": {}, "seeds": list(range(n)), "values": filled, "runs": [dict(RUN)] * n})
     head = {"schema": 2, "kind": "reproduction", "study": study, "budget": None, "title": study.capitalize()}
-    return {**head, "overrides": [], "settings": {}, "rows": made}
+    record: Any = {**head, "overrides": [], "settings": {}, "rows": made}
+    return record
 
 
 def guide(elbo: float, estimate: float, annealed: bool = True) -> dict[str, list[float | None]]:
@@ -228,7 +229,7 @@ def test_the_best_guide_must_close_the_gap() -> None:
     assert "conditional" in claims_of(loose)[1].measured
     # Fitted to one model, guides compare by what they leave of the same gap.
     for left, verdict in ((1.0, SEEN), (3.0, NOT_SEEN)):
-        rows = {
+        rows: dict[str, dict[str, list[float | None]]] = {
             name: {**guide(-100, -90), "held/gap": [gap] * 3} for name, gap in (("mean_field", 10.0), ("orbit", left))
         }
         assert [claim.verdict for claim in claims_of(parts_record("guides", rows))][2:] == [verdict]
@@ -246,8 +247,8 @@ def test_priors_agree_only_within_a_margin() -> None:
     assert remarks_of(record)[1].index("orbit") < remarks_of(record)[1].index("gaussian")
 
 
-def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5) -> dict[str, Any]:
-    def points(end: float, seed: int) -> list[dict[str, float]]:
+def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5) -> Record:
+    def points(end: float, seed: int) -> list[Values]:
         return [
             {
                 "seconds": 10.0 * n,
@@ -260,13 +261,16 @@ def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5
             for n in range(1, 31)
         ]
 
-    def row(name: str, end: float, machine: str) -> dict[str, Any]:
-        runs = [{"hardware": machine, "seconds": {"training": 300.0}, "points": points(end, s)} for s in range(3)]
+    def row(name: str, end: float, machine: str) -> Row:
+        runs: list[Any] = [
+            {"hardware": machine, "seconds": {"training": 300.0}, "points": points(end, s)} for s in range(3)
+        ]
         return {"name": name, "label": f"{name}, in words", "settings": {}, "seeds": [0, 1, 2], "runs": runs}
 
     head = {"schema": 2, "kind": "recipe", "study": "recipe", "budget": None, "title": "Recipes", "command": "say so"}
     rows = [row("published", -220.0, "an EPYC"), row("ours", -220.0 + gain, hardware)]
-    return {**head, "settings": {}, "rows": rows}
+    record: Any = {**head, "settings": {}, "rows": rows}
+    return record
 
 
 def test_recipes_are_compared_at_the_same_time() -> None:
@@ -440,7 +444,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def pretend_to_follow(config: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
-    run = {"hardware": "made up", "versions": {}, "seconds": {"training": 2.0}}
+    run: dict[str, Any] = {"hardware": "made up", "versions": {}, "seconds": {"training": 2.0}}
     run["points"] = [{"step": 1, "seconds": 2.0, "iwae": -100.0 - config.seed}]
     (folder / "points.json").write_text(json.dumps(run))
 
