@@ -67,8 +67,8 @@ def together(
             processes[reader] = process
             writer.close()
         while len(answers) < len(processes):
-            for reader in wait(processes.keys() - answers.keys()):
-                assert isinstance(reader, Connection)
+            ready = wait(processes.keys() - answers.keys())
+            for reader in (one for one in processes if one in ready):
                 try:
                     answers[reader], error = reader.recv()
                 except EOFError:
@@ -78,9 +78,9 @@ def together(
                     raise RuntimeError(f"benchmark: a process of its own failed: {error}")
         return [answers[reader] for reader in processes]
     finally:
-        for process in processes.values():  # one would wait for another that failed
-            process.kill()
-            process.join()
+        for child in processes.values():  # one would wait for another that failed
+            child.kill()
+            child.join()
 
 
 def _start_server() -> None:
