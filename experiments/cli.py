@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .interruption import NOTHING, catch_signals, goes_on_with, typed
+
+if TYPE_CHECKING:
+    from .config.allowlist import Allowlist
 
 __all__ = ["app", "main"]
 
@@ -24,7 +27,7 @@ app = typer.Typer(
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/quickstart/<time>.")]
 Imports = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer
+    list[str] | None,
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
@@ -39,33 +42,28 @@ def train(context: typer.Context, imports: Imports = None) -> None:
     Arguments are Hydra overrides: topography=stationary, fit.max_epochs=5, experiment=lpartial, resume=RUN;
     --multirun seed=0,1,2 runs several; --cfg job prints the configuration.
     """
-    from .commands.hydra_entry import run_with_hydra
+    with _answered():
+        from .commands.hydra_entry import run_with_hydra
+
+        run_with_hydra(context.args, imports or ())
+
+
+@contextmanager
+def _answered(sentence: str = NOTHING) -> Iterator[None]:
+    """Answer errors in one sentence each, and interruptions in this one."""
     from .config.errors import plain_errors
 
-    with plain_errors():
-        if imports:
-            from .config.allowlist import trust_modules
-
-            trust_modules(imports)
-        run_with_hydra(_train, _resume, context.args)
+    with plain_errors(), goes_on_with(sentence):
+        yield
 
 
-def _resume(run: str, changes: dict[str, Any]) -> None:
-    from .commands.train import resume_run
+@contextmanager
+def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
+    """The same for a command on a stored run; what its configuration may call."""
+    with _answered(f"every file in {run} is whole; start over with: {typed()}"):
+        from .config.allowlist import Allowlist
 
-    resume_run(Path(run), changes)
-
-
-def _train(config: object) -> float | None:
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
-
-    from .commands.train import train_run
-    from .config.errors import plain_errors
-
-    assert isinstance(config, DictConfig)
-    with plain_errors():
-        return train_run(config, Path(HydraConfig.get().runtime.output_dir))
+        yield Allowlist.importing(imports or ())
 
 
 @app.command()
@@ -75,19 +73,19 @@ def evaluate(
     imports: Imports = None,
 ) -> None:
     """Judge a trained run again and rewrite its report."""
-    with _stored(run, imports):
-        from .commands.train import evaluate_run
+    with _stored(run, imports) as allow:
+        from .commands.evaluate import evaluate_run
 
-        evaluate_run(run, split)
+        evaluate_run(run, split, allow)
 
 
 @app.command()
 def report(run: RunFolder, imports: Imports = None) -> None:
     """Rewrite a run's report.html from what its folder holds."""
-    with _stored(run, imports):
-        from .commands.train import report_run
+    with _stored(run, imports) as allow:
+        from .commands.evaluate import report_run
 
-        print(f"report: {report_run(run)}")
+        print(f"report: {report_run(run, allow)}")
 
 
 @app.command()
@@ -100,10 +98,10 @@ def posterior(
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    with _stored(run, imports):
+    with _stored(run, imports) as allow:
         from .commands.posterior import posterior_run
 
-        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed)
+        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed, allow=allow)
         print(f"posterior: {file}\npage: {page}")
 
 
@@ -119,7 +117,7 @@ def likelihood(
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
-    with _stored(run, imports):
+    with _stored(run, imports) as allow:
         try:
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
@@ -134,33 +132,19 @@ def likelihood(
             chains=chains,
             split=split,
             seed=seed,
+            allow=allow,
         )
         print_likelihood(record)
-
-
-@contextmanager
-def _stored(run: Path, imports: list[str] | None) -> Iterator[None]:
-    """Answer errors and interruptions of a command on a stored run in one sentence each."""
-    from .config.errors import plain_errors
-
-    with plain_errors(), goes_on_with(f"every file in {run} is whole; start over with: {typed()}"):
-        from .config.allowlist import trust_modules
-
-        trust_modules(imports or ())
-        yield
 
 
 @app.command(context_settings=HYDRA)
 def reproduce(
     context: typer.Context,
-    name: Annotated[
-        str,
-        typer.Argument(help=STUDY),
-    ],
+    name: Annotated[str, typer.Argument(help=STUDY)],
     budget: Annotated[str, typer.Option(help="paper, hour or minutes, for studies of the paper.")] = "minutes",
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0",
     output: Annotated[Path, typer.Option(help="Where studies are kept.")] = Path("runs/reproduce"),
-    records: Annotated[Optional[Path], typer.Option(metavar="DIR", help=RECORDS)] = None,  # noqa: UP045
+    records: Annotated[Path | None, typer.Option(metavar="DIR", help=RECORDS)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Also write what was run to the record and RESULTS.md.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Leave records out: run all seeds asked for.")] = False,
 ) -> None:
@@ -168,18 +152,16 @@ def reproduce(
 
     Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
-    from .config.errors import plain_errors
-
-    with plain_errors():
+    with _answered():
         try:
             numbers = [int(part) for part in seeds.split(",")]
         except ValueError:
             raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
+        from .config.former_names import announced
         from .studies.comparison import markdown
-        from .studies.learning_curves import COURSES, reproduce_course
-        from .studies.records import FOLDER
+        from .studies.kept import FOLDER
         from .studies.registry import chosen
         from .studies.reproduce import reproduce_all
         from .studies.results import write_results
@@ -187,19 +169,17 @@ def reproduce(
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
-        options: dict[str, Any] = {
-            "seeds": numbers,
-            "overrides": context.args,
-            "output": output,
-            "records": None if fresh else folder,
-            "keep": keep,
-        }
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
-            if name in COURSES:
-                print(markdown(reproduce_course(name, **options)))
-            else:
-                for record in reproduce_all(chosen(name), budget=budget, **options):
-                    print(markdown(record))
+            for record in reproduce_all(
+                chosen(name),
+                budget=budget,
+                seeds=numbers,
+                overrides=announced(context.args),
+                output=output,
+                records=None if fresh else folder,
+                keep=keep,
+            ):
+                print(markdown(record))
         print(f"tables, figures and runs: {output}")
         if keep and folder is not None:
             print(f"kept: {write_results(folder)}")
@@ -208,15 +188,12 @@ def reproduce(
 @app.command()
 def results(
     records: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="The folder of records. Default: experiments/results."),
+        Path | None, typer.Option(metavar="DIR", help="The folder of records. Default: experiments/results.")
     ] = None,
 ) -> None:
     """Write RESULTS.md and its pictures from kept records: what was run, and which published claims were seen."""
-    from .config.errors import plain_errors
-
-    with plain_errors():
-        from .studies.records import FOLDER
+    with _answered():
+        from .studies.kept import FOLDER
         from .studies.results import write_results
 
         print(f"results: {write_results(records or FOLDER)}")
@@ -226,38 +203,36 @@ def results(
 def list_() -> None:
     """Show every part that can be swapped, and the runs in ./runs."""
     from .config.composition import options
+    from .runs.run import EVALUATION, Run
 
     for group, entries in options().items():
         print(group)
         width = max(22, *map(len, entries))
         for name, sentence in entries.items():
             print(f"  {group}={name:<{width}} {sentence}")
-    runs = sorted(path for path in Path("runs").rglob("config.yaml") if path.parent.name != ".hydra")
+    runs = [Run(path.parent) for path in sorted(Path("runs").rglob("config.yaml")) if path.parent.name != ".hydra"]
     print("runs" if runs else "no runs in ./runs yet")
-    for config in runs:
-        state = "evaluated" if (config.parent / "evaluation.json").is_file() else "not finished"
-        print(f"  {config.parent}  {state}")
+    for run in runs:
+        print(f"  {run}  {'evaluated' if run.has(EVALUATION) else 'not finished'}")
 
 
 @app.command()
 def benchmark(
     names: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="JSON file of the record; by default runs/benchmark/<time>.json."),
     ] = None,
 ) -> None:
     """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
     from datetime import datetime
 
-    from .config.errors import plain_errors
-
     file = output or Path("runs/benchmark") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
-    with plain_errors(), goes_on_with(f"benchmarks that were finished, if any, are in {file}."):
+    with _answered(f"benchmarks that were finished, if any, are in {file}."):
         from .benchmarks import run_suite
 
         run_suite(names, threads=threads, output=file)

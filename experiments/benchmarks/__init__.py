@@ -40,7 +40,7 @@ def run_suite(
     Raises:
         ValueError: there is no such benchmark, or no thread.
     """
-    from ..runs.folder import write_text
+    from ..runs.files import write_text
     from . import record as records
 
     names = list(dict.fromkeys(names or NAMES))

@@ -6,7 +6,6 @@ estimator that shares nothing with them but the model and the guide's starting p
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from pyro_tvae.inference import annealed_importance, bracket, log_likelihood
 
-from ..runs.folder import finite, trained, write_text
+from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..runs.run import Run
 
 __all__ = ["LIKELIHOOD", "likelihood_run", "print_likelihood"]
 
@@ -38,6 +38,7 @@ def likelihood_run(
     chains: int = 16,
     split: str = "test",
     seed: int = 0,
+    allow: Allowlist = PARTS_ONLY,
 ) -> dict[str, Any]:
     """Estimate log p(x) of a trained run's sequences over K, and by annealing; writes ``likelihood.json``.
 
@@ -51,6 +52,7 @@ def likelihood_run(
         chains: of annealing, per sequence.
         split: ``"test"`` or ``"validation"``.
         seed: of all draws.
+        allow: what the run's configuration may call.
 
     Returns:
         The content of the file: ``rows``, one mapping per estimate, ``remark``, and what was computed on.
@@ -67,7 +69,7 @@ def likelihood_run(
     ):
         if not sound:
             raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
-    loaded = trained(run)
+    loaded = Run(run).load(allow)
     model, guide, data = loaded.model, loaded.guide, loaded.data
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
     record: dict[str, Any] = {
@@ -141,7 +143,7 @@ def _add(record: dict[str, Any], row: dict[str, Any], run: Path) -> None:
 
 
 def _write(record: Mapping[str, Any], run: Path) -> None:
-    write_text(run / LIKELIHOOD, json.dumps(finite(record), indent=1))
+    Run(run).write(LIKELIHOOD, record)
 
 
 def print_likelihood(record: Mapping[str, Any], console: Console | None = None) -> None:

@@ -19,11 +19,13 @@ from pyro_tvae import TVAE
 from pyro_tvae.inference.arviz_adapter import ArvizData
 from pyro_tvae.inference.posterior import to_arviz, to_netcdf
 
+from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets.renderers import MovingImages
 from ..reports.figures import BLUE, DPI, GRAY, VERMILLION, WIDTH, interleaved
 from ..reports.pages import embedded, render
 from ..reports.report import Caption
-from ..runs.folder import trained, write_text
+from ..runs.files import write_text
+from ..runs.run import Run
 
 if TYPE_CHECKING:
     from xarray import DataArray
@@ -48,7 +50,14 @@ RELIABLE = 0.7  # Pareto k above this: importance weights have no usable varianc
 
 
 def posterior_run(
-    run: Path, *, draws: int = 100, sequences: int = 8, method: str = "guide", split: str = "test", seed: int = 0
+    run: Path,
+    *,
+    draws: int = 100,
+    sequences: int = 8,
+    method: str = "guide",
+    split: str = "test",
+    seed: int = 0,
+    allow: Allowlist = PARTS_ONLY,
 ) -> tuple[Path, Path]:
     """Write ``posterior.nc`` and ``posterior.html`` into a trained run's folder.
 
@@ -59,6 +68,7 @@ def posterior_run(
         method: ``"guide"``, ``"importance"`` or ``"nuts"``; see :func:`.to_arviz`.
         split: ``"test"`` or ``"validation"``.
         seed: of the draws.
+        allow: what the run's configuration may call.
 
     Returns:
         The paths of both files.
@@ -67,7 +77,7 @@ def posterior_run(
         FileNotFoundError: the folder is not a run's, or its training has not ended.
         ValueError: fewer than one sequence, or what :func:`.to_arviz` refuses.
     """
-    loaded = trained(run)
+    loaded = Run(run).load(allow)
     if sequences < 1:
         raise ValueError(f"posterior: sequences is {sequences!r}; expected at least 1.")
     config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data

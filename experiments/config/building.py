@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae import TVAE, Guide
+from pyro_tvae.inference import History, fit
+
+from ..datasets import SequenceDataModule
 from .composition import make
 from .errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-
-    from pyro_tvae import TVAE, Guide
-    from pyro_tvae.inference import History
-
-    from ..datasets import SequenceDataModule
+from .loggers import loggers
 
 __all__ = ["Parts", "build", "fit_parts"]
 
@@ -34,12 +32,7 @@ class Parts:
 
 def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
     """Build data, model and guide, the weights drawn from the configuration's seed."""
-    from lightning.pytorch import seed_everything
-
-    from pyro_tvae import TVAE
-
-    data = data if data is not None else make(config.data)
-    assert data is not None
+    data = make(config.data) if data is None else data
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ConfigurationError(f"seed is {config.seed!r}; expected a whole number from 0 to 4294967295.")
     seed_everything(config.seed, workers=True, verbose=False)
@@ -64,10 +57,6 @@ def fit_parts(
     config: DictConfig, parts: Parts, directory: Path | None = None, callbacks: Sequence[Callback] = ()
 ) -> History:
     """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
-    from pyro_tvae.inference import fit
-
-    from .loggers import loggers
-
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)

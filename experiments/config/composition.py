@@ -5,34 +5,35 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-if TYPE_CHECKING:
-    pass
-
 from .errors import ConfigurationError
+from .former_names import current_overrides
 
-__all__ = ["ELSEWHERE", "compose", "fitting_overrides", "keys", "make", "options"]
+__all__ = ["CONF", "ELSEWHERE", "check_names", "compose", "fitting_overrides", "keys", "make", "options", "parsed"]
 
 CONF = "pyro_tvae.experiments.conf"
+# Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
+ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "logger")
 
 
 def options() -> dict[str, dict[str, str]]:
     """Every group's options with the comment that introduces them: ``{group: {option: sentence}}``."""
-    found: dict[str, dict[str, str]] = {}
+    groups: dict[str, dict[str, str]] = {}
     for folder in sorted(files(CONF).iterdir(), key=lambda entry: entry.name):
         if folder.is_dir() and not folder.name.startswith("_"):
             entries = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda entry: entry.name)
-            found[folder.name] = {entry.name.removesuffix(".yaml"): _comment(entry.read_text()) for entry in entries}
-    return found
+            groups[folder.name] = {entry.name.removesuffix(".yaml"): _comment(entry.read_text()) for entry in entries}
+    return groups
 
 
 def _comment(text: str) -> str:
@@ -40,21 +41,32 @@ def _comment(text: str) -> str:
     return lines[0] if lines else ""
 
 
-def compose(overrides: Sequence[str] = ()) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, hydra: bool = False) -> DictConfig:
     """The configuration of a run.
 
     Args:
         overrides: in Hydra's grammar, such as ``topography=stationary`` or ``fit.max_epochs=5``.
+        hydra: with Hydra's own settings, which name the run's folder.
 
     Raises:
         ConfigurationError: an override names nothing that exists, with the nearest names that do.
     """
+    overrides = current_overrides(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         try:
-            return hydra_compose("config", overrides=list(overrides))
+            return hydra_compose("config", overrides=overrides, return_hydra_config=hydra)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigurationError(_explain(error, overrides)) from None
+
+
+def check_names(overrides: Sequence[str]) -> None:
+    """Raise ConfigurationError at a mistyped name where several runs are asked for, whose values one cannot compose."""
+    compose([override.input_line for override in parsed(overrides) if not override.is_sweep_override()])
+    with initialize_config_module(CONF, version_base="1.3"):
+        mistake = _mistake(overrides)
+    if mistake:
+        raise ConfigurationError(mistake)
 
 
 def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -63,15 +75,15 @@ def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[s
     Raises:
         ConfigurationError: one of them is no override at all, or the recipe is none.
     """
-    known = {*keys(compose(recipe)), *options()}
+    settings = {*keys(compose(recipe)), *options()}
     try:
-        parsed = _parsed(overrides)
+        read = parsed(current_overrides(overrides))
     except OverrideParseException as error:
         raise ConfigurationError(_explain(error, overrides)) from None
     return [
         text
-        for text, override in zip(overrides, parsed, strict=True)
-        if override.is_add() or str(override.key_or_group) in known
+        for text, override in zip(overrides, read, strict=True)
+        if override.is_add() or str(override.key_or_group) in settings
     ]
 
 
@@ -83,7 +95,7 @@ def _mistake(overrides: Sequence[str]) -> str | None:
     """What is mistyped among overrides, in a sentence. Hydra has to be initialised."""
     groups = options()
     try:
-        parsed = _parsed(overrides)
+        read = parsed(overrides)
     except OverrideParseException as problem:
         name, equals, value = str(problem.override).partition("=")
         if not equals or not name:
@@ -95,7 +107,7 @@ def _mistake(overrides: Sequence[str]) -> str | None:
             f"double quotes within single ones: '{name}=\"{value}\"'."
         )
     chosen = []
-    for override in parsed:
+    for override in read:
         name, value = str(override.key_or_group), override.value()
         if name not in groups or override.is_sweep_override():
             continue
@@ -105,16 +117,16 @@ def _mistake(overrides: Sequence[str]) -> str | None:
         if str(value) not in groups[name]:
             return f"there is no {name} called {str(value)!r}; {_nearest(str(value), groups[name], LIST)}"
         chosen.append(override.input_line)
-    known = _keys_with(*chosen) or _keys_with()
-    for override in parsed:
+    settings = _keys_with(*chosen) or _keys_with()
+    for override in read:
         name = str(override.key_or_group)
-        if name in groups or name in known or override.is_add() or name.startswith("hydra"):
+        if name in groups or name in settings or override.is_add() or name.startswith("hydra"):
             continue
         group = name.partition(".")[0]
         others = [choice for choice in groups.get(group, ()) if name in _keys_with(f"{group}={choice}")]
         if others:
             return f"{name} is a setting of {group}={' or '.join(others)}, which was not chosen; give that too."
-        return f"there is no setting called {name!r}; {_nearest(name, [*known, *groups], SETTINGS)}"
+        return f"there is no setting called {name!r}; {_nearest(name, [*settings, *groups], SETTINGS)}"
     return None
 
 
@@ -154,14 +166,9 @@ def keys(node: Any, prefix: str = "") -> list[str]:
 
 def make(node: Any) -> Any:
     """Build the object that a node of the configuration describes; null makes None."""
-    from hydra.utils import instantiate
-
     return instantiate(node, _convert_="object")
 
 
-# Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
-ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "logger")
-
-
-def _parsed(overrides: Sequence[str]) -> list[Any]:
+def parsed(overrides: Sequence[str]) -> list[Any]:
+    """Hydra's override objects."""
     return OverridesParser.create().parse_overrides(list(overrides))

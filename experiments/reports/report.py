@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ..runs.folder import write_text
+from ..runs.files import write_text
 from .pages import embedded, render
 from .tables import BLIND, MISSING, describe_data, format_number, format_seconds, rows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from pyro_tvae.inference import log_likelihood
 
 from ..config.building import Parts, fit_parts
 from ..config.composition import make
-from ..runs.folder import trained
+from ..runs.run import Trained
 
 __all__ = ["refit", "take_over"]
 
@@ -44,12 +43,14 @@ def take_over(model: TVAE, reference: TVAE) -> TVAE:
     return model.requires_grad_(False)
 
 
-def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Fit a run's guide anew to the model of a reference run, under the run's own recipe, and see what it leaves.
+def refit(
+    run: Trained, reference: TVAE, *, sequences: int, num_particles: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Fit a run's guide anew to a reference model, under the run's own recipe, and see what it leaves.
 
     Args:
         run: whose guide, prior and recipe are taken.
-        reference: a run whose model is taken, in the place of the run's own.
+        reference: the model that takes the place of the run's own.
         sequences: the first of the test split, on which the bounds are computed.
         num_particles: K of the importance-weighted bound.
         seed: of the draws.
@@ -57,14 +58,12 @@ def refit(run: Path, reference: Path, *, sequences: int, num_particles: int = 10
     Returns:
         ``elbo`` and ``iwae`` of the refitted guide, in nats per frame.
     """
-    loaded, model = trained(run), trained(reference).model
-    held = take_over(loaded.model, model)
-    config = loaded.config
+    held, config = take_over(run.model, reference), run.config
     torch.manual_seed(config.seed)
     guide = make(config.guide)(held)
     with warnings.catch_warnings():  # Pyro notes every weight that is held
         warnings.filterwarnings("ignore", "(?s).*because requires_grad=False")
-        fit_parts(config, Parts(held, guide, loaded.data))
-    x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
+        fit_parts(config, Parts(held, guide, run.data))
+    x = next(run.data.batches("test", run.device, batch_size=sequences))["x"]
     bound = log_likelihood(held.eval(), guide.eval(), x, num_particles, seed=seed)
     return {"elbo": float(bound.elbo.mean()) / held.n_frames, "iwae": bound.per_frame}

@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import plain_errors
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, arrays, digits
-from pyro_tvae.experiments.runs.folder import configuration, read_record
+from pyro_tvae.experiments.runs.files import read_record
+from pyro_tvae.experiments.runs.run import Run
 
 TYPES = ["u1", "f2", "f4", "f8", "i4", "u2", "b1", "c8", "U2", "M8[s]", "V3"]
 
@@ -103,7 +104,7 @@ STORED = OmegaConf.to_yaml(compose(), resolve=True)
 def test_damaged_configurations(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     run = tmp_path_factory.getbasetemp()
     (run / "config.yaml").write_bytes(damaged(STORED.encode(), seed))
-    _, sentence = answer(lambda: configuration(run))
+    _, sentence = answer(lambda: Run(run).config())
     assert sentence is None or "config.yaml" in sentence
 
 
@@ -112,8 +113,8 @@ def test_a_run_from_before_a_setting_was_made_without_it(tmp_path: Path) -> None
     assert stored["model"].pop("centered") is True
     assert stored["fit"].pop("matmul_precision") == "highest"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
-    assert configuration(tmp_path).model.centered is False
-    assert configuration(tmp_path).fit.matmul_precision == "highest"
+    assert Run(tmp_path).config().model.centered is False
+    assert Run(tmp_path).config().fit.matmul_precision == "highest"
 
 
 PATHS = [
@@ -145,7 +146,7 @@ def test_configurations_of_anything(
     else:
         node[last] = value
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    answer(lambda: configuration(run))
+    answer(lambda: Run(run).config())
 
 
 @cases(150)

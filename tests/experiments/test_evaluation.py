@@ -157,9 +157,8 @@ def test_every_measure_has_its_entry_and_every_entry_a_name(data: SequenceDataMo
 
 def test_parts_take_turns_and_a_part_that_a_model_lacks_is_undefined() -> None:
     of_parts = {"roll": {"a": 1.0, "b": 2.0}, "cap_corr": {"a": 3.0, "b": 4.0}, "commutation": {"a": 5.0}}
-    table = rows(
-        {"trained": {"kl": 0.0, **of_parts}, "untrained": {"kl": 1.0, **dict.fromkeys(of_parts, {"a": 9.0})}}, 1
-    )
+    untrained = {"kl": 1.0, **{key: {"a": 9.0} for key in of_parts}}
+    table = rows({"trained": {"kl": 0.0, **of_parts}, "untrained": untrained}, 1)
     keys = ["kl", "roll/a", "cap_corr/a", "roll/b", "cap_corr/b", "commutation/a"]
     assert [row["key"] for row in table] == keys
     assert [row["untrained"] for row in table if row["key"] != "roll/b"][:3] == [1.0, 9.0, 9.0]

@@ -16,12 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pyro_tvae.experiments.commands import train
+from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.commands.posterior import posterior_run
-from pyro_tvae.experiments.commands.train import evaluate_run, report_run, resume_run, train_run
+from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
+from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.runs.unfinished import unfinished
 from pyro_tvae.files import atomic_write
 
@@ -156,21 +159,22 @@ def test_the_same_command_finds_what_it_began_and_no_other(run: Path, tmp_path: 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.yaml").write_text("just words")
     new = tmp_path / "now"
-    assert unfinished(compose(TINY), new, beside=True) == tmp_path / "later"
-    assert unfinished(compose([*TINY, "fit.progress=true"]), new, beside=True) == tmp_path / "later"
+    assert unfinished(compose(TINY), new, beside=True) == Run(tmp_path / "later")
+    assert unfinished(compose([*TINY, "fit.progress=true"]), new, beside=True) == Run(tmp_path / "later")
     assert unfinished(compose(TINY), new, beside=False) is None
-    assert unfinished(compose(TINY), tmp_path / "earlier", beside=False) == tmp_path / "earlier"
+    assert unfinished(compose(TINY), tmp_path / "earlier", beside=False) == Run(tmp_path / "earlier")
     assert unfinished(compose([*TINY, "seed=1"]), new, beside=True) is None
 
 
 def test_the_same_command_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    called: list[str] = []
+    called: list[Path] = []
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train"])
-    overrides = [*TINY, f"hydra.run.dir={tmp_path / 'runs'}"]
-    run_with_hydra(lambda config: called.append("new"), lambda folder, changes: called.append(folder), overrides)
-    assert called == [str(tmp_path / "runs")]
+    monkeypatch.setattr(train, "train_run", lambda config, path, allow: called.append(path / "anew"))
+    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow: called.append(path))
+    run_with_hydra([*TINY, f"hydra.run.dir={tmp_path / 'runs'}"])
+    assert called == [tmp_path / "runs"]
 
 
 def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None:
@@ -191,5 +195,5 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
     finally:
         holder.kill()  # as SIGKILL does: the system lets go of the folder
         holder.communicate()
-    assert unfinished(compose(TINY), tmp_path, beside=False) == tmp_path
+    assert unfinished(compose(TINY), tmp_path, beside=False) == Run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]

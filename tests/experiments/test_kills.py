@@ -58,7 +58,7 @@ torch.set_num_threads(1)
 from pyro_tvae.experiments import cli
 sys.argv = ["pyro-tvae", *ARGUMENTS]
 if ARGUMENTS[0] == "reproduce":
-    from pyro_tvae.experiments.reproduce import STUDIES, Study
+    from pyro_tvae.experiments.studies.reproduce import STUDIES, Study
     few = {"sequences": 2, "num_chains": 2, "num_temperatures": 3}
     STUDIES["tiny"] = Study("Tiny", {"a row": ("guide=orbit",), "b": ("guide=conditional_orbit",)}, STUDY, False, few)
 open("started", "w").close()

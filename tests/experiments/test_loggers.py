@@ -13,16 +13,14 @@ import yaml
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 
-from pyro_tvae.experiments import cli
-from pyro_tvae.experiments.commands import train as runs
+from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
-from pyro_tvae.experiments.config import allowlist as trust
-from pyro_tvae.experiments.config import composition as config
 from pyro_tvae.experiments.config import loggers
 from pyro_tvae.experiments.config.composition import compose, options
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.config.loggers import check_loggers, check_stored_loggers
-from pyro_tvae.experiments.runs.folder import configuration
+from pyro_tvae.experiments.runs.run import Run
 
 TINY = [
     "data.n_train=16",
@@ -62,7 +60,6 @@ def test_a_stored_file_starts_no_service(tmp_path: Path, monkeypatch: pytest.Mon
     value = train_run(compose(TINY), run)
     rows = json.loads((run / "history.json").read_text())["rows"]
     assert value == max(row["val/elbo"] for row in rows if "val/elbo" in row)
-    monkeypatch.setattr(trust, "_targets", set())
     stored = yaml.safe_load((run / "config.yaml").read_text())
 
     def never(*_: Any, **__: Any) -> None:
@@ -73,15 +70,15 @@ def test_a_stored_file_starts_no_service(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(loggers, "find_spec", lambda name: True)
     stored["logger"] = {"m": {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://evil"}}
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    runs.evaluate_run(run)
-    runs.report_run(run)
+    evaluate_run(run)
+    report_run(run)
     (run / "model.safetensors").unlink()
     with pytest.raises(ConfigurationError, match="may not start by itself; say it again beside resume"):
         resume_run(run)
     stored["logger"] = {"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/", "name": "csv"}}
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
     with pytest.raises(ConfigurationError, match="may not start by itself"):
-        check_stored_loggers(configuration(run), run)
+        check_stored_loggers(Run(run).config(), run)
     # A logger's name is none outside its group, nor deeper in it.
     for place in ("topography", "deep"):
         bad = yaml.safe_load(yaml.safe_dump(stored))
@@ -89,11 +86,11 @@ def test_a_stored_file_starts_no_service(tmp_path: Path, monkeypatch: pytest.Mon
         bad["logger" if place == "deep" else place] = {"x": {**node, "y": node}} if place == "deep" else node
         (run / "config.yaml").write_text(yaml.safe_dump(bad))
         with pytest.raises(ValueError, match="which is no part of pyro-tvae"):
-            configuration(run)
+            Run(run).config()
     # Runs from before there were loggers go on with the default ones; and one typed anew is taken.
     del stored["logger"], stored["measure"]
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
-    assert {*configuration(run).logger} == {"csv", "tensorboard"}
+    assert {*Run(run).config().logger} == {"csv", "tensorboard"}
     resume_run(run, {"logger": compose(["logger=none"]).logger})
     assert (run / "model.safetensors").is_file()
 
@@ -119,7 +116,7 @@ def test_a_multirun_hands_the_measure_of_every_run_back(tmp_path: Path, monkeypa
     arguments = ["--multirun", *TINY, "seed=0,1", "measure=val/reconstruction"]
     arguments += ["+hydra.callbacks.listener._target_=listening.Listener"]
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train", *arguments])
-    config.run_with_hydra(cli._train, cli._resume, arguments)
+    run_with_hydra(arguments)
     expected = []
     for seed in (0, 1):
         (file,) = tmp_path.glob(f"runs/*/*/{seed}/history.json")

@@ -47,7 +47,7 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     """The cells that would have been run, as (configuration, folder)."""
     ran: list[tuple[Any, Path]] = []
 
-    def run(config: Any, folder: Path) -> None:
+    def run(config: Any, folder: Path, *_: object) -> None:
         ran.append((config, folder))
         folder.mkdir(parents=True)
         provenance = {"hardware": "none", "versions": {}}

@@ -19,7 +19,7 @@ from pyro_tvae.experiments.commands import posterior
 from pyro_tvae.experiments.config.building import build
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import Transformations
-from pyro_tvae.experiments.runs.folder import write_text
+from pyro_tvae.experiments.runs.files import write_text
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
 from pyro_tvae.inference.simulation_based_calibration import Calibration
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -17,22 +21,17 @@ from scipy import stats
 from test_house import ROOT
 
 from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.studies import ledger
+from pyro_tvae.experiments.studies import reproduce as reproducing
 from pyro_tvae.experiments.studies.claims import claims_of, remarks_of
 from pyro_tvae.experiments.studies.comparison import table
 from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
-from pyro_tvae.experiments.studies.records import (
-    Cell,
-    check_settings,
-    kept_cells,
-    portable,
-    read_kept,
-    record_of,
-    settings_of,
-    stem_of,
-    write_record,
-)
-from pyro_tvae.experiments.studies.reproduce import STUDIES, Study, reproduce
+from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
+from pyro_tvae.experiments.studies.records import Cell, kept_cells, record_of, stem_of
+from pyro_tvae.experiments.studies.registry import STUDIES, Study
+from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.experiments.studies.results import NAME, results_text, write_results
+from pyro_tvae.experiments.studies.settings import check_settings, portable, settings_of
 from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
 
 KINDS = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
@@ -407,7 +406,7 @@ SMALL = Study("One guide", {"mean field": ("prior=gaussian", "guide=mean_field")
 def pretend(ran: list[str]) -> Any:
     """In place of training: a run's folder with a configuration and an evaluation."""
 
-    def run(config: Any, folder: Path) -> None:
+    def run(config: Any, folder: Path, *_: object) -> None:
         from omegaconf import OmegaConf
 
         ran.append(str(config.seed))
@@ -433,16 +432,118 @@ def pretend(ran: list[str]) -> Any:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from pyro_tvae.experiments.studies import reproduce as module
-
     seeds: list[str] = []
     monkeypatch.setitem(STUDIES, "small", SMALL)
-    monkeypatch.setattr(module, "_run", pretend(seeds))
+    monkeypatch.setattr(reproducing, "_run", pretend(seeds))
     return seeds
+
+
+def pretend_to_follow(config: Any, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    run = {"hardware": "made up", "versions": {}, "seconds": {"training": 2.0}}
+    run["points"] = [{"step": 1, "seconds": 2.0, "iwae": -100.0 - config.seed}]
+    (folder / "points.json").write_text(json.dumps(run))
+
+
+SMALL_CURVES = Study("One recipe", {"adam": ("fit.max_steps=4",)}, budgets=False, labels={"adam": "Adam"})
+TRAINED_BY = {"small": "_run", "small_curves": "follow"}
 
 
 def quietly(line: str) -> None:
     """Say nothing."""
+
+
+@pytest.mark.parametrize("name", TRAINED_BY)
+def test_a_seed_that_another_keeps_during_a_run_is_not_lost(
+    name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
+    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
+    options: dict[str, Any] = {"keep": True, "progress": quietly}
+    reproduce(name, seeds=[7], output=tmp_path / "there", records=tmp_path / "theirs", **options)
+    file, train = tmp_path / "ours" / f"{name}.json", getattr(reproducing, TRAINED_BY[name])
+
+    def meanwhile(*arguments: Any) -> None:
+        train(*arguments)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes((tmp_path / "theirs" / file.name).read_bytes())
+
+    monkeypatch.setattr(reproducing, TRAINED_BY[name], meanwhile)
+    record = reproduce(name, seeds=[0], output=tmp_path / "here", records=file.parent, **options)
+    assert [row["seeds"] for row in record["rows"]] == [[0, 7]]
+    assert read_kept(file) == record
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("name", TRAINED_BY)
+def test_keepers_that_finish_at_the_same_moment_lose_no_seed(
+    name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
+    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
+    file, seeds = tmp_path / "kept" / f"{name}.json", range(4)
+
+    def slowly(*arguments: Any) -> Any:
+        sleep(0.2)  # between reading and writing, where all the others are too unless they wait
+        return record_of(*arguments)
+
+    def keep(seed: int) -> None:
+        options: dict[str, Any] = {"records": file.parent, "keep": True, "progress": quietly}
+        reproduce(name, seeds=[seed], output=tmp_path / str(seed), **options)
+
+    monkeypatch.setattr(ledger, "record_of", slowly)
+    fork = multiprocessing.get_context("fork")
+    keepers = [fork.Process(target=keep, args=(seed,)) for seed in seeds]
+    for keeper in keepers:
+        keeper.start()
+    for keeper in keepers:
+        keeper.join()
+    assert [keeper.exitcode for keeper in keepers] == [0] * len(seeds)
+    assert [row["seeds"] for row in read_kept(file)["rows"]] == [list(seeds)]
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_what_a_killed_keeper_left_locked_is_free(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    file = tmp_path / "kept" / "table1-hour.json"
+
+    def die() -> None:
+        with held(file):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    keeper = multiprocessing.get_context("fork").Process(target=die)
+    keeper.start()
+    keeper.join()
+    assert list(file.parent.iterdir())
+    with held(file):
+        write_record(file, table1())
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_of_records_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    with (
+        pytest.raises(OSError, match=r"kept/small\.json cannot be written .*choose a place that can be"),
+        held(tmp_path / "kept" / "small.json"),
+    ):
+        pass
+
+
+def test_records_under_former_names_are_those_of_today(ran: list[str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"records": tmp_path / "kept", "keep": True, "progress": quietly}
+    now = reproduce("small", output=tmp_path / "here", **options)
+    text = (tmp_path / "kept" / "small.json").read_text()
+    former = text.replace('"model.centered"', '"model.centred"')
+    assert former != text
+    (tmp_path / "kept" / "small.json").write_text(former)
+    assert reproduce("small", output=tmp_path / "there", **options) == now
+    assert (tmp_path / "kept" / "small.json").read_text() == text
+    assert ran == ["0"]
+    other = former.replace('"model.centred": ', '"model.centred": "other", "was": ')
+    (tmp_path / "kept" / "small.json").write_text(other)
+    with pytest.raises(ValueError, match=r"small\.json was made with model\.centered=other, and .* is asked for"):
+        reproduce("small", output=tmp_path / "there", **options)
 
 
 def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path: Path) -> None:

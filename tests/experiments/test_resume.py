@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pyro_tvae.experiments.commands import train as runs
+from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
@@ -42,8 +42,8 @@ def test_a_finished_run_is_left_alone_but_for_its_page(run: Path, monkeypatch: p
     def nothing(*_: object, **__: object) -> None:
         raise AssertionError("this was done before")
 
-    monkeypatch.setattr(runs, "fit_parts", nothing)
-    monkeypatch.setattr(runs, "evaluate", nothing)
+    monkeypatch.setattr(train, "fit_parts", nothing)
+    monkeypatch.setattr(evaluate, "evaluate", nothing)
     before = stamps(run)
     resume_run(run)
     assert {name for name, stamp in stamps(run).items() if before.get(name) != stamp} == {"report.html"}
@@ -54,8 +54,8 @@ def test_what_is_missing_is_made_again_as_it_was(missing: str, run: Path) -> Non
     """A file that is gone stands for the kill just before it was written."""
     before = {path.name: load_file(path) for path in run.glob("*.safetensors")}
     measures = json.loads((run / "evaluation.json").read_text())["measures"]
-    gone = {missing, "model.safetensors"} if missing == "untrained.safetensors" else {missing}
-    for name in gone | {"evaluation.json", "report.html"}:
+    lost = {missing, "model.safetensors"} if missing == "untrained.safetensors" else {missing}
+    for name in lost | {"evaluation.json", "report.html"}:
         (run / name).unlink()
     half = run / "figures" / ".reconstructions.png-x.partial"
     half.write_bytes(b"half a picture")
@@ -74,14 +74,11 @@ def test_a_new_run_does_not_overwrite_an_old_one(run: Path) -> None:
     assert stamps(run) == before
 
 
-def test_a_resumed_run_takes_no_other_settings_than_where_it_computes() -> None:
-    called: list[tuple[str, dict[str, object]]] = []
-
-    def resume(folder: str, changes: dict[str, object]) -> None:
-        called.append((folder, changes))
-
-    run_with_hydra(lambda config: None, resume, ["resume=runs/a", "fit.devices=2", "fit.strategy=ddp"])
-    assert called == [("runs/a", {"fit.devices": 2, "fit.strategy": "ddp"})]
+def test_a_resumed_run_takes_no_other_settings_than_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Path, dict[str, object]]] = []
+    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow: called.append((path, changes)))
+    run_with_hydra(["resume=runs/a", "fit.devices=2", "fit.strategy=ddp"])
+    assert called == [(Path("runs/a"), {"fit.devices": 2, "fit.strategy": "ddp"})]
     with pytest.raises(ConfigurationError, match=r"model\.mu cannot be given beside it; leave it out"):
-        run_with_hydra(lambda config: None, resume, ["resume=runs/a", "model.mu=3"])
+        run_with_hydra(["resume=runs/a", "model.mu=3"])
     assert len(called) == 1

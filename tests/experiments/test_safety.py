@@ -16,11 +16,12 @@ import torch
 import yaml
 
 import pyro_tvae
-from pyro_tvae.experiments.commands.train import evaluate_run, report_run, resume_run, train_run
-from pyro_tvae.experiments.config import allowlist as trust
+from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
+from pyro_tvae.experiments.commands.train import resume_run, train_run
+from pyro_tvae.experiments.config.allowlist import PARTS_ONLY, Allowlist
 from pyro_tvae.experiments.config.composition import compose, make
 from pyro_tvae.experiments.datasets import arrays
-from pyro_tvae.experiments.runs.folder import configuration, trained
+from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.inference import from_netcdf
 
 TINY = [
@@ -158,7 +159,7 @@ TARGETS = {
     "a shell by way of the project": "pyro_tvae.experiments.config.errors.os.system",
     "exec": "builtins.exec",
     "a writer of files": "pyro_tvae.save",
-    "another writer of files": "pyro_tvae.experiments.runs.folder.write_text",
+    "another writer of files": "pyro_tvae.experiments.runs.files.write_text",
     "a class outside": "subprocess.Popen",
     "Hydra's own": "hydra.utils.call",
     "torch's unpickler": "torch.load",
@@ -189,7 +190,7 @@ def test_a_stored_configuration_calls_parts_only(
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "evaluation.json").unlink()
     before = files(run)
-    for command in (evaluate_run, report_run, resume_run, trained):
+    for command in (evaluate_run, report_run, resume_run, lambda run: Run(run).load()):
         assert "config.yaml" in refused(lambda command=command: command(run))  # type: ignore[misc]
     assert files(run) == before
     assert not witness.exists()
@@ -215,7 +216,7 @@ def test_a_stored_configuration_calls_parts_only(
 )
 def test_a_stored_configuration_is_plain_data(text: str, run: Path, witness: Path) -> None:
     (run / "config.yaml").write_text(text.replace("WITNESS", str(witness)))
-    assert "config.yaml" in refused(lambda: configuration(run))
+    assert "config.yaml" in refused(lambda: Run(run).config())
     assert not witness.exists()
 
 
@@ -229,22 +230,23 @@ def test_parts_of_ones_own_are_found_where_their_module_is_named(
         "def data(seed=0):\n    return digits(seed)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(trust, "_modules", set())
-    monkeypatch.setattr(trust, "_targets", set())
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["source"]["_target_"] = "my_parts.data"
     config["topography"]["_target_"] = "my_parts.Mine"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "add --import my_parts" in refused(lambda: configuration(run))
+    assert "add --import my_parts" in refused(lambda: Run(run).config())
     assert "my_parts" not in sys.modules
-    trust.trust_modules(["my_parts"])
-    assert type(make(configuration(run).topography)).__name__ == "Mine"
-    assert len(make(configuration(run).data.source).train.labels) > 1000
+    allow = Allowlist.importing(["my_parts"])
+    assert type(make(Run(run).config(allow).topography)).__name__ == "Mine"
+    assert len(make(Run(run).config(allow).data.source).train.labels) > 1000
+    # What one command was allowed, the next is not.
+    assert "add --import my_parts" in refused(lambda: Run(run).config())
+    assert "add --import my_parts" in refused(lambda: Run(run).config(Allowlist.importing([])))
     # What that module merely imported is not its own.
     config["data"]["source"]["_target_"] = "my_parts.pyro_tvae.save"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    refused(lambda: configuration(run))
-    assert "there" in refused(lambda: trust.trust_modules(["not_there"]))
+    refused(lambda: Run(run).config(allow))
+    assert "there" in refused(lambda: Allowlist.importing(["not_there"]))
 
 
 def test_what_the_command_line_named_may_be_read_again_by_the_same_process(
@@ -254,9 +256,13 @@ def test_what_the_command_line_named_may_be_read_again_by_the_same_process(
         "from pyro_tvae.experiments.datasets import digits\ndef data(seed=0):\n    return digits(seed)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(trust, "_targets", set())
-    train_run(compose([*TINY, "data.source._target_=my_source.data"]), tmp_path / "run")
+    config = compose([*TINY, "data.source._target_=my_source.data"])
+    train_run(config, tmp_path / "run")
     assert (tmp_path / "run" / "report.html").is_file()
+    (tmp_path / "run" / "evaluation.json").unlink()
+    assert "which is no part of pyro-tvae" in refused(lambda: resume_run(tmp_path / "run"))
+    resume_run(tmp_path / "run", allow=PARTS_ONLY.typed(config))
+    assert (tmp_path / "run" / "evaluation.json").is_file()
 
 
 def test_a_page_shows_what_a_file_says_and_does_not_run_it(run: Path) -> None:

@@ -1,0 +1,103 @@
+"""The commands ``evaluate`` and ``report``: a trained run judged, drawn, and shown on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import pyro_tvae
+
+from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.building import Parts
+from ..config.errors import ConfigurationError
+from ..evaluation.evaluate import evaluate
+from ..reports.report import write_report
+from ..reports.run_figures import draw, pictures
+from ..reports.tables import print_evaluation
+from ..runs.files import finite
+from ..runs.run import EVALUATION, PLAIN_VAE, UNTRAINED, Run, Trained
+
+__all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page"]
+
+
+def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY) -> None:
+    """Judge a trained run, write ``evaluation.json``, the figures and the report; prints the table.
+
+    Args:
+        path: of the run's folder.
+        split: ``"test"`` or ``"validation"``.
+        allow: what its configuration may call.
+    """
+    run = Run(path)
+    judge(run, run.load(allow), run.history(), split)
+
+
+def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
+    """Write ``report.html`` again from what the run's folder holds."""
+    run = Run(path)
+    config = run.config(allow)
+    if not run.has(EVALUATION):
+        run.check_trained()
+        raise FileNotFoundError(f"{run} holds no {EVALUATION}; run 'pyro-tvae evaluate {run}' first.")
+    return write_page(run, config, run.read(EVALUATION), run.history())
+
+
+def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
+    """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
+    config = trained.config
+    rivals = {
+        role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
+        for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
+    }
+    result = evaluate(
+        trained.model,
+        trained.guide,
+        trained.data,
+        name=config.name,
+        **rivals,
+        split=split,
+        num_particles=config.evaluation.num_particles,
+        context=config.evaluation.context,
+        seed=config.seed,
+        progress=config.fit.progress,
+    )
+    result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
+    draw(run.path / "figures", trained, result, history.get("rows"))
+    run.write(EVALUATION, result.record)
+    page = write_page(run, config, finite(result.record), history)
+    print_evaluation(result.record)
+    print(f"report: {page}")
+
+
+def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
+    """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
+    text = OmegaConf.to_yaml(config, resolve=True)
+    return write_report(run.path, record, pictures(run.path / "figures"), text, history.get("rows"))
+
+
+def check_judgeable(config: DictConfig, parts: Parts) -> None:
+    """Raise ConfigurationError where a run could be trained, and not be judged afterwards."""
+    for name, dataset in parts.data.datasets.items():
+        least = 2 if name == "test" else 1  # spreads over sequences are among what is measured
+        if len(dataset) < least:
+            raise ConfigurationError(
+                f"the number of sequences in the {name} split is {len(dataset)}; expected at least {least}: give more "
+                "items, or another share of them."
+            )
+    context, n_frames = config.evaluation.context, parts.model.n_frames
+    if context is not None and not (isinstance(context, int) and 1 <= context < n_frames):
+        raise ConfigurationError(
+            f"evaluation.context is {context!r}; expected 1 to {n_frames - 1} of {n_frames} frames, so that some stay "
+            "unseen, or null for half of them."
+        )
+    particles, epochs = config.evaluation.num_particles, config.baseline.max_epochs
+    if not isinstance(particles, int) or particles < 1:
+        raise ConfigurationError(f"evaluation.num_particles is {particles!r}; expected a whole number of at least 1.")
+    if config.baseline.enabled and (not isinstance(epochs, int) or epochs == 0 or epochs < -1):
+        raise ConfigurationError(
+            f"baseline.max_epochs is {epochs!r}; expected a whole number of at least 1, -1 for no limit by epochs, or "
+            "baseline.enabled=false."
+        )

@@ -1,0 +1,230 @@
+"""A run's folder: what it holds, by name, how that is read and written, and who may."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import pyro_tvae
+from pyro_tvae.files import PARTIAL
+
+from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.composition import compose, keys, make
+from ..config.former_names import current_settings
+from ..interruption import command
+from .files import finite, read_record, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders go unguarded
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyro_tvae import TVAE, Guide
+
+    from ..datasets import SequenceDataModule
+
+__all__ = ["Run", "Trained", "device_of"]
+
+CONFIG, LOCK = "config.yaml", ".lock"
+WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
+EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
+SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on."""
+
+    config: DictConfig
+    model: TVAE
+    guide: Guide
+    data: SequenceDataModule
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, by the path of its folder."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether the folder holds this file."""
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A record in the folder; ValueError where it is damaged."""
+        return read_record(self.path / name)
+
+    def write(self, name: str, content: str | Mapping[str, Any]) -> Path:
+        """Write text, or a record as JSON, whole or not at all."""
+        text = content if isinstance(content, str) else json.dumps(finite(dict(content)), indent=1)
+        return write_text(self.path / name, text)
+
+    def history(self) -> dict[str, Any]:
+        """The training history, ``rows`` and ``seconds``; empty where there is none yet."""
+        return self.read(HISTORY) if self.has(HISTORY) else {}
+
+    def stored(self) -> DictConfig:
+        """What ``config.yaml`` says, under present names; nothing in it is to be called before it is checked.
+
+        Raises:
+            FileNotFoundError: the folder is not a run's.
+            ValueError: the file is damaged.
+        """
+        path = self.path / CONFIG
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"there is no folder {self}; 'pyro-tvae list' shows the runs.")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
+            )
+        try:
+            stored = OmegaConf.load(path)
+            if isinstance(stored, DictConfig) and not _bare_words(stored):
+                return OmegaConf.create(current_settings(cast("dict[str, Any]", OmegaConf.to_container(stored))))
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ValueError(f"{path} cannot be read ({problem}); {EXPECTED}") from None
+        raise ValueError(f"{path} holds no mapping; {EXPECTED}")
+
+    def config(self, allow: Allowlist = PARTS_ONLY) -> DictConfig:
+        """What the run was made from: all settings, those that came later with what they were before.
+
+        Args:
+            allow: what the file may call beside parts of the project; it can be a stranger's.
+
+        Raises:
+            FileNotFoundError: the folder is not a run's.
+            ValueError: the file is damaged, lacks a setting, or names what is not allowed.
+        """
+        config, path = self.stored(), self.path / CONFIG
+        allow.check(config, path)
+        default = _default()
+        for name, value in (LATER | {group: default[group] for group in LATER_GROUPS}).items():
+            section, _, key = name.rpartition(".")
+            node = config.get(section) if section else config
+            if isinstance(node, DictConfig) and key not in node:
+                node[key] = value
+        names = {*keys(config)}
+        for name in keys(default):
+            section, _, key = name.partition(".")
+            if name not in names and (not key or (section in PLAIN and "." not in key)):
+                raise ValueError(f"{path} lacks the setting {name!r}; {EXPECTED}")
+        return config
+
+    def load(
+        self,
+        allow: Allowlist = PARTS_ONLY,
+        *,
+        config: DictConfig | None = None,
+        data: SequenceDataModule | None = None,
+    ) -> Trained:
+        """The trained run: weights from their file, and what is not at hand already.
+
+        Args:
+            allow: see :meth:`config`.
+            config, data: of the run, where they are at hand.
+
+        Raises:
+            FileNotFoundError: the folder is not a run's, or its training has not ended.
+        """
+        config = self.config(allow) if config is None else config
+        self.check_trained()
+        device = device_of(config)
+        model, guide = pyro_tvae.load(self.path / WEIGHTS, device)
+        return Trained(config, model, guide, make(config.data) if data is None else data, device)
+
+    def check_trained(self) -> None:
+        """Raise FileNotFoundError where the training has not ended."""
+        if not self.has(WEIGHTS):
+            raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with the run."""
+        return command("train", f"resume={self}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process. The system lets go of it however the process ends, SIGKILL included.
+
+        Raises:
+            BlockingIOError: another process is at work on it.
+            OSError: the folder cannot be written.
+        """
+        try:
+            file = open(self.path / LOCK, "ab")  # noqa: SIM115 - the errors of opening are not those of the block
+        except OSError as error:
+            raise type(error)(f"{self} cannot be written ({error.strerror}); choose a folder that can be.") from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    raise BlockingIOError(
+                        f"another process is at work on {self}; wait for its end or stop it, then: {self.resume}"
+                    ) from None
+                except OSError:
+                    pass  # a file system that knows no locks
+            yield
+
+    def sweep(self) -> None:
+        """Remove what a killed process was still writing."""
+        for partial in self.path.rglob(f".*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def removed_after_mistakes(self) -> Iterator[None]:
+        """Remove the folder where an error comes before the first step; interruptions keep it."""
+        try:
+            yield
+        except Exception:
+            begun = {".hydra", LOCK, CONFIG, UNTRAINED}
+            if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun:
+                shutil.rmtree(self.path, ignore_errors=True)
+                print(f"{self} was removed again: nothing had been trained", flush=True)
+            raise
+
+
+def device_of(config: DictConfig) -> torch.device:
+    """Where a run computes: as ``fit.accelerator`` says, or the fastest device there is."""
+    import torch  # takes seconds, for which a list of runs does not wait
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    # What was trained on a device that is not here is judged on what is.
+    return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
+
+
+def _bare_words(config: DictConfig) -> bool:
+    """Whether a file held words alone, which OmegaConf takes for a name without a value."""
+    names = list(config)
+    return len(names) == 1 and not OmegaConf.is_interpolation(config, str(names[0])) and config[names[0]] is None
+
+
+EXPECTED = "expected the file that 'pyro-tvae train' wrote."
+# Settings that older runs lack, and what they were made with.
+LATER = {"model.centered": False, "fit.matmul_precision": "highest"}
+LATER_GROUPS = ("logger", "measure")  # at the top; as they are by default
+PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
+
+
+@functools.cache
+def _default() -> DictConfig:
+    return compose()
