@@ -29,7 +29,7 @@ from ..datasets.transformations import Transformations
 from .record import Bar, with_threads
 from .record import console as record_console
 from .record import table as record_table
-from .timing import StepTurns, seconds_of
+from .timing import StepTimer, seconds_of
 
 __all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 
@@ -275,7 +275,7 @@ def _time_steps(
         products()
         torch.set_float32_matmul_precision(precision)
 
-    turns = StepTurns(
+    turns = StepTimer(
         in_float32,
         steps=STEPS,
         warm_up=WARM_UP_STEPS,

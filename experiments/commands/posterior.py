@@ -88,8 +88,8 @@ def posterior_run(
     coords: dict[str, Any] = {"label": batch["label"]}
     # A factor may be called like a variable (x, scale), its index never is.
     coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
-    if isinstance(described.maker, MovingImages):
-        for k, (name, values) in enumerate(described.maker.transformations.factors.items()):
+    if isinstance(described.renderer, MovingImages):
+        for k, (name, values) in enumerate(described.renderer.transformations.factors.items()):
             coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]

@@ -9,57 +9,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..evaluation.measures import BLIND, HEADINGS
 from ..reports.tables import MISSING, format_number
 
-__all__ = ["BLIND_MEASURES", "aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
+__all__ = ["aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
 
-COLUMNS = {
-    "iwae": "IWAE ↑",
-    "iwae_error": "its standard error over test sequences",
-    "ess": "its effective sample size, median",
-    "elbo": "ELBO ↑",
-    "kl": "KL",
-    "frame_unnormalised": "frame_unnormalised",
-    "few/elbo": "ELBO, the first test sequences alone ↑",
-    "few/iwae": "IWAE, K = 1,000, the same ↑",
-    "few/ais": "AIS, the same ↑",
-    "few/gap": "best of these − ELBO ↓",
-    "held/elbo": "ELBO of the guide fitted to one model that is held ↑",
-    "held/best": "the best estimate of that model's log p(x)",
-    "held/gap": "that − ELBO ↓",
-    "explained": "explained ↑",
-    "e_eq": "E_eq ↓",
-    "e_eq_untrained": "E_eq, untrained",
-    "forward_roll": "forward_roll ↑",
-    "forward_roll_floor": "its best floor",
-    "probe": "class probe ↑",
-    "map/selective": "units with d′ ≥ 0.85 ↑",
-    "map/selective_untrained": "such units, untrained",
-    "map/classes": "classes they prefer",
-    "map/selectivity": "neighbours' d′: correlation ↑",
-    "map/selectivity_p": "neighbours' d′: p",
-    "map/selectivity_untrained": "neighbours' d′: untrained",
-    "map/slant": "neighbours' slant: correlation ↑",
-    "map/slant_p": "neighbours' slant: p",
-    "map/slant_untrained": "neighbours' slant: untrained",
-    "map/stroke_width": "neighbours' stroke width: correlation ↑",
-    "map/stroke_width_p": "neighbours' stroke width: p",
-    "map/stroke_width_untrained": "neighbours' stroke width: untrained",
-    "collapsed": "collapsed",
-    "seconds": "training, s",
-    "seconds_per_step": "s / step",
-}
-PREFIXES = {
-    "roll": "roll correlation",
-    "roll_untrained": "roll correlation, untrained",
-    "cap_corr": "CapCorr",
-    "cap_corr_untrained": "CapCorr, untrained",
-    "commutation": "commutation ↓",
-    "pose": "pose probe",
-    "active": "active latents",
-}
-# A code that says nothing about its input can score perfectly on these.
-BLIND_MEASURES = ("e_eq", "roll", "cap_corr", "commutation")
 MARK = "†"
 
 
@@ -70,8 +24,8 @@ def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
         >>> aggregate([1.0, 3.0, None])
         (2.0, 1.4142135623730951)
     """
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return statistics.fmean(known) if known else math.nan, statistics.stdev(known) if len(known) > 1 else None
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(numbers) if numbers else math.nan, statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
 def collapsed_seeds(row: Mapping[str, Any]) -> list[int]:
@@ -107,15 +61,7 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-ENDS = {
-    "seconds": "training, s",
-    "step": "steps",
-    "elbo": "ELBO ↑",
-    "iwae": "IWAE ↑",
-    "explained": "explained ↑",
-    "forward_roll": "forward_roll ↑",
-    "forward_roll_floor": "its best floor",
-}
+ENDS = ("seconds", "step", "elbo", "iwae", "explained", "forward_roll", "forward_roll_floor")
 
 
 def ends(record: Mapping[str, Any]) -> str:
@@ -123,29 +69,26 @@ def ends(record: Mapping[str, Any]) -> str:
     rows = record["rows"]
     lines = ["| at the end | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) or MISSING for row in rows) + " |"]
-    for key, label in ENDS.items():
+    for key in ENDS:
         last = [aggregate([run["points"][-1].get(key) for run in row["runs"]]) for row in rows]
-        lines.append(f"| {label} | " + " | ".join(format_number(*value) for value in last) + " |")
+        lines.append(f"| {HEADINGS[key]} | " + " | ".join(format_number(*value) for value in last) + " |")
     return "\n".join(lines) + "\n\nNats per frame where a measure is in nats; ± is the standard deviation over seeds.\n"
 
 
 def _columns(record: Mapping[str, Any]) -> dict[str, str]:
     present = list(dict.fromkeys(key for row in record["rows"] for key in row["values"]))
-    parts = {
-        key: f"{PREFIXES[key.split('/')[0]]}, {key.split('/')[1]}"
-        for key in present
-        if "/" in key and key.split("/")[0] in PREFIXES
-    }
-    return {key: label for key, label in COLUMNS.items() if key in present} | parts
+    split = {key: key.partition("/") for key in present}
+    parts = {key: f"{HEADINGS[name]}, {part}" for key, (name, _, part) in split.items() if part and name in HEADINGS}
+    return {key: heading for key, heading in HEADINGS.items() if key in present} | parts
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
     values: Sequence[float | None] = row["values"].get(key, ())
-    gone = collapsed_seeds(row)
+    collapsed = collapsed_seeds(row)
     if key == "collapsed":
-        return f"{len(gone)} of {len(row['seeds'])}" if any(value is not None for value in values) else MISSING
+        return f"{len(collapsed)} of {len(row['seeds'])}" if any(value is not None for value in values) else MISSING
     text = format_number(*aggregate(values))
-    return f"{text} {MARK}" if gone and text != MISSING and key.split("/")[0] in BLIND_MEASURES else text
+    return f"{text} {MARK}" if collapsed and text != MISSING and key.partition("/")[0] in BLIND else text
 
 
 def as_csv(record: Mapping[str, Any]) -> str:

@@ -28,12 +28,17 @@ of the test split. Any run may have ``notes``, a list of sentences that must sta
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import torch
+
+from pyro_tvae.inference import ForwardRoll
+
+from ..evaluation.measures import CONTROLLED, flat
 from ..runs.files import finite, read_record
 from ..runs.run import EVALUATION, SELECTIVITY, Run
 from .settings import Settings, portable, shared_settings
@@ -133,20 +138,18 @@ Cells = Mapping[tuple[str, int], Cell]
 def measured(run: Path) -> Cell:
     """What an evaluated run holds, flat; nats per frame where not said otherwise."""
     record = read_record(run / EVALUATION)
-    values: Values = {}
-    for key, value in record["measures"]["trained"].items():
-        values |= _named(key, value)
+    values: Values = {**flat(record["measures"]["trained"])}
     forecast = record.get("forward_roll")
     if forecast:
-        means = {
-            key: statistics.fmean(value[: (len(value) + 1) // 2]) for key, value in forecast["log_likelihood"].items()
+        scores = {  # null is minus infinity, for which JSON has no word
+            name: torch.tensor([-math.inf if value is None else value for value in own], dtype=torch.float64)
+            for name, own in forecast["log_likelihood"].items()
         }
+        means = ForwardRoll(forecast["context"], scores, {}, {}).means()
         values["forward_roll"] = means.pop("model")
         values["forward_roll_floor"] = max(means.values())
     untrained = record["measures"].get("untrained") or {}
-    for key in ("e_eq", "roll", "cap_corr"):
-        if key in untrained:
-            values |= _named(f"{key}_untrained", untrained[key])
+    values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
     values["collapsed"] = float(record["collapsed"])
     history = Run(run).history()
     steps = max((row["step"] for row in history.get("rows", ())), default=0)
@@ -168,10 +171,6 @@ def measured(run: Path) -> Cell:
     if forecast:
         how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
     return Cell(_rounded(finite(values)), _rounded(finite(how)))
-
-
-def _named(key: str, value: Any) -> Values:
-    return {f"{key}/{part}": item for part, item in value.items()} if isinstance(value, dict) else {key: value}
 
 
 def _rounded(value: Any) -> Any:
