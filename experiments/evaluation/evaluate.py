@@ -13,10 +13,10 @@ from pyro_tvae.inference import ForwardRoll, forward_roll
 
 from ..datasets import SequenceDataModule
 from ..provenance import hardware, versions
-from .measures import score
+from .measures import COLLAPSED, score
 from .record import EvaluationRecord, rows
 from .scoring import ends_of_explained, measure
-from .verdict import COLLAPSED, remarks, verdict
+from .verdict import remarks, verdict
 
 __all__ = ["COLLAPSED", "Evaluation", "Rival", "ends_of_explained", "evaluate", "measure"]
 

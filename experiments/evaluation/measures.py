@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["BLIND", "CONTROLLED", "HEADINGS", "MEASURES", "Measure", "Scores", "flat", "score"]
+__all__ = ["BLIND", "COLLAPSED", "CONTROLLED", "HEADINGS", "MEASURES", "Measure", "Scores", "flat", "score"]
 
 Scores: TypeAlias = Mapping[str, float | dict[str, float]]  # measure -> one number, or one for each of its parts
+COLLAPSED = 0.05  # `explained` below this is called a collapse
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 
 

@@ -9,11 +9,9 @@ from torch import Tensor
 from pyro_tvae import TVAE, Bernoulli
 from pyro_tvae.inference import ForwardRoll
 
-from .measures import Scores, score
+from .measures import COLLAPSED, Scores, score
 
-__all__ = ["COLLAPSED", "remarks", "verdict"]
-
-COLLAPSED = 0.05  # `explained` below this is called a collapse
+__all__ = ["remarks", "verdict"]
 
 
 def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ..evaluation.evaluate import COLLAPSED
+from ..evaluation.measures import COLLAPSED
 from .comparison import collapsed_seeds
 from .own_claims import catching_up, guide_claims, prior_claims, rankings, recipe_claims
 from .paper_claims import figure_claims, table_claims

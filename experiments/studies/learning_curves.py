@@ -27,7 +27,8 @@ from ..evaluation.evaluate import ends_of_explained
 from ..provenance import hardware, versions
 from ..runs.files import write_text
 from ..runs.run import CONFIG, Run, device_of
-from .records import POINTS, RunInfo, Values
+from .cells import POINTS
+from .records import RunInfo, Values
 
 __all__ = ["MOMENTS", "Snapshots", "follow", "judge"]
 

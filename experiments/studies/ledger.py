@@ -15,22 +15,10 @@ from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
 from ..runs.files import read_record, write_text
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY
+from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
-from .records import (
-    ANNEALED,
-    LEARNING_CURVES,
-    POINTS,
-    REFITTED,
-    TABLE,
-    Cell,
-    Record,
-    RunInfo,
-    kept_cells,
-    measured,
-    record_of,
-    stem_of,
-)
+from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
 from .settings import check_settings, settings_of, stored_settings
 

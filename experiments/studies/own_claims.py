@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from ..evaluation.evaluate import COLLAPSED
+from ..evaluation.measures import COLLAPSED
 from ..reports.tables import format_number, format_seconds
 from .comparison import collapsed_seeds
 from .records import Record, Row, RunInfo, curve

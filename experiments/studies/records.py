@@ -28,26 +28,14 @@ of the test split. Any run may have ``notes``, a list of sentences that must sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-import torch
-
-from pyro_tvae.inference import ForwardRoll
-
-from ..evaluation.measures import CONTROLLED, flat
-from ..runs.files import finite, read_record
-from ..runs.run import EVALUATION, SELECTIVITY, Run
 from .settings import Settings, portable, shared_settings
 
 __all__ = [
-    "ANNEALED",
     "LEARNING_CURVES",
-    "POINTS",
-    "REFITTED",
     "SCHEMA",
     "TABLE",
     "Cell",
@@ -56,15 +44,12 @@ __all__ = [
     "RunInfo",
     "curve",
     "kept_cells",
-    "measured",
     "record_of",
     "stem_of",
 ]
 
 SCHEMA = 2
 TABLE, LEARNING_CURVES = "reproduction", "recipe"  # kinds of records, as files name them
-ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
-DIGITS = 7  # more would be noise in the files' diffs
 
 Values = dict[str, float | None]
 
@@ -130,58 +115,6 @@ class Cell:
 
 
 Cells = Mapping[tuple[str, int], Cell]
-
-
-# ---- one run
-
-
-def measured(run: Path) -> Cell:
-    """What an evaluated run holds, flat; nats per frame where not said otherwise."""
-    record = read_record(run / EVALUATION)
-    values: Values = {**flat(record["measures"]["trained"])}
-    forecast = record.get("forward_roll")
-    if forecast:
-        scores = {  # null is minus infinity, for which JSON has no word
-            name: torch.tensor([-math.inf if value is None else value for value in own], dtype=torch.float64)
-            for name, own in forecast["log_likelihood"].items()
-        }
-        means = ForwardRoll(forecast["context"], scores, {}, {}).means()
-        values["forward_roll"] = means.pop("model")
-        values["forward_roll_floor"] = max(means.values())
-    untrained = record["measures"].get("untrained") or {}
-    values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
-    values["collapsed"] = float(record["collapsed"])
-    history = Run(run).history()
-    steps = max((row["step"] for row in history.get("rows", ())), default=0)
-    if steps:
-        values["seconds"] = history["seconds"]
-        values["seconds_per_step"] = history["seconds"] / steps
-    seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
-    if (run / ANNEALED).is_file():
-        annealed = read_record(run / ANNEALED)
-        if "seconds" in annealed:
-            seconds["annealing"] = annealed.pop("seconds")
-        values |= {f"few/{key}": value for key, value in annealed.items()}
-    for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
-        if (run / file).is_file():
-            values |= {f"{prefix}/{key}": value for key, value in read_record(run / file).items()}
-    how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
-    if record.get("notes"):
-        how["notes"] = record["notes"]
-    if forecast:
-        how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
-    return Cell(_rounded(finite(values)), _rounded(finite(how)))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-# ---- one record
 
 
 def stem_of(study: str, budget: str | None) -> str:

@@ -23,10 +23,11 @@ from ..config.composition import compose, fitting_overrides
 from ..config.errors import ConfigurationError
 from ..runs.files import finite
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
+from .cells import ANNEALED, REFITTED
 from .learning_curves import follow
 from .ledger import Ledger
 from .paper_figures import draw_run
-from .records import ANNEALED, REFITTED, Record
+from .records import Record
 from .refitting import refit
 from .registry import STUDIES, Study
 from .unit_map import organization
