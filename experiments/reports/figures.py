@@ -7,15 +7,13 @@ touches pyplot or the backend, so they work in a notebook, in a script and on a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from .mosaics import (
     DPI,
@@ -32,6 +30,9 @@ from .mosaics import (
     stack,
     wrap,
 )
+
+if TYPE_CHECKING:  # torch takes seconds to import, for which figures of plain numbers do not wait
+    from torch import Tensor
 
 __all__ = [
     "capsule_stripes",
@@ -271,8 +272,9 @@ def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None
 
 def interleaved(moving: Tensor) -> Tensor:
     """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
-    turn = torch.stack([(moving[:k] == factor).sum() for k, factor in enumerate(moving)])
-    return torch.argsort(turn * (int(moving.max()) + 1) + moving, stable=True)
+    factors = moving.tolist()
+    turns = [factors[:k].count(factor) for k, factor in enumerate(factors)]
+    return moving.new_tensor(sorted(range(len(factors)), key=lambda k: (turns[k], factors[k])))
 
 
 def _number(value: Any) -> float:

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..interruption import command
+from ..reports.mosaics import save
 from ..reports.tables import format_seconds
 from ..runs.files import write_text
 from .claims import Claim, claims_of, remarks_of
 from .comparison import ends, table
+from .curves import forecast_curves, recipe_curves
 from .kept import read_kept
 from .records import LEARNING_CURVES, TABLE, Record, stem_of
 from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
@@ -42,9 +44,6 @@ def write_results(folder: Path) -> Path:
         raise FileNotFoundError(
             f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep --records {folder}' makes it."
         )
-    from ..reports.figures import save  # with all of torch, which the text alone does without
-    from .curves import forecast_curves, recipe_curves
-
     for stem, record in _records(folder).items():
         figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
         if figure is not None:

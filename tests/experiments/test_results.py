@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import sleep
@@ -711,6 +713,17 @@ def test_the_committed_results_are_those_of_the_committed_records() -> None:
         record = read_kept(path)
         assert path.stem == stem_of(record["study"], record.get("budget"))
         assert not re.search(r'"/(home|root|work|tmp|mnt|Users)/', path.read_text(encoding="utf-8"))
+
+
+def test_results_are_written_and_drawn_without_torch(tmp_path: Path) -> None:
+    """It would take most of the command's time, and no record holds a tensor."""
+    write_record(tmp_path / "recipe.json", recipe())
+    code = (
+        "import sys; from pathlib import Path; from pyro_tvae.experiments.studies.results import write_results; "
+        "write_results(Path(sys.argv[1])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert (tmp_path / "recipe-curves.png").is_file()
 
 
 def test_the_commands_say_what_they_do_with_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
