@@ -60,21 +60,24 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
 
 
 def _resumed(arguments: Namespace, allow: Allowlist) -> bool:
-    """Go on with the run that is named, or that the same command began; whether there is one."""
+    """Go on with the run that is named, or that the same command began and did not end; whether there is one."""
     # Hydra prints a mistake as a page; composing first answers it in a sentence.
     config = compose(arguments.overrides)
     if arguments.cfg or arguments.info:
         return False
     given = [str(override.key_or_group) for override in parsed(arguments.overrides)]
     if config.resume is None:
-        run = _begun(config, arguments.overrides, given)
-        if run is None:
+        if not {"LOCAL_RANK", "SLURM_PROCID"}.isdisjoint(os.environ):
+            return False  # one of several processes, which have to agree
+        folder = Path(compose(arguments.overrides, hydra=True).hydra.run.dir).absolute()
+        begun = unfinished(config, folder, beside="hydra.run.dir" not in given)
+        if begun is None:
             return False
-        print(f"{run}: this command was interrupted before, and goes on; another name=… starts anew", flush=True)
-        sys.argv = [*sys.argv, f"hydra.run.dir={run}"]  # for the further processes that Lightning starts by it
+        print(f"{begun}: this command was interrupted before, and goes on; another name=… starts anew", flush=True)
+        sys.argv = [*sys.argv, f"hydra.run.dir={begun}"]  # for the further processes that Lightning starts by it
         allow = allow.typed(config)  # the stored one names what was typed
     else:
-        run = Run(Path(config.resume))
+        begun = Run(Path(config.resume))
         free = ("resume", "hydra", *ELSEWHERE)
         others = [name for name in given if not any(_touches([name], one) for one in free)]
         if others:
@@ -85,18 +88,10 @@ def _resumed(arguments: Namespace, allow: Allowlist) -> bool:
     from .train import resume_run
 
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
-    resume_run(run.path, changes, allow)
+    resume_run(begun.path, changes, allow)
     return True
 
 
 def _touches(given: Sequence[str], name: str) -> bool:
     """Whether one of the names that were given is this one, or lies within it."""
     return any(one == name or one.startswith((f"{name}.", f"{name}/")) for one in given)
-
-
-def _begun(config: DictConfig, overrides: Sequence[str], given: Sequence[str]) -> Run | None:
-    """The run that the same command began and did not end."""
-    if not {"LOCAL_RANK", "SLURM_PROCID"}.isdisjoint(os.environ):
-        return None  # one of several processes, which have to agree
-    folder = compose(overrides, hydra=True).hydra.run.dir
-    return unfinished(config, Path(folder).absolute(), beside="hydra.run.dir" not in given)

@@ -21,11 +21,8 @@ import pyro_tvae.inference
 __all__ = ["PARTS_ONLY", "Allowlist"]
 
 # Services may be named, since a run of one's own is to be read again, but are not started by a stored file.
-FILE_LOGGERS = tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger"))
-LOGGERS = (
-    *FILE_LOGGERS,
-    *(f"lightning.pytorch.loggers.{name}" for name in ("CometLogger", "MLFlowLogger", "NeptuneLogger", "WandbLogger")),
-)
+FILE_LOGGERS = tuple(f"lightning.pytorch.loggers.{name}Logger" for name in ("CSV", "TensorBoard"))
+SERVICES = tuple(f"lightning.pytorch.loggers.{name}Logger" for name in ("Comet", "MLFlow", "Neptune", "Wandb"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Allowlist:
             ValueError: it does, or it holds an interpolation, which could read the environment.
         """
         for key, target in _targets(OmegaConf.to_container(config, resolve=False)):
-            if key.startswith("logger.") and key.count(".") == 2 and target in LOGGERS:
+            if key.startswith("logger.") and key.count(".") == 2 and target in FILE_LOGGERS + SERVICES:
                 continue
             if isinstance(target, str) and "${" in target:
                 raise ValueError(

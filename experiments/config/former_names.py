@@ -22,7 +22,7 @@ OPTIONS = {
 PART = re.compile(r"(?<![\w.])pyro_tvae(\.\w+)+(?![\w.])")
 
 
-def current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def current_settings(settings: Mapping[Any, Any]) -> dict[str, Any]:
     """Settings under their present names, their targets too; those that are not called otherwise stay as they are.
 
     Args:

@@ -15,7 +15,6 @@ from .errors import ConfigurationError
 __all__ = ["check_loggers", "check_stored_loggers", "files_only", "loggers"]
 
 PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
-INSTALL = {"comet_ml": "comet-ml"}
 
 
 def loggers(config: DictConfig, directory: Path | None) -> list[Any]:
@@ -37,8 +36,8 @@ def check_loggers(config: DictConfig) -> None:
         package = PACKAGES.get(kind)
         if package is not None and find_spec(package) is None:
             raise ConfigurationError(
-                f"logger.{name} is {kind}, whose package is not installed; pip install "
-                f"{INSTALL.get(package, package)}, or choose another logger, such as logger=csv_tensorboard."
+                f"logger.{name} is {kind}, whose package is not installed; pip install {package.replace('_', '-')}, or "
+                "choose another logger, such as logger=csv_tensorboard."
             )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -96,9 +96,10 @@ class Run:
                 f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
             )
         try:
-            stored = OmegaConf.load(path)
-            if isinstance(stored, DictConfig) and not _bare_words(stored):
-                return OmegaConf.create(current_settings(cast("dict[str, Any]", OmegaConf.to_container(stored))))
+            stored = OmegaConf.to_container(OmegaConf.load(path))
+            # OmegaConf takes words alone for a name without a value.
+            if isinstance(stored, dict) and [*stored.values()] != [None]:
+                return OmegaConf.create(current_settings(stored))
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise ValueError(f"{path} cannot be read ({problem}); {EXPECTED}") from None
@@ -130,11 +131,7 @@ class Run:
         return config
 
     def load(
-        self,
-        allow: Allowlist = PARTS_ONLY,
-        *,
-        config: DictConfig | None = None,
-        data: SequenceDataModule | None = None,
+        self, allow: Allowlist = PARTS_ONLY, *, config: DictConfig | None = None, data: SequenceDataModule | None = None
     ) -> Trained:
         """The trained run: weights from their file, and what is not at hand already.
 
@@ -210,12 +207,6 @@ def device_of(config: DictConfig) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     # What was trained on a device that is not here is judged on what is.
     return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
-
-
-def _bare_words(config: DictConfig) -> bool:
-    """Whether a file held words alone, which OmegaConf takes for a name without a value."""
-    names = list(config)
-    return len(names) == 1 and not OmegaConf.is_interpolation(config, str(names[0])) and config[names[0]] is None
 
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
