@@ -122,7 +122,8 @@ def likelihood(
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
             raise ValueError(f"--particles is {particles!r}; expected whole numbers, such as 1,10,100.") from None
-        from .commands.likelihood import likelihood_run, print_likelihood
+        from .commands.likelihood import likelihood_run
+        from .reports.likelihood_table import print_likelihood
 
         record = likelihood_run(
             run,

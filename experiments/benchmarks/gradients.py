@@ -17,8 +17,7 @@ from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from .record import console as record_console
-from .record import table as record_table
+from ..reports.terminal import plain_table, wide_console
 from .record import with_threads
 
 __all__ = ["print_record", "run", "signal_to_noise"]
@@ -107,11 +106,11 @@ def _ratio(gradients: Tensor) -> Tensor:
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
     ratios = record["signal_to_noise"]
-    table = record_table("signal to noise of the guide's gradient: K", *ratios, "DReG / IWAE", gap=3)
+    table = plain_table("signal to noise of the guide's gradient: K", *ratios, "DReG / IWAE", gap=3)
     for k, *entries in zip(record["particles"], *ratios.values(), strict=True):
         (iwae, _), (dreg, _) = entries
         ratio = f"{dreg / iwae:.1f}" if iwae > 0 else "–"
         table.add_row(f"{k:,}", *(f"{value:.3f} ± {error:.3f}" for value, error in entries), ratio)
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     console.print(f"Higher is better; {record['repeats']} gradients each; {record['setting']}.")

@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
+from ..reports.terminal import plain_table, wide_console
 from .children import call
 from .memory import begin, needed
-from .record import console as record_console
-from .record import table as record_table
 from .speed import Setting, step_products
 from .timing import StepTimer, seconds_of
 
@@ -136,7 +135,7 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("step, as this grows", "ms here", "exponent", "bare products'", "MB", "exponent", gap=2)
+    table = plain_table("step, as this grows", "ms here", "exponent", "bare products'", "MB", "exponent", gap=2)
     for axis, costs in record["axes"].items():
         sizes, seconds, memory = costs["sizes"], costs["seconds"], costs["memory"]
         table.add_row(
@@ -147,7 +146,7 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             f"{memory['values'][0] / 1e6:,.0f} to {memory['values'][-1] / 1e6:,.0f}",
             _power(memory),
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     size = record["setting"]
     console.print(

@@ -14,9 +14,8 @@ from rich.console import Console
 from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
+from ..reports.terminal import plain_table, wide_console
 from .children import call
-from .record import console as record_console
-from .record import table as record_table
 from .speed import Setting
 
 __all__ = ["begin", "needed", "peak", "print_record", "run", "train", "weigh"]
@@ -86,13 +85,13 @@ def run(
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("peak memory in MB, the libraries' left out", "importance weights", "training", gap=3)
+    table = plain_table("peak memory in MB, the libraries' left out", "importance weights", "training", gap=3)
     for k, value in record["peaks"].items():
         table.add_row(f"K = {int(k):,}, batch = {FEW}", f"{value / 1e6:,.0f}", "–")
     for axis in AXES:
         for n, value in record["weights"][axis].items():
             table.add_row(f"{axis} = {n}", f"{value / 1e6:,.0f}", f"{record['training'][axis][n] / 1e6:,.0f}")
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     met, size = "met" if record["met"] else "NOT met", record["setting"]
     console.print(

@@ -15,9 +15,8 @@ from rich.text import Text
 from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
+from ..reports.terminal import plain_table, wide_console
 from .children import together
-from .record import console as record_console
-from .record import table as record_table
 from .speed import Setting, step_products
 from .throughput import turning_digits
 from .timing import StepTimer, ratios, spread
@@ -141,7 +140,7 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
     first = "sequences per second here, one thread per process"
-    table = record_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
+    table = plain_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
     for name, what in (("training", "training, DDP over gloo"), ("products", "bare products, no DDP")):
         rates = record["measures"][name]
         table.add_row(
@@ -151,7 +150,7 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             Text(f"{rates['ratio']:.2f}", "bold"),
             f"{rates['low']:.2f} to {rates['high']:.2f}",
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     console.print(
         f"2 is perfect; every process has a batch of its own of {record['setting']['n_sequences']} sequences."

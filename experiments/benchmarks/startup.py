@@ -16,8 +16,7 @@ from rich.text import Text
 
 from pyro_tvae.inference.progress import progress_bar
 
-from .record import console as record_console
-from .record import table as record_table
+from ..reports.terminal import plain_table, wide_console
 from .timing import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]
@@ -132,7 +131,7 @@ def summary(
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("starting pyro-tvae …", "seconds", "lowest to highest", "bare Python", "target", "met", gap=2)
+    table = plain_table("starting pyro-tvae …", "seconds", "lowest to highest", "bare Python", "target", "met", gap=2)
     table.add_column("imports")
     for name, start in record["commands"].items():
         target, met = start["target"], start["met"]
@@ -145,7 +144,7 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             Text("–" if met is None else "yes" if met else "no", {True: "green", False: "bold red"}.get(met, "")),
             ", ".join(start["heavy"]) or "none heavy",
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     repeats = next(iter(record["commands"].values()))["repeats"]
     console.print(

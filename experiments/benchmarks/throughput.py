@@ -17,9 +17,8 @@ from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.likelihood import seeded
 
 from ..datasets import SequenceDataModule, Transformations, digits
+from ..reports.terminal import plain_table, wide_console
 from .record import Bar, with_threads
-from .record import console as record_console
-from .record import table as record_table
 from .speed import Setting, step_products, weight_products
 from .timing import StepTimer, ratios, seconds_of, spread
 
@@ -134,7 +133,7 @@ def measure(name: str, count: int, seconds: Sequence[float], bare: Sequence[floa
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
+    table = plain_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
     for rate in record["measures"].values():
         table.add_row(
             rate["what"],
@@ -143,7 +142,7 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             Text(f"{rate['ratio']:.2f}", "bold"),
             f"{rate['low']:.2f} to {rate['high']:.2f}",
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     size = record["setting"]
     console.print(
