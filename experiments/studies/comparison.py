@@ -6,11 +6,11 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from ..evaluation.measures import BLIND, HEADINGS
 from ..reports.tables import MISSING, format_number
+from .records import TABLE, Record, Row
 
 __all__ = ["aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
 
@@ -28,20 +28,20 @@ def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
     return statistics.fmean(numbers) if numbers else math.nan, statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def collapsed_seeds(row: Mapping[str, Any]) -> list[int]:
+def collapsed_seeds(row: Row) -> list[int]:
     """The seeds of a row whose model has collapsed."""
     flags = row["values"].get("collapsed", [None] * len(row["seeds"]))
     return [seed for seed, flag in zip(row["seeds"], flags, strict=True) if flag]
 
 
-def markdown(record: Mapping[str, Any]) -> str:
+def markdown(record: Record) -> str:
     """A record as Markdown: a heading, and measures down and rows across, mean ± standard deviation over seeds."""
-    body = table(record) if record["kind"] == "reproduction" else ends(record)
+    body = table(record) if record["kind"] == TABLE else ends(record)
     pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in record.get("figures", ()))
     return f"### {record['title']}\n\n{body}{pictures}"
 
 
-def table(record: Mapping[str, Any]) -> str:
+def table(record: Record) -> str:
     """The table of a record without a heading."""
     rows = record["rows"]
     lines = ["| | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
@@ -64,7 +64,7 @@ def table(record: Mapping[str, Any]) -> str:
 ENDS = ("seconds", "step", "elbo", "iwae", "explained", "forward_roll", "forward_roll_floor")
 
 
-def ends(record: Mapping[str, Any]) -> str:
+def ends(record: Record) -> str:
     """A record of kind ``recipe`` as a table of where its curves end."""
     rows = record["rows"]
     lines = ["| at the end | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
@@ -75,14 +75,14 @@ def ends(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n\nNats per frame where a measure is in nats; ± is the standard deviation over seeds.\n"
 
 
-def _columns(record: Mapping[str, Any]) -> dict[str, str]:
+def _columns(record: Record) -> dict[str, str]:
     present = list(dict.fromkeys(key for row in record["rows"] for key in row["values"]))
     split = {key: key.partition("/") for key in present}
     parts = {key: f"{HEADINGS[name]}, {part}" for key, (name, _, part) in split.items() if part and name in HEADINGS}
     return {key: heading for key, heading in HEADINGS.items() if key in present} | parts
 
 
-def _cell(row: Mapping[str, Any], key: str) -> str:
+def _cell(row: Row, key: str) -> str:
     values: Sequence[float | None] = row["values"].get(key, ())
     collapsed = collapsed_seeds(row)
     if key == "collapsed":
@@ -91,7 +91,7 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
     return f"{text} {MARK}" if collapsed and text != MISSING and key.partition("/")[0] in BLIND else text
 
 
-def as_csv(record: Mapping[str, Any]) -> str:
+def as_csv(record: Record) -> str:
     """A record as CSV, one number a line: row, seed, measure, value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

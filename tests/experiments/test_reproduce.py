@@ -85,7 +85,8 @@ def test_means_and_spreads_leave_out_what_is_not_there() -> None:
     assert math.isnan(mean)
     assert spread is None
     rows = [{"name": "a", "seeds": [0, 1], "values": {"iwae": [-1.0, -3.0], "ess": [1.0, 2.0], "roll/hue": [0.5, 0.5]}}]
-    table = markdown({"kind": "reproduction", "title": "T", "rows": rows})
+    record: Any = {"kind": "reproduction", "title": "T", "rows": rows}
+    table = markdown(record)
     assert "| IWAE ↑ | -2.0 ± 1.4 |" in table
     assert "| roll correlation, hue | 0.5000 |" in table
     assert "ess" not in table
