@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -122,7 +122,8 @@ def likelihood(
             counts = [int(part) for part in particles.split(",")]
         except ValueError:
             raise ValueError(f"--particles is {particles!r}; expected whole numbers, such as 1,10,100.") from None
-        from .commands.likelihood import likelihood_run, print_likelihood
+        from .commands.likelihood import likelihood_run
+        from .reports.likelihood_table import print_likelihood
 
         record = likelihood_run(
             run,
@@ -161,8 +162,7 @@ def reproduce(
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
         from .config.former_names import announced
         from .studies.comparison import markdown
-        from .studies.learning_curves import COURSES, reproduce_course
-        from .studies.records import FOLDER
+        from .studies.kept import FOLDER
         from .studies.registry import chosen
         from .studies.reproduce import reproduce_all
         from .studies.results import write_results
@@ -170,19 +170,17 @@ def reproduce(
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
-        options: dict[str, Any] = {
-            "seeds": numbers,
-            "overrides": announced(context.args),
-            "output": output,
-            "records": None if fresh else folder,
-            "keep": keep,
-        }
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
-            if name in COURSES:
-                print(markdown(reproduce_course(name, **options)))
-            else:
-                for record in reproduce_all(chosen(name), budget=budget, **options):
-                    print(markdown(record))
+            for record in reproduce_all(
+                chosen(name),
+                budget=budget,
+                seeds=numbers,
+                overrides=announced(context.args),
+                output=output,
+                records=None if fresh else folder,
+                keep=keep,
+            ):
+                print(markdown(record))
         print(f"tables, figures and runs: {output}")
         if keep and folder is not None:
             print(f"kept: {write_results(folder)}")
@@ -196,7 +194,7 @@ def results(
 ) -> None:
     """Write RESULTS.md and its pictures from kept records: what was run, and which published claims were seen."""
     with _answered():
-        from .studies.records import FOLDER
+        from .studies.kept import FOLDER
         from .studies.results import write_results
 
         print(f"results: {write_results(records or FOLDER)}")

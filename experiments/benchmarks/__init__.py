@@ -40,6 +40,7 @@ def run_suite(
     Raises:
         ValueError: there is no such benchmark, or no thread.
     """
+    from ..reports.terminal import wide_console
     from ..runs.files import write_text
     from . import record as records
 
@@ -59,7 +60,7 @@ def run_suite(
             write_text(Path(output), json.dumps(record, indent=2) + "\n")
 
     write()
-    console = records.console()
+    console = wide_console()
     here = record["machine"]
     console.print(f"{here['cpu']}, {here['threads']} threads, torch {here['torch']}", highlight=False)
     for position, name in enumerate(names):

@@ -7,9 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,7 +17,7 @@ from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from .record import console as record_console
+from ..reports.terminal import plain_table, wide_console
 from .record import with_threads
 
 __all__ = ["print_record", "run", "signal_to_noise"]
@@ -60,15 +58,15 @@ def run(
         fit(model, guide, data, max_epochs=epochs, warmup_steps=300, accelerator="cpu", progress=progress)
         x = next(data.batches("test", torch.device("cpu")))["x"][:1]
         total = len(OBJECTIVES) * repeats * len(particles)
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in OBJECTIVES}
+        ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in OBJECTIVES}
         with progress_bar(total, "gradients", shown=progress) as bar:
             for k in particles:
                 for name, objective in OBJECTIVES.items():
-                    found[name].append(signal_to_noise(_gradients(objective(model, guide, k), x, repeats, bar)))
+                    ratios[name].append(signal_to_noise(_gradients(objective(model, guide, k), x, repeats, bar)))
     return {
         "particles": list(particles),
         "repeats": repeats,
-        "signal_to_noise": found,
+        "signal_to_noise": ratios,
         "setting": f"digits of 14 x 14, 6 frames, 4 capsules of 6, {epochs} epochs, one test sequence, seed 0",
     }
 
@@ -107,15 +105,12 @@ def _ratio(gradients: Tensor) -> Tensor:
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("signal to noise of the guide's gradient: K", justify="right")
-    found = record["signal_to_noise"]
-    for heading in (*found, "DReG / IWAE"):
-        table.add_column(heading, justify="right")
-    for k, *entries in zip(record["particles"], *found.values(), strict=True):
+    ratios = record["signal_to_noise"]
+    table = plain_table("signal to noise of the guide's gradient: K", *ratios, "DReG / IWAE", gap=3)
+    for k, *entries in zip(record["particles"], *ratios.values(), strict=True):
         (iwae, _), (dreg, _) = entries
         ratio = f"{dreg / iwae:.1f}" if iwae > 0 else "–"
         table.add_row(f"{k:,}", *(f"{value:.3f} ± {error:.3f}" for value, error in entries), ratio)
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     console.print(f"Higher is better; {record['repeats']} gradients each; {record['setting']}.")

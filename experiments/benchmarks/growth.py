@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
-from .children import Nursery
+from ..reports.terminal import plain_table, wide_console
+from .children import call
 from .memory import begin, needed
-from .record import console as record_console
-from .record import table as record_table
 from .speed import Setting, step_products
-from .timing import StepTurns, seconds_of
+from .timing import StepTimer, seconds_of
 
 __all__ = ["print_record", "run", "step", "summary"]
 
@@ -65,24 +64,24 @@ def run(
             f"benchmark: turns={turns}, sizes={dict(sizes)}; expected at least 1 turn, and at least 3 sizes for some "
             f"of {', '.join(AXES)}."
         )
-    found: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
     done: dict[Setting, dict[str, float]] = {}
     total = sum(len(values) for values in sizes.values())
-    with Nursery() as nursery, progress_bar(total, "growth", shown=progress, unit="size") as bar:
+    with progress_bar(total, "growth", shown=progress, unit="size") as bar:
         for axis, values in sizes.items():
             points = []
             for n in values:
                 bar.set_postfix({axis: n}, refresh=False)
                 here = replace(setting, **{AXES[axis]: n})
                 if here not in done:
-                    call = {"sizes": asdict(here), "threads": threads, "turns": turns, "turn_seconds": turn_seconds}
-                    done[here] = nursery.call(step, call)
+                    options = {"sizes": asdict(here), "threads": threads, "turns": turns, "turn_seconds": turn_seconds}
+                    done[here] = call(step, options)
                 points.append(done[here])
                 bar.update()
             names = ("seconds", "products", "memory")
-            found[axis] = {"sizes": list(values)}
-            found[axis] |= {name: summary(values, [point[name] for point in points]) for name in names}
-    return {"axes": found, "setting": asdict(setting)}
+            costs[axis] = {"sizes": list(values)}
+            costs[axis] |= {name: summary(values, [point[name] for point in points]) for name in names}
+    return {"axes": costs, "setting": asdict(setting)}
 
 
 def summary(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
@@ -99,8 +98,8 @@ def summary(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
         ValueError: too few, or one that has no logarithm.
 
     Example:
-        >>> found = summary([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0])
-        >>> round(found["exponent"], 6), round(found["standard_error"], 6)
+        >>> power = summary([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0])
+        >>> round(power["exponent"], 6), round(power["standard_error"], 6)
         (2.0, 0.0)
     """
     if len({*sizes}) < 3 or len(sizes) != len(values) or min(*sizes, *values) <= 0:
@@ -123,7 +122,7 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     products = step_products(model, guide, n)
     products()
     times = max(1, min(20, round(turn_seconds / seconds_of(products))))
-    timed = StepTurns(products, steps=times, warm_up=WARM_UP_STEPS, enough=lambda count: count >= turns)
+    timed = StepTimer(products, steps=times, warm_up=WARM_UP_STEPS, enough=lambda count: count >= turns)
     again = x.expand(times * turns + WARM_UP_STEPS + 1, *x.shape)
     loader = DataLoader(TensorDataset(again), batch_size=None)
     fit(model, guide, loader, max_epochs=1, accelerator="cpu", devices=1, progress=False, callbacks=[timed])
@@ -136,18 +135,18 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("step, as this grows", "ms here", "exponent", "bare products'", "MB", "exponent", gap=2)
-    for axis, found in record["axes"].items():
-        sizes, seconds, memory = found["sizes"], found["seconds"], found["memory"]
+    table = plain_table("step, as this grows", "ms here", "exponent", "bare products'", "MB", "exponent", gap=2)
+    for axis, costs in record["axes"].items():
+        sizes, seconds, memory = costs["sizes"], costs["seconds"], costs["memory"]
         table.add_row(
             f"{axis}, {sizes[0]} to {sizes[-1]}",
             f"{1e3 * seconds['values'][0]:.0f} to {1e3 * seconds['values'][-1]:.0f}",
             _power(seconds),
-            _power(found["products"]),
+            _power(costs["products"]),
             f"{memory['values'][0] / 1e6:,.0f} to {memory['values'][-1] / 1e6:,.0f}",
             _power(memory),
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     size = record["setting"]
     console.print(
@@ -157,5 +156,5 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
     )
 
 
-def _power(found: Mapping[str, Any]) -> str:
-    return f"{found['exponent']:.2f} ± {found['standard_error']:.2f}"
+def _power(cost: Mapping[str, Any]) -> str:
+    return f"{cost['exponent']:.2f} ± {cost['standard_error']:.2f}"

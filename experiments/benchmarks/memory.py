@@ -9,15 +9,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
-from .children import Nursery
-from .record import console as record_console
+from ..reports.terminal import plain_table, wide_console
+from .children import call
 from .speed import Setting
 
 __all__ = ["begin", "needed", "peak", "print_record", "run", "train", "weigh"]
@@ -57,47 +55,43 @@ def run(
         RuntimeError: a process failed, or the system does not say how much memory one used.
     """
     setting = setting or Setting()
-    grown = {"S": frames, "batch": sequences}
-    settings = {(axis, n): replace(setting, **{AXES[axis]: n}) for axis in grown for n in grown[axis]}
-    with Nursery() as nursery:
-        peaks = {}
-        for k in particles:
-            many = asdict(replace(setting, num_particles=k, n_sequences=FEW))
-            peaks[k] = int(nursery.call(weigh, {"sizes": many, "threads": threads, "progress": progress}))
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        done: dict[tuple[str, Setting], int] = {}
-        todo = [(name, *key) for name in ("weights", "training") for key in settings]
-        with progress_bar(len(todo), "memory over S and batch", shown=progress, unit="process") as bar:
-            for name, axis, n in todo:
-                key = name, settings[axis, n]
-                if key not in done:
-                    call = {"sizes": asdict(key[1]), "threads": threads}
-                    done[key] = int(nursery.call(weigh if name == "weights" else train, call))
-                found.setdefault(name, {}).setdefault(axis, {})[str(n)] = done[key]
-                bar.update()
+    sizes = {"S": frames, "batch": sequences}
+    settings = {(axis, n): replace(setting, **{AXES[axis]: n}) for axis in sizes for n in sizes[axis]}
+    peaks = {}
+    for k in particles:
+        many = asdict(replace(setting, num_particles=k, n_sequences=FEW))
+        peaks[k] = int(call(weigh, {"sizes": many, "threads": threads, "progress": progress}))
+    grown: dict[str, dict[str, dict[str, int]]] = {}
+    done: dict[tuple[str, Setting], int] = {}
+    todo = [(name, *key) for name in ("weights", "training") for key in settings]
+    with progress_bar(len(todo), "memory over S and batch", shown=progress, unit="process") as bar:
+        for name, axis, n in todo:
+            key = name, settings[axis, n]
+            if key not in done:
+                options = {"sizes": asdict(key[1]), "threads": threads}
+                done[key] = int(call(weigh if name == "weights" else train, options))
+            grown.setdefault(name, {}).setdefault(axis, {})[str(n)] = done[key]
+            bar.update()
     ratio = peaks[particles[-1]] / peaks[particles[0]]
     return {
         "peaks": {str(k): value for k, value in peaks.items()},
         "ratio": ratio,
         "target": LIMIT,
         "met": ratio <= LIMIT,
-        **found,
+        **grown,
         "setting": asdict(setting),
     }
 
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("peak memory in MB, the libraries' left out")
-    table.add_column("importance weights", justify="right")
-    table.add_column("training", justify="right")
+    table = plain_table("peak memory in MB, the libraries' left out", "importance weights", "training", gap=3)
     for k, value in record["peaks"].items():
         table.add_row(f"K = {int(k):,}, batch = {FEW}", f"{value / 1e6:,.0f}", "–")
     for axis in AXES:
         for n, value in record["weights"][axis].items():
             table.add_row(f"{axis} = {n}", f"{value / 1e6:,.0f}", f"{record['training'][axis][n] / 1e6:,.0f}")
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     met, size = "met" if record["met"] else "NOT met", record["setting"]
     console.print(

@@ -11,15 +11,12 @@ from typing import Any
 import lightning.pytorch as lightning
 import pyro
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from pyro_tvae.inference.progress import progress_bar
 
 from ..provenance import processor
 
-__all__ = ["Bar", "console", "machine", "table", "with_threads"]
+__all__ = ["Bar", "machine", "with_threads"]
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -33,21 +30,6 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(terse=True),
     }
-
-
-def console() -> Console:
-    """A console wide enough for the tables where standard output is no terminal."""
-    made = Console()
-    return made if made.is_terminal else Console(width=max(100, made.width))
-
-
-def table(first: str, *headings: str, gap: int, wraps: bool = False) -> Table:
-    """A table of a record: names in the first column, which may wrap, and numbers in the others, which never do."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0))
-    made.add_column(first, no_wrap=not wraps)
-    for heading in headings:
-        made.add_column(heading, justify="right", no_wrap=True)
-    return made
 
 
 class Bar:

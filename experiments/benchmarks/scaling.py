@@ -15,12 +15,11 @@ from rich.text import Text
 from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
-from .children import Nursery
-from .record import console as record_console
-from .record import table as record_table
+from ..reports.terminal import plain_table, wide_console
+from .children import together
 from .speed import Setting, step_products
 from .throughput import turning_digits
-from .timing import StepTurns, ratios, spread
+from .timing import StepTimer, ratios, spread
 
 __all__ = ["print_record", "run", "summary", "train"]
 
@@ -64,13 +63,13 @@ def run(
     call = {"sizes": asdict(setting), "turns": turns, "steps": steps}
     seconds: dict[int, dict[str, list[float]]] = {n: {"training": [], "products": []} for n in (1, 2)}
     plan = [1, *[2, 1] * rounds]
-    with Nursery() as nursery, progress_bar(len(plan), "scaling", shown=progress, unit="training") as bar:
+    with progress_bar(len(plan), "scaling", shown=progress, unit="training") as bar:
         for n in plan:
             calls = [{**call, "n_processes": n}] * n
-            answers = nursery.together(train, calls, _ranks(n) if n > 1 else None)
-            for name, found in seconds[n].items():
+            answers = together(train, calls, _ranks(n) if n > 1 else None)
+            for name, values in seconds[n].items():
                 # Processes that wait for each other take the same time; bare products need not.
-                found.append(statistics.mean(statistics.median(answer[name]) for answer in answers))
+                values.append(statistics.mean(statistics.median(answer[name]) for answer in answers))
             bar.update()
     return {
         "measures": {
@@ -101,9 +100,9 @@ def summary(count: int, one: Sequence[float], two: Sequence[float]) -> dict[str,
 
 def _ranks(n: int) -> list[dict[str, str]]:
     """What tells n processes of one machine who they are and where they meet."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port = str(opened.getsockname()[1])
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
     return [{**place, "LOCAL_RANK": str(rank)} for rank in range(n)]
 
@@ -114,7 +113,7 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
     torch.manual_seed(0)
     setting = Setting(**sizes)
     model, guide = setting.build()
-    timed = StepTurns(
+    timed = StepTimer(
         # After a step all processes begin their products together: they compete as steps do.
         step_products(model, guide, setting.n_sequences),
         steps=steps,
@@ -141,17 +140,17 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
     first = "sequences per second here, one thread per process"
-    table = record_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
+    table = plain_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
     for name, what in (("training", "training, DDP over gloo"), ("products", "bare products, no DDP")):
-        found = record["measures"][name]
+        rates = record["measures"][name]
         table.add_row(
             what,
-            f"{found['one']:,.0f}",
-            f"{found['two']:,.0f}",
-            Text(f"{found['ratio']:.2f}", "bold"),
-            f"{found['low']:.2f} to {found['high']:.2f}",
+            f"{rates['one']:,.0f}",
+            f"{rates['two']:,.0f}",
+            Text(f"{rates['ratio']:.2f}", "bold"),
+            f"{rates['low']:.2f} to {rates['high']:.2f}",
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     console.print(
         f"2 is perfect; every process has a batch of its own of {record['setting']['n_sequences']} sequences."

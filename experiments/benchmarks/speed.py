@@ -26,10 +26,9 @@ from pyro_tvae.inference.likelihood import log_weights, seeded
 from pyro_tvae.inference.training import Optimizers, fit
 
 from ..datasets.transformations import Transformations
+from ..reports.terminal import plain_table, wide_console
 from .record import Bar, with_threads
-from .record import console as record_console
-from .record import table as record_table
-from .timing import StepTurns, seconds_of
+from .timing import StepTimer, seconds_of
 
 __all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 
@@ -211,9 +210,9 @@ def summary(name: str, above: Sequence[float], below: Sequence[float]) -> dict[s
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table: what, measured, target, met or not."""
-    console = console or record_console()
+    console = console or wide_console()
     headings = ("measured", "lowest to highest", "target", "met", "seconds here")
-    table = record_table("what", *headings, gap=1, wraps=True)
+    table = plain_table("what", *headings, gap=1, wraps=True)
     for name, measure in record["measures"].items():
         show = _percent if name == "batch" else _times
         target, met = measure["target"], measure["met"]
@@ -275,7 +274,7 @@ def _time_steps(
         products()
         torch.set_float32_matmul_precision(precision)
 
-    turns = StepTurns(
+    turns = StepTimer(
         in_float32,
         steps=STEPS,
         warm_up=WARM_UP_STEPS,

@@ -16,8 +16,7 @@ from rich.text import Text
 
 from pyro_tvae.inference.progress import progress_bar
 
-from .record import console as record_console
-from .record import table as record_table
+from ..reports.terminal import plain_table, wide_console
 from .timing import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]
@@ -72,8 +71,8 @@ def run(
             bar.update()
     heavy[COLD] = heavy[first]
     targets = {first: TARGET, COLD: TARGET}
-    found = {name: summary(seconds[name], bare, heavy[name], targets.get(name)) for name in seconds}
-    return {"commands": found, "interpreter": spread(bare)["ratio"]}
+    measured = {name: summary(seconds[name], bare, heavy[name], targets.get(name)) for name in seconds}
+    return {"commands": measured, "interpreter": spread(bare)["ratio"]}
 
 
 def _seconds(command: Sequence[str], folder: str, **environment: str) -> float:
@@ -117,35 +116,35 @@ def summary(
         >>> summary([0.2, 0.4, 0.3], [0.1, 0.1, 0.1], [], 1.0)["met"]
         True
     """
-    found = spread(seconds)
+    starts = spread(seconds)
     return {
-        "seconds": found["ratio"],
-        "low": found["low"],
-        "high": found["high"],
-        "repeats": found["repeats"],
+        "seconds": starts["ratio"],
+        "low": starts["low"],
+        "high": starts["high"],
+        "repeats": starts["repeats"],
         "ratio": spread([a / b for a, b in zip(seconds, bare, strict=True)])["ratio"],
         "heavy": list(heavy),
         "target": target,
-        "met": None if target is None else found["ratio"] <= target,
+        "met": None if target is None else starts["ratio"] <= target,
     }
 
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("starting pyro-tvae …", "seconds", "lowest to highest", "bare Python", "target", "met", gap=2)
+    table = plain_table("starting pyro-tvae …", "seconds", "lowest to highest", "bare Python", "target", "met", gap=2)
     table.add_column("imports")
-    for name, found in record["commands"].items():
-        target, met = found["target"], found["met"]
+    for name, start in record["commands"].items():
+        target, met = start["target"], start["met"]
         table.add_row(
             name,
-            f"{found['seconds']:.2f}",
-            f"{found['low']:.2f} to {found['high']:.2f}",
-            f"{found['ratio']:.0f} x",
+            f"{start['seconds']:.2f}",
+            f"{start['low']:.2f} to {start['high']:.2f}",
+            f"{start['ratio']:.0f} x",
             "–" if target is None else f"≤ {target:.0f}",
             Text("–" if met is None else "yes" if met else "no", {True: "green", False: "bold red"}.get(met, "")),
-            ", ".join(found["heavy"]) or "none heavy",
+            ", ".join(start["heavy"]) or "none heavy",
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     repeats = next(iter(record["commands"].values()))["repeats"]
     console.print(

@@ -17,11 +17,10 @@ from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.likelihood import seeded
 
 from ..datasets import SequenceDataModule, Transformations, digits
+from ..reports.terminal import plain_table, wide_console
 from .record import Bar, with_threads
-from .record import console as record_console
-from .record import table as record_table
 from .speed import Setting, step_products, weight_products
-from .timing import StepTurns, ratios, seconds_of, spread
+from .timing import StepTimer, ratios, seconds_of, spread
 
 __all__ = ["measure", "print_record", "run", "turning_digits"]
 
@@ -63,7 +62,7 @@ def run(
     start = time.perf_counter()
     with with_threads(threads), seeded(0), pyro.get_param_store().scope(), Bar(seconds, progress) as bar:
         model, guide = setting.build()
-        turns = StepTurns(
+        turns = StepTimer(
             step_products(model, guide, n),
             steps=STEPS,
             warm_up=WARM_UP_STEPS,
@@ -134,16 +133,16 @@ def measure(name: str, count: int, seconds: Sequence[float], bare: Sequence[floa
 
 def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a record of :func:`run` as a table."""
-    table = record_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
-    for found in record["measures"].values():
+    table = plain_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
+    for rate in record["measures"].values():
         table.add_row(
-            found["what"],
-            f"{found['rate']:,.0f}",
-            f"{found['bare_rate']:,.0f}",
-            Text(f"{found['ratio']:.2f}", "bold"),
-            f"{found['low']:.2f} to {found['high']:.2f}",
+            rate["what"],
+            f"{rate['rate']:,.0f}",
+            f"{rate['bare_rate']:,.0f}",
+            Text(f"{rate['ratio']:.2f}", "bold"),
+            f"{rate['low']:.2f} to {rate['high']:.2f}",
         )
-    console = console or record_console()
+    console = console or wide_console()
     console.print(table)
     size = record["setting"]
     console.print(

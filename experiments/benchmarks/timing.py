@@ -1,4 +1,4 @@
-"""Turns: a few steps inside a fit, then what they are compared with, so that a machine that drifts slows both."""
+"""Timing: a few steps inside a fit, then what they are compared with, so that a machine that drifts slows both."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["StepTurns", "ratios", "seconds_of", "spread"]
+__all__ = ["StepTimer", "ratios", "seconds_of", "spread"]
 
 
-class StepTurns(Callback):
+class StepTimer(Callback):
     """Times steps of a fit, data and validation included, in turns with something else, until there are enough.
 
     Args:

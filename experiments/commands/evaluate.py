@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +14,7 @@ from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts
 from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
+from ..evaluation.record import EvaluationRecord
 from ..reports.report import write_report
 from ..reports.run_figures import draw, pictures
 from ..reports.tables import print_evaluation
@@ -75,7 +76,9 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    return write_report(run.path, record, pictures(run.path / "figures"), text, history.get("rows"))
+    return write_report(
+        run.path, cast(EvaluationRecord, record), pictures(run.path / "figures"), text, history.get("rows")
+    )
 
 
 def check_judgeable(config: DictConfig, parts: Parts) -> None:

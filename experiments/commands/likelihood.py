@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from pyro_tvae.inference import annealed_importance, bracket, log_likelihood
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..reports.likelihood_table import LikelihoodRecord, LikelihoodRow
 from ..runs.run import Run
 
-__all__ = ["LIKELIHOOD", "likelihood_run", "print_likelihood"]
+__all__ = ["LIKELIHOOD", "likelihood_run"]
 
 LIKELIHOOD = "likelihood.json"
 UNRELIABLE = 0.7  # Pareto k above this: weights have no usable variance (Vehtari et al. 2024)
@@ -39,7 +37,7 @@ def likelihood_run(
     split: str = "test",
     seed: int = 0,
     allow: Allowlist = PARTS_ONLY,
-) -> dict[str, Any]:
+) -> LikelihoodRecord:
     """Estimate log p(x) of a trained run's sequences over K, and by annealing; writes ``likelihood.json``.
 
     The file is written anew after every estimate, so that an interrupted command leaves those that it had.
@@ -69,10 +67,11 @@ def likelihood_run(
     ):
         if not sound:
             raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
-    loaded = Run(run).load(allow)
+    stored = Run(run)
+    loaded = stored.load(allow)
     model, guide, data = loaded.model, loaded.guide, loaded.data
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
-    record: dict[str, Any] = {
+    record: LikelihoodRecord = {
         "kind": "likelihood",
         "name": str(loaded.config.name),
         "split": split,
@@ -87,17 +86,13 @@ def likelihood_run(
     first: Tensor | None = None
     for k in sorted(set(particles)):
         since = time.perf_counter()
-        found = log_likelihood(model, guide, x, k, seed=seed + k, progress=show)
-        first = found.iwae if first is None else first
-        row = _row(f"IWAE, K = {k:,}", found.iwae, first, found.standard_error, model.n_frames)
-        row |= {
-            "k": k,
-            "ess": float(found.ess.median()),
-            # Without a tail of five weights there is no Pareto k to count.
-            "unreliable": int((found.pareto_k > UNRELIABLE).sum()) if k > 20 else None,
-            "seconds": time.perf_counter() - since,
-        }
-        _add(record, row, run)
+        bound = log_likelihood(model, guide, x, k, seed=seed + k, progress=show)
+        first = bound.iwae if first is None else first
+        row = _row(f"IWAE, K = {k:,}", bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, k)
+        if k > 20:  # without a tail of five weights there is no Pareto k to count
+            row["unreliable"] = int((bound.pareto_k > UNRELIABLE).sum())
+        record["rows"].append(row)
+        stored.write(LIKELIHOOD, record)
     if temperatures:
         options: dict[str, Any] = {
             "num_chains": chains,
@@ -107,75 +102,42 @@ def likelihood_run(
         }
         since = time.perf_counter()
         annealed = annealed_importance(model, guide, x, **options)
-        row = _row(f"AIS, {temperatures} temperatures", annealed.log_p, first, annealed.standard_error, model.n_frames)
-        row |= {"ess": float(annealed.ess.median()), "unreliable": None, "seconds": time.perf_counter() - since}
-        _add(record, row, run)
-        found_bracket = bracket(model, guide, len(x), **options)
+        what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
+        record["rows"].append(
+            _row(what, log_p, log_p if first is None else first, error, annealed.ess, since, model.n_frames)
+        )
+        stored.write(LIKELIHOOD, record)
+        bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {
-            "gap": found_bracket.mean_gap,
-            "gap_error": found_bracket.mean_gap_error,
+            "gap": bounds.mean_gap,
+            "gap_error": bounds.mean_gap_error,
             "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
         }
-        _write(record, run)
+        stored.write(LIKELIHOOD, record)
     return record
 
 
-def _row(what: str, bound: Tensor, first: Tensor | None, error: Tensor, n_frames: int) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _row(
+    what: str, bound: Tensor, first: Tensor, error: Tensor, ess: Tensor, since: float, n_frames: int, k: int = 0
+) -> LikelihoodRow:
+    row: LikelihoodRow = {
         "what": what,
         "per_frame": float(bound.mean()) / n_frames,
         "per_frame_error": _error(bound) / n_frames,
         "particle_error": float(error.square().mean().sqrt()),
+        # Of the same sequences: what differs between them cancels.
+        "gain": float((bound - first).mean()) / n_frames,
+        "gain_error": _error(bound - first) / n_frames,
+        "k": k,
+        "ess": float(ess.median()),
+        "unreliable": None,
+        "seconds": time.perf_counter() - since,
     }
-    if first is not None:  # of the same sequences: what differs between them cancels
-        row |= {"gain": float((bound - first).mean()) / n_frames, "gain_error": _error(bound - first) / n_frames}
+    if not k:
+        del row["k"]
     return row
 
 
 def _error(values: Tensor) -> float:
     """Standard error of the mean over sequences."""
     return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def _add(record: dict[str, Any], row: dict[str, Any], run: Path) -> None:
-    record["rows"].append(row)
-    _write(record, run)
-
-
-def _write(record: Mapping[str, Any], run: Path) -> None:
-    Run(run).write(LIKELIHOOD, record)
-
-
-def print_likelihood(record: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print a record of :func:`likelihood_run` as a table with units."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=max(110, console.width))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("lower bound of log p(x)")
-    for heading in ("nats / frame", "above the first", "median ESS", "Pareto k > 0.7", "seconds"):
-        table.add_column(heading, justify="right")
-    n = record["sequences"]
-    for row in record["rows"]:
-        unreliable = row["unreliable"]
-        table.add_row(
-            row["what"],
-            f"{row['per_frame']:.2f} ± {row['per_frame_error']:.2f}",
-            f"{row['gain']:.3f} ± {row['gain_error']:.3f}",
-            f"{row['ess']:.1f}",
-            "–" if unreliable is None else f"{unreliable} of {n}",
-            f"{row['seconds']:.1f}",
-        )
-    console.print(f"{record['name']}: {n} {record['split']} sequences of {record['n_frames']} frames", highlight=False)
-    console.print(table)
-    console.print("± is the standard error over sequences; higher is better.", highlight=False)
-    if "bracket" in record:
-        gap = record["bracket"]
-        console.print(
-            f"On simulated sequences, where log p(x) can be bounded from above too, annealing leaves a gap of "
-            f"{gap['gap']:.2f} ± {gap['gap_error']:.2f} nats per sequence.",
-            highlight=False,
-        )
-    if record["remark"]:
-        console.print(record["remark"], highlight=False)

@@ -1,8 +1,11 @@
 """Data: images in splits, transformations and sprites as tensor programs, and the sequences made of them."""
 
-from .renderers import MovingImages, ReadySequences, SequenceMaker
+from pyro_tvae.lazy import attach
+
+from .renderers import MovingImages, ReadySequences
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
-from .sources import DataNotFound, Frames, Images, Splits, arrays, digits, mnist
+from .sources import DataNotFound, arrays, digits, mnist
+from .splits import Frames, Images, SequenceRenderer, Splits
 from .sprites import Sprites, dsprites
 from .transformations import HUE, PERSPECTIVE, ROTATION, SCALE, Draw, Transformations
 
@@ -20,7 +23,7 @@ __all__ = [
     "ReadySequences",
     "SequenceDataModule",
     "SequenceDataset",
-    "SequenceMaker",
+    "SequenceRenderer",
     "Splits",
     "Sprites",
     "Transformations",
@@ -29,3 +32,5 @@ __all__ = [
     "dsprites",
     "mnist",
 ]
+
+__getattr__, _ = attach(__name__, (), former={"SequenceMaker": "SequenceRenderer"})

@@ -47,9 +47,9 @@ def packed_images(path: str | Path, wanted: Tensor, sha256: str | None = None) -
         )
     if sha256 is not None:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise ValueError(f"dsprites: {path} has the SHA-256 {found}; expected {sha256}; fetch the file again.")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != sha256.lower():
+            raise ValueError(f"dsprites: {path} has the SHA-256 {digest}; expected {sha256}; fetch the file again.")
     try:
         stored = np.load(path, allow_pickle=False)
         with stored:  # an .npy is an array, and no context

@@ -1,59 +1,16 @@
-"""Sequence makers: what the items of a split are, and how a draw of factor values turns them into frames."""
+"""Renderers: how still images and ready sequences become the frames of a draw of factor values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from .sources import Frames, Images
+from .splits import Batch, Frames, Images, Items, SequenceRenderer
 from .transformations import Draw, Transformations
 
-__all__ = ["Batch", "MovingImages", "ReadySequences", "SequenceMaker", "maker"]
-
-Batch = dict[str, Tensor]
-
-
-@runtime_checkable
-class SequenceMaker(Protocol):
-    """N items that become sequences once their factors are drawn; any class with these members is one.
-
-    A data set of your own whose frames are computed from factor values is a ``Splits`` of three of these.
-    """
-
-    @property
-    def labels(self) -> Tensor:
-        """One whole number per item, (N,) int64; −1 where unknown."""
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(channel, height, width) of a frame."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the F factors."""
-
-    @property
-    def periods(self) -> tuple[int, ...]:
-        """Number of values of each factor; a moving factor wraps there."""
-
-    @property
-    def moving(self) -> tuple[str, ...]:
-        """What the numbers in a draw's ``moving`` stand for: a factor, or several joined by ``+``."""
-
-    def first(self, n: int) -> SequenceMaker:
-        """The first n items alone."""
-
-    def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
-        """The factors of all N items: ``index`` (N, S, F) and ``moving`` (N,), on the CPU."""
-
-    def pick(self, rows: Tensor) -> Batch:
-        """What rendering the items ``rows`` (B,) needs beside ``index``, ``moving`` and ``label``: rows of tensors."""
-
-    def render(self, batch: Batch) -> Tensor:
-        """Frames (B, S, channel, height, width), float32 in [0, 1], on the device of the batch."""
+__all__ = ["MovingImages", "ReadySequences", "renderer"]
 
 
 @dataclass(frozen=True)
@@ -134,13 +91,11 @@ class ReadySequences:
         return batch["x"]
 
 
-def maker(
-    source: Images | Frames | SequenceMaker, transformations: Transformations | None, n_frames: int
-) -> SequenceMaker:
-    """The sequence maker of one split.
+def renderer(source: Items, transformations: Transformations | None, n_frames: int) -> SequenceRenderer:
+    """The renderer of one split.
 
     Args:
-        source: still images, ready sequences, or a sequence maker already.
+        source: still images, ready sequences, or a renderer already.
         transformations: how still images become sequences; None leaves them as they are.
         n_frames: frames of a sequence, S.
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .renderers import Batch, SequenceMaker, maker
-from .sources import Frames, Images, Splits
+from .renderers import renderer
+from .splits import Batch, Frames, Items, Splits
 from .transformations import Draw, Transformations
 
 __all__ = ["EpochSampler", "SequenceDataModule", "SequenceDataset"]
@@ -26,10 +26,10 @@ class SequenceDataset(Dataset[Batch]):
 
     The draw of an epoch is one table that depends on (seed, epoch) alone: the same seed gives the same sequences
     whatever the number of workers. A batch of B items holds ``index`` (B, S, F), ``moving`` (B,), ``label`` (B,) and
-    what its maker needs to render it: still images ``image`` (B, 1, height, width), ready sequences ``x`` itself.
+    what its renderer needs to render it: still images ``image`` (B, 1, height, width), ready sequences ``x`` itself.
 
     Args:
-        source: N still images, N ready sequences, or a sequence maker of N items.
+        source: N still images, N ready sequences, or a sequence renderer of N items.
         transformations: how still images become sequences; None leaves them as they are.
         n_frames: frames of a sequence, S.
         seed: of all draws, at least 0.
@@ -40,19 +40,19 @@ class SequenceDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        source: Images | Frames | SequenceMaker,
+        source: Items,
         transformations: Transformations | None,
         n_frames: int = 18,
         seed: int = 0,
     ) -> None:
         if not isinstance(n_frames, int) or not isinstance(seed, int) or n_frames < 1 or seed < 0:
             raise ValueError(f"n_frames is {n_frames} and seed is {seed!r}; expected n_frames >= 1 and seed >= 0.")
-        self.source, self.maker = source, maker(source, transformations, n_frames)
+        self.source, self.renderer = source, renderer(source, transformations, n_frames)
         self.n_frames, self.seed = n_frames, seed
         self._latest: tuple[int, Draw] | None = None
 
     def __len__(self) -> int:
-        return len(self.maker.labels)
+        return len(self.renderer.labels)
 
     def __getitem__(self, item: int) -> Batch:
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
@@ -61,35 +61,35 @@ class SequenceDataset(Dataset[Batch]):
         virtual = torch.as_tensor(items, dtype=torch.long)
         rows, epochs = virtual % len(self), virtual // len(self)
         batch = {
-            "label": self.maker.labels[rows],
-            "index": torch.empty(len(rows), self.n_frames, len(self.maker.names), dtype=torch.long),
+            "label": self.renderer.labels[rows],
+            "index": torch.empty(len(rows), self.n_frames, len(self.renderer.names), dtype=torch.long),
             "moving": torch.empty(len(rows), dtype=torch.long),
         }
         for epoch in epochs.unique().tolist():
             here, draw = epochs == epoch, self.draw(epoch)
             batch["index"][here], batch["moving"][here] = draw.index[rows[here]], draw.moving[rows[here]]
-        return batch | self.maker.pick(rows)
+        return batch | self.renderer.pick(rows)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the factors in ``index``; ready sequences have the one factor ``time``, the frame number."""
-        return self.maker.names
+        return self.renderer.names
 
     @property
     def periods(self) -> tuple[int, ...]:
         """Number of values of each factor; S for ``time``."""
-        return self.maker.periods
+        return self.renderer.periods
 
     @property
     def moving(self) -> tuple[str, ...]:
         """What the numbers in ``moving`` stand for, such as ``rotation+hue``; empty where nothing moves."""
-        return self.maker.moving
+        return self.renderer.moving
 
     def draw(self, epoch: int) -> Draw:
         """The factors of all N items in an epoch: ``index`` (N, S, F) and ``moving`` (N,); the latest one is kept."""
         if self._latest is None or self._latest[0] != epoch:
             generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._latest = (epoch, self.maker.draw(self.n_frames, generator))
+            self._latest = (epoch, self.renderer.draw(self.n_frames, generator))
         return self._latest[1]
 
     def moved_on(self, batch: Batch) -> Batch | None:
@@ -106,7 +106,7 @@ class SequenceDataset(Dataset[Batch]):
 
     def render(self, batch: Batch) -> Batch:
         """Add ``x`` (B, S, channel, height, width) float32 to a batch, on its device."""
-        batch["x"] = self.maker.render(batch)
+        batch["x"] = self.renderer.render(batch)
         return batch
 
 
@@ -162,6 +162,7 @@ class SequenceDataModule(lightning.LightningDataModule):
             :class:`SequenceDataset`.
 
     Example:
+        >>> from pyro_tvae.experiments.datasets import digits
         >>> data = SequenceDataModule(digits(), Transformations(rotation=True), n_test=2)
         >>> next(data.batches("test"))["x"].shape
         torch.Size([2, 18, 1, 28, 28])
@@ -195,7 +196,7 @@ class SequenceDataModule(lightning.LightningDataModule):
             name: SequenceDataset(_first(part, limit, name), move, n_frames, mix(seed, k))
             for k, (name, part, move, limit) in enumerate(zip(SPLITS, source, moves, limits, strict=True))
         }
-        tested = self.datasets["test"].maker.frame_shape
+        tested = self.datasets["test"].renderer.frame_shape
         if tested != self.frame_shape:
             raise ValueError(
                 f"test_transformations make frames of shape {tested}, but the training frames have shape "
@@ -208,7 +209,7 @@ class SequenceDataModule(lightning.LightningDataModule):
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """(channel, height, width) of a frame."""
-        return self.datasets["train"].maker.frame_shape
+        return self.datasets["train"].renderer.frame_shape
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -312,7 +313,7 @@ def _of(split: str, batch: Any) -> Any:
     return {**batch, "split": split}
 
 
-def _first(part: Images | Frames | SequenceMaker, limit: int | None, name: str) -> Images | Frames | SequenceMaker:
+def _first(part: Items, limit: int | None, name: str) -> Items:
     n = len(part.labels)
     if limit is None:
         return part

@@ -4,53 +4,20 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from .renderers import SequenceMaker
+from .splits import Frames, Images, Splits, cuts
 
-__all__ = ["DataNotFound", "Frames", "Images", "Splits", "arrays", "digits", "mnist"]
+__all__ = ["DataNotFound", "arrays", "digits", "mnist"]
 
 NO_LABEL = -1
 
 
 class DataNotFound(FileNotFoundError):
     """A data set is not where it was looked for; the message says where that was and what to do."""
-
-
-class Images(NamedTuple):
-    """Still images: ``pixels`` (N, 1, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64, −1 unknown."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def first(self, n: int) -> Images:
-        """The first n alone."""
-        return Images(self.pixels[:n], self.labels[:n])
-
-
-class Frames(NamedTuple):
-    """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def first(self, n: int) -> Frames:
-        """The first n alone."""
-        return Frames(self.pixels[:n], self.labels[:n])
-
-
-class Splits(NamedTuple):
-    """Disjoint parts of one data set; every prefix of a part is stratified by label."""
-
-    train: Images | Frames | SequenceMaker
-    validation: Images | Frames | SequenceMaker
-    test: Images | Frames | SequenceMaker
 
 
 def digits(seed: int = 0, size: int = 28, validation: float = 0.2, test: float = 0.2) -> Splits:
@@ -174,7 +141,7 @@ def _read(path: Path, key: str | None, labels_key: str | None) -> tuple[np.ndarr
         candidates = [name for name in names if name != labels_key]
         if key is None and len(candidates) == 1:
             key = candidates[0]
-        found = [None if name is None or name not in names else stored[name] for name in (key, labels_key)]
+        chosen = [None if name is None or name not in names else stored[name] for name in (key, labels_key)]
     # A hostile or truncated file may fail in any way; each means the same to its owner.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -190,13 +157,13 @@ def _read(path: Path, key: str | None, labels_key: str | None) -> tuple[np.ndarr
             f"{path} cannot be read as an .npy or .npz file and may be damaged; write it again with numpy.save or "
             "numpy.savez."
         ) from error
-    for option, name, array in (("key", key, found[0]), ("labels_key", labels_key, found[1])):
+    for option, name, array in (("key", key, chosen[0]), ("labels_key", labels_key, chosen[1])):
         if isinstance(array, np.ndarray) or (option == "labels_key" and name is None):
             continue
         holds = "one unnamed array" if names == [""] else f"the arrays {', '.join(names) or '(none)'}"
         advice = "leave it out" if names == [""] else f"set {option} to one of them"
         raise ValueError(f"{path}: {option} is {name!r}, but the file holds {holds}; {advice}.")
-    return np.asarray(found[0]), found[1]
+    return np.asarray(chosen[0]), chosen[1]
 
 
 def _pixels(path: Path, array: np.ndarray) -> np.ndarray:
@@ -230,28 +197,3 @@ def _pixels(path: Path, array: np.ndarray) -> np.ndarray:
 def _split(whole: Images | Frames, validation: float, test: float, seed: int) -> Splits:
     parts = cuts(whole.labels, validation, test, seed)
     return Splits(*(type(whole)(whole.pixels[part], whole.labels[part]) for part in parts))
-
-
-def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut a stratified, seeded order of N items into training, validation and test, any prefix stratified too.
-
-    Returns:
-        The places of the items of each part, int64.
-
-    Raises:
-        ValueError: shares that leave nothing to train on.
-    """
-    n = len(labels)
-    if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ValueError(
-            f"the validation share is {validation} and the test share {test}; expected two shares of at least 0 that "
-            "sum to less than 1, so that something is left to train on."
-        )
-    shuffled = np.random.default_rng(seed).permutation(n)
-    _, kind, counts = np.unique(labels.numpy()[shuffled], return_inverse=True, return_counts=True)
-    rank = np.empty(n)
-    rank[np.argsort(kind, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
-    # Items of each class sit at evenly spaced places in (0, 1); sorting by place interleaves the classes.
-    order = torch.from_numpy(shuffled[np.argsort((rank + 0.5) / counts[kind], kind="stable")])
-    n_test, n_validation = round(test * n), round(validation * n)
-    return order[n_test + n_validation :], order[n_test : n_test + n_validation], order[:n_test]

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from . import dsprites_file, silhouettes
-from .renderers import Batch
 from .sequences import mix
-from .sources import Splits, cuts
+from .splits import Batch, Splits, cuts
 from .transformations import Draw
 
 __all__ = ["FULL_CIRCLE", "PUBLISHED_CIRCLE", "DrawnPixels", "Pixels", "Sprites", "StoredPixels", "dsprites"]
@@ -91,7 +90,7 @@ class StoredPixels:
 
 @dataclass(frozen=True)
 class Sprites:
-    """N sequences of sprites, all but their phase: a sequence maker.
+    """N sequences of sprites, all but their phase: a sequence renderer.
 
     Attributes:
         pixels: where frames come from.

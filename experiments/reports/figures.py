@@ -7,16 +7,15 @@ touches pyplot or the backend, so they work in a notebook, in a script and on a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
+from ..evaluation.record import ForwardRollRecord
 from .mosaics import (
     DPI,
     MAX_COLUMNS,
@@ -32,6 +31,9 @@ from .mosaics import (
     stack,
     wrap,
 )
+
+if TYPE_CHECKING:  # torch takes seconds to import, for which figures of plain numbers do not wait
+    from torch import Tensor
 
 __all__ = [
     "capsule_stripes",
@@ -158,28 +160,28 @@ def forward_roll_strip(
     for name, frames in predictions.items():
         if frames.shape != expected:
             raise ValueError(f"forward_roll_strip: {name} has shape {frames.shape}; expected {expected}.")
-    seen = pick(context, MAX_COLUMNS // 2)
-    unseen = pick(n_frames - context, MAX_COLUMNS // 2)
+    before = pick(context, MAX_COLUMNS // 2)
+    after = pick(n_frames - context, MAX_COLUMNS // 2)
     rows: list[list[Floats | None]] = []
     labels: list[str] = []
     breaks: list[int] = []
     for n in range(min(len(truth), max_sequences)):
         breaks.append(len(rows))
-        rows.append([truth[n, i] for i in (*seen, *(context + unseen))])
+        rows.append([truth[n, i] for i in (*before, *(context + after))])
         labels.append("true")
         for name, frames in predictions.items():
-            rows.append([None] * len(seen) + [frames[n, i] for i in unseen])
+            rows.append([None] * len(before) + [frames[n, i] for i in after])
             labels.append(name)
-    ticks = [str(i) for i in (*seen, *(context + unseen))]
+    ticks = [str(i) for i in (*before, *(context + after))]
     figure, axis, edge = mosaic(
         rows, labels, ticks, "Forward roll: below each unseen frame, what the model expected to see",
-        row_breaks=breaks[1:], column_break=len(seen),
+        row_breaks=breaks[1:], column_break=len(before),
     )  # fmt: skip
     seen_and_unseen(axis, edge)
     return figure
 
 
-def forward_roll_curve(forward_roll: Mapping[str, Any]) -> Figure:
+def forward_roll_curve(forward_roll: ForwardRollRecord) -> Figure:
     """Log-likelihood of the unseen frames against the horizon, for the model and every floor.
 
     Args:
@@ -271,8 +273,9 @@ def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None
 
 def interleaved(moving: Tensor) -> Tensor:
     """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
-    turn = torch.stack([(moving[:k] == factor).sum() for k, factor in enumerate(moving)])
-    return torch.argsort(turn * (int(moving.max()) + 1) + moving, stable=True)
+    factors = moving.tolist()
+    turns = [factors[:k].count(factor) for k, factor in enumerate(factors)]
+    return moving.new_tensor(sorted(range(len(factors)), key=lambda k: (turns[k], factors[k])))
 
 
 def _number(value: Any) -> float:
@@ -344,8 +347,8 @@ def _squeezers(series: Mapping[str, Floats]) -> tuple[list[str], tuple[float, fl
 
 def _label_ends(axis: Axes, series: Mapping[str, Floats], colors: Mapping[str, str], low: float, high: float) -> None:
     """Write every curve's name at its right end, moved apart where two would collide."""
-    seen = {name: values for name, values in series.items() if np.nanmax(values) >= low}
-    ends = {name: float(values[np.isfinite(values)][-1]) for name, values in seen.items()}
+    visible = {name: values for name, values in series.items() if np.nanmax(values) >= low}
+    ends = {name: float(values[np.isfinite(values)][-1]) for name, values in visible.items()}
     order = sorted(ends, key=lambda name: ends[name])
     gap = 0.065
     wanted = [min(max((ends[name] - low) / (high - low), 0.0), 1.0) for name in order]

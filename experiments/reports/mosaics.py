@@ -6,16 +6,17 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pyro_tvae.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DPI",
@@ -33,7 +34,7 @@ __all__ = [
     "wrap",
 ]
 
-Array: TypeAlias = Tensor | NDArray[Any]
+Array: TypeAlias = "Tensor | NDArray[Any]"
 Floats: TypeAlias = NDArray[np.float64]
 
 DPI = 150
@@ -59,7 +60,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 def as_array(value: Array) -> Floats:
     """A tensor or array as numpy's, in float64."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "detach"):
         value = value.detach().cpu().double().numpy()
     return np.asarray(value, dtype=np.float64)
 

@@ -1,14 +1,30 @@
-"""Pages: templates to HTML that stands alone, with pictures inside."""
+"""Pages: templates to HTML that stands alone, with pictures and their captions inside."""
 
 from __future__ import annotations
 
 import base64
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jinja2
 
-__all__ = ["embedded", "render"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Caption", "Picture", "render", "shown"]
+
+Picture: TypeAlias = "Path | Figure"
+
+MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
+
+
+class Caption(NamedTuple):
+    """Words for one figure: its title, what to look for, and what a reader who cannot see it should know."""
+
+    title: str
+    look_for: str
+    alternative: str
 
 
 def render(template: str, **values: Any) -> str:
@@ -23,6 +39,21 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def embedded(content: bytes, media: str = "image/png") -> str:
-    """The address under which a page shows a picture that it holds itself."""
-    return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
+def shown(name: str, picture: Picture, caption: Caption) -> dict[str, str]:
+    """What a template needs of a picture: its name, its caption, and the address of what the page itself holds.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it has another format.
+    """
+    if isinstance(picture, str | Path):
+        path = Path(picture)
+        if path.suffix.lower() not in MEDIA:
+            raise ValueError(f"figure {name}: {path} is not one of {', '.join(MEDIA)}.")
+        media, content = MEDIA[path.suffix.lower()], path.read_bytes()
+    else:
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png", dpi=150, facecolor="white")
+        media, content = "image/png", buffer.getvalue()
+    address = f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
+    return {"name": name, **caption._asdict(), "address": address}

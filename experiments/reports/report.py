@@ -5,25 +5,19 @@ All inputs are plain data, so that the page can be rebuilt from a run folder at 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from ..evaluation.record import EvaluationRecord, ForwardRollRecord
 from ..runs.files import write_text
-from .pages import embedded, render
+from .pages import Caption, Picture, render, shown
 from .tables import BLIND, MISSING, describe_data, format_number, format_seconds, rows
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from .figures import History
 
 __all__ = ["write_report"]
-
-Picture: TypeAlias = "Path | Figure"
-
-MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 
 FLOORS = {
     "model": "t of the last seen frame, rolled by the horizon and decoded",
@@ -33,14 +27,6 @@ FLOORS = {
     "plain VAE, rolled": "the plain VAE's code of the last seen frame, rolled and decoded",
     "plain VAE, held": "the plain VAE's code of the last seen frame, decoded without a roll",
 }
-
-
-class Caption(NamedTuple):
-    """Words for one figure: its title, what to look for, and what a reader who cannot see it should know."""
-
-    title: str
-    look_for: str
-    alternative: str
 
 
 CAPTIONS = {
@@ -87,7 +73,7 @@ CAPTIONS = {
 
 def write_report(
     run: str | Path,
-    evaluation: Mapping[str, Any],
+    evaluation: EvaluationRecord,
     figures: Mapping[str, Picture],
     config_yaml: str,
     history: History | None = None,
@@ -145,15 +131,15 @@ def write_report(
     return write_text(Path(run) / "report.html", page)
 
 
-def _forward(forward: Mapping[str, Any]) -> dict[str, Any] | None:
+def _forward(forward: ForwardRollRecord) -> dict[str, Any] | None:
     """The forward-roll numbers as strings: one table per score, one row per prediction, one column per horizon."""
-    scores = (
-        ("log_likelihood", "Log-likelihood, nats per unseen frame (higher is better)"),
-        ("pixel_error", "Pixel error (lower is better)"),
-    )
+    scores = {
+        "Log-likelihood, nats per unseen frame (higher is better)": forward.get("log_likelihood"),
+        "Pixel error (lower is better)": forward.get("pixel_error"),
+    }
     tables: list[dict[str, Any]] = []
-    for key, caption in scores:
-        series = {str(name): list(values or ()) for name, values in (forward.get(key) or {}).items()}
+    for caption, forecasts in scores.items():
+        series = {str(name): [*(values or ())] for name, values in (forecasts or {}).items()}
         horizons = max((len(values) for values in series.values()), default=0)
         if horizons == 0:
             continue
@@ -172,7 +158,7 @@ def _forward(forward: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"context": forward.get("context"), "tables": tables, "meanings": meanings}
 
 
-def _facts(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(evaluation: EvaluationRecord) -> list[tuple[str, str]]:
     """What is needed to repeat the run, as (name, value)."""
     facts = [("Data", describe_data(evaluation))]
     if evaluation.get("parameters") is not None:
@@ -187,40 +173,20 @@ def _facts(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _known(name: str) -> str | None:
+def _kind(name: str) -> str | None:
+    """The figure whose caption fits a picture."""
     return next((key for key in CAPTIONS if name == key or name.startswith((f"{key}_", f"{key}-"))), None)
 
 
 def _rank(name: str) -> tuple[int, str]:
-    known = _known(name)
-    return (list(CAPTIONS).index(known) if known else len(CAPTIONS), name)
+    kind = _kind(name)
+    return (list(CAPTIONS).index(kind) if kind else len(CAPTIONS), name)
 
 
 def _picture(name: str, source: Picture) -> dict[str, str]:
-    known = _known(name)
+    kind = _kind(name)
     words = name.replace("_", " ").replace("-", " ").strip()
-    caption = Caption(words[:1].upper() + words[1:], "", words)
-    if known is not None:
-        caption = CAPTIONS[known]
-        detail = words[len(known) :].strip()
-        if detail:
-            caption = caption._replace(title=f"{caption.title}: {detail}")
-    media, content = _bytes(name, source)
-    return {
-        "name": name,
-        "title": caption.title,
-        "look_for": caption.look_for,
-        "alternative": caption.alternative,
-        "address": embedded(content, media),
-    }
-
-
-def _bytes(name: str, source: Picture) -> tuple[str, bytes]:
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.suffix.lower() not in MEDIA:
-            raise ValueError(f"figure {name}: {path} is not one of {', '.join(MEDIA)}.")
-        return MEDIA[path.suffix.lower()], path.read_bytes()
-    buffer = io.BytesIO()
-    source.savefig(buffer, format="png", dpi=150, facecolor="white")
-    return "image/png", buffer.getvalue()
+    if kind is None:
+        return shown(name, source, Caption(words[:1].upper() + words[1:], "", words))
+    caption, detail = CAPTIONS[kind], words[len(kind) :].strip()
+    return shown(name, source, caption._replace(title=f"{caption.title}: {detail}") if detail else caption)

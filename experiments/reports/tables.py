@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ..evaluation.record import EvaluationRecord, MeasureRow
+from .terminal import wide_console
 
 __all__ = [
     "BLIND",
@@ -90,7 +93,7 @@ def format_seconds(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def rows(evaluation: Mapping[str, Any]) -> list[Row]:
+def rows(evaluation: EvaluationRecord) -> list[Row]:
     """The measures of an evaluation as strings, in their order.
 
     Args:
@@ -108,7 +111,7 @@ def rows(evaluation: Mapping[str, Any]) -> list[Row]:
     return [_row(entry) for entry in evaluation.get("rows") or ()]
 
 
-def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
+def evaluation_table(evaluation: EvaluationRecord) -> Table:
     """The measures as a table for the terminal: trained ± standard error, beside the untrained model and a plain VAE.
 
     A column that is empty in every row is left out. A bracketed number refers to a note, which
@@ -139,7 +142,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
+def print_evaluation(evaluation: EvaluationRecord, console: Console | None = None) -> None:
     """Print an evaluation: the table, its notes, and the verdict in words.
 
     Args:
@@ -147,10 +150,7 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
         console: where to; None is standard output. Where that is no terminal (a pipe, a file), lines are up to 100
             columns long and plain text.
     """
-    if console is None:
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=max(100, console.width))
+    console = console or wide_console()
     console.print(Text(str(evaluation.get("name") or "evaluation"), style="bold"))
     data = describe_data(evaluation)
     if data:
@@ -171,10 +171,10 @@ def print_evaluation(evaluation: Mapping[str, Any], console: Console | None = No
         console.print(_hanging("Note:", str(note), console.width))
 
 
-def describe_data(evaluation: Mapping[str, Any]) -> str:
+def describe_data(evaluation: EvaluationRecord) -> str:
     """What was evaluated, in one line: data set, split, number of sequences and frames, moving factors."""
     data = evaluation.get("data") or {}
-    parts = [" ".join(str(data[key]) for key in ("name", "split") if data.get(key))]
+    parts = [" ".join(str(word) for word in (data.get("name"), data.get("split")) if word)]
     if data.get("n_sequences") is not None:
         frames = f" of {data['n_frames']} frames" if data.get("n_frames") is not None else ""
         parts.append(f"{data['n_sequences']:,} sequences{frames}")
@@ -183,8 +183,8 @@ def describe_data(evaluation: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _row(entry: Mapping[str, Any]) -> Row:
-    trained, untrained, plain = (entry.get(name) for name in ("trained", "untrained", "plain_vae"))
+def _row(entry: MeasureRow) -> Row:
+    trained, untrained, plain = entry.get("trained"), entry.get("untrained"), entry.get("plain_vae")
     remarks = []
     if _undefined(trained) or trained is None:
         remarks.append("undefined")
@@ -207,7 +207,7 @@ def _row(entry: Mapping[str, Any]) -> Row:
     )
 
 
-def _undefined(value: Any) -> bool:
+def _undefined(value: float | None) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
@@ -215,7 +215,7 @@ def _filled(entries: list[Row], field: str) -> bool:
     return any(getattr(entry, field) not in ("", MISSING) for entry in entries)
 
 
-def _trained_heading(evaluation: Mapping[str, Any]) -> str:
+def _trained_heading(evaluation: EvaluationRecord) -> str:
     errors = (format_number(row.get("standard_error")) for row in evaluation.get("rows") or ())
     return "trained ± s.e." if any(error != MISSING for error in errors) else "trained"
 

@@ -6,60 +6,14 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from ..evaluation.measures import BLIND, HEADINGS
 from ..reports.tables import MISSING, format_number
+from .records import TABLE, Record, Row
 
-__all__ = ["BLIND_MEASURES", "aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
+__all__ = ["aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
 
-COLUMNS = {
-    "iwae": "IWAE ↑",
-    "iwae_error": "its standard error over test sequences",
-    "ess": "its effective sample size, median",
-    "elbo": "ELBO ↑",
-    "kl": "KL",
-    "frame_unnormalised": "frame_unnormalised",
-    "few/elbo": "ELBO, the first test sequences alone ↑",
-    "few/iwae": "IWAE, K = 1,000, the same ↑",
-    "few/ais": "AIS, the same ↑",
-    "few/gap": "best of these − ELBO ↓",
-    "held/elbo": "ELBO of the guide fitted to one model that is held ↑",
-    "held/best": "the best estimate of that model's log p(x)",
-    "held/gap": "that − ELBO ↓",
-    "explained": "explained ↑",
-    "e_eq": "E_eq ↓",
-    "e_eq_untrained": "E_eq, untrained",
-    "forward_roll": "forward_roll ↑",
-    "forward_roll_floor": "its best floor",
-    "probe": "class probe ↑",
-    "map/selective": "units with d′ ≥ 0.85 ↑",
-    "map/selective_untrained": "such units, untrained",
-    "map/classes": "classes they prefer",
-    "map/selectivity": "neighbours' d′: correlation ↑",
-    "map/selectivity_p": "neighbours' d′: p",
-    "map/selectivity_untrained": "neighbours' d′: untrained",
-    "map/slant": "neighbours' slant: correlation ↑",
-    "map/slant_p": "neighbours' slant: p",
-    "map/slant_untrained": "neighbours' slant: untrained",
-    "map/stroke_width": "neighbours' stroke width: correlation ↑",
-    "map/stroke_width_p": "neighbours' stroke width: p",
-    "map/stroke_width_untrained": "neighbours' stroke width: untrained",
-    "collapsed": "collapsed",
-    "seconds": "training, s",
-    "seconds_per_step": "s / step",
-}
-PREFIXES = {
-    "roll": "roll correlation",
-    "roll_untrained": "roll correlation, untrained",
-    "cap_corr": "CapCorr",
-    "cap_corr_untrained": "CapCorr, untrained",
-    "commutation": "commutation ↓",
-    "pose": "pose probe",
-    "active": "active latents",
-}
-# A code that says nothing about its input can score perfectly on these.
-BLIND_MEASURES = ("e_eq", "roll", "cap_corr", "commutation")
 MARK = "†"
 
 
@@ -70,24 +24,24 @@ def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
         >>> aggregate([1.0, 3.0, None])
         (2.0, 1.4142135623730951)
     """
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return statistics.fmean(known) if known else math.nan, statistics.stdev(known) if len(known) > 1 else None
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(numbers) if numbers else math.nan, statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def collapsed_seeds(row: Mapping[str, Any]) -> list[int]:
+def collapsed_seeds(row: Row) -> list[int]:
     """The seeds of a row whose model has collapsed."""
     flags = row["values"].get("collapsed", [None] * len(row["seeds"]))
     return [seed for seed, flag in zip(row["seeds"], flags, strict=True) if flag]
 
 
-def markdown(record: Mapping[str, Any]) -> str:
+def markdown(record: Record) -> str:
     """A record as Markdown: a heading, and measures down and rows across, mean ± standard deviation over seeds."""
-    body = table(record) if record["kind"] == "reproduction" else ends(record)
+    body = table(record) if record["kind"] == TABLE else ends(record)
     pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in record.get("figures", ()))
     return f"### {record['title']}\n\n{body}{pictures}"
 
 
-def table(record: Mapping[str, Any]) -> str:
+def table(record: Record) -> str:
     """The table of a record without a heading."""
     rows = record["rows"]
     lines = ["| | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
@@ -107,48 +61,37 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-ENDS = {
-    "seconds": "training, s",
-    "step": "steps",
-    "elbo": "ELBO ↑",
-    "iwae": "IWAE ↑",
-    "explained": "explained ↑",
-    "forward_roll": "forward_roll ↑",
-    "forward_roll_floor": "its best floor",
-}
+ENDS = ("seconds", "step", "elbo", "iwae", "explained", "forward_roll", "forward_roll_floor")
 
 
-def ends(record: Mapping[str, Any]) -> str:
+def ends(record: Record) -> str:
     """A record of kind ``recipe`` as a table of where its curves end."""
     rows = record["rows"]
     lines = ["| at the end | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
     lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) or MISSING for row in rows) + " |"]
-    for key, label in ENDS.items():
+    for key in ENDS:
         last = [aggregate([run["points"][-1].get(key) for run in row["runs"]]) for row in rows]
-        lines.append(f"| {label} | " + " | ".join(format_number(*value) for value in last) + " |")
+        lines.append(f"| {HEADINGS[key]} | " + " | ".join(format_number(*value) for value in last) + " |")
     return "\n".join(lines) + "\n\nNats per frame where a measure is in nats; ± is the standard deviation over seeds.\n"
 
 
-def _columns(record: Mapping[str, Any]) -> dict[str, str]:
+def _columns(record: Record) -> dict[str, str]:
     present = list(dict.fromkeys(key for row in record["rows"] for key in row["values"]))
-    parts = {
-        key: f"{PREFIXES[key.split('/')[0]]}, {key.split('/')[1]}"
-        for key in present
-        if "/" in key and key.split("/")[0] in PREFIXES
-    }
-    return {key: label for key, label in COLUMNS.items() if key in present} | parts
+    split = {key: key.partition("/") for key in present}
+    parts = {key: f"{HEADINGS[name]}, {part}" for key, (name, _, part) in split.items() if part and name in HEADINGS}
+    return {key: heading for key, heading in HEADINGS.items() if key in present} | parts
 
 
-def _cell(row: Mapping[str, Any], key: str) -> str:
+def _cell(row: Row, key: str) -> str:
     values: Sequence[float | None] = row["values"].get(key, ())
-    gone = collapsed_seeds(row)
+    collapsed = collapsed_seeds(row)
     if key == "collapsed":
-        return f"{len(gone)} of {len(row['seeds'])}" if any(value is not None for value in values) else MISSING
+        return f"{len(collapsed)} of {len(row['seeds'])}" if any(value is not None for value in values) else MISSING
     text = format_number(*aggregate(values))
-    return f"{text} {MARK}" if gone and text != MISSING and key.split("/")[0] in BLIND_MEASURES else text
+    return f"{text} {MARK}" if collapsed and text != MISSING and key.partition("/")[0] in BLIND else text
 
 
-def as_csv(record: Mapping[str, Any]) -> str:
+def as_csv(record: Record) -> str:
     """A record as CSV, one number a line: row, seed, measure, value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..reports.figures import BLACK, BLUE, DASHES, GRAY, GREEN, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
+from .records import Record, curve
 
 __all__ = ["forecast_curves", "recipe_curves"]
 
@@ -22,7 +23,7 @@ WIDTH = 9.0  # inches
 COMMON_FLOORS = ("repeat last frame", "mean frame")  # those that no model has a part in
 
 
-def recipe_curves(record: Mapping[str, Any]) -> Figure:
+def recipe_curves(record: Record) -> Figure:
     """Test IWAE and forward_roll against wall-clock minutes of training: one colour per recipe.
 
     The thick line is the mean over seeds, the band reaches from the lowest seed to the highest, over the time that all
@@ -38,18 +39,12 @@ def recipe_curves(record: Mapping[str, Any]) -> Figure:
         ("forward_roll", "forward_roll: frames not seen", "nats per unseen frame (higher is better)"),
     )
     for axis, (key, title, unit) in zip(axes, panels, strict=True):
-        for row, color in zip(record["rows"], _cycled(COLORS, len(record["rows"])), strict=True):
-            curves = [_series(run["points"], key) for run in row["runs"]]
+        for row, color in zip(record["rows"], cycle(COLORS), strict=False):
+            curves = [np.array(curve(run, key)).reshape(-1, 2).T for run in row["runs"]]
             _spread(axis, curves, color, row.get("label", row["name"]))
         _plain(axis, title, unit)
         axis.set_xlabel("wall-clock minutes of training")
-    floors = [
-        point["forward_roll_floor"]
-        for row in record["rows"]
-        for run in row["runs"]
-        for point in run["points"]
-        if point.get("forward_roll_floor") is not None
-    ]
+    floors = [n for row in record["rows"] for run in row["runs"] for _, n in curve(run, "forward_roll_floor")]
     if floors:
         axes[1].axhline(max(floors), color=GRAY, linestyle="--", linewidth=1.2, label="best floor")
     for axis in axes:
@@ -61,21 +56,21 @@ def recipe_curves(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
+def forecast_curves(record: Record) -> Figure | None:
     """Log-likelihood of unseen frames against the horizon, mean over seeds, one curve per row; None if none has any.
 
     Args:
         record: of kind ``reproduction``, see :mod:`.records`.
     """
     series: dict[str, Floats] = {}
-    floors: dict[str, list[Sequence[float]]] = {name: [] for name in COMMON_FLOORS}
+    floors: dict[str, list[list[float | None]]] = {name: [] for name in COMMON_FLOORS}
     for row in record["rows"]:
         scores = [run["forward_roll"]["log_likelihood"] for run in row["runs"] if run.get("forward_roll")]
         own = [score["model"] for score in scores if None not in score["model"]]
         if own:
             series[row["name"]] = np.mean(np.array(own, dtype=np.float64), axis=0)
-        for name, found in floors.items():
-            found += [score[name] for score in scores if name in score and None not in score[name]]
+        for name, levels in floors.items():
+            levels += [score[name] for score in scores if name in score and None not in score[name]]
     if not series:
         return None
     if len({len(values) for values in series.values()}) > 1:  # rows on different data, which have no floors in common
@@ -88,9 +83,9 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
             marker=MARKERS[n % len(MARKERS)], markersize=4.5, zorder=3,
         )  # fmt: skip
     shown, ground = list(series.values()), float("inf")
-    for n, (name, found) in enumerate(floors.items()):
-        if found:
-            values = np.mean(np.array(found, dtype=np.float64), axis=0)
+    for n, (name, levels) in enumerate(floors.items()):
+        if levels:
+            values = np.mean(np.array(levels, dtype=np.float64), axis=0)
             axis.plot(np.arange(1, len(values) + 1), values, label=name, color=GRAY, linewidth=1.4, linestyle=DASHES[n])
             shown.append(values)
             ground = min(ground, float(values.min()))
@@ -110,29 +105,20 @@ def forecast_curves(record: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _cycled(colors: Sequence[str], count: int) -> list[str]:
-    return [colors[n % len(colors)] for n in range(count)]
-
-
-def _series(points: Sequence[Mapping[str, Any]], key: str) -> tuple[Floats, Floats]:
-    """Minutes and values, in the order of time."""
-    known = sorted((p["seconds"] / 60, p[key]) for p in points if p.get(key) is not None)
-    return np.array([p[0] for p in known]), np.array([p[1] for p in known], dtype=np.float64)
-
-
-def _spread(axis: Axes, curves: Sequence[tuple[Floats, Floats]], color: str, label: str) -> None:
-    known = [(minutes, values) for minutes, values in curves if len(minutes)]
-    if not known:
+def _spread(axis: Axes, curves: Sequence[Floats], color: str, label: str) -> None:
+    """Draw curves, (seconds, values) each."""
+    series = [(seconds / 60, values) for seconds, values in curves if len(seconds)]
+    if not series:
         return
-    for minutes, values in known:
+    for minutes, values in series:
         axis.plot(minutes, values, color=color, linewidth=0.7, alpha=0.5, zorder=2)
-    start, end = max(minutes[0] for minutes, _ in known), min(minutes[-1] for minutes, _ in known)
-    grid = np.unique(np.concatenate([minutes for minutes, _ in known]))
+    start, end = max(minutes[0] for minutes, _ in series), min(minutes[-1] for minutes, _ in series)
+    grid = np.unique(np.concatenate([minutes for minutes, _ in series]))
     grid = grid[(grid >= start) & (grid <= end)]
     if not len(grid):
         return
-    stacked = np.stack([np.interp(grid, minutes, values) for minutes, values in known])
-    count = f" ({len(known)} seed{'s' if len(known) > 1 else ''})"
+    stacked = np.stack([np.interp(grid, minutes, values) for minutes, values in series])
+    count = f" ({len(series)} seed{'s' if len(series) > 1 else ''})"
     marker = "o" if len(grid) == 1 else None
     axis.plot(grid, stacked.mean(0), color=color, linewidth=2.2, label=label + count, zorder=4, marker=marker)
     axis.fill_between(grid, stacked.min(0), stacked.max(0), color=color, alpha=0.18, linewidth=0, zorder=1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from omegaconf import DictConfig
 
@@ -12,21 +13,14 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.files import write_text
-from ..runs.run import CONFIG, EVALUATION
+from ..runs.files import read_record, write_text
+from ..runs.run import CONFIG, EVALUATION, SELECTIVITY
+from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
-from .records import (
-    Cell,
-    check_settings,
-    kept_cells,
-    measured,
-    read_kept,
-    record_of,
-    settings_of,
-    stem_of,
-    stored_settings,
-    write_record,
-)
+from .kept import held, read_kept, write_record
+from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, kept_cells, record_of, stem_of
+from .registry import STUDIES, home
+from .settings import check_settings, settings_of, stored_settings
 
 __all__ = ["Ledger"]
 
@@ -35,13 +29,18 @@ class Ledger:
     """The runs of a study: ``(row, seed) in ledger`` where its kept record has them; :meth:`write` gathers all.
 
     Args:
-        name, title, budget, overrides: of the study, see :func:`.record_of`.
+        name: of the study.
+        budget, overrides: see :func:`.record_of`.
         configurations: row -> its composed configuration; the seed does not matter.
-        homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
-        folder: of the study's tables.
+        output: where studies are kept, a folder each.
         records: a folder of kept records; None merges nothing.
-        keep: also write the study's record, and the PNG files in ``folder``, into ``records``.
-        complete: whether a run's folder holds all that the study needs of it.
+        keep: also write the study's record, and the PNG files in its folder, into ``records``.
+
+    Attributes:
+        study, folder: the study, and where its tables go.
+        homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
+        needed: the files that the folder of a run has that is done; training makes the first of them.
+        allow: what the runs' configurations may call.
 
     Raises:
         ValueError: the kept record, or a run that is there already, was made from other settings, or the record is
@@ -51,30 +50,34 @@ class Ledger:
     def __init__(
         self,
         name: str,
-        title: str,
         budget: str | None,
         overrides: Sequence[str],
-        *,
         configurations: Mapping[str, DictConfig],
-        homes: Mapping[str, Path],
-        folder: Path,
+        output: Path,
         records: Path | None = None,
         keep: bool = False,
-        complete: Callable[[Path], bool] = lambda run: True,
     ) -> None:
         if keep and records is None:
             raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
-        self.name, self.title, self.budget, self.overrides = name, title, budget, overrides
-        self.homes, self.folder, self.keep, self.complete = homes, folder, keep, complete
+        self.name, self.study, self.budget, self.overrides = name, STUDIES[name], budget, overrides
+        self.folder = output / stem_of(name, budget)
+        self.homes = {row: output / stem_of(home(name, row), budget) / row.replace(" ", "_") for row in configurations}
+        study = self.study
+        further = {ANNEALED: study.annealing, REFITTED: study.reference, SELECTIVITY: study.drawing == "map"}
+        self.needed = [
+            EVALUATION if study.labels is None else POINTS,
+            *(file for file, used in further.items() if used),
+        ]
         self.file = records / f"{stem_of(name, budget)}.json" if records is not None else None
-        allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
+        self.target = self.file if keep else None
+        self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.kept = self._read()
         # A table of runs from other settings would compare nothing.
-        remedy = f"choose another --output, or give again what {folder} was made with."
+        remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
-            for path in sorted(homes[row].glob(f"seed*/{CONFIG}")):
-                check_settings(path.parent, stored_settings(path.parent, allow), asked, remedy)
+            for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
+                check_settings(path.parent, stored_settings(path.parent, self.allow), asked, remedy)
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.kept
@@ -85,44 +88,61 @@ class Ledger:
         count = sum(cell in self for cell in asked)
         return f"{self.name}: {count} of {len(asked)} runs are in {self.file}" if count else ""
 
-    def write(self, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Write ``table.json``, ``table.md`` and ``table.csv``, and the kept record; the record is returned.
+    def write(self, figures: list[str] | None = None) -> Record:
+        """Write the study's files, and the kept record; the record is returned.
 
         Args:
-            further: keys to add to the record.
+            figures: names of PNG files that the record is to name.
         """
-        self.kept = self._read()  # other processes may have added seeds
-        known = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
-        local = {cell: measured(run) for cell, run in self._local() if cell not in self.kept}
-        cells = {**local, **self.kept}
-        record = record_of(self.name, self.title, self.budget, self.overrides, {**self.settings, **known}, cells)
-        record |= further or {}
-        write_record(self.folder / "table.json", record)
-        write_text(self.folder / "table.md", markdown(record))
-        write_text(self.folder / "table.csv", as_csv(record))
-        if self.keep and self.file is not None:
-            write_record(self.file, record)
+        with held(self.target) if self.target is not None else nullcontext():
+            self.kept = self._read()  # other processes may have added seeds
+            others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
+            cells = {cell: self._measured(run) for cell, run in self._local() if cell not in self.kept} | self.kept
+            record = record_of(
+                self.name,
+                self.study.title,
+                self.budget,
+                self.overrides,
+                {**self.settings, **others},
+                cells,
+                self.study.labels,
+            )
+            if figures is not None:
+                record["figures"] = figures
+            if self.target is not None:
+                write_record(self.target, record)
+        if self.study.labels is not None:
+            write_record(self.folder / "record.json", record)
+        else:
+            write_record(self.folder / "table.json", record)
+            write_text(self.folder / "table.md", markdown(record))
+            write_text(self.folder / "table.csv", as_csv(record))
+        if self.target is not None:
             for picture in self.folder.glob("*.png"):
-                with atomic_write(self.file.with_name(f"{self.file.stem}-{picture.name}")) as partial:
+                with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
                     partial.write_bytes(picture.read_bytes())
         return record
 
-    def _local(self) -> Iterable[tuple[tuple[str, int], Path]]:
-        """All runs that are there, asked for or not."""
-        for row, home in self.homes.items():
-            for path in home.glob(f"seed*/{EVALUATION}"):
-                if self.complete(path.parent):
-                    yield (row, int(path.parent.name.removeprefix("seed"))), path.parent
+    def _local(self) -> Iterator[tuple[tuple[str, int], Path]]:
+        """All runs that are there and done, asked for or not."""
+        for row, place in self.homes.items():
+            for run in place.glob("seed*"):
+                if all((run / name).is_file() for name in self.needed):
+                    yield (row, int(run.name.removeprefix("seed"))), run
+
+    def _measured(self, run: Path) -> Cell:
+        return measured(run) if self.study.labels is None else Cell({}, cast(RunInfo, read_record(run / POINTS)))
 
     def _read(self) -> dict[tuple[str, int], Cell]:
         """The cells of the study's kept record, if there is one."""
         if self.file is None or not self.file.is_file():
             return {}
         record = read_kept(self.file)
-        if (record["kind"], record["study"], record["budget"]) != ("reproduction", self.name, self.budget):
+        kind = TABLE if self.study.labels is None else LEARNING_CURVES
+        if (record["kind"], record["study"], record.get("budget")) != (kind, self.name, self.budget):
             raise ValueError(
-                f"{self.file} is a record of {command('reproduce', record['study'])}, budget {record['budget']}; give "
-                "--fresh to leave it out, or move it away."
+                f"{self.file} is a record of {command('reproduce', record['study'])}, budget {record.get('budget')}; "
+                "give --fresh to leave it out, or move it away."
             )
         cells = kept_cells(record)
         for (row, _), cell in cells.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from ..reports.mosaics import (
     wrap,
 )
 from ..reports.tables import format_number
-from ..runs.files import read_record
 from ..runs.run import EVALUATION, SELECTIVITY, Run, Trained
 from .unit_map import UnitMap, map_units
 
@@ -45,12 +43,12 @@ SHARPNESS = 112  # pixels of a frame on the canvas, so that the cells of a capsu
 N_SEQUENCES = 3
 
 
-def draw_run(drawing: str, run: Path, title: str, stem: Path, allow: Allowlist = PARTS_ONLY) -> list[Path]:
+def draw_run(drawing: str, run: Run, title: str, stem: Path, allow: Allowlist = PARTS_ONLY) -> list[Path]:
     """Draw a run as PNG and PDF.
 
     Args:
         drawing: one of :data:`DRAWINGS`.
-        run: a trained and evaluated run's folder.
+        run: trained and evaluated.
         title: of the figure; what the run explains is added.
         stem: the files' path without a suffix.
         allow: what the run's configuration may call.
@@ -58,11 +56,11 @@ def draw_run(drawing: str, run: Path, title: str, stem: Path, allow: Allowlist =
     Returns:
         The paths of the two files.
     """
-    record = read_record(run / EVALUATION)
+    record = run.read(EVALUATION)
     explained = record["measures"]["trained"]["explained"]
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
-    numbers = json.loads((run / SELECTIVITY).read_text()) if (run / SELECTIVITY).is_file() else {}
-    figure = DRAWINGS[drawing](Run(run).load(allow), numbers, title)
+    numbers = run.read(SELECTIVITY) if run.has(SELECTIVITY) else {}
+    figure = DRAWINGS[drawing](run.load(allow), numbers, title)
     return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".pdf")]
 
 
@@ -72,9 +70,9 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     x = next(run.data.batches("test", run.device, batch_size=2))["x"]
     n_frames = x.shape[1]
     context = run.config.evaluation.context or n_frames // 2
-    seen = torch.arange(n_frames, device=run.device) < context
+    observed = torch.arange(n_frames, device=run.device) < context
     # Zeros in place of the unseen frames: nothing of them can reach the guide.
-    t = pyro_tvae.encode(run.model, run.guide, x * seen.reshape(-1, 1, 1, 1), observed=seen)
+    t = pyro_tvae.encode(run.model, run.guide, x * observed.reshape(-1, 1, 1, 1), observed=observed)
     ahead = torch.arange(1, n_frames - context + 1, device=run.device)
     t = torch.cat([t[:, :context], roll(t[:, context - 1 : context], ahead.unsqueeze(-1))], dim=1)
     truth, decoded = as_frames(x), as_frames(run.model.decode(t).mean)
@@ -132,7 +130,7 @@ def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure
 
     Args:
         units: what :func:`.map_units` returns.
-        numbers: what :func:`.organisation` returns; panels say what it holds.
+        numbers: what :func:`.organization` returns; panels say what it holds.
         title: of the figure.
     """
     figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")

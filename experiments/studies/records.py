@@ -1,6 +1,6 @@
 """Records: what a study measured, one small JSON file per study and budget, to which later runs add seeds.
 
-A record holds no path of the machine that made it. It is one mapping::
+A record holds no path of the machine that made it. It is one mapping, :class:`Record`::
 
     {"schema": 2, "kind": "reproduction", "study": "table1", "budget": "hour", "title": "Table 1: …",
      "overrides": ["fit.beta=2"],              # what was given beside the study's own settings
@@ -28,50 +28,75 @@ of the test split. Any run may have ``notes``, a list of sentences that must sta
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from omegaconf import DictConfig, OmegaConf
-
-from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import ELSEWHERE
-from ..runs.files import finite, read_record, write_text
-from ..runs.run import EVALUATION, SELECTIVITY, Run
+from .settings import Settings, portable, shared_settings
 
 __all__ = [
-    "ANNEALED",
-    "FOLDER",
-    "KINDS",
-    "REFITTED",
+    "LEARNING_CURVES",
     "SCHEMA",
+    "TABLE",
     "Cell",
-    "check_settings",
+    "Record",
+    "Row",
+    "RunInfo",
+    "curve",
     "kept_cells",
-    "measured",
-    "portable",
-    "read_kept",
     "record_of",
-    "settings_of",
-    "shared_settings",
     "stem_of",
-    "stored_settings",
-    "write_record",
 ]
 
 SCHEMA = 2
-KINDS = ("reproduction", "recipe")
-FOLDER = Path("experiments/results")  # where records are kept, seen from a checkout
-ANNEALED, REFITTED = "annealed.json", "refitted.json"
-DIGITS = 7  # more would be noise in the files' diffs
+TABLE, LEARNING_CURVES = "reproduction", "recipe"  # kinds of records, as files name them
 
 Values = dict[str, float | None]
-# Where and how a run computes, and what it is called; none of it changes what is computed.
-LOCAL = (*ELSEWHERE, "data.source.root", "data.source.download", "data.num_workers", "name", "seed", "resume")
-FILES = ("data.source.path",)  # which file it is matters; the folder it lies in does not
+
+
+class Forecast(TypedDict):
+    """Log-likelihood of frames not seen, by how far they lie ahead: of the model, and of every floor."""
+
+    context: int
+    log_likelihood: dict[str, list[float | None]]
+
+
+class RunInfo(TypedDict):
+    """How one run of a row was made, and what of it is no single number."""
+
+    hardware: str
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    notes: NotRequired[list[str]]
+    forward_roll: NotRequired[Forecast]
+    points: NotRequired[list[Values]]
+
+
+class Row(TypedDict):
+    """One row over its seeds."""
+
+    name: str
+    label: NotRequired[str]
+    settings: Settings
+    seeds: list[int]
+    values: NotRequired[dict[str, list[float | None]]]
+    runs: list[RunInfo]
+
+
+class Record(TypedDict):
+    """A record, as its file has it."""
+
+    schema: int
+    kind: str
+    study: str
+    budget: NotRequired[str | None]
+    title: str
+    command: NotRequired[str]
+    overrides: NotRequired[list[str]]
+    settings: Settings
+    rows: list[Row]
+    figures: NotRequired[list[str]]
+    pictures: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -79,145 +104,17 @@ class Cell:
     """One run of a row: its measures, and how they were come by.
 
     Attributes:
-        values: measure -> number; nats per frame where not said otherwise.
-        run: ``hardware``, ``versions``, ``seconds`` and, where there are any, ``notes`` and ``forward_roll``.
+        values: measure -> number; nats per frame where not said otherwise; none of a learning curve.
+        run: see :class:`RunInfo`.
         settings: what the run was made from; empty where that is not known.
     """
 
     values: Values
-    run: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
+    run: RunInfo
+    settings: Settings = field(default_factory=dict)
 
 
 Cells = Mapping[tuple[str, int], Cell]
-
-
-# ---- settings
-
-
-def settings_of(config: DictConfig) -> dict[str, Any]:
-    """All settings by their dotted names, without those that only say where and how a run computes.
-
-    Example:
-        >>> settings_of(OmegaConf.create({"seed": 3, "data": {"source": {"root": "/mine", "path": "/mine/x.npz"}}}))
-        {'data.source.path': 'x.npz'}
-    """
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    flat = {name: value for name, value in _flat(container) if name not in LOCAL and not name.startswith("hydra.")}
-    for name in FILES:
-        if flat.get(name) is not None:
-            flat[name] = Path(str(flat[name])).name
-    return dict(sorted(json.loads(json.dumps(finite(flat))).items()))
-
-
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def portable(overrides: Sequence[str]) -> list[str]:
-    """Overrides without the paths of one machine.
-
-    Example:
-        >>> portable(["data.source.root=/mine", "data.source.path=/mine/x.npz", "fit.beta=2"])
-        ['data.source.path=x.npz', 'fit.beta=2']
-    """
-    kept = []
-    for override in overrides:
-        name, _, value = override.partition("=")
-        if name.lstrip("+~") in LOCAL:
-            continue
-        kept.append(f"{name}={Path(value).name}" if name.lstrip("+~") in FILES and value else override)
-    return kept
-
-
-def check_settings(where: Path, found: Mapping[str, Any], asked: Mapping[str, Any], remedy: str) -> None:
-    """Refuse numbers that were made from other settings; settings that only one side knows are no difference.
-
-    Raises:
-        ValueError: a setting that both know differs.
-    """
-    for name in sorted(found.keys() & asked.keys()):
-        if found[name] != asked[name]:
-            raise ValueError(f"{where} was made with {name}={found[name]}, and {asked[name]} is asked for; {remedy}")
-
-
-def shared_settings(settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several settings agree on.
-
-    Example:
-        >>> shared_settings([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
-        {'a': 1}
-    """
-    first, *others = [*settings] or [{}]
-    return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
-
-
-def stored_settings(run: Path, allow: Allowlist = PARTS_ONLY) -> dict[str, Any]:
-    """The settings that a run's folder says it was made from; nothing in the file is called."""
-    return settings_of(Run(run).config(allow))
-
-
-# ---- one run
-
-
-def measured(run: Path) -> Cell:
-    """What an evaluated run holds, flat; nats per frame where not said otherwise."""
-    record = read_record(run / EVALUATION)
-    values: Values = {}
-    for key, value in record["measures"]["trained"].items():
-        values |= _named(key, value)
-    forecast = record.get("forward_roll")
-    if forecast:
-        means = {
-            key: statistics.fmean(value[: (len(value) + 1) // 2]) for key, value in forecast["log_likelihood"].items()
-        }
-        values["forward_roll"] = means.pop("model")
-        values["forward_roll_floor"] = max(means.values())
-    untrained = record["measures"].get("untrained") or {}
-    for key in ("e_eq", "roll", "cap_corr"):
-        if key in untrained:
-            values |= _named(f"{key}_untrained", untrained[key])
-    values["collapsed"] = float(record["collapsed"])
-    history = Run(run).history()
-    steps = max((row["step"] for row in history.get("rows", ())), default=0)
-    if steps:
-        values["seconds"] = history["seconds"]
-        values["seconds_per_step"] = history["seconds"] / steps
-    seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
-    if (run / ANNEALED).is_file():
-        annealed = read_record(run / ANNEALED)
-        if "seconds" in annealed:
-            seconds["annealing"] = annealed.pop("seconds")
-        values |= {f"few/{key}": value for key, value in annealed.items()}
-    for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
-        if (run / file).is_file():
-            values |= {f"{prefix}/{key}": value for key, value in read_record(run / file).items()}
-    how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
-    if record.get("notes"):
-        how["notes"] = record["notes"]
-    if forecast:
-        how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
-    return Cell(_rounded(finite(values)), _rounded(finite(how)))
-
-
-def _named(key: str, value: Any) -> Values:
-    return {f"{key}/{part}": item for part, item in value.items()} if isinstance(value, dict) else {key: value}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-# ---- one record
 
 
 def stem_of(study: str, budget: str | None) -> str:
@@ -235,10 +132,11 @@ def record_of(
     title: str,
     budget: str | None,
     overrides: Sequence[str],
-    settings: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Settings],
     cells: Cells,
-) -> dict[str, Any]:
-    """A record of kind ``reproduction``.
+    labels: Mapping[str, str] | None = None,
+) -> Record:
+    """A record of a study's runs.
 
     Args:
         study: name of the study.
@@ -246,41 +144,44 @@ def record_of(
         budget: of the study, if it has any.
         overrides: what was given beside the study's own settings.
         settings: row -> settings, in the order of the rows.
-        cells: (row, seed) -> what was measured; a row with none is left out.
+        cells: (row, seed) -> what was measured; a row of a table that has none is left out.
+        labels: row -> what figures call it, of learning curves, where every row keeps its place and so its color.
     """
-    ran = {row: own for row, own in settings.items() if any(name == row for name, _ in cells)}
-    shared = shared_settings(ran.values())
-    rows = []
-    for row, own in ran.items():
-        seeds = sorted(seed for name, seed in cells if name == row)
-        chosen = [cells[row, seed] for seed in seeds]
-        names = list(dict.fromkeys(key for cell in chosen for key in cell.values))
-        rows.append(
-            {
-                "name": row,
-                "settings": {key: value for key, value in own.items() if key not in shared},
-                "seeds": seeds,
-                "values": {key: [cell.values.get(key) for cell in chosen] for key in names},
-                "runs": [cell.run for cell in chosen],
-            }
-        )
+    seeds = {name: sorted(seed for row, seed in cells if row == name) for name in settings}
+    shown = {name: own for name, own in settings.items() if seeds[name] or labels is not None}
+    shared = shared_settings(shown.values())
     return {
         "schema": SCHEMA,
-        "kind": "reproduction",
+        "kind": TABLE if labels is None else LEARNING_CURVES,
         "study": study,
         "budget": budget,
         "title": title,
         "overrides": portable(overrides),
         "settings": shared,
-        "rows": rows,
+        "rows": [
+            _row(name, own, shared, {seed: cells[name, seed] for seed in seeds[name]}, labels)
+            for name, own in shown.items()
+        ],
     }
 
 
-def kept_cells(record: Mapping[str, Any]) -> dict[tuple[str, int], Cell]:
-    """The cells of a record of kind ``reproduction``: the inverse of :func:`record_of`."""
+def _row(
+    name: str, settings: Settings, shared: Settings, cells: Mapping[int, Cell], labels: Mapping[str, str] | None
+) -> Row:
+    own = {key: value for key, value in settings.items() if key not in shared}
+    seeds, runs = list(cells), [cell.run for cell in cells.values()]
+    if labels is not None:
+        return {"name": name, "label": labels.get(name, name), "settings": own, "seeds": seeds, "runs": runs}
+    measures = dict.fromkeys(key for cell in cells.values() for key in cell.values)
+    values = {key: [cell.values.get(key) for cell in cells.values()] for key in measures}
+    return {"name": name, "settings": own, "seeds": seeds, "values": values, "runs": runs}
+
+
+def kept_cells(record: Record) -> dict[tuple[str, int], Cell]:
+    """The cells of a record: the inverse of :func:`record_of`."""
     return {
         (row["name"], seed): Cell(
-            {key: values[n] for key, values in row["values"].items()},
+            {key: values[n] for key, values in row.get("values", {}).items()},
             row["runs"][n],
             {**record["settings"], **row["settings"]},
         )
@@ -289,72 +190,13 @@ def kept_cells(record: Mapping[str, Any]) -> dict[tuple[str, int], Cell]:
     }
 
 
-def read_kept(path: Path) -> dict[str, Any]:
-    """Read a record, and refuse what is none.
+def curve(run: RunInfo, key: str) -> list[tuple[float, float]]:
+    """A learning curve of a run, (seconds of training, value) in the order of time, without the points that lack it.
 
-    Raises:
-        ValueError: the file is damaged, of another schema, or not a record.
+    Example:
+        >>> points = [{"seconds": 9.0, "iwae": -2.0}, {"seconds": 3.0, "iwae": -5.0}, {"seconds": 6.0, "iwae": None}]
+        >>> curve({"hardware": "", "versions": {}, "seconds": {}, "points": points}, "iwae")
+        [(3.0, -5.0), (9.0, -2.0)]
     """
-    record = read_record(path)
-    if record.get("schema") != SCHEMA or record.get("kind") not in KINDS:
-        raise ValueError(
-            f"{path} has schema {record.get('schema')!r} and kind {record.get('kind')!r}; expected schema {SCHEMA} and "
-            f"one of {', '.join(KINDS)}: move it away, and make it again with this version."
-        )
-    problem = _problem(record)
-    if problem:
-        raise ValueError(f"{path} is damaged: {problem}; take the file from version control again, or delete it.")
-    return record
-
-
-def _problem(record: Mapping[str, Any]) -> str | None:
-    """The first thing that a record lacks, in words."""
-    if not all(isinstance(record.get(key), str) for key in ("study", "title")):
-        return "it has no study or no title"
-    if not isinstance(record.get("rows"), list):
-        return "it has no rows"
-    tables = record["kind"] == "reproduction"
-    if not isinstance(record.get("settings"), dict):
-        return "it has no settings"
-    for row in record["rows"]:
-        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-            return "a row has no name"
-        name, seeds, runs = row["name"], row.get("seeds"), row.get("runs")
-        if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
-            return f"the row {name} has no seeds"
-        if len(set(seeds)) != len(seeds):
-            return f"the row {name} has a seed twice"
-        if not isinstance(runs, list) or len(runs) != len(seeds) or not all(isinstance(run, dict) for run in runs):
-            return f"the row {name} does not say of every seed how it was run"
-        if not isinstance(row.get("settings"), dict):
-            return f"the row {name} has no settings"
-        if tables:
-            values = row.get("values")
-            if not isinstance(values, dict) or not all(
-                isinstance(numbers, list)
-                and len(numbers) == len(seeds)
-                and all(number is None or isinstance(number, int | float) for number in numbers)
-                for numbers in values.values()
-            ):
-                return f"the row {name} does not have one number per seed for every measure"
-        elif not all(isinstance(run.get("points"), list) for run in runs):
-            return f"the row {name} has no points"
-    names = [row["name"] for row in record["rows"]]
-    return "two rows have the same name" if len(set(names)) != len(names) else None
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> Path:
-    """Write a record whole or not at all, lists and runs on a line each, so that a new seed is a small difference."""
-    return write_text(path, _laid_out(finite(dict(record))) + "\n")
-
-
-def _laid_out(value: Any, depth: int = 0) -> str:
-    inner, outer = " " * (depth + 1), " " * depth
-    if isinstance(value, dict) and (depth == 0 or any(isinstance(item, dict | list) for item in value.values())):
-        if depth > 4:
-            return json.dumps(value, ensure_ascii=False)
-        parts = [f"{inner}{json.dumps(key)}: {_laid_out(item, depth + 1)}" for key, item in value.items()]
-        return "{\n" + ",\n".join(parts) + f"\n{outer}}}" if parts else "{}"
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value) and depth <= 4:
-        return "[\n" + ",\n".join(inner + _laid_out(item, depth + 1) for item in value) + f"\n{outer}]"
-    return json.dumps(value, ensure_ascii=False)
+    numbers = ((point.get("seconds"), point.get(key)) for point in run.get("points", ()))
+    return sorted((seconds, value) for seconds, value in numbers if seconds is not None and value is not None)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 
 from pyro_tvae import TVAE
 from pyro_tvae.inference import log_likelihood
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, fit_parts
 from ..config.composition import make
-from ..runs.run import Run
+from ..runs.run import Trained
 
 __all__ = ["refit", "take_over"]
 
@@ -46,35 +44,26 @@ def take_over(model: TVAE, reference: TVAE) -> TVAE:
 
 
 def refit(
-    run: Path,
-    reference: Path,
-    *,
-    sequences: int,
-    num_particles: int = 1000,
-    seed: int = 0,
-    allow: Allowlist = PARTS_ONLY,
+    run: Trained, reference: TVAE, *, sequences: int, num_particles: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """Fit a run's guide anew to the model of a reference run, under the run's own recipe, and see what it leaves.
+    """Fit a run's guide anew to a reference model, under the run's own recipe, and see what it leaves.
 
     Args:
         run: whose guide, prior and recipe are taken.
-        reference: a run whose model is taken, in the place of the run's own.
+        reference: the model that takes the place of the run's own.
         sequences: the first of the test split, on which the bounds are computed.
         num_particles: K of the importance-weighted bound.
         seed: of the draws.
-        allow: what the runs' configurations may call.
 
     Returns:
         ``elbo`` and ``iwae`` of the refitted guide, in nats per frame.
     """
-    loaded, model = Run(run).load(allow), Run(reference).load(allow).model
-    held = take_over(loaded.model, model)
-    config = loaded.config
+    held, config = take_over(run.model, reference), run.config
     torch.manual_seed(config.seed)
     guide = make(config.guide)(held)
     with warnings.catch_warnings():  # Pyro notes every weight that is held
         warnings.filterwarnings("ignore", "(?s).*because requires_grad=False")
-        fit_parts(config, Parts(held, guide, loaded.data))
-    x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
+        fit_parts(config, Parts(held, guide, run.data))
+    x = next(run.data.batches("test", run.device, batch_size=sequences))["x"]
     bound = log_likelihood(held.eval(), guide.eval(), x, num_particles, seed=seed)
     return {"elbo": float(bound.elbo.mean()) / held.n_frames, "iwae": bound.per_frame}

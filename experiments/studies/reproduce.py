@@ -1,4 +1,4 @@
-"""The command ``reproduce``: tables and figures of the paper, and parts against each other, row by row, seed by seed.
+"""The command ``reproduce``: tables, figures and learning curves, row by row and seed by seed.
 
 Every cell is a run like any other, in a folder of its own. What is there is not computed again, so that a study goes on
 where it was interrupted, and a later one adds seeds; a run that two studies of the paper show is made once.
@@ -9,28 +9,38 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
+import torch
+from omegaconf import DictConfig, open_dict
+
+from pyro_tvae.inference import annealed_importance, log_likelihood
+
+from ..commands.train import train_run
+from ..config.allowlist import Allowlist
 from ..config.composition import compose, fitting_overrides
 from ..config.errors import ConfigurationError
-from ..runs.files import finite, read_record, write_text
+from ..runs.files import finite
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
+from .cells import ANNEALED, REFITTED
+from .learning_curves import follow
 from .ledger import Ledger
-from .records import ANNEALED, REFITTED, stem_of
-from .registry import STUDIES, Study, home
+from .paper_figures import draw_run
+from .records import Record
+from .refitting import refit
+from .registry import STUDIES, Study
+from .unit_map import organization
 
 __all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
 
 
-def reproduce(name: str, **options: Any) -> dict[str, Any]:
+def reproduce(name: str, **options: Any) -> Record:
     """Run what is missing of one study; the options and errors are those of :func:`reproduce_all`.
 
     Returns:
-        The content of ``table.json``: ``rows``, one mapping per row with ``name``, ``seeds`` and ``values``, a list of
-        one number per seed for each measure; for a figure also ``figures``, the names of its PNG files in the folder.
+        The content of ``table.json``, or of ``record.json`` for learning curves; for a figure it also names
+        ``figures``, PNG files in the folder.
     """
     if name not in STUDIES:
         raise ValueError(f"reproduce: name={name!r}; expected one of {', '.join(STUDIES)}.")
@@ -48,7 +58,7 @@ def reproduce_all(
     records: Path | None = None,
     keep: bool = False,
     progress: Callable[[str], object] = print,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Run what is missing of several studies, one record after the other, and write each into its folder.
 
     A mistake in any row of any of them shows before the first hour is spent.
@@ -58,7 +68,8 @@ def reproduce_all(
         budget: ``paper``, ``hour`` or ``minutes``, for the paper's tables and figures.
         seeds: of the runs; each row has one run per seed, and figures are drawn for the first of them.
         overrides: further Hydra overrides, such as ``data.source.root=DIR``, of every row that has such a setting.
-        output: where studies are kept, a folder each, with ``table.md``, ``table.csv`` and ``table.json``.
+        output: where studies are kept, a folder each, with ``table.md``, ``table.csv`` and ``table.json``, or for
+            learning curves ``record.json``.
         records: a folder of records (see :mod:`.records`); seeds that a study's record there has are not run again.
         keep: also write each study's record, and the pictures in its folder, into that folder, after every run.
         progress: takes a line before every cell.
@@ -75,60 +86,49 @@ def reproduce_all(
         for row, own in STUDIES[name].rows.items()
     }
     configurations = _composed(recipes, overrides)
-    allow = PARTS_ONLY.typed(*configurations.values())
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
-        folder = output / stem_of(name, used)
-        homes = {row: output / stem_of(home(name, row), used) / row.replace(" ", "_") for row in study.rows}
-        ledger = Ledger(
-            name,
-            study.title,
-            used,
-            overrides,
-            configurations={row: configurations[name, row] for row in study.rows},
-            homes=homes,
-            folder=folder,
-            records=records,
-            keep=keep,
-            complete=partial(_complete, study),
-        )
+        composed = {row: configurations[name, row] for row in study.rows}
+        ledger = Ledger(name, used, overrides, composed, output, records, keep)
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if ledger.said(cells):
             progress(ledger.said(cells))
         for number, (row, seed) in enumerate(cells, start=1):
             if (row, seed) in ledger:
                 continue
-            run, said = homes[row] / f"seed{seed}", f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-            if not (run / EVALUATION).is_file():
+            run = Run(ledger.homes[row] / f"seed{seed}")
+            said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+            if not run.has(ledger.needed[0]):
                 progress(f"{said} -> {run}")
-                _run(_seeded(configurations[name, row], seed), run, allow)
-            if study.annealing and not (run / ANNEALED).is_file():
+                config = composed[row].copy()
+                config.seed = seed
+                if study.labels is None:
+                    _run(config, run.path, ledger.allow)
+                else:
+                    follow(config, run.path)
+            if study.annealing and not run.has(ANNEALED):
                 progress(f"{said}, annealing")
                 start = time.monotonic()
-                annealed = _anneal(run, allow, **study.annealing)
-                write_text(run / ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-            if study.reference and not (run / REFITTED).is_file():
+                annealed = _anneal(run, ledger.allow, **study.annealing)
+                run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+            if study.reference and not run.has(REFITTED):
                 progress(f"{said}, its guide fitted to the model of {study.reference}")
-                refitted = _refit(run, homes[study.reference] / run.name, study, allow)
-                write_text(run / REFITTED, json.dumps(finite(refitted)))
+                reference = Run(ledger.homes[study.reference] / run.path.name)
+                run.write(REFITTED, json.dumps(finite(_refit(run, reference, study, ledger.allow))))
             if study.drawing:
-                stem = folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                _draw(study, run, stem, said, progress, allow)
-            ledger.write(_pictures(study, folder))
-        yield ledger.write(_pictures(study, folder))
+                stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                _draw(study, run, stem, said, progress, ledger.allow)
+            ledger.write(_pictures(study, ledger.folder))
+        yield ledger.write(_pictures(study, ledger.folder))
 
 
-def _complete(study: Study, run: Path) -> bool:
-    """Whether a run that was evaluated also has what the study needs beside that."""
-    needed = {ANNEALED: study.annealing, REFITTED: study.reference, SELECTIVITY: study.drawing == "map"}
-    return all((run / name).is_file() for name, wanted in needed.items() if wanted)
+def _pictures(study: Study, folder: Path) -> list[str] | None:
+    return sorted(path.name for path in folder.glob("*.png")) if study.drawing else None
 
 
-def _pictures(study: Study, folder: Path) -> dict[str, list[str]]:
-    return {"figures": sorted(path.name for path in folder.glob("*.png"))} if study.drawing else {}
-
-
-def _composed(recipes: Mapping[tuple[str, str], Sequence[str]], overrides: Sequence[str]) -> dict[tuple[str, str], Any]:
+def _composed(
+    recipes: Mapping[tuple[str, str], Sequence[str]], overrides: Sequence[str]
+) -> dict[tuple[str, str], DictConfig]:
     """Every row's configuration; an override applies to the rows that have its setting, and one of them has to."""
     try:
         fitting = {row: fitting_overrides(recipe, overrides) for row, recipe in recipes.items()} if overrides else {}
@@ -140,80 +140,54 @@ def _composed(recipes: Mapping[tuple[str, str], Sequence[str]], overrides: Seque
         raise ValueError(f"reproduce: {error}") from None
 
 
-def _seeded(config: Any, seed: int) -> Any:
-    config = config.copy()
-    config.seed = seed
-    return config
-
-
 def _draw(
-    study: Study, run: Path, stem: Path | None, said: str, progress: Callable[[str], object], allow: Allowlist
+    study: Study, run: Run, stem: Path | None, said: str, progress: Callable[[str], object], allow: Allowlist
 ) -> None:
     """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
-    from .paper_figures import draw_run
-
     assert study.drawing is not None
-    if study.drawing == "map" and not (run / SELECTIVITY).is_file():
-        from .unit_map import organization
-
+    if study.drawing == "map" and not run.has(SELECTIVITY):
         progress(f"{said}, organisation of the map")
-        write_text(run / SELECTIVITY, json.dumps(finite(organization(run, allow=allow)), indent=1))
+        run.write(SELECTIVITY, organization(run, allow=allow))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
-    judged = (run / EVALUATION).stat().st_mtime
+    judged = (run.path / EVALUATION).stat().st_mtime
     if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
         draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem, allow)
 
 
-def _run(config: Any, run: Path, allow: Allowlist) -> None:
+def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:
     """Train and evaluate, or go on where an earlier attempt stopped."""
-    from omegaconf import open_dict
-
-    from ..commands.train import train_run
-
-    if (run / CONFIG).is_file():
+    if (folder / CONFIG).is_file():
         with open_dict(config):
-            config.resume = str(run)
-    train_run(config, run, allow)
+            config.resume = str(folder)
+    train_run(config, folder, allow)
 
 
 def _anneal(
-    run: Path, allow: Allowlist, sequences: int, num_chains: int, num_temperatures: int
+    run: Run, allow: Allowlist, sequences: int, num_chains: int, num_temperatures: int
 ) -> dict[str, float | None]:
     """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
-    import torch
-
-    from pyro_tvae.inference import annealed_importance, log_likelihood
-
-    loaded = Run(run).load(allow)
+    loaded = run.load(allow)
     model, guide = loaded.model, loaded.guide
     x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
     bound = log_likelihood(model, guide, x, 1000, seed=0)
-    found: dict[str, float | None] = {
-        "elbo": float(bound.elbo.mean()) / model.n_frames,
-        "iwae": bound.per_frame,
-        "ais": None,
-    }
+    elbo, ais = float(bound.elbo.mean()) / model.n_frames, None
     if guide.mean_field:
         with torch.enable_grad():
             annealed = annealed_importance(
                 model, guide, x, num_chains=num_chains, num_temperatures=num_temperatures, seed=0, progress=True
             )
-        found["ais"] = annealed.per_frame
-    best = max(value for value in (found["iwae"], found["ais"]) if value is not None)
-    assert found["elbo"] is not None
-    found["gap"] = best - found["elbo"]
-    return found
+        ais = annealed.per_frame
+    best = bound.per_frame if ais is None else max(bound.per_frame, ais)
+    return {"elbo": elbo, "iwae": bound.per_frame, "ais": ais, "gap": best - elbo}
 
 
-def _refit(run: Path, reference: Path, study: Study, allow: Allowlist) -> dict[str, float | None]:
+def _refit(run: Run, reference: Run, study: Study, allow: Allowlist) -> dict[str, float | None]:
     """What a guide leaves of the gap between its ELBO and log p(x) of the reference's model, as annealing finds it."""
-    from .refitting import refit
-
     assert study.annealing is not None
-    known = read_record(reference / ANNEALED)
-    found = refit(run, reference, sequences=study.annealing["sequences"], allow=allow)
-    best = max(value for value in (known["ais"], known["iwae"], found["iwae"]) if value is not None)
-    return {**found, "best": best, "gap": best - found["elbo"]}
+    annealed = reference.read(ANNEALED)
+    bounds = refit(run.load(allow), reference.load(allow).model, sequences=study.annealing["sequences"])
+    best = max(value for value in (annealed["ais"], annealed["iwae"], bounds["iwae"]) if value is not None)
+    return {**bounds, "best": best, "gap": best - bounds["elbo"]}

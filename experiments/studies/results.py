@@ -7,16 +7,18 @@ can hold; and ``robustness.md``, if there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..interruption import command
+from ..reports.mosaics import save
 from ..reports.tables import format_seconds
 from ..runs.files import write_text
 from .claims import Claim, claims_of, remarks_of
 from .comparison import ends, table
-from .records import read_kept, stem_of
+from .curves import forecast_curves, recipe_curves
+from .kept import read_kept
+from .records import LEARNING_CURVES, TABLE, Record, stem_of
 from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
 
 __all__ = ["NAME", "results_text", "write_results"]
@@ -29,7 +31,6 @@ TOLD = (  # what a budget is
     "data.n_train", "data.n_test", "data.batch_size", "fit.max_epochs", "fit.max_steps", "fit.warmup_steps",
     "evaluation.num_particles",
 )  # fmt: skip
-Record = Mapping[str, Any]
 
 
 def write_results(folder: Path) -> Path:
@@ -44,7 +45,9 @@ def write_results(folder: Path) -> Path:
             f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep --records {folder}' makes it."
         )
     for stem, record in _records(folder).items():
-        _draw(folder, stem, record)
+        figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
+        if figure is not None:
+            save(figure, folder / _drawn(stem, record)[0])
     return write_text(folder / NAME, results_text(folder))
 
 
@@ -88,18 +91,14 @@ not count.
 """
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {path.stem: read_kept(path) for path in sorted(folder.glob("*.json"))}
-    for stem, record in found.items():
+def _records(folder: Path) -> dict[str, Record]:
+    records = {path.stem: read_kept(path) for path in sorted(folder.glob("*.json"))}
+    for stem, record in records.items():
         expected = stem_of(record["study"], record.get("budget"))
         if stem != expected:
             raise ValueError(f"{folder / stem}.json is a record of {expected}; rename it {expected}.json.")
-
-    def place(stem: str) -> tuple[int, str]:
-        known = [n for n, start in enumerate(ORDER) if stem.startswith(start)]
-        return (known[0] if known else len(ORDER), stem)
-
-    return {stem: found[stem] for stem in sorted(found, key=place)}
+    place = {stem: next((n for n, start in enumerate(ORDER) if stem.startswith(start)), len(ORDER)) for stem in records}
+    return {stem: records[stem] for stem in sorted(records, key=lambda stem: (place[stem], stem))}
 
 
 def _heading(record: Record) -> str:
@@ -118,16 +117,13 @@ def _overview(records: Mapping[str, Record], judged: Mapping[str, Sequence[Claim
 
 def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], notes: Sequence[Path]) -> str:
     parts = [f"## {_heading(record)}\n", _how(record, stem)]
-    parts.append(table(record) if record["kind"] == "reproduction" else ends(record))
+    parts.append(table(record) if record["kind"] == TABLE else ends(record))
     said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
     parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
-    for path in _pictures(folder, stem, record):
-        caption = (record.get("pictures") or {}).get(path.name, _caption(stem, path, record))
-        parts.append(f"![{caption}]({path.name})\n\n*{caption}*\n")
+    for picture, caption in _pictures(folder, stem, record):
+        parts.append(f"![{caption}]({picture})\n\n*{caption}*\n")
     if claims:
-        lines = [
-            f"- **{claim.verdict.capitalize()}**: {claim.said}\n  - Measured: {claim.measured}" for claim in claims
-        ]
+        lines = [f"- **{one.verdict.capitalize()}**: {one.said}\n  - Measured: {one.measured}" for one in claims]
         parts.append("### What was claimed, and what was seen\n\n" + "\n".join(lines) + "\n")
     remarks = remarks_of(record)
     if remarks:
@@ -142,7 +138,7 @@ def _how(record: Record, stem: str) -> str:
     seeds = sorted({seed for row in record["rows"] for seed in row["seeds"]})
     incomplete = [row["name"] for row in record["rows"] if row["seeds"] != seeds]
     words = ["reproduce", record["study"]]
-    words += ["--budget", record["budget"]] if record.get("budget") else []
+    words += ["--budget", str(record["budget"])] if record.get("budget") else []
     words += ["--seeds", ",".join(map(str, seeds)), *record.get("overrides", ())]
     lines = [f"- Command: `{record.get('command') or command(*words)}`"]
     short = f" (fewer for {', '.join(incomplete)})" if incomplete else ""
@@ -156,7 +152,7 @@ def _how(record: Record, stem: str) -> str:
     lines.append(f"- Time, all runs together: {spans or 'not recorded'}")
     versions = _counted([", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs])
     lines.append(f"- Versions: {versions or 'not recorded'}")
-    shared = record.get("settings", {})
+    shared = record["settings"]
     # No limit is written as null or -1.
     told = [f"{name}={shared[name]}" for name in TOLD if shared.get(name) not in (None, -1)]
     if told:
@@ -176,46 +172,23 @@ def _counted(texts: Sequence[str]) -> str:
 # ---- pictures
 
 
-def _drawn(stem: str, record: Record) -> Path | None:
-    """The picture that is drawn from the record itself."""
-    if record["kind"] == "recipe":
-        return Path(f"{stem}-curves.png")
-    if any(run.get("forward_roll") for row in record["rows"] for run in row["runs"]):
-        return Path(f"{stem}-forward_roll.png")
-    return None
+def _drawn(stem: str, record: Record) -> tuple[str, str]:
+    """The name and the caption of the picture that is drawn from a record itself."""
+    if record["kind"] == LEARNING_CURVES:
+        shown = "Test IWAE and forward_roll against wall-clock time; bands reach from the lowest seed to the highest."
+        return f"{stem}-curves.png", shown
+    shown = "Log-likelihood of frames not seen, against how far they lie ahead; means over seeds."
+    return f"{stem}-forward_roll.png", shown
 
 
-def _draw(folder: Path, stem: str, record: Record) -> None:
-    path = _drawn(stem, record)
-    if path is None:
-        return
-    from ..reports.figures import save
-    from .curves import forecast_curves, recipe_curves
-
-    figure = recipe_curves(record) if record["kind"] == "recipe" else forecast_curves(record)
-    if figure is not None:
-        save(figure, folder / path)
-
-
-def _pictures(folder: Path, stem: str, record: Record) -> list[Path]:
-    """A record's pictures that are there; ``table1-hour-…`` is none of a record called ``table1``."""
+def _pictures(folder: Path, stem: str, record: Record) -> Iterator[tuple[str, str]]:
+    """Names and captions of a record's pictures; ``table1-hour-…`` is none of a record called ``table1``."""
     stems = sorted((path.stem for path in folder.glob("*.json")), key=len, reverse=True)
-    owner = {
-        path: next((s for s in stems if path.stem == s or path.stem.startswith(f"{s}-")), None)
-        for path in sorted(folder.glob("*.png"))
-    }
-    return [path for path, found in owner.items() if found == stem]
-
-
-def _caption(stem: str, path: Path, record: Record) -> str:
-    if _drawn(stem, record) == Path(path.name):
-        if record["kind"] == "recipe":
-            return (
-                "Test IWAE and forward_roll against wall-clock time; bands reach from the lowest seed to the highest."
-            )
-        return "Log-likelihood of frames not seen, against how far they lie ahead; means over seeds."
-    rest = path.stem.removeprefix(stem).strip("-").replace("_", " ")
-    return rest or record["title"]
+    for path in sorted(folder.glob("*.png")):
+        if stem == next((own for own in stems if path.stem == own or path.stem.startswith(f"{own}-")), None):
+            rest = path.stem.removeprefix(stem).strip("-").replace("_", " ") or record["title"]
+            captions = {path.name: rest} | dict([_drawn(stem, record)]) | record.get("pictures", {})
+            yield path.name, captions[path.name]
 
 
 def _verbatim(path: Path) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -92,12 +90,12 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
 
 
 def organization(
-    run: Path, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True, allow: Allowlist = PARTS_ONLY
+    run: Run, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True, allow: Allowlist = PARTS_ONLY
 ) -> dict[str, float]:
     """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
 
     Args:
-        run: its folder.
+        run: trained.
         n_permutations: of every test, see :func:`.neighbor_correlation`.
         seed: of draws and permutations.
         progress: show a bar.
@@ -108,24 +106,20 @@ def organization(
         and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements, and ``…_p``;
         each again with ``_untrained``.
     """
-    loaded = Run(run).load(allow)
+    loaded = run.load(allow)
     models = {"": (loaded.model, loaded.guide)}
-    if (run / UNTRAINED).is_file():
-        models["_untrained"] = pyro_tvae.load(run / UNTRAINED, loaded.device)
-    found: dict[str, float] = {}
+    if run.has(UNTRAINED):
+        models["_untrained"] = pyro_tvae.load(run.path / UNTRAINED, loaded.device)
+    numbers: dict[str, float] = {}
     with progress_bar(3 * len(models), "permutations", shown=progress, unit="test", leave=False) as bar:
         for suffix, (model, guide) in models.items():
             units = map_units(model, guide, loaded.data, seed=seed)
-            found[f"selective{suffix}"] = float((units.preferred >= 0).sum())
-            found[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
-            maps: Mapping[str, Tensor] = {
-                "selectivity": units.selectivity,
-                "slant": units.slant.unsqueeze(0),
-                "stroke_width": units.stroke_width.unsqueeze(0),
-            }
-            for name, features in maps.items():
+            numbers[f"selective{suffix}"] = float((units.preferred >= 0).sum())
+            numbers[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
+            for name in ("selectivity", "slant", "stroke_width"):
+                features = getattr(units, name).reshape(-1, *units.preferred.shape)
                 result = neighbor_correlation(features, n_permutations, seed)
-                found[f"{name}{suffix}"] = result.value
-                found[f"{name}_null{suffix}"], found[f"{name}_p{suffix}"] = result.null_mean, result.p_value
+                numbers[f"{name}{suffix}"] = result.value
+                numbers[f"{name}_null{suffix}"], numbers[f"{name}_p{suffix}"] = result.null_mean, result.p_value
                 bar.update()
-    return found
+    return numbers

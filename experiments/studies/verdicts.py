@@ -10,21 +10,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import Final, Literal
 
 from scipy import stats
 
-__all__ = ["NOT_DECIDED", "NOT_SEEN", "SEEN", "above", "all_of", "greater", "interval_of_difference", "same"]
+__all__ = ["NOT_DECIDED", "NOT_SEEN", "SEEN", "Verdict", "above", "all_of", "greater", "interval_of_difference", "same"]
 
-SEEN, NOT_SEEN, NOT_DECIDED = "seen", "not seen", "not decided"
+Verdict = Literal["seen", "not seen", "not decided"]
+SEEN: Final = "seen"
+NOT_SEEN: Final = "not seen"
+NOT_DECIDED: Final = "not decided"
 LEVEL = 0.975  # two-sided 95 %
 
 
-def above(values: Sequence[float], threshold: float) -> str:
+def above(values: Sequence[float], threshold: float) -> Verdict:
     """Whether the mean of one sample lies above a threshold.
 
     Example:
         >>> above([0.97, 0.98, 0.99], 0.9), above([0.2, 0.3], 0.9), above([0.97], 0.9)
-        ('seen', 'not decided', 'not decided')
+        ('seen', 'not seen', 'not decided')
     """
     if len(values) < 2:
         return NOT_DECIDED
@@ -32,7 +36,7 @@ def above(values: Sequence[float], threshold: float) -> str:
     return _judged(statistics.fmean(values) - threshold, half)
 
 
-def greater(larger: Sequence[float], smaller: Sequence[float]) -> str:
+def greater(larger: Sequence[float], smaller: Sequence[float]) -> Verdict:
     """Whether the mean of one sample lies above that of another.
 
     Example:
@@ -44,7 +48,7 @@ def greater(larger: Sequence[float], smaller: Sequence[float]) -> str:
     return _judged(*interval_of_difference(larger, smaller))
 
 
-def same(first: Sequence[float], second: Sequence[float], margin: float) -> str:
+def same(first: Sequence[float], second: Sequence[float], margin: float) -> Verdict:
     """Whether two means differ by less than a margin: not finding a difference is not enough.
 
     Example:
@@ -71,15 +75,15 @@ def interval_of_difference(first: Sequence[float], second: Sequence[float]) -> t
     return difference, float(stats.t.ppf(LEVEL, 1 / sum(terms))) * math.sqrt(whole)
 
 
-def all_of(verdicts: Iterable[str]) -> str:
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict on a claim of several parts: not seen if any part is, seen if all are."""
-    found = list(verdicts)
-    if NOT_SEEN in found:
+    parts = set(verdicts)
+    if NOT_SEEN in parts:
         return NOT_SEEN
-    return SEEN if found and all(verdict == SEEN for verdict in found) else NOT_DECIDED
+    return SEEN if parts == {SEEN} else NOT_DECIDED
 
 
-def _judged(difference: float, half: float) -> str:
+def _judged(difference: float, half: float) -> Verdict:
     if difference > half:
         return SEEN
     return NOT_SEEN if difference < -half else NOT_DECIDED

@@ -6,6 +6,7 @@ import doctest
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -26,8 +27,17 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from pyro_tvae.experiments import benchmarks
-from pyro_tvae.experiments.benchmarks import children, gradients, growth, memory, scaling, speed, startup, throughput
-from pyro_tvae.experiments.benchmarks import timing as turns
+from pyro_tvae.experiments.benchmarks import (
+    children,
+    gradients,
+    growth,
+    memory,
+    scaling,
+    speed,
+    startup,
+    throughput,
+    timing,
+)
 from pyro_tvae.inference import fit
 
 TINY = speed.Setting(2, 3, 8, 2, 3, 3, 1, num_particles=3)
@@ -40,27 +50,10 @@ def printed(module: ModuleType, record: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Any:
-    block = torch.ones(300_000_000)  # 1.2 GB: see the test on inherited peaks
+@pytest.fixture(scope="module", autouse=True)
+def _large() -> None:
+    block = torch.ones(300_000_000)  # 1.2 GB before the server of the children starts: see the test on inherited peaks
     del block
-    with children.Nursery() as made:
-        yield made
-
-
-@pytest.fixture
-def shared(nursery: children.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One nursery for several benchmarks: importing torch again takes seconds."""
-
-    class Lent:
-        def __enter__(self) -> children.Nursery:
-            return nursery
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-    for module in (memory, scaling, growth):
-        monkeypatch.setattr(module, "Nursery", Lent)
 
 
 def test_the_bare_products_of_a_step_are_those_of_its_linear_layers() -> None:
@@ -118,11 +111,10 @@ def test_the_peak_of_memory_is_the_process_s_own() -> None:
     assert 0 < before < 64e9
 
 
-def test_a_child_s_peak_is_not_inherited(nursery: children.Nursery) -> None:
-    assert nursery.call(memory.peak, {}) < memory.peak() - 1_000_000_000
+def test_a_child_s_peak_is_not_inherited() -> None:
+    assert children.call(memory.peak, {}) < memory.peak() - 1_000_000_000
 
 
-@pytest.mark.usefixtures("shared")
 def test_memory_is_compared_between_processes() -> None:
     record = memory.run(
         threads=1, progress=False, particles=(1, 2), frames=(3, 6, 12), sequences=(2, 4000), setting=TINY
@@ -140,37 +132,61 @@ def test_memory_is_compared_between_processes() -> None:
     assert all(word in table for word in ("K = 1", "S = 12", "batch = 4000", "importance weights", "training"))
 
 
-def test_what_a_process_held_before_is_not_counted(nursery: children.Nursery) -> None:
+def test_what_a_process_held_before_is_not_counted() -> None:
     assert memory.needed(memory.peak()) > 0  # where nothing was needed there is still a ratio
-    found = nursery.call(memory.weigh, {"sizes": vars(TINY), "threads": 1})
-    assert 0 < found < 50e6  # the libraries alone take hundreds
+    needed = children.call(memory.weigh, {"sizes": vars(TINY), "threads": 1})
+    assert 0 < needed < 50e6  # the libraries alone take hundreds
 
 
-def test_children_are_processes_of_their_own(nursery: children.Nursery) -> None:
-    first, second = nursery.together(os.getpid, [{}, {}])
+def test_children_are_processes_of_their_own() -> None:
+    first, second = children.together(os.getpid, [{}, {}])
     assert len({first, second, os.getpid()}) == 3
-    names = nursery.together(os.getenv, [{"key": "WHO"}] * 2, [{"WHO": "one"}, {"WHO": "two"}])
+    names = children.together(os.getenv, [{"key": "WHO"}] * 2, [{"WHO": "one"}, {"WHO": "two"}])
     assert names == ["one", "two"]
-    assert nursery.call(os.getenv, {"key": "WHO"}) is None  # what one was told is not left to the next
-    assert nursery.call(os.system, {"command": "echo words"}) == 0  # what goes to standard output is no answer
+    assert children.call(os.getenv, {"key": "WHO"}) is None  # what one was told is not left to the next
+    assert children.call(os.getenv, {"key": "OPENBLAS_NUM_THREADS"}) == "1"
+    assert len(children.call(textwrap.dedent, {"text": "x" * 100_000})) == 100_000  # more than a pipe holds
 
 
-def test_a_child_that_fails_ends_the_others_and_is_named(nursery: children.Nursery) -> None:
+def test_a_child_that_fails_ends_the_others_and_is_named() -> None:
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match="a process of its own failed: FileNotFoundError"):
-        nursery.together(subprocess.run, [{"args": ["sleep", "300"]}, {"args": ["no-such-program"]}])
+    work = {"sizes": vars(TINY), "n_processes": 2, "turns": 1}  # the second does not meet the first
+    with pytest.raises(RuntimeError, match=r"a process of its own failed: TypeError: .*'steps'"):
+        children.together(scaling.train, [{**work, "steps": 1}, work], scaling._ranks(2))
     assert time.monotonic() - start < 200  # it did not wait for the other
+    assert multiprocessing.active_children() == []
     with pytest.raises(RuntimeError, match="it ended with status 3"):
-        nursery.call(os._exit, {"status": 3})
-    with pytest.raises(RuntimeError, match="its answer has 9013 characters"):
-        nursery.call(textwrap.dedent, {"text": "x" * 9000})
+        children.call(os._exit, {"status": 3})
 
 
-def test_the_end_of_a_nursery_ends_its_children() -> None:
-    with children.Nursery(preload=()) as made:
-        process = made._process
-        assert made.call(os.getppid, {}) == process.pid
-    assert process.returncode == -signal.SIGKILL
+INTERRUPTED = """
+import functools, os, time
+from pyro_tvae.experiments.benchmarks import children
+print(children.call(os.system, {"command": "echo words"}), flush=True)
+children.call(functools.partial(time.sleep, 300), {})
+"""
+
+
+def test_ctrl_c_ends_every_process_and_what_children_print_is_no_output() -> None:
+    line = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        time.sleep(1)  # until the second child sleeps; where it does not yet, it is ended all the same
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output, errors = process.communicate(timeout=100)
+    assert output == ""
+    assert errors.startswith("words\n")
+    assert errors.count("KeyboardInterrupt") == 1  # the parent's alone
+    for _ in range(500):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("processes are left")
 
 
 def test_exponents_are_those_of_known_powers() -> None:
@@ -201,7 +217,6 @@ def test_exponents_that_cannot_be_are_refused(sizes: list[int], values: list[flo
         growth.summary(sizes, values)
 
 
-@pytest.mark.usefixtures("shared")
 def test_growth_measures_every_size_once_per_axis() -> None:
     sizes = {"S": (3, 6, 12), "C": (2, 4, 8), "D": (3, 6, 12), "N": (500, 1000, 2000)}
     record = growth.run(threads=1, progress=False, sizes=sizes, turns=1, turn_seconds=0.001, setting=TINY)
@@ -250,7 +265,7 @@ def test_every_step_is_compared_with_products_in_float32(monkeypatch: pytest.Mon
 def test_turns_time_steps_between_what_they_are_compared_with() -> None:
     model, guide = TINY.build()
     calls = []
-    timed = turns.StepTurns(lambda: calls.append(0), steps=2, warm_up=1, enough=lambda count: count >= 3)
+    timed = timing.StepTimer(lambda: calls.append(0), steps=2, warm_up=1, enough=lambda count: count >= 3)
     x = torch.rand(3, 3, *TINY.frame_shape)
     history = fit(model, guide, x, batch_size=1, max_epochs=99, warmup_steps=0, progress=False, callbacks=[timed])
     assert len(timed.steps) == 3  # over several epochs of three steps
@@ -291,7 +306,6 @@ def test_the_ratio_of_scaling_is_2_where_a_second_process_doubles_the_rate() -> 
     assert scaling.summary(8, [1.0, 1.0], [2.0])["ratio"] == 1.0
 
 
-@pytest.mark.usefixtures("shared")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without distributed")
 def test_scaling_trains_with_one_process_and_with_two() -> None:
     record = scaling.run(progress=False, rounds=1, turns=1, steps=2, setting=TINY)
@@ -348,7 +362,7 @@ def test_an_interrupted_suite_keeps_what_was_recorded(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "name", ["children", "growth", "scaling", "speed", "startup", "throughput", "turns", "gradients", ""]
+    "name", ["children", "growth", "scaling", "speed", "startup", "throughput", "timing", "gradients", ""]
 )
 def test_the_examples_run(name: str) -> None:
     module = import_module(f"pyro_tvae.experiments.benchmarks{'.' if name else ''}{name}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import pickle
 import struct
+from importlib import import_module
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_tvae.experiments import datasets
 from pyro_tvae.experiments.datasets import (
     DataNotFound,
     Draw,
@@ -20,7 +23,7 @@ from pyro_tvae.experiments.datasets import (
     Images,
     SequenceDataModule,
     SequenceDataset,
-    SequenceMaker,
+    SequenceRenderer,
     Splits,
     Transformations,
     arrays,
@@ -153,8 +156,8 @@ def test_arrays_of_images_and_of_sequences(tmp_path: Path) -> None:
     assert isinstance(parts.train, Images)
     assert parts.train.pixels.shape == (12, 1, 5, 7)
     assert parts.train.labels.unique().tolist() == [-1]
-    found = torch.cat([part.pixels for part in parts]).sum((1, 2, 3)).sort().values
-    torch.testing.assert_close(found, torch.tensor(stills, dtype=torch.float32).sum((1, 2)).sort().values)
+    sums = torch.cat([part.pixels for part in parts]).sum((1, 2, 3)).sort().values
+    torch.testing.assert_close(sums, torch.tensor(stills, dtype=torch.float32).sum((1, 2)).sort().values)
     parts = arrays(str(tmp_path / "moves.npz"), key="x", labels_key="y")
     assert isinstance(parts.test, Frames)
     assert parts.test.pixels.shape == (2, 4, 3, 5, 5)
@@ -236,7 +239,7 @@ def test_virtual_items_carry_their_epoch() -> None:
 def test_the_seed_alone_decides_the_training_sequences(num_workers: int) -> None:
     expected, data = module(seed=5), module(seed=5, num_workers=num_workers)
     loaders = expected.train_dataloader(), data.train_dataloader()
-    seen = []
+    epochs = []
     for epoch in range(2):
         for loader in loaders:
             loader.sampler.set_epoch(epoch)
@@ -244,10 +247,10 @@ def test_the_seed_alone_decides_the_training_sequences(num_workers: int) -> None
         assert [len(batch["label"]) for batch in ours] == [4] * 5  # 21 sequences: the short last batch is dropped
         for a, b in zip(ours, theirs, strict=True):
             assert all(torch.equal(a[name], b[name]) for name in a)
-        seen.append(torch.cat([batch["index"] for batch in ours]))
-    assert not torch.equal(seen[0], seen[1])
+        epochs.append(torch.cat([batch["index"] for batch in ours]))
+    assert not torch.equal(epochs[0], epochs[1])
     other = torch.cat([batch["index"] for batch in module(seed=6).train_dataloader()])
-    assert not torch.equal(other, seen[0])
+    assert not torch.equal(other, epochs[0])
 
 
 def test_evaluation_sequences_are_fixed_and_differ_between_splits() -> None:
@@ -343,7 +346,7 @@ def test_the_test_split_can_move_otherwise() -> None:
 
 
 class Counter:
-    """A sequence maker of one's own: frame l of item i shows the number of the item plus that of the frame."""
+    """A sequence renderer of one's own: frame l of item i shows the number of the item plus that of the frame."""
 
     names, periods, moving, frame_shape = ("number",), (5,), ("number",), (1, 2, 3)
 
@@ -364,8 +367,8 @@ class Counter:
         return (batch["start"][:, None, None] + batch["index"])[..., None, None].expand(-1, -1, 1, 2, 3)
 
 
-def test_a_sequence_maker_of_ones_own_fits() -> None:
-    assert isinstance(Counter(1), SequenceMaker)
+def test_a_sequence_renderer_of_ones_own_fits() -> None:
+    assert isinstance(Counter(1), SequenceRenderer)
     data = SequenceDataModule(Splits(Counter(9), Counter(4), Counter(4)), n_frames=4, n_train=8)
     assert (data.frame_shape, data.factor_names, data.periods) == ((1, 2, 3), ("number",), (5,))
     for batch in data.train_dataloader():
@@ -376,6 +379,20 @@ def test_a_sequence_maker_of_ones_own_fits() -> None:
         ValueError, match="the source holds Counter, which move by themselves; leave transformations out"
     ):
         SequenceDataModule(Splits(Counter(9), Counter(4), Counter(4)), Transformations(), n_frames=4)
+
+
+def test_the_former_name_still_works_and_says_what_it_is_called_now() -> None:
+    with pytest.warns(DeprecationWarning, match=r"datasets\.SequenceMaker is now .*datasets\.SequenceRenderer"):
+        assert datasets.SequenceMaker is SequenceRenderer
+    with pytest.raises(AttributeError, match="has no attribute 'SequenceMakers'"):
+        _ = datasets.SequenceMakers
+
+
+@pytest.mark.parametrize("name", ["sequences", "silhouettes", "transformations"])
+def test_the_examples_run(name: str) -> None:
+    result = doctest.testmod(import_module(f"pyro_tvae.experiments.datasets.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_bad_numbers_are_named_in_one_sentence() -> None:

@@ -10,7 +10,10 @@ import torch
 
 from pyro_tvae import MLP, TVAE, BinarizedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
-from pyro_tvae.experiments.evaluation.evaluate import _remarks, evaluate, measure
+from pyro_tvae.experiments.evaluation.evaluate import evaluate, measure
+from pyro_tvae.experiments.evaluation.measures import BLIND, HEADINGS, MEASURES, flat, score
+from pyro_tvae.experiments.evaluation.record import rows
+from pyro_tvae.experiments.evaluation.verdict import remarks
 from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 
@@ -30,18 +33,18 @@ def make(prior: bool = True) -> tuple[TVAE, OrbitGuide]:
 def test_measures_agree_with_the_estimators_one_by_one(data: SequenceDataModule) -> None:
     model, guide = make()
     x = torch.cat([batch["x"] for batch in data.batches("test")])
-    found = measure(model, guide, data, num_particles=200, progress=False)
+    scores = flat(measure(model, guide, data, num_particles=200, progress=False))
     estimate = log_likelihood(model, guide, x, num_particles=200, seed=1)
     n = model.n_frames
     with torch.no_grad():
         terms = ELBO(model, guide, num_particles=200)(x)
-    assert found.kl == pytest.approx(float(terms.kl.mean()) / n, rel=1e-5)
+    assert scores["kl"] == pytest.approx(float(terms.kl.mean()) / n, rel=1e-5)
     # Both are means of 200 draws for each of 30 sequences; they differ by chance alone (5 standard errors).
     spread = float(estimate.standard_error.mean()) / n
-    assert found.iwae == pytest.approx(estimate.per_frame, abs=5 * spread + 1e-6)
-    assert found.elbo == pytest.approx(float(terms.elbo.mean()) / n, rel=0.02)
-    assert found.reconstruction - found.kl == pytest.approx(found.elbo)
-    assert found.e_eq == pytest.approx(equivariance_error(encode(model, guide, x)), rel=1e-6)
+    assert scores["iwae"] == pytest.approx(estimate.per_frame, abs=5 * spread + 1e-6)
+    assert scores["elbo"] == pytest.approx(float(terms.elbo.mean()) / n, rel=0.02)
+    assert scores["reconstruction"] - scores["kl"] == pytest.approx(scores["elbo"])
+    assert scores["e_eq"] == pytest.approx(equivariance_error(encode(model, guide, x)), rel=1e-6)
 
 
 def test_explained_is_zero_for_the_mean_frame_and_one_for_a_perfect_code(data: SequenceDataModule) -> None:
@@ -90,8 +93,8 @@ def test_the_table_has_a_value_for_every_model_and_the_factor_that_moves(data: S
 def test_the_same_seed_evaluates_the_same(data: SequenceDataModule) -> None:
     one, two = (measure(*make(), data, num_particles=4, seed=7, progress=False) for _ in range(2))
     other = measure(*make(), data, num_particles=4, seed=8, progress=False)
-    assert (one.iwae, one.elbo, one.kl, one.e_eq) == (two.iwae, two.elbo, two.kl, two.e_eq)
-    assert one.iwae != other.iwae
+    assert [one[key] for key in ("iwae", "elbo", "kl", "e_eq")] == [two[key] for key in ("iwae", "elbo", "kl", "e_eq")]
+    assert one["iwae"] != other["iwae"]
 
 
 def test_content_measures_know_a_code_from_none(data: SequenceDataModule) -> None:
@@ -99,14 +102,14 @@ def test_content_measures_know_a_code_from_none(data: SequenceDataModule) -> Non
     torch.manual_seed(0)
     model = TVAE((1, 8, 8), 6, 2, 32, NoTopography())
     guide = MeanFieldGuide(model, network=Copy())
-    found = measure(model, guide, data, num_particles=3, progress=False)
-    assert found.active["z"] > 30
-    assert found.probe > 0.3  # ten classes
-    assert found.pose["rotation"] > 0
-    assert 0.5 < found.commutation["rotation"] < 2  # it does not roll
-    assert found.frame_unnormalised > found.elbo
+    scores = flat(measure(model, guide, data, num_particles=3, progress=False))
+    assert scores["active/z"] > 30
+    assert scores["probe"] > 0.3  # ten classes
+    assert scores["pose/rotation"] > 0
+    assert 0.5 < scores["commutation/rotation"] < 2  # it does not roll
+    assert scores["frame_unnormalised"] > scores["elbo"]
     orbits = measure(*make(), data, num_particles=3, progress=False)
-    assert math.isnan(orbits.frame_unnormalised)  # orbit energies belong to no frame
+    assert math.isnan(score(orbits, "frame_unnormalised"))  # orbit energies belong to no frame
 
 
 class Copy(MLP):
@@ -133,6 +136,34 @@ def test_only_grey_values_are_remarked_on() -> None:
     sizes = {"frame_shape": (1, 4, 4), "n_frames": 2, "n_capsules": 2, "capsule_dim": 2}
     bits = (torch.rand(2, 2, 1, 4, 4) > 0.5).float()
     bernoulli, binarized = TVAE(**sizes), TVAE(**sizes, likelihood=BinarizedBernoulli())
-    assert _remarks(bernoulli, bits) == []
-    assert _remarks(bernoulli, bits / 2) == [bernoulli.likelihood.remark]
-    assert _remarks(binarized, bits) == [binarized.likelihood.remark]
+    assert remarks(bernoulli, bits) == []
+    assert remarks(bernoulli, bits / 2) == [bernoulli.likelihood.remark]
+    assert remarks(binarized, bits) == [binarized.likelihood.remark]
+
+
+def test_every_measure_has_its_entry_and_every_entry_a_name(data: SequenceDataModule) -> None:
+    scores = measure(*make(), data, num_particles=3, progress=False)
+    assert scores.keys() <= {entry.key for entry in MEASURES}
+    assert len({entry.key for entry in MEASURES}) == len(MEASURES)
+    assert len({*HEADINGS.values()}) == len(HEADINGS)
+    table = rows({"trained": scores}, 3)
+    assert [row["key"] for row in table][:2] == ["explained", "iwae"]
+    assert table[-1]["key"] == "frame_unnormalised"
+    shown = {*(row["key"] for row in table), "iwae_error"}
+    assert shown == flat(scores).keys()
+    assert table[1]["label"] == "IWAE, K = 3"
+    assert table[1]["standard_error"] == scores["iwae_error"]
+
+
+def test_parts_take_turns_and_a_part_that_a_model_lacks_is_undefined() -> None:
+    of_parts = {"roll": {"a": 1.0, "b": 2.0}, "cap_corr": {"a": 3.0, "b": 4.0}, "commutation": {"a": 5.0}}
+    untrained = {"kl": 1.0, **{key: {"a": 9.0} for key in of_parts}}
+    table = rows({"trained": {"kl": 0.0, **of_parts}, "untrained": untrained}, 1)
+    keys = ["kl", "roll/a", "cap_corr/a", "roll/b", "cap_corr/b", "commutation/a"]
+    assert [row["key"] for row in table] == keys
+    assert [row["untrained"] for row in table if row["key"] != "roll/b"][:3] == [1.0, 9.0, 9.0]
+    assert math.isnan(table[3]["untrained"] or 0)
+    assert table[3]["label"] == "roll correlation, b"
+    assert {row["note"] for row in table if row["key"].startswith("roll/")} == {"blind to collapse"}
+    assert {row["plain_vae"] for row in table} == {None}
+    assert {"e_eq", "roll", "cap_corr", "commutation"} <= {*BLIND}

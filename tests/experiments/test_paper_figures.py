@@ -47,7 +47,7 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     """The cells that would have been run, as (configuration, folder)."""
     ran: list[tuple[Any, Path]] = []
 
-    def run(config: Any, folder: Path) -> None:
+    def run(config: Any, folder: Path, *_: object) -> None:
         ran.append((config, folder))
         folder.mkdir(parents=True)
         provenance = {"hardware": "none", "versions": {}}
@@ -61,14 +61,15 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_map_is_measured_and_drawn_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"output": tmp_path, "progress": (said := []).append}
+    said: list[str] = []
+    options: dict[str, Any] = {"output": tmp_path, "progress": said.append}
     options["overrides"] = [*TINY, "data.n_test=40", "model.capsule_dim=16", "topography.grid=[4,4]"]
     record = reproduce("fig3", **options)
     assert len(said) == 3  # the run, its organisation, the drawing
     folder = tmp_path / "fig3-minutes"
     assert record["figures"] == ["tvae_2d_mnist-seed0.png"]
     assert {path.suffix for path in folder.glob("tvae_2d_mnist-seed0.*")} == {".png", ".pdf"}
-    values = record["rows"][0]["values"]
+    values: dict[str, Any] = record["rows"][0]["values"]
     assert 0 < values["map/selectivity_p"][0] <= 1
     assert {"map/slant_untrained", "map/stroke_width_p", "map/selective", "explained"} <= set(values)
     assert "![tvae_2d_mnist-seed0](tvae_2d_mnist-seed0.png)" in (folder / "table.md").read_text()
@@ -173,7 +174,9 @@ def test_the_drawn_map_leaves_units_without_a_preference_blank() -> None:
     numbers = {"selectivity": 0.5, "selectivity_p": 1e-4, "slant": 0.1, "slant_p": 0.2, "slant_untrained": 0.05}
     figure = draw_map(units, numbers, "T")
     panels = figure.axes[:4]
-    np.testing.assert_array_equal(np.ma.getmaskarray(panels[1].images[0].get_array()), preferred.numpy() < 0)
+    drawn = panels[1].images[0].get_array()
+    assert drawn is not None
+    np.testing.assert_array_equal(np.ma.getmaskarray(drawn), preferred.numpy() < 0)
     titles = [axis.get_title(loc="left") for axis in panels]
     assert "6 units" in titles[1]
     assert "0.50, p < 0.001" in titles[1]

@@ -12,7 +12,8 @@ import pytest
 
 from pyro_tvae.experiments.studies import reproduce as study_module
 from pyro_tvae.experiments.studies.comparison import aggregate, markdown
-from pyro_tvae.experiments.studies.reproduce import STUDIES, Study, reproduce
+from pyro_tvae.experiments.studies.registry import STUDIES, Study
+from pyro_tvae.experiments.studies.reproduce import reproduce
 
 QUICK = (
     "data.n_train=16",
@@ -38,8 +39,9 @@ TINY = Study(
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Any] = []
-    monkeypatch.setattr(study_module, "_run", lambda config, run: ran.append((config, run)))
-    monkeypatch.setattr(study_module, "_anneal", lambda run, **_: {})
+    for training in ("_run", "follow"):
+        monkeypatch.setattr(study_module, training, lambda config, run, *_: ran.append((config, run)))
+    monkeypatch.setattr(study_module, "_anneal", lambda *_, **__: {})
     monkeypatch.setattr(study_module, "_refit", lambda *_: {})
     monkeypatch.setattr(study_module, "_draw", lambda *_: None)
     reproduce(name, seeds=[3], output=tmp_path, progress=lambda _: None)
@@ -83,7 +85,8 @@ def test_means_and_spreads_leave_out_what_is_not_there() -> None:
     assert math.isnan(mean)
     assert spread is None
     rows = [{"name": "a", "seeds": [0, 1], "values": {"iwae": [-1.0, -3.0], "ess": [1.0, 2.0], "roll/hue": [0.5, 0.5]}}]
-    table = markdown({"kind": "reproduction", "title": "T", "rows": rows})
+    record: Any = {"kind": "reproduction", "title": "T", "rows": rows}
+    table = markdown(record)
     assert "| IWAE ↑ | -2.0 ± 1.4 |" in table
     assert "| roll correlation, hue | 0.5000 |" in table
     assert "ess" not in table

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -17,26 +23,21 @@ from scipy import stats
 from test_house import ROOT
 
 from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.studies import ledger
+from pyro_tvae.experiments.studies import reproduce as reproducing
 from pyro_tvae.experiments.studies.claims import claims_of, remarks_of
 from pyro_tvae.experiments.studies.comparison import table
 from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
-from pyro_tvae.experiments.studies.records import (
-    Cell,
-    check_settings,
-    kept_cells,
-    portable,
-    read_kept,
-    record_of,
-    settings_of,
-    stem_of,
-    write_record,
-)
-from pyro_tvae.experiments.studies.reproduce import STUDIES, Study, reproduce
+from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
+from pyro_tvae.experiments.studies.records import Cell, Record, Row, RunInfo, Values, kept_cells, record_of, stem_of
+from pyro_tvae.experiments.studies.registry import STUDIES, Study
+from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.experiments.studies.results import NAME, results_text, write_results
+from pyro_tvae.experiments.studies.settings import check_settings, portable, settings_of
 from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
 
 KINDS = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
-RUN = {
+RUN: RunInfo = {
     "hardware": "an EPYC, 2 cores, 1 threads",
     "versions": {"torch": "2.14"},
     "seconds": {"training": 400.0, "evaluation": 30.0},
@@ -68,11 +69,11 @@ def as_published(kind: str, seed: int) -> dict[str, float | None]:
 
 
 def table1(
-    changes: Mapping[str, Mapping[str, Sequence[float | None]]] | None = None,
+    changes: Mapping[str, Mapping[str, list[float | None]]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     study: str = "table1",
     rows: Sequence[str] = KINDS,
-) -> dict[str, Any]:
+) -> Record:
     cells = {(f"{kind}_mnist", seed): Cell(as_published(kind, seed), RUN) for kind in rows for seed in seeds}
     settings = {f"{kind}_mnist": {"fit.max_steps": 3600, "topography.kernel": n} for n, kind in enumerate(rows)}
     record = record_of(study, "Table 1: MNIST", "hour", ["data.source.root=/mine"], settings, cells)
@@ -81,7 +82,7 @@ def table1(
     return record
 
 
-def verdict_on(record: Mapping[str, Any], words: str) -> str:
+def verdict_on(record: Record, words: str) -> str:
     (found,) = [claim for claim in claims_of(record) if words in claim.said]
     return found.verdict
 
@@ -151,7 +152,7 @@ def test_missing_rows_are_named_and_decide_nothing() -> None:
 
 
 def test_equivariance_of_collapsed_models_does_not_count_and_they_are_named() -> None:
-    collapsed = [0.0, 1.0, 1.0]
+    collapsed: list[float | None] = [0.0, 1.0, 1.0]
     record = table1({"tvae_lhalf": {"collapsed": collapsed, "e_eq": [520.0, 1.0, 1.0]}})
     order = claims_of(record)[0]
     assert order.verdict == NOT_DECIDED  # one seed of it is left
@@ -195,14 +196,15 @@ def test_every_row_of_a_figure_must_forecast() -> None:
     assert "Not seen: tvae_lpartial_dsprites." in claim.measured
 
 
-def parts_record(study: str, rows: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, Any]:
+def parts_record(study: str, rows: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Record:
     made = []
     for name, values in rows.items():
         n = len(next(iter(values.values())))
         filled = {"collapsed": [0.0] * n, **values}
         made.append({"name": name, "settings": {}, "seeds": list(range(n)), "values": filled, "runs": [dict(RUN)] * n})
     head = {"schema": 2, "kind": "reproduction", "study": study, "budget": None, "title": study.capitalize()}
-    return {**head, "overrides": [], "settings": {}, "rows": made}
+    record: Any = {**head, "overrides": [], "settings": {}, "rows": made}
+    return record
 
 
 def guide(elbo: float, estimate: float, annealed: bool = True) -> dict[str, list[float | None]]:
@@ -229,7 +231,7 @@ def test_the_best_guide_must_close_the_gap() -> None:
     assert "conditional" in claims_of(loose)[1].measured
     # Fitted to one model, guides compare by what they leave of the same gap.
     for left, verdict in ((1.0, SEEN), (3.0, NOT_SEEN)):
-        rows = {
+        rows: dict[str, dict[str, list[float | None]]] = {
             name: {**guide(-100, -90), "held/gap": [gap] * 3} for name, gap in (("mean_field", 10.0), ("orbit", left))
         }
         assert [claim.verdict for claim in claims_of(parts_record("guides", rows))][2:] == [verdict]
@@ -247,8 +249,8 @@ def test_priors_agree_only_within_a_margin() -> None:
     assert remarks_of(record)[1].index("orbit") < remarks_of(record)[1].index("gaussian")
 
 
-def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5) -> dict[str, Any]:
-    def points(end: float, seed: int) -> list[dict[str, float]]:
+def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5) -> Record:
+    def points(end: float, seed: int) -> list[Values]:
         return [
             {
                 "seconds": 10.0 * n,
@@ -261,13 +263,16 @@ def recipe(gain: float = 20.0, hardware: str = "an EPYC", explained: float = 0.5
             for n in range(1, 31)
         ]
 
-    def row(name: str, end: float, machine: str) -> dict[str, Any]:
-        runs = [{"hardware": machine, "seconds": {"training": 300.0}, "points": points(end, s)} for s in range(3)]
+    def row(name: str, end: float, machine: str) -> Row:
+        runs: list[Any] = [
+            {"hardware": machine, "seconds": {"training": 300.0}, "points": points(end, s)} for s in range(3)
+        ]
         return {"name": name, "label": f"{name}, in words", "settings": {}, "seeds": [0, 1, 2], "runs": runs}
 
     head = {"schema": 2, "kind": "recipe", "study": "recipe", "budget": None, "title": "Recipes", "command": "say so"}
     rows = [row("published", -220.0, "an EPYC"), row("ours", -220.0 + gain, hardware)]
-    return {**head, "settings": {}, "rows": rows}
+    record: Any = {**head, "settings": {}, "rows": rows}
+    return record
 
 
 def test_recipes_are_compared_at_the_same_time() -> None:
@@ -407,7 +412,7 @@ SMALL = Study("One guide", {"mean field": ("prior=gaussian", "guide=mean_field")
 def pretend(ran: list[str]) -> Any:
     """In place of training: a run's folder with a configuration and an evaluation."""
 
-    def run(config: Any, folder: Path) -> None:
+    def run(config: Any, folder: Path, *_: object) -> None:
         from omegaconf import OmegaConf
 
         ran.append(str(config.seed))
@@ -433,16 +438,118 @@ def pretend(ran: list[str]) -> Any:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from pyro_tvae.experiments.studies import reproduce as module
-
     seeds: list[str] = []
     monkeypatch.setitem(STUDIES, "small", SMALL)
-    monkeypatch.setattr(module, "_run", pretend(seeds))
+    monkeypatch.setattr(reproducing, "_run", pretend(seeds))
     return seeds
+
+
+def pretend_to_follow(config: Any, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    run: dict[str, Any] = {"hardware": "made up", "versions": {}, "seconds": {"training": 2.0}}
+    run["points"] = [{"step": 1, "seconds": 2.0, "iwae": -100.0 - config.seed}]
+    (folder / "points.json").write_text(json.dumps(run))
+
+
+SMALL_CURVES = Study("One recipe", {"adam": ("fit.max_steps=4",)}, budgets=False, labels={"adam": "Adam"})
+TRAINED_BY = {"small": "_run", "small_curves": "follow"}
 
 
 def quietly(line: str) -> None:
     """Say nothing."""
+
+
+@pytest.mark.parametrize("name", TRAINED_BY)
+def test_a_seed_that_another_keeps_during_a_run_is_not_lost(
+    name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
+    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
+    options: dict[str, Any] = {"keep": True, "progress": quietly}
+    reproduce(name, seeds=[7], output=tmp_path / "there", records=tmp_path / "theirs", **options)
+    file, train = tmp_path / "ours" / f"{name}.json", getattr(reproducing, TRAINED_BY[name])
+
+    def meanwhile(*arguments: Any) -> None:
+        train(*arguments)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes((tmp_path / "theirs" / file.name).read_bytes())
+
+    monkeypatch.setattr(reproducing, TRAINED_BY[name], meanwhile)
+    record = reproduce(name, seeds=[0], output=tmp_path / "here", records=file.parent, **options)
+    assert [row["seeds"] for row in record["rows"]] == [[0, 7]]
+    assert read_kept(file) == record
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("name", TRAINED_BY)
+def test_keepers_that_finish_at_the_same_moment_lose_no_seed(
+    name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
+    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
+    file, seeds = tmp_path / "kept" / f"{name}.json", range(4)
+
+    def slowly(*arguments: Any) -> Any:
+        sleep(0.2)  # between reading and writing, where all the others are too unless they wait
+        return record_of(*arguments)
+
+    def keep(seed: int) -> None:
+        options: dict[str, Any] = {"records": file.parent, "keep": True, "progress": quietly}
+        reproduce(name, seeds=[seed], output=tmp_path / str(seed), **options)
+
+    monkeypatch.setattr(ledger, "record_of", slowly)
+    fork = multiprocessing.get_context("fork")
+    keepers = [fork.Process(target=keep, args=(seed,)) for seed in seeds]
+    for keeper in keepers:
+        keeper.start()
+    for keeper in keepers:
+        keeper.join()
+    assert [keeper.exitcode for keeper in keepers] == [0] * len(seeds)
+    assert [row["seeds"] for row in read_kept(file)["rows"]] == [list(seeds)]
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_what_a_killed_keeper_left_locked_is_free(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    file = tmp_path / "kept" / "table1-hour.json"
+
+    def die() -> None:
+        with held(file):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    keeper = multiprocessing.get_context("fork").Process(target=die)
+    keeper.start()
+    keeper.join()
+    assert list(file.parent.iterdir())
+    with held(file):
+        write_record(file, table1())
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_of_records_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file")
+    with (
+        pytest.raises(OSError, match=r"kept/small\.json cannot be written .*choose a place that can be"),
+        held(tmp_path / "kept" / "small.json"),
+    ):
+        pass
+
+
+def test_records_under_former_names_are_those_of_today(ran: list[str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"records": tmp_path / "kept", "keep": True, "progress": quietly}
+    now = reproduce("small", output=tmp_path / "here", **options)
+    text = (tmp_path / "kept" / "small.json").read_text()
+    former = text.replace('"model.centered"', '"model.centred"')
+    assert former != text
+    (tmp_path / "kept" / "small.json").write_text(former)
+    assert reproduce("small", output=tmp_path / "there", **options) == now
+    assert (tmp_path / "kept" / "small.json").read_text() == text
+    assert ran == ["0"]
+    other = former.replace('"model.centred": ', '"model.centred": "other", "was": ')
+    (tmp_path / "kept" / "small.json").write_text(other)
+    with pytest.raises(ValueError, match=r"small\.json was made with model\.centered=other, and .* is asked for"):
+        reproduce("small", output=tmp_path / "there", **options)
 
 
 def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path: Path) -> None:
@@ -606,6 +713,17 @@ def test_the_committed_results_are_those_of_the_committed_records() -> None:
         record = read_kept(path)
         assert path.stem == stem_of(record["study"], record.get("budget"))
         assert not re.search(r'"/(home|root|work|tmp|mnt|Users)/', path.read_text(encoding="utf-8"))
+
+
+def test_results_are_written_and_drawn_without_torch(tmp_path: Path) -> None:
+    """It would take most of the command's time, and no record holds a tensor."""
+    write_record(tmp_path / "recipe.json", recipe())
+    code = (
+        "import sys; from pathlib import Path; from pyro_tvae.experiments.studies.results import write_results; "
+        "write_results(Path(sys.argv[1])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    assert (tmp_path / "recipe-curves.png").is_file()
 
 
 def test_the_commands_say_what_they_do_with_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

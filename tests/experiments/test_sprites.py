@@ -13,7 +13,7 @@ import torch
 from matplotlib.path import Path as Outline
 from torch import Tensor
 
-from pyro_tvae.experiments.datasets import DataNotFound, SequenceDataModule, SequenceMaker, Sprites, dsprites
+from pyro_tvae.experiments.datasets import DataNotFound, SequenceDataModule, SequenceRenderer, Sprites, dsprites
 from pyro_tvae.experiments.datasets import dsprites_file as file_module
 from pyro_tvae.experiments.datasets.dsprites_file import packed_images, unpack
 from pyro_tvae.experiments.datasets.silhouettes import flat_index, latents, render, silhouettes
@@ -138,7 +138,7 @@ def sprites(**options: object) -> tuple[Sprites, Sprites, Sprites]:
     parts = dsprites(**options)  # type: ignore[arg-type]
     for part in parts:
         assert isinstance(part, Sprites)
-        assert isinstance(part, SequenceMaker)
+        assert isinstance(part, SequenceRenderer)
     return parts  # type: ignore[return-value]
 
 
@@ -151,8 +151,8 @@ def test_no_two_splits_share_a_sequence() -> None:
     parts = sprites()
     sequences = [told(part) for part in parts]
     assert sum(map(len, sequences)) == len(set.union(*sequences)) == 3 * (3 * 5 * 15 * 15 + 15**3)
-    for share, part, found in zip((0.8, 0.1, 0.1), parts, sequences, strict=True):
-        assert len(found) == pytest.approx(20250 * share, abs=4)
+    for share, part, rows in zip((0.8, 0.1, 0.1), parts, sequences, strict=True):
+        assert len(rows) == pytest.approx(20250 * share, abs=4)
         assert len(set(part.moves.bincount().tolist())) == 1
         # Any prefix holds the moving factors in equal parts, and the shapes nearly so.
         assert part.moves[:40].bincount().tolist() == [10] * 4
@@ -195,7 +195,7 @@ def test_frames_are_those_of_the_places_they_name(full_circle: bool) -> None:
     if not full_circle:
         assert torch.equal(batch["x"], render(latents(flat_index(named.long()))))
     else:  # 24 degrees a frame, all around
-        heart = data.datasets["test"].maker.pixels(torch.tensor([[HEART, 4, k, 8, 8] for k in range(15)]))
+        heart = data.datasets["test"].renderer.pixels(torch.tensor([[HEART, 4, k, 8, 8] for k in range(15)]))
         assert len(torch.unique(heart, dim=0)) == 15
         turned = windows(HEART, 1.0, torch.arange(15) * math.radians(24)).float()
         assert torch.equal(heart[:, 0, 16:49, 16:49], turned)
@@ -249,10 +249,10 @@ def test_the_file_shows_the_images_that_are_named(stand_in: Path) -> None:
         assert torch.equal(x, 2 * index[2])
         assert torch.equal(y, 2 * index[3])
     # 50,625 images of 20 pixels: three bytes each.
-    assert data.datasets["test"].maker.pixels.packed.shape == (50625, 3)
+    assert data.datasets["test"].renderer.pixels.packed.shape == (50625, 3)
     wanted = torch.tensor([737279, 5, 5, 4096, 0])
-    found = unpack(packed_images(stand_in, wanted), (20,)).long()
-    assert torch.equal((found << torch.arange(20)).sum(-1), wanted)
+    bits = unpack(packed_images(stand_in, wanted), (20,)).long()
+    assert torch.equal((bits << torch.arange(20)).sum(-1), wanted)
     with pytest.raises(ValueError, match=f"has the SHA-256 {digest}; expected 00; fetch the file again"):
         dsprites(stand_in, sha256="00")
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
-from pyro_tvae.experiments.datasets import SequenceDataModule, Splits, Transformations
-from pyro_tvae.experiments.datasets.sources import Images
+from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
 from pyro_tvae.inference import IWAE, History, fit
 from pyro_tvae.inference.checkpoints import KEY
 

@@ -1,4 +1,4 @@
-"""Courses of recipes: curves whose seconds are those of training, followed once, and kept."""
+"""Learning curves of recipes: their whose seconds are those of training, followed once, and kept."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from pyro_tvae.experiments.config.composition import compose
-from pyro_tvae.experiments.studies import learning_curves as recipe
-from pyro_tvae.experiments.studies.learning_curves import COURSES, Course, follow, reproduce_course
-from pyro_tvae.experiments.studies.records import read_kept
+from pyro_tvae.experiments.studies import learning_curves
+from pyro_tvae.experiments.studies.kept import read_kept
+from pyro_tvae.experiments.studies.learning_curves import follow
+from pyro_tvae.experiments.studies.registry import STUDIES, Study
+from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.experiments.studies.results import results_text
 
 TINY = (
@@ -32,29 +34,32 @@ TINY = (
 )
 
 
+def two_recipes(adam: tuple[str, ...] = ()) -> Study:
+    rows = {"published": (*TINY, "optimizer=sgd"), "adam": (*TINY, *adam)}
+    return Study("Recipes", rows, budgets=False, labels={"published": "SGD", "adam": "Adam"})
+
+
 @pytest.fixture
-def course(monkeypatch: pytest.MonkeyPatch) -> str:
-    rows = {"published": ("SGD", (*TINY, "optimizer=sgd")), "adam": ("Adam", TINY)}
-    monkeypatch.setitem(COURSES, "recipe", Course("Recipes", rows))
+def name(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(STUDIES, "recipe", two_recipes())
     return "recipe"
 
 
-def points(folder: Path, **options: Any) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = follow(compose([*TINY, *options.pop("more", ())]), folder, **options)["points"]
-    return found
+def points(folder: Path, **options: Any) -> list[dict[str, Any]]:
+    return follow(compose([*TINY, *options.pop("more", ())]), folder, **options)["points"]
 
 
-def test_every_course_composes() -> None:
-    for course in COURSES.values():
-        for _, overrides in course.rows.values():
-            assert compose(overrides).fit.max_steps > 0
+def test_every_recipe_has_a_length() -> None:
+    for study in STUDIES.values():
+        for row in study.labels or ():
+            assert compose(study.rows[row]).fit.max_steps > 0
 
 
 def test_a_curve_has_its_moments_and_judging_takes_none_of_their_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(10_000))
-    monkeypatch.setattr(recipe, "monotonic", lambda: float(next(clock)))  # a second for each look at it
+    monkeypatch.setattr(learning_curves, "monotonic", lambda: float(next(clock)))  # a second for each look at it
     curve = points(tmp_path, sequences=8, num_particles=5)
     assert [point["step"] for point in curve] == [1, 2, 4, 8, 12, 16]
     assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
@@ -66,14 +71,14 @@ def test_a_curve_has_its_moments_and_judging_takes_none_of_their_time(
 
 def test_a_run_that_was_interrupted_ends_with_the_same_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = points(tmp_path / "whole", sequences=8, num_particles=5)
-    saved = recipe.pyro_tvae.save
+    saved = learning_curves.pyro_tvae.save
 
     def interrupted(path: Path, *arguments: Any) -> object:
         if Path(path).name == "step12.safetensors":
             raise KeyboardInterrupt
         return saved(path, *arguments)
 
-    monkeypatch.setattr(recipe.pyro_tvae, "save", interrupted)
+    monkeypatch.setattr(learning_curves.pyro_tvae, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         points(tmp_path / "cut", sequences=8, num_particles=5)
     monkeypatch.undo()
@@ -83,39 +88,39 @@ def test_a_run_that_was_interrupted_ends_with_the_same_curve(tmp_path: Path, mon
 
 
 def test_seeds_are_added_to_the_kept_record_and_none_is_run_twice(
-    course: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = tmp_path / "records"
     said: list[str] = []
     options: dict[str, Any] = {"output": tmp_path / "runs", "records": records, "keep": True, "progress": said.append}
-    first = reproduce_course(course, seeds=(0,), **options)
+    first = reproduce(name, seeds=(0,), **options)
     assert [row["seeds"] for row in first["rows"]] == [[0], [0]]
     assert len(said) == 2
     kept = read_kept(records / "recipe.json")
     assert kept["rows"] == json.loads(json.dumps(first["rows"]))
     assert "explained" in results_text(records)
-    second = reproduce_course(course, seeds=(0, 1), **{**options, "output": tmp_path / "elsewhere"})
-    assert len(said) == 4
+    second = reproduce(name, seeds=(0, 1), **{**options, "output": tmp_path / "elsewhere"})
+    assert len(said) == 5
+    assert "2 of 4 runs are in" in said[2]
     assert [row["seeds"] for row in second["rows"]] == [[0, 1], [0, 1]]
     assert [row["runs"][0] for row in second["rows"]] == [row["runs"][0] for row in kept["rows"]]
-    with pytest.raises(ValueError, match=r"was made with the overrides \[\].*--fresh"):
-        reproduce_course(course, overrides=["fit.beta=2"], **options)
+    with pytest.raises(ValueError, match=r"recipe\.json was made with fit\.beta=1.*2 is asked.*--fresh"):
+        reproduce(name, overrides=["fit.beta=2"], **options)
 
 
 def test_what_was_made_from_other_settings_is_refused(
-    course: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = tmp_path / "records"
     options: dict[str, Any] = {"output": tmp_path / "runs", "records": records, "keep": True, "progress": str}
-    reproduce_course(course, **options)
-    rows = {**COURSES[course].rows, "adam": ("Adam", (*TINY, "model.mu=7"))}
-    monkeypatch.setitem(COURSES, "recipe", Course("Recipes", rows))
-    with pytest.raises(ValueError, match=r"recipe\.json \(adam\) was made with model\.mu=.* 7\.?0? is asked.*--fresh"):
-        reproduce_course(course, **options)
+    reproduce(name, **options)
+    monkeypatch.setitem(STUDIES, "recipe", two_recipes(("model.mu=7",)))
+    with pytest.raises(ValueError, match=r"recipe\.json was made with model\.mu=.* 7\.?0? is asked.*--fresh.*\(adam\)"):
+        reproduce(name, **options)
     with pytest.raises(ValueError, match=r"adam/seed0 was made with model\.mu=.*another --output"):
-        reproduce_course(course, **{**options, "records": None, "keep": False})
+        reproduce(name, **{**options, "records": None, "keep": False})
 
 
-def test_a_course_needs_a_length(tmp_path: Path) -> None:
+def test_a_curve_needs_a_length(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fit\.max_steps is -1; expected the length"):
         points(tmp_path, more=["fit.max_steps=-1"])

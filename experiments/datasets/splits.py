@@ -1,0 +1,113 @@
+"""Splits: the parts of a data set, what each may hold, and how items are cut into them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .transformations import Draw
+
+__all__ = ["Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "cuts"]
+
+Batch = dict[str, Tensor]
+
+
+class Images(NamedTuple):
+    """Still images: ``pixels`` (N, 1, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64, −1 unknown."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def first(self, n: int) -> Images:
+        """The first n alone."""
+        return Images(self.pixels[:n], self.labels[:n])
+
+
+class Frames(NamedTuple):
+    """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def first(self, n: int) -> Frames:
+        """The first n alone."""
+        return Frames(self.pixels[:n], self.labels[:n])
+
+
+@runtime_checkable
+class SequenceRenderer(Protocol):
+    """N items that become sequences once their factors are drawn; any class with these members is one.
+
+    A data set of your own whose frames are computed from factor values is a ``Splits`` of three of these.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """One whole number per item, (N,) int64; −1 where unknown."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(channel, height, width) of a frame."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the F factors."""
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Number of values of each factor; a moving factor wraps there."""
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """What the numbers in a draw's ``moving`` stand for: a factor, or several joined by ``+``."""
+
+    def first(self, n: int) -> SequenceRenderer:
+        """The first n items alone."""
+
+    def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        """The factors of all N items: ``index`` (N, S, F) and ``moving`` (N,), on the CPU."""
+
+    def pick(self, rows: Tensor) -> Batch:
+        """What rendering the items ``rows`` (B,) needs beside ``index``, ``moving`` and ``label``: rows of tensors."""
+
+    def render(self, batch: Batch) -> Tensor:
+        """Frames (B, S, channel, height, width), float32 in [0, 1], on the device of the batch."""
+
+
+Items: TypeAlias = Images | Frames | SequenceRenderer
+
+
+class Splits(NamedTuple):
+    """Disjoint parts of one data set; every prefix of a part is stratified by label."""
+
+    train: Items
+    validation: Items
+    test: Items
+
+
+def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut a stratified, seeded order of N items into training, validation and test, any prefix stratified too.
+
+    Returns:
+        The places of the items of each part, int64.
+
+    Raises:
+        ValueError: shares that leave nothing to train on.
+    """
+    n = len(labels)
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ValueError(
+            f"the validation share is {validation} and the test share {test}; expected two shares of at least 0 that "
+            "sum to less than 1, so that something is left to train on."
+        )
+    shuffled = np.random.default_rng(seed).permutation(n)
+    _, kind, counts = np.unique(labels.numpy()[shuffled], return_inverse=True, return_counts=True)
+    rank = np.empty(n)
+    rank[np.argsort(kind, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Items of each class sit at evenly spaced places in (0, 1); sorting by place interleaves the classes.
+    order = torch.from_numpy(shuffled[np.argsort((rank + 0.5) / counts[kind], kind="stable")])
+    n_test, n_validation = round(test * n), round(validation * n)
+    return order[n_test + n_validation :], order[n_test : n_test + n_validation], order[:n_test]

@@ -1,0 +1,67 @@
+"""Cells: what one run of a study measured, gathered from its folder."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_tvae.inference import ForwardRoll
+
+from ..evaluation.measures import CONTROLLED, flat
+from ..runs.files import finite, read_record
+from ..runs.run import EVALUATION, SELECTIVITY, Run
+from .records import Cell, Values
+
+__all__ = ["ANNEALED", "POINTS", "REFITTED", "measured"]
+
+ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
+DIGITS = 7  # more would be noise in the files' diffs
+
+
+def measured(run: Path) -> Cell:
+    """What an evaluated run holds, flat; nats per frame where not said otherwise."""
+    record = read_record(run / EVALUATION)
+    values: Values = {**flat(record["measures"]["trained"])}
+    forecast = record.get("forward_roll")
+    if forecast:
+        scores = {  # null is minus infinity, for which JSON has no word
+            name: torch.tensor([-math.inf if value is None else value for value in own], dtype=torch.float64)
+            for name, own in forecast["log_likelihood"].items()
+        }
+        means = ForwardRoll(forecast["context"], scores, {}, {}).means()
+        values["forward_roll"] = means.pop("model")
+        values["forward_roll_floor"] = max(means.values())
+    untrained = record["measures"].get("untrained") or {}
+    values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
+    values["collapsed"] = float(record["collapsed"])
+    history = Run(run).history()
+    steps = max((row["step"] for row in history.get("rows", ())), default=0)
+    if steps:
+        values["seconds"] = history["seconds"]
+        values["seconds_per_step"] = history["seconds"] / steps
+    seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
+    if (run / ANNEALED).is_file():
+        annealed = read_record(run / ANNEALED)
+        if "seconds" in annealed:
+            seconds["annealing"] = annealed.pop("seconds")
+        values |= {f"few/{key}": value for key, value in annealed.items()}
+    for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
+        if (run / file).is_file():
+            values |= {f"{prefix}/{key}": value for key, value in read_record(run / file).items()}
+    how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
+    if record.get("notes"):
+        how["notes"] = record["notes"]
+    if forecast:
+        how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
+    return Cell(_rounded(finite(values)), _rounded(finite(how)))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

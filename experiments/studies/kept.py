@@ -1,0 +1,133 @@
+"""Kept records: their files, read and checked whole, and rewritten by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ..config.former_names import current_settings
+from ..runs.files import finite, read_record, write_text
+from .records import LEARNING_CURVES, SCHEMA, TABLE, Record
+
+try:
+    import fcntl
+except ImportError:  # Windows, where records go unguarded
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["FOLDER", "held", "read_kept", "write_record"]
+
+KINDS = (TABLE, LEARNING_CURVES)
+FOLDER = Path("experiments/results")  # where records are kept, seen from a checkout
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a record for this process while it is read and rewritten; whoever else wants to, waits.
+
+    The lock is a file beside it, which is not left behind.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _locked(lock)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written ({error.strerror}); choose a place that can be.") from error
+    with file:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> BinaryIO:
+    while True:
+        file = open(lock, "ab")  # noqa: SIM115 - held for as long as it is open
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            # Who held it before removed it, and others may hold another file of that name by now.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        file.close()
+
+
+def read_kept(path: Path) -> Record:
+    """Read a record, its settings under their present names, and refuse what is none.
+
+    Raises:
+        ValueError: the file is damaged, of another schema, or not a record.
+    """
+    record = read_record(path)
+    if record.get("schema") != SCHEMA or record.get("kind") not in KINDS:
+        raise ValueError(
+            f"{path} has schema {record.get('schema')!r} and kind {record.get('kind')!r}; expected schema {SCHEMA} and "
+            f"one of {', '.join(KINDS)}: move it away, and make it again with this version."
+        )
+    problem = _problem(record)
+    if problem:
+        raise ValueError(f"{path} is damaged: {problem}; take the file from version control again, or delete it.")
+    for part in (record, *record["rows"]):
+        part["settings"] = current_settings(part["settings"])
+    return cast(Record, record)
+
+
+def _problem(record: Mapping[str, Any]) -> str | None:
+    """The first thing that a record lacks, in words."""
+    if not all(isinstance(record.get(key), str) for key in ("study", "title")):
+        return "it has no study or no title"
+    if not isinstance(record.get("rows"), list):
+        return "it has no rows"
+    if not isinstance(record.get("settings"), dict):
+        return "it has no settings"
+    for row in record["rows"]:
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            return "a row has no name"
+        name, seeds, runs = row["name"], row.get("seeds"), row.get("runs")
+        if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
+            return f"the row {name} has no seeds"
+        if len(set(seeds)) != len(seeds):
+            return f"the row {name} has a seed twice"
+        if not isinstance(runs, list) or len(runs) != len(seeds) or not all(isinstance(run, dict) for run in runs):
+            return f"the row {name} does not say of every seed how it was run"
+        if not isinstance(row.get("settings"), dict):
+            return f"the row {name} has no settings"
+        if record["kind"] == TABLE:
+            values = row.get("values")
+            if not isinstance(values, dict) or not all(
+                isinstance(numbers, list)
+                and len(numbers) == len(seeds)
+                and all(number is None or isinstance(number, int | float) for number in numbers)
+                for numbers in values.values()
+            ):
+                return f"the row {name} does not have one number per seed for every measure"
+        elif not all(isinstance(run.get("points"), list) for run in runs):
+            return f"the row {name} has no points"
+    names = [row["name"] for row in record["rows"]]
+    return "two rows have the same name" if len(set(names)) != len(names) else None
+
+
+def write_record(path: Path, record: Record) -> Path:
+    """Write a record whole or not at all, lists and runs on a line each, so that a new seed is a small difference."""
+    return write_text(path, _laid_out(finite(dict(record))) + "\n")
+
+
+def _laid_out(value: Any, depth: int = 0) -> str:
+    inner, outer = " " * (depth + 1), " " * depth
+    if isinstance(value, dict) and (depth == 0 or any(isinstance(item, dict | list) for item in value.values())):
+        if depth > 4:
+            return json.dumps(value, ensure_ascii=False)
+        parts = [f"{inner}{json.dumps(key)}: {_laid_out(item, depth + 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{outer}}}" if parts else "{}"
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value) and depth <= 4:
+        return "[\n" + ",\n".join(inner + _laid_out(item, depth + 1) for item in value) + f"\n{outer}]"
+    return json.dumps(value, ensure_ascii=False)

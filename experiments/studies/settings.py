@@ -1,0 +1,90 @@
+"""Settings: what a number was made from, flat, without what only says where and how it was computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.composition import ELSEWHERE
+from ..runs.files import finite
+from ..runs.run import Run
+
+__all__ = ["Settings", "check_settings", "portable", "settings_of", "shared_settings", "stored_settings"]
+
+Settings = Mapping[str, object]
+
+# Where and how a run computes, and what it is called; none of it changes what is computed.
+LOCAL = (*ELSEWHERE, "data.source.root", "data.source.download", "data.num_workers", "name", "seed", "resume")
+FILES = ("data.source.path",)  # which file it is matters; the folder it lies in does not
+
+
+def settings_of(config: DictConfig) -> Settings:
+    """All settings by their dotted names, without those that only say where and how a run computes.
+
+    Example:
+        >>> settings_of(OmegaConf.create({"seed": 3, "data": {"source": {"root": "/mine", "path": "/mine/x.npz"}}}))
+        {'data.source.path': 'x.npz'}
+    """
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    flat = {name: value for name, value in _flat(container) if name not in LOCAL and not name.startswith("hydra.")}
+    for name in FILES:
+        if flat.get(name) is not None:
+            flat[name] = Path(str(flat[name])).name
+    return dict(sorted(json.loads(json.dumps(finite(flat))).items()))
+
+
+def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def stored_settings(run: Path, allow: Allowlist = PARTS_ONLY) -> Settings:
+    """The settings that a run's folder says it was made from; nothing in the file is called."""
+    return settings_of(Run(run).config(allow))
+
+
+def shared_settings(settings: Iterable[Settings]) -> Settings:
+    """What several settings agree on.
+
+    Example:
+        >>> shared_settings([{"a": 1, "b": 2}, {"a": 1, "b": 3}])
+        {'a': 1}
+    """
+    first, *others = [*settings] or [{}]
+    return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
+
+
+def check_settings(where: Path, made: Settings, asked: Settings, remedy: str) -> None:
+    """Refuse numbers that were made from other settings; settings that one side alone has are no difference.
+
+    Raises:
+        ValueError: a setting that both have differs.
+    """
+    for name in sorted(made.keys() & asked.keys()):
+        if made[name] != asked[name]:
+            raise ValueError(f"{where} was made with {name}={made[name]}, and {asked[name]} is asked for; {remedy}")
+
+
+def portable(overrides: Sequence[str]) -> list[str]:
+    """Overrides without the paths of one machine.
+
+    Example:
+        >>> portable(["data.source.root=/mine", "data.source.path=/mine/x.npz", "fit.beta=2"])
+        ['data.source.path=x.npz', 'fit.beta=2']
+    """
+    without = []
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name.lstrip("+~") in LOCAL:
+            continue
+        without.append(f"{name}={Path(value).name}" if name.lstrip("+~") in FILES and value else override)
+    return without
