@@ -24,8 +24,8 @@ from pyro_tvae.topographies.base import roll
 from pyro_tvae.verbs import composed, posterior_means, weights_at
 
 from . import likelihood
+from .inspection import refuse_fixed
 from .likelihood import seeded
-from .own_programs import refuse_fixed
 
 __all__ = [
     "Conditional",

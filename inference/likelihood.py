@@ -24,7 +24,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
-from pyro_tvae.programs import call, check_covariates, propose, untouched_store
+from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
 from .densities import INNER_PLATE, densities, refuse_further_terms, refuse_plates, replay
 from .memory import keep_freed_memory
@@ -114,8 +114,8 @@ def _chunks(
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     for start in range(0, num_particles, chunk):
         size = min(chunk, num_particles - start)
-        # All chunks share their parameters and draw from the laws that score them: what is checked once holds for all,
-        # and checking every draw anew would take a tenth of the time.
+        # All chunks share their parameters and draw from the distributions that score them: what is checked once holds
+        # for all, and checking every draw anew would take a tenth of the time.
         with contextlib.nullcontext() if start == 0 else pyro.validation_enabled(False):
             if per_frame:
                 log_w = _chunk_by_frame(model, posterior, x, observed, covariates, size)
@@ -144,6 +144,21 @@ def _chunk_of_weights(
         raise
     likelihood, kl = densities(proposal, scored, x, weights=True)
     return (likelihood - kl).expand(size, x.shape[-5])
+
+
+def weighted_particles(
+    model: Any, posterior: Posterior | Program, x: Tensor, size: int, covariates: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws from a posterior, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
+    values: dict[str, Tensor] = {}
+
+    def program(_: Tensor) -> None:
+        values.update(draw(posterior))
+
+    takes = accepted(model)  # the posterior has the guide's
+    given = {name: value for name, value in (covariates or {}).items() if name in takes}
+    whole = size * x.numel() * x.element_size()  # one chunk, so that the program runs once
+    return values, log_weights(model, program, x, size, covariates=given, chunk_bytes=whole)
 
 
 def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:

@@ -21,9 +21,9 @@ from pyro_tvae.posteriors import draw
 from pyro_tvae.programs import untouched_store
 
 from .densities import refuse_further_terms
+from .inspection import refuse_fixed
 from .likelihood import seeded
 from .mcmc import identified, nuts
-from .own_programs import refuse_fixed
 from .progress import progress_bar
 
 __all__ = ["Calibration", "calibration"]

@@ -1,11 +1,11 @@
-"""Own programs: what a model says beyond p(z), the energies' prior and p(x | t), found by running it.
+"""Inspection: what a model or a guide says beyond its distributions, learned by running it.
 
-Whatever works from the laws alone asks here first; whatever can, runs the program instead.
+What works from p(z), the prior of the energies and p(x | t) alone asks here first, whether that is all of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,15 @@ from pyro_tvae.verbs import composed
 
 from .densities import refuse_further_terms, scored
 
-__all__ = ["in_plate", "plain_program", "refuse_fixed", "refuse_own_terms", "rehearse"]
+__all__ = [
+    "holds_sequences",
+    "in_plate",
+    "plain_program",
+    "prior_trace",
+    "refuse_fixed",
+    "refuse_own_terms",
+    "shared_sites",
+]
 
 
 def plain_program(model: object) -> bool:
@@ -32,7 +40,7 @@ def plain_program(model: object) -> bool:
     )
 
 
-def rehearse(model: Callable[..., object], x: Tensor, covariates: Mapping[str, Tensor] | None = None) -> Trace:
+def prior_trace(model: Callable[..., object], x: Tensor, covariates: Mapping[str, Tensor] | None = None) -> Trace:
     """Trace of one run of a model given x, its latents drawn from their prior; leaves no trace of its own."""
     with torch.no_grad(), untouched_store(), torch.random.fork_rng():
         return poutine.block(poutine.trace(call(model, x, None, covariates)).get_trace)()
@@ -44,17 +52,17 @@ def in_plate(site: Mapping[str, Any]) -> bool:
 
 
 def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
-    """Raise where a model says more than its laws and ``decode`` say, or something else.
+    """Raise where a model says more than its distributions and ``decode`` say, or something else.
 
     Raises:
         TypeError: it is no TVAE, or one inside a handler.
-        ValueError: it has a further site, random weights included, or its ``forward`` has laws of its own.
+        ValueError: it has a further site, random weights included, or its ``forward`` has distributions of its own.
     """
     refuse_further_terms(model, x, what)
     if type(model).forward is TVAE.forward:
         return
     first, distributions = x[:1], model.prior_distributions()
-    trace = rehearse(model, first)
+    trace = prior_trace(model, first)
     sites: dict[str, Any] = dict(scored(trace))
     with torch.no_grad():
         values = {name: sites[name]["value"] for name in distributions if name in sites}
@@ -67,27 +75,37 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
                 by = "decode" if name == "x" else "prior_distributions"
                 raise ValueError(
                     f"{what}: the forward of {type(model).__name__} gives site {name!r} another distribution than its "
-                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, "
-                    "which runs the program."
+                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use "
+                    "log_likelihood, which runs the program."
                 )
+
+
+def shared_sites(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None) -> frozenset[str]:
+    """Latents of a model that all sequences share, such as random weights."""
+    if plain_program(model):
+        return frozenset()
+    sites = scored(prior_trace(model, x, covariates))
+    return frozenset(name for name, site in sites if not site["is_observed"] and not in_plate(site))
+
+
+def holds_sequences(guide: object) -> bool | None:
+    """Whether a guide holds the latents of sequences, as an autoguide does, and does not read them off x.
+
+    None where it cannot be told, since the guide has not been set up by a first call.
+    """
+    if not isinstance(guide, AutoGuide | GuideMessenger):
+        return False
+    trace = getattr(guide, "prototype_trace" if isinstance(guide, AutoGuide) else "trace", None)
+    if trace is None:
+        return None
+    return any(in_plate(site) for _, site in scored(trace) if not site["is_observed"])
 
 
 def refuse_fixed(guide: object, what: str) -> None:
     """Raise where a guide holds the posterior of the latents of fixed sequences, whatever it is shown."""
-    for part in _parts(guide):
-        if isinstance(part, AutoGuide | GuideMessenger) and not _of_weights_alone(part):
+    for part in getattr(guide, "guides", (guide,)):
+        if holds_sequences(part) is not False:
             raise ValueError(
                 f"{what}: {type(part).__name__} holds the latents of the sequences that it was fitted to, whatever it "
                 "is shown; expected a guide that reads them off x, such as a pyro_tvae.Guide."
             )
-
-
-def _parts(guide: Any) -> Iterator[object]:
-    yield from getattr(guide, "guides", (guide,))
-
-
-def _of_weights_alone(guide: Any) -> bool:
-    trace = getattr(guide, "prototype_trace", None)
-    if trace is None:  # not set up: what it is blocked to is seen when it is run
-        return False
-    return not any(in_plate(site) for _, site in scored(trace) if not site["is_observed"])
