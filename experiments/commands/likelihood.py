@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pyro_tvae.inference import annealed_importance, bracket, log_likelihood
+from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 
 from ..runs.folder import finite, trained, write_text
 
 __all__ = ["LIKELIHOOD", "likelihood_run", "print_likelihood"]
 
 LIKELIHOOD = "likelihood.json"
-UNRELIABLE = 0.7  # Pareto k above this: weights have no usable variance (Vehtari et al. 2024)
 
 
 def likelihood_run(
@@ -92,14 +91,13 @@ def likelihood_run(
             "k": k,
             "ess": float(found.ess.median()),
             # Without a tail of five weights there is no Pareto k to count.
-            "unreliable": int((found.pareto_k > UNRELIABLE).sum()) if k > 20 else None,
+            "unreliable": int((found.pareto_k > RELIABLE_PARETO_K).sum()) if k > 20 else None,
             "seconds": time.perf_counter() - since,
         }
         _add(record, row, run)
     if temperatures:
         options: dict[str, Any] = {
-            "num_chains": chains,
-            "num_temperatures": temperatures,
+            "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
             "seed": seed,
             "progress": show,
         }
@@ -152,7 +150,7 @@ def print_likelihood(record: Mapping[str, Any], console: Console | None = None) 
             console = Console(width=max(110, console.width))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("lower bound of log p(x)")
-    for heading in ("nats / frame", "above the first", "median ESS", "Pareto k > 0.7", "seconds"):
+    for heading in ("nats / frame", "above the first", "median ESS", f"Pareto k > {RELIABLE_PARETO_K}", "seconds"):
         table.add_column(heading, justify="right")
     n = record["sequences"]
     for row in record["rows"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,13 +64,15 @@ def fit_parts(
     config: DictConfig, parts: Parts, directory: Path | None = None, callbacks: Sequence[Callback] = ()
 ) -> History:
     """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
-    from pyro_tvae.inference import fit
+    from pyro_tvae.inference import TrainerOptions, fit
 
     from .loggers import loggers
 
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
+    given = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
+    trainer = TrainerOptions(**given, logger=loggers(config, directory) or None, callbacks=callbacks)
     return fit(
         parts.model,
         parts.guide,
@@ -81,7 +83,6 @@ def fit_parts(
         directory=directory,
         resume=last if last is not None and last.is_file() else None,
         seed=config.seed,
-        logger=loggers(config, directory) or None,
-        callbacks=callbacks,
+        trainer=trainer,
         **{str(name): value for name, value in options.items()},
     )

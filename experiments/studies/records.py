@@ -37,6 +37,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae.inference.forecasts import half
+
 from ..config.composition import ELSEWHERE
 from ..runs.folder import EVALUATION, SELECTIVITY, configuration, finite, history_of, read_record, write_text
 
@@ -171,9 +173,7 @@ def measured(run: Path) -> Cell:
         values |= _named(key, value)
     forecast = record.get("forward_roll")
     if forecast:
-        means = {
-            key: statistics.fmean(value[: (len(value) + 1) // 2]) for key, value in forecast["log_likelihood"].items()
-        }
+        means = {key: statistics.fmean(value[: half(value)]) for key, value in forecast["log_likelihood"].items()}
         values["forward_roll"] = means.pop("model")
         values["forward_roll_floor"] = max(means.values())
     untrained = record["measures"].get("untrained") or {}

@@ -177,7 +177,7 @@ def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -
     """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
     import torch
 
-    from pyro_tvae.inference import annealed_importance, log_likelihood
+    from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
     loaded = trained(run)
     model, guide = loaded.model, loaded.guide
@@ -191,7 +191,7 @@ def _anneal(run: Path, sequences: int, num_chains: int, num_temperatures: int) -
     if guide.mean_field:
         with torch.enable_grad():
             annealed = annealed_importance(
-                model, guide, x, num_chains=num_chains, num_temperatures=num_temperatures, seed=0, progress=True
+                model, guide, x, annealing=Annealing(num_chains, num_temperatures), seed=0, progress=True
             )
         found["ais"] = annealed.per_frame
     best = max(value for value in (found["iwae"], found["ais"]) if value is not None)

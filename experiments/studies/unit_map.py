@@ -17,8 +17,6 @@ from pyro_tvae.inference import (
     neighbor_correlation,
     preferred_class,
     preferred_value,
-    slant,
-    stroke_width,
 )
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
@@ -26,6 +24,7 @@ from pyro_tvae.posteriors import draw
 from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule
+from ..evaluation.handwriting import slant, stroke_width
 from ..runs.folder import UNTRAINED, trained
 
 __all__ = ["UnitMap", "map_units", "organization"]

@@ -39,6 +39,7 @@ from pyro_tvae import (
 )
 from pyro_tvae.inference import (
     ELBO,
+    Annealing,
     Fitting,
     History,
     annealed_importance,
@@ -216,7 +217,7 @@ ENTRIES: dict[str, Callable[[TVAE, Guide, Tensor], object]] = {
     "log_weights": lambda m, g, x: log_weights(m, g, x, 2),
     "to_arviz": lambda m, g, x: to_arviz(m, g, x, draws=2),
     "forward_roll": lambda m, g, x: forward_roll(m, g, x),
-    "annealing": lambda m, g, x: annealed_importance(m, g, x, num_temperatures=3),
+    "annealing": lambda m, g, x: annealed_importance(m, g, x, annealing=Annealing(num_temperatures=3)),
     "nuts": lambda m, g, x: nuts(m, x, init=g, num_samples=1, warmup_steps=1, num_chains=1),
     "fit": lambda m, g, x: quick(m, g, x, max_epochs=1),
 }

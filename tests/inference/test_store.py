@@ -21,7 +21,7 @@ FRAME, S, C, D = (1, 4, 4), 4, 2, 4
 
 Use = Callable[[TVAE, Guide, Tensor, Path], object]
 
-FEW: dict[str, Any] = {"num_chains": 1, "num_temperatures": 3}
+FEW: dict[str, Any] = {"annealing": inference.Annealing(1, 3)}
 
 USES: dict[str, Use] = {
     "encode": lambda m, g, x, p: pyro_tvae.encode(m, g, x),
@@ -68,8 +68,6 @@ WITHOUT_A_MODEL = {
     "neighbor_correlation",
     "preferred_class",
     "preferred_value",
-    "slant",
-    "stroke_width",
     "pose_probe",
     "probe",
     "from_netcdf",
