@@ -78,7 +78,7 @@ def configuration(run: Path) -> DictConfig:
 
     Raises:
         FileNotFoundError: the folder is not a run's.
-        ValueError: the file is damaged, lacks a setting, or names what :mod:`.trust` does not allow.
+        ValueError: the file is damaged, lacks a setting, or names what :mod:`.allowlist` does not allow.
     """
     path = run / CONFIG
     if not run.is_dir():

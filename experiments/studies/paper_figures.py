@@ -129,7 +129,7 @@ def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure
 
     Args:
         units: what :func:`.map_units` returns.
-        numbers: what :func:`.organisation` returns; panels say what it holds.
+        numbers: what :func:`.organization` returns; panels say what it holds.
         title: of the figure.
     """
     figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")
