@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 SCHEDULES = ("sigmoid", "linear")
-TARGET = 0.65  # the acceptance rate at which HMC in many dimensions costs least (Beskos et al. 2013)
+TARGET = 0.65  # the acceptance rate at which HMC costs least (Beskos et al. 2013, https://arxiv.org/abs/1001.4460)
 PILOT_CHAINS = 8
 
 
@@ -159,8 +159,9 @@ def annealed_importance(
     seed: int | None = 0,
     progress: bool = False,
 ) -> AnnealedEstimate:
-    """Lower bound of log p(x) by annealed importance sampling (Neal 2001) from the guide to the posterior.
+    """Lower bound of log p(x) by annealed importance sampling from the guide to the posterior.
 
+    `Neal 2001, Annealed importance sampling <https://arxiv.org/abs/physics/9803008>`__:
     ``log w = sum over t of (β_t − β_{t−1}) (log p(x, y_{t−1}) − log q(y_{t−1} | x))``, y_0 from the guide and y_t from
     an HMC transition that leaves f at β_t invariant. ``logsumexp(log w) − log num_chains`` is a lower bound of log p(x)
     in expectation, for any number of chains, temperatures and steps. Positive sites move by their logarithm, with its
@@ -207,8 +208,9 @@ def reverse_annealing(
 
     Latents drawn with x are one exact draw from their posterior. Walking the path of :func:`annealed_importance`
     backwards from them, with the same transitions, gives weights whose mean estimates 1 / p(x) without bias, so
-    ``−(logsumexp(log w) − log num_chains)`` is an upper bound in expectation over simulated data (Grosse, Ghahramani &
-    Adams 2015; Wu et al. 2017). It says nothing of data that the model did not make.
+    ``−(logsumexp(log w) − log num_chains)`` is an upper bound in expectation over simulated data (`Wu et al. 2017, On
+    the quantitative analysis of decoder-based generative models <https://arxiv.org/abs/1611.04273>`__). It says nothing
+    of data that the model did not make.
 
     Args:
         simulated: from :func:`simulate`, or how many sequences to simulate.
@@ -236,8 +238,10 @@ def bracket(
     seed: int | None = 0,
     progress: bool = False,
 ) -> Bracket:
-    """Both bounds of log p(x) on the same simulated sequences: bidirectional Monte Carlo (Grosse et al. 2015).
+    """Both bounds of log p(x) on the same simulated sequences: bidirectional Monte Carlo.
 
+    `Grosse, Ghahramani & Adams 2015, Sandwiching the marginal likelihood using bidirectional Monte Carlo
+    <https://arxiv.org/abs/1511.02543>`__.
     Where the ends meet, every other estimate on these sequences can be judged against them: how far an
     importance-weighted bound stays below is then measured instead of guessed.
 

@@ -88,10 +88,10 @@ def replay(program: Callable[[], object], proposal: Trace) -> Trace:
     try:
         return poutine.trace(poutine.replay(program, trace=proposal)).get_trace()
     except RuntimeError as error:
-        found = re.match(r"site (\S+) must be sampled in trace", str(error))
-        if found is not None:
+        match = re.match(r"site (\S+) must be sampled in trace", str(error))
+        if match is not None:
             raise ValueError(
-                f"the guide observes or replaces site {found[1]!r}, which is a latent of the model; expected a draw of "
+                f"the guide observes or replaces site {match[1]!r}, which is a latent of the model; expected a draw of "
                 "it: take the handler (condition, equalize, reparam) from the guide, or put the same one around the "
                 "model."
             ) from error
@@ -274,13 +274,13 @@ def refuse_further_terms(model: Any, x: Tensor, what: str, covariates: Mapping[s
         raise TypeError(f"{what}: the model is a {type(model).__name__}; expected a TVAE without a handler around it.")
     with torch.no_grad(), untouched_store(), torch.random.fork_rng():
         trace = poutine.block(poutine.trace(call(model, x[:1], None, _first(covariates))).get_trace)()
-    known = {"x", *model.prior_distributions()}
+    expected = {"x", *model.prior_distributions()}
     for name, site in scored(trace):
-        if name not in known or not _plain(site):
-            term = f"has a further site {name!r}" if name not in known else f"scales or masks site {name!r}"
+        if name not in expected or not _plain(site):
+            term = f"has a further site {name!r}" if name not in expected else f"scales or masks site {name!r}"
             raise ValueError(
                 f"{what}: {type(model).__name__} {term}, which cannot be counted here; expected the sites "
-                f"{', '.join(sorted(known))} alone: use log_likelihood with the default estimator, which counts all."
+                f"{', '.join(sorted(expected))} alone: use log_likelihood with the default estimator, which counts all."
             )
 
 

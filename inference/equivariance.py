@@ -27,7 +27,8 @@ def equivariance_error(t: Tensor) -> float:
     """Equivariance error E_eq: how far rolled capsules are from the capsules they should be; lower is better.
 
     ``E_eq = sum over l < m and c of ‖Roll_{m−l}(t̂[l, c]) − t̂[m, c]‖₁`` with ``t̂ = t / ‖t‖₂`` per capsule and frame,
-    averaged over sequences (Keller & Welling 2021). A capsule of norm 0 stays 0. Chance, for S = C = D = 18: 13,270.
+    averaged over sequences (`Keller & Welling 2021, Topographic VAEs learn equivariant capsules
+    <https://arxiv.org/abs/2109.01394>`__). A capsule of norm 0 stays 0. Chance, for S = C = D = 18: 13,270.
 
     Args:
         t: (N, S, C, D), at least two frames.
@@ -73,8 +74,9 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
 
     Observed: ``argmax_r sum_p t[l, c, p] · t[m, c, p + r]`` per capsule, pooled by the mode over capsules (ties: the
     smallest roll). True: ``(index[m] − index[l]) mod period``. ``2π · observed / turn`` and ``2π · true / period`` are
-    correlated as in Fisher & Lee (1983, Biometrika 70), which needs no mean direction, so uniform angles are no
-    trouble; nan where all angles of a series are equal or opposite. No pair is chosen by looking at the truth.
+    correlated as in `Fisher & Lee 1983, A correlation coefficient for circular data
+    <https://doi.org/10.1093/biomet/70.2.327>`__, which needs no mean direction, so uniform angles are no trouble; nan
+    where all angles of a series are equal or opposite. No pair is chosen by looking at the truth.
 
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
@@ -117,8 +119,9 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
 
 
 def capsule_correlation(t: Tensor, index: Tensor) -> float:
-    """CapCorr as published (Keller & Welling 2021), for comparison with published numbers only; higher is better.
+    """CapCorr as published, for comparison with published numbers only; higher is better.
 
+    `Keller & Welling 2021, Topographic VAEs learn equivariant capsules <https://arxiv.org/abs/2109.01394>`__.
     Ω is a frame where the factor's index is 0, the true roll is the index at frame 0, and the observed roll is the one
     that carries t at Ω onto t at frame 0: the mode over capsules of the argmax of their cross-correlation. Returned is
     the Pearson correlation over sequences. Two flaws are part of the definition: of several Ω the one with the smallest

@@ -107,8 +107,9 @@ def forward_roll(
     num_particles: int | None = None,
     seed: int | None = 0,
 ) -> ForwardRoll:
-    """Forecast unseen frames by rolling capsules: the claim of Fig. 1 of Keller & Welling (2021) as a number.
+    """Forecast unseen frames by rolling capsules: the claim of the paper's first figure as a number.
 
+    `Keller & Welling 2021, Topographic VAEs learn equivariant capsules <https://arxiv.org/abs/2109.01394>`__.
     Only the first m frames are encoded; ``decode(Roll_h(t[m − 1]))`` is the forecast of frame m − 1 + h, h = 1…S − m,
     scored by the true frame. The same frames score these floors:
 

@@ -219,10 +219,10 @@ class LogLikelihood:
         standard_error: Monte-Carlo standard error of ``iwae`` (delta method).
         ess: effective sample size of the weights, 1 to K; a value near 1 says that one particle carries the estimate.
         elbo: mean of log w, the K = 1 bound.
-        pareto_k: shape of the generalised Pareto law fitted to the largest weights (Vehtari et al. 2024); lower is
-            better: below 0.5 the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted.
-            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal
-            but for rounding; see :func:`.pareto_shape`.
+        pareto_k: shape of the generalised Pareto distribution fitted to the largest weights; lower is better: below 0.5
+            the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted. nan for K = 1, inf
+            where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal but for rounding; see
+            :func:`.pareto_shape`.
         num_particles: K.
         n_frames: S, to convert to nats per frame.
         estimator: how the weights were averaged, see :func:`log_likelihood`.
@@ -324,9 +324,10 @@ def log_likelihood(
     seed: int | None = 0,
     progress: bool = False,
 ) -> LogLikelihood:
-    """Per-sequence importance-weighted bound on log p(x) (Burda et al. 2016) with its uncertainty.
+    """Per-sequence importance-weighted bound on log p(x) with its uncertainty.
 
-    Weights are summed up as they are drawn, so memory does not grow with their number.
+    `Burda et al. 2016, Importance weighted autoencoders <https://arxiv.org/abs/1509.00519>`__. Weights are summed up as
+    they are drawn, so memory does not grow with their number.
 
     Args:
         model: the generative program.
@@ -398,7 +399,7 @@ REMARKS = {
 def _over_frames(part: LogLikelihood, observed: Tensor | None, estimator: str) -> LogLikelihood:
     """Estimates of frames (B, S) as estimates of sequences (B,)."""
     iwae = part.iwae + (math.log(part.num_particles) if estimator == "frame_unnormalised" else 0)
-    if observed is not None:  # weights of 1 in frames that were not seen would still count as log K
+    if observed is not None:  # weights of 1 in frames that were not observed would still count as log K
         iwae = torch.where(observed.cpu(), iwae, 0)
     return replace(
         part,

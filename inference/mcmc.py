@@ -35,7 +35,8 @@ class NUTSResult:
     Attributes:
         draws: site -> (chain, draw, B, *site); of what all sequences share, such as random weights, (chain, draw,
             *site).
-        rhat: identified latent -> (B, *site); below 1.01 the chains agree (Vehtari et al. 2021), nan for one draw.
+        rhat: identified latent -> (B, *site); below 1.01 the chains agree, nan for one draw (`Vehtari et al. 2021,
+            Rank-normalization, folding, and localization <https://arxiv.org/abs/1903.08008>`__).
         ess: identified latent -> (B, *site), bulk effective sample size; higher is better, 400 is enough for means.
         diverging: (chain, draw) booleans; a divergence says that the chain missed a part of the posterior.
     """
@@ -66,12 +67,13 @@ def nuts(
     seed: int | None = 0,
     progress: bool = False,
 ) -> NUTSResult:
-    """Draw from the posterior of the latents by NUTS (Hoffman & Gelman 2014), the model's parameters fixed.
+    """Draw from the posterior of the latents by NUTS, the model's parameters fixed.
 
-    The first chain starts at the guide's mean, every other at a draw from the guide: R-hat can only notice what
-    different starts allow. All sequences share one chain and its step size, so keep them few and alike. R-hat and ESS
-    are of z and u² (or e), see :func:`identified`. The program itself is run, so that every sample statement counts:
-    factors, further sites and random weights, whose draws belong to all sequences at once.
+    `Hoffman & Gelman 2014, The No-U-Turn sampler <https://arxiv.org/abs/1111.4246>`__. The first chain starts at the
+    guide's mean, every other at a draw from the guide: R-hat can only notice what different starts allow. All sequences
+    share one chain and its step size, so keep them few and alike. R-hat and ESS are of z and u² (or e), see
+    :func:`identified`. The program itself is run, so that every sample statement counts: factors, further sites and
+    random weights, whose draws belong to all sequences at once.
 
     Args:
         model: the generative program, a handler around it included.

@@ -21,16 +21,18 @@ def pareto_shape(largest: Tensor, resolution: float = 0.0) -> Tensor:
     """Shape k of the generalised Pareto distribution of each column's tail: (M + 1, …) -> (…), lower is better.
 
     Of the M + 1 largest of K log-weights, ``M = ceil(min(K / 5, 3 √K))``, the last is the cutoff, and the tail lies
-    strictly above it (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling", 2024). With the n
-    excesses ``x_1 ≤ … ≤ x_n`` of the weights over the cutoff, and ``x*`` the ``floor(n / 4 + 1 / 2)``-th of them::
+    strictly above it (`Vehtari et al. 2024, Pareto smoothed importance sampling <https://arxiv.org/abs/1507.02646>`__).
+    With the n excesses ``x_1 ≤ … ≤ x_n`` of the weights over the cutoff, and ``x*`` the ``floor(n / 4 + 1 / 2)``-th of
+    them::
 
         θ_j = 1 / x_n + (1 − √(m / (j − 1/2))) / (3 x*),   j = 1 … m,   m = 30 + floor(√n)
         k(θ) = mean log(1 − θ x),   ℓ(θ) = n (log(−θ / k(θ)) − k(θ) − 1)
         θ^ = Σ_j θ_j exp ℓ(θ_j) / Σ_j exp ℓ(θ_j),   k^ = (n k(θ^) + 10 · 0.5) / (n + 10)
 
-    (Zhang & Stephens, "A new and efficient estimation method for the generalized Pareto distribution", 2009; k^ is
-    pulled towards 0.5 as by ten observations, after Vehtari et al.). Excesses are taken as logarithms, so that weights
-    of any range, thousands of nats too, have the k that exact arithmetic gives them.
+    (`Zhang & Stephens 2009, A new and efficient estimation method for the generalized Pareto distribution
+    <https://doi.org/10.1198/tech.2009.08017>`__; k^ is pulled towards 0.5 as by ten observations, after Vehtari et
+    al.). Excesses are taken as logarithms, so that weights of any range, thousands of nats too, have the k that exact
+    arithmetic gives them.
 
     Where nothing can be fitted: nan without a cutoff (K = 1) or without a positive finite weight, 0 where the M + 1
     largest are equal (weights that are bounded, and reach their bound), otherwise inf where fewer than five lie above

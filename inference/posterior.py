@@ -60,8 +60,9 @@ def to_arviz(
     ``posterior_predictive`` and ``prior_predictive`` (new frames x), ``log_likelihood`` (x: log p(x | t) in nats per
     sequence, higher is better), ``prior``, ``observed_data`` and ``sample_stats``. The latter has, per sequence,
     ``log_weight`` (of every draw, nats), ``ess`` (effective sample size of the weights, at most num_particles) and
-    ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it; Vehtari et al.
-    2024); for NUTS ``ess`` (smallest bulk ESS of a latent), ``rhat`` (largest) and ``diverging`` (of every draw).
+    ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
+    :func:`.pareto_shape`); for NUTS ``ess`` (smallest bulk ESS of a latent), ``rhat`` (largest) and ``diverging`` (of
+    every draw).
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
 

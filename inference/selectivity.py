@@ -27,10 +27,11 @@ TIE = 1e-12  # sums of the same numbers in another order
 def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) -> Tensor:
     """d′ of every unit for every class: how far its response to the class lies above its response to all others.
 
-    ``d′ = (mean of t in the class − mean of t outside) / sqrt((variance in the class + variance outside) / 2)``
-    (Keller & Welling 2021, Fig. 3). 0 is no preference; so it is for a unit that never changes, and for a class with
-    fewer than two images in it or outside it. Posterior means hide how noisy a code is, and
-    d′ has no scale: give draws from the posterior, else a unit that says next to nothing can be called selective.
+    ``d′ = (mean of t in the class − mean of t outside) / sqrt((variance in the class + variance outside) / 2)`` (Fig. 3
+    of `Keller & Welling 2021, Topographic VAEs learn equivariant capsules <https://arxiv.org/abs/2109.01394>`__). 0 is
+    no preference; so it is for a unit that never changes, and for a class with fewer than two images in it or outside
+    it. Posterior means hide how noisy a code is, and d′ has no scale: give draws from the posterior, else a unit that
+    says next to nothing can be called selective.
 
     Args:
         t: (N, *units), responses to N still images.
@@ -135,8 +136,9 @@ def neighbor_correlation(features: Tensor, n_permutations: int = 9999, seed: int
     """Test whether neighbours on a torus are alike: a permutation test that moves units to random places.
 
     With several features per unit the statistic is the mean Pearson correlation, over features, between a unit and its
-    four neighbours; with a single one it is Moran's I (1950, Biometrika 37), ``mean over pairs of neighbours of
-    (a − ā)(b − b̄) / variance``. A unit whose features are all equal correlates 0 with everything.
+    four neighbours; with a single one it is Moran's I, ``mean over pairs of neighbours of (a − ā)(b − b̄) / variance``
+    (`Moran 1950, Notes on continuous stochastic phenomena <https://doi.org/10.1093/biomet/37.1-2.17>`__). A unit whose
+    features are all equal correlates 0 with everything.
 
     Args:
         features: (F, rows, columns), at least 3 rows and columns; F = 1 for a single quantity.

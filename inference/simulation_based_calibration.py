@@ -1,7 +1,8 @@
-"""Calibration: does a posterior hold what it promises, on sequences whose latents are known?
+"""Calibration: does a posterior hold what it promises, on sequences whose latents were drawn with them?
 
-Simulation-based calibration (Talts et al. 2018): latents from the prior, a sequence from the likelihood, draws from the
-posterior under test. Under the exact posterior the rank of the true value among the draws is uniform.
+Simulation-based calibration (`Talts et al. 2018, Validating Bayesian inference algorithms with simulation-based
+calibration <https://arxiv.org/abs/1804.06788>`__): latents from the prior, a sequence from the likelihood, draws from
+the posterior under test. Under the exact posterior the rank of the true value among the draws is uniform.
 """
 
 from __future__ import annotations
@@ -103,11 +104,12 @@ def calibration(
     seed: int | None = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Ranks of simulated latents among posterior draws (Talts et al. 2018), for a guide or for NUTS.
+    """Ranks of simulated latents among posterior draws, for a guide or for NUTS.
 
-    Ranks heap up at both ends where the posterior is overconfident, in the middle where it is too wide, and at one end
-    where it is biased. Pixels are drawn from the likelihood: under Bernoulli they are 0 or 1, even for a guide that was
-    fitted to grey values.
+    `Talts et al. 2018, Validating Bayesian inference algorithms with simulation-based calibration
+    <https://arxiv.org/abs/1804.06788>`__. Ranks heap up at both ends where the posterior is overconfident, in the
+    middle where it is too wide, and at one end where it is biased. Pixels are drawn from the likelihood: under
+    Bernoulli they are 0 or 1, even for a guide that was fitted to grey values.
 
     Args:
         model: the generative program.
@@ -149,8 +151,8 @@ def calibration(
                 draws = _nuts_draws(model, guide, x, n_draws, warmup_steps, thin)
             else:
                 draws = _guide_draws(guide, x, n_draws)
-            known = _quantities(model, truth, x)
-            parts.append({name: _rank(q, known[name]).cpu() for name, q in _quantities(model, draws, x).items()})
+            true = _quantities(model, truth, x)
+            parts.append({name: _rank(q, true[name]).cpu() for name, q in _quantities(model, draws, x).items()})
             bar.update(len(x))
     return Calibration({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, n_draws)
 
