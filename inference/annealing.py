@@ -57,7 +57,7 @@ class Annealing:
 
     Example:
         >>> [round(beta, 2) for beta in Annealing(num_temperatures=5).betas]
-        [0.0, 0.11, 0.5, 0.89, 1.0]
+        [0.0, 0.1, 0.5, 0.9, 1.0]
     """
 
     num_chains: int = 16

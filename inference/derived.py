@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import pyro
 import torch
@@ -14,36 +14,15 @@ from pyro_tvae import TVAE
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import call
 
-from .densities import log_prob, scored
-from .inspection import in_plate, plain_program, prior_trace
+from .densities import in_plate, log_prob, scored
+from .inspection import plain_program, prior_trace
 
 __all__ = ["consequences"]
 
 
-class Consequences(Protocol):
-    """What follows from draws.
-
-    Attributes:
-        shared: latents that have one value for all sequences.
-        observed: what the model observes, by site, factors left out.
-    """
-
-    shared: frozenset[str]
-    observed: dict[str, Tensor]
-
-    def prior(self, draws: int) -> dict[str, Tensor]:
-        """Draws of the latents from their prior, each (1, draws, …)."""
-
-    def follow(
-        self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool
-    ) -> list[dict[str, Tensor]]:
-        """All variables (the sites, v, t, μ, …), new data, and log-probabilities of what was observed, where wanted.
-
-        Each is (chain, draw, …).
-        """
-
-
-def consequences(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> Consequences:
+def consequences(
+    model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int
+) -> FromDistributions | FromProgram:
     """By its distributions where these are all of a model, else by running it."""
     if plain_program(model):
         return FromDistributions(model, x, chunk_bytes)
@@ -51,7 +30,12 @@ def consequences(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None,
 
 
 class FromDistributions:
-    """A model that is told by its distributions: t is composed of the latents, and x follows from t."""
+    """A model that is told by its distributions: t is composed of the latents, and x follows from t.
+
+    Attributes:
+        shared: latents that have one value for all sequences.
+        observed: what the model observes, by site, factors left out.
+    """
 
     shared = frozenset[str]()
 
@@ -60,6 +44,7 @@ class FromDistributions:
         self.site = None if model.prior is None else model.prior.site
 
     def prior(self, draws: int) -> dict[str, Tensor]:
+        """Draws of the latents from their prior, each (1, draws, …)."""
         return {
             name: distribution.sample(torch.Size([1, draws, len(self.x)]))
             for name, distribution in self.model.prior_distributions().items()
@@ -68,6 +53,7 @@ class FromDistributions:
     def follow(
         self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool
     ) -> list[dict[str, Tensor]]:
+        """All variables (the sites, v, t, μ, …), new data, and log-probabilities of what was observed, where wanted."""
         return [self._derived(latents) if derive else {}, *self._decoded(latents, predict, score)]
 
     def _derived(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -102,12 +88,7 @@ class FromDistributions:
 
 
 class FromProgram:
-    """A model with statements of its own: what follows from draws is what its program says when it is given them.
-
-    Attributes:
-        shared: latents that have one value for all sequences.
-        observed: what the model observes, by site, factors left out.
-    """
+    """A model with statements of its own: what follows from draws is what its program says when it is given them."""
 
     def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> None:
         self.tvae, self.n_sequences = tvae_of(model), len(x)
@@ -129,7 +110,6 @@ class FromProgram:
             return poutine.trace(poutine.condition(self.program, data=rows)).get_trace()
 
     def prior(self, draws: int) -> dict[str, Tensor]:
-        """Draws of the latents from their prior, each (1, draws, …)."""
         parts = []
         for start in range(0, draws, self.chunk):
             trace = self.run(min(self.chunk, draws - start), {})

@@ -12,9 +12,8 @@ from torch import Tensor
 from pyro_tvae.posteriors import Posterior
 from pyro_tvae.programs import Program
 
-from .inspection import shared_sites
 from .likelihood import summarize, weighted_particles
-from .mcmc import nuts
+from .mcmc import NUTSResult
 from .progress import progress_bar
 
 __all__ = ["Draws", "guide_draws", "nuts_draws"]
@@ -81,32 +80,12 @@ def _like(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(*mask.shape, *(1,) * (value.dim() - mask.dim()))
 
 
-def nuts_draws(
-    model: Any,
-    guide: Any,
-    x: Tensor,
-    covariates: Mapping[str, Tensor] | None,
-    draws: int,
-    num_chains: int,
-    warmup_steps: int,
-    progress: bool,
-) -> Draws:
-    result = nuts(
-        model,
-        x,
-        init=guide,
-        covariates=covariates,
-        num_samples=draws,
-        warmup_steps=warmup_steps,
-        num_chains=num_chains,
-        seed=None,  # the caller's
-        progress=progress,
-    )
+def nuts_draws(result: NUTSResult, n_sequences: int, shared: Collection[str]) -> Draws:
+    """The draws of :func:`nuts`, and of each sequence the worst that its diagnostics say."""
     # What all sequences share is as much a latent of each of them.
-    shared = shared_sites(model, x, covariates)
     ess, rhat = (
-        [value.reshape(1 if name in shared else len(x), -1).expand(len(x), -1) for name, value in latents.items()]
-        for latents in (result.ess, result.rhat)
+        [v.reshape(1 if name in shared else n_sequences, -1).expand(n_sequences, -1) for name, v in of_latents.items()]
+        for of_latents in (result.ess, result.rhat)
     )
     worst = {
         "ess": torch.stack([value.amin(1) for value in ess]).amin(0),

@@ -187,46 +187,24 @@ def forward_roll(
     for name, kept in examples.items():
         best = log_likelihood[name].argmax(0)  # which candidate, for every horizon
         frames[name] = torch.cat(kept, 1)[best, :, torch.arange(len(best))].transpose(0, 1)
+    conditional = None
+    if num_particles:
+        in_context = torch.arange(x.shape[1], device=x.device) < m
+        options: dict[str, Any] = {"covariates": covariates, "batch_size": batch_size, "seed": None}
+        with seeded(seed):  # one stream for both, so that their errors are independent
+            whole, of_context = (
+                likelihood.log_likelihood(model, guide, x, num_particles, observed=observed, **options).iwae
+                for observed in (None, in_context)
+            )
+        nats = (whole - of_context) / (x.shape[1] - m)
+        conditional = Conditional(float(nats.mean()), float(nats.std()) / math.sqrt(n) if n > 1 else math.nan)
     return ForwardRoll(
         context=m,
         log_likelihood={name: total.amax(0) / n for name, total in log_likelihood.items()},
         pixel_error={name: total.amin(0) / n for name, total in squared_error.items()},
         frames=frames,
-        conditional=_conditional(model, guide, x, covariates, m, num_particles, batch_size, seed)
-        if num_particles
-        else None,
+        conditional=conditional,
     )
-
-
-def _conditional(
-    model: TVAE,
-    guide: Any,
-    x: Tensor,
-    covariates: Mapping[str, Tensor] | None,
-    context: int,
-    num_particles: int,
-    batch_size: int,
-    seed: int | None,
-) -> Conditional:
-    """Estimated log p of the frames after the context given the context, per unseen frame."""
-    in_context = torch.arange(x.shape[1], device=x.device) < context
-    with seeded(seed):  # one stream for both, so that their errors are independent
-        whole, of_context = (
-            likelihood.log_likelihood(
-                model,
-                guide,
-                x,
-                num_particles,
-                observed=observed,
-                covariates=covariates,
-                batch_size=batch_size,
-                seed=None,
-            ).iwae
-            for observed in (None, in_context)
-        )
-    nats = (whole - of_context) / (x.shape[1] - context)
-    error = float(nats.std()) / math.sqrt(len(nats)) if len(nats) > 1 else math.nan
-    return Conditional(float(nats.mean()), error)
 
 
 def _forecasts(

@@ -19,14 +19,14 @@ from pyro_tvae import TVAE
 from pyro_tvae.programs import call, is_bayesian, untouched_store
 from pyro_tvae.verbs import composed
 
-from .densities import refuse_further_terms, scored
+from .densities import counts_plainly, in_plate, scored
 
 __all__ = [
     "holds_sequences",
-    "in_plate",
     "plain_program",
     "prior_trace",
     "refuse_fixed",
+    "refuse_further_terms",
     "refuse_own_terms",
     "shared_sites",
 ]
@@ -46,9 +46,19 @@ def prior_trace(model: Callable[..., object], x: Tensor, covariates: Mapping[str
         return poutine.block(poutine.trace(call(model, x, None, covariates)).get_trace)()
 
 
-def in_plate(site: Mapping[str, Any]) -> bool:
-    """Whether a site has one value per sequence, and not one for all."""
-    return any(frame.vectorized and frame.dim == -1 for frame in site["cond_indep_stack"])
+def refuse_further_terms(model: Any, x: Tensor, what: str, covariates: Mapping[str, Tensor] | None = None) -> None:
+    """Raise where a model says more than p(z), the prior of the energies and p(x | t), from which ``what`` works."""
+    if not isinstance(model, TVAE):
+        raise TypeError(f"{what}: the model is a {type(model).__name__}; expected a TVAE without a handler around it.")
+    first = {name: value[:1] for name, value in (covariates or {}).items()}
+    expected = {"x", *model.prior_distributions()}
+    for name, site in scored(prior_trace(model, x[:1], first)):
+        if name not in expected or not counts_plainly(site):
+            term = f"has a further site {name!r}" if name not in expected else f"scales or masks site {name!r}"
+            raise ValueError(
+                f"{what}: {type(model).__name__} {term}, which cannot be counted here; expected the sites "
+                f"{', '.join(sorted(expected))} alone: use log_likelihood with the default estimator, which counts all."
+            )
 
 
 def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:

@@ -26,7 +26,8 @@ from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
-from .densities import INNER_PLATE, densities, refuse_further_terms, refuse_plates, replay
+from .densities import INNER_PLATE, densities, refuse_plates, replay
+from .inspection import refuse_further_terms
 from .memory import keep_freed_memory
 from .pareto import pareto_shape
 from .progress import progress_bar

@@ -21,6 +21,7 @@ from .derived import consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, dataset
 from .likelihood import CHUNK_BYTES, seeded
+from .mcmc import nuts
 
 __all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
 
@@ -124,7 +125,9 @@ def to_arviz(
     wanted = set(groups)
     with seeded(seed), untouched_store():
         if method == "nuts":
-            sampled = nuts_draws(model, guide, x, covariates, draws, num_chains, warmup_steps, progress)
+            options: dict[str, Any] = {"num_samples": draws, "num_chains": num_chains, "warmup_steps": warmup_steps}
+            result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **options)
+            sampled = nuts_draws(result, len(x), shared)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)

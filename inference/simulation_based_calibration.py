@@ -13,7 +13,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
@@ -21,8 +20,8 @@ from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.posteriors import draw
 from pyro_tvae.programs import untouched_store
 
-from .densities import refuse_further_terms
-from .inspection import refuse_fixed
+from .annealing import simulate
+from .inspection import refuse_fixed, refuse_further_terms
 from .likelihood import seeded
 from .mcmc import identified, nuts
 from .progress import progress_bar
@@ -146,7 +145,7 @@ def calibration(
     parts: list[dict[str, Tensor]] = []
     with seeded(seed), progress_bar(n_simulations, "calibration", shown=progress, leave=False) as bar:
         for start in range(0, n_simulations, batch_size):
-            truth, x = _simulate(model, min(batch_size, n_simulations - start))
+            x, truth = simulate(model, min(batch_size, n_simulations - start), seed=None)
             if method == "nuts":
                 draws = _nuts_draws(model, guide, x, n_draws, warmup_steps, thin)
             else:
@@ -161,17 +160,6 @@ def _rank(draws: Tensor, truth: Tensor) -> Tensor:
     """How many of the draws (L, …) lie below the truth (…); ties, as where x ignores t, fall by lot."""
     ties = (draws == truth).sum(0)
     return (draws < truth).sum(0) + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
-
-
-@torch.no_grad()
-def _simulate(model: TVAE, n: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Latents (n, *site) from the prior and the sequences x that follow from them."""
-    # The bare forward leaves Pyro's parameter store alone.
-    trace = poutine.trace(model.forward).get_trace(n_sequences=n)
-    sites = ["z"] if model.prior is None else ["z", model.prior.site]
-    values: dict[str, Any] = {site: trace.nodes[site]["value"] for site in (*sites, "x")}
-    x: Tensor = values.pop("x")
-    return values, x
 
 
 @torch.no_grad()

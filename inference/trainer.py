@@ -78,10 +78,7 @@ def make_trainer(
 ) -> lightning.Trainer:
     """A Trainer for one fit, which draws no bar and writes no checkpoints of its own.
 
-    Args:
-        options: what Lightning takes untouched.
-        max_epochs, gradient_clip, directory: as in :func:`fit`.
-        shares_data: whether each of several processes is to be given its share of the data.
+    Each of several processes is given its share of the data where ``shares_data``; a data module sees to that itself.
     """
     loggers: Any = options.logger
     if loggers is None and directory is not None:

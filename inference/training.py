@@ -60,19 +60,12 @@ class Fitting(lightning.LightningModule):
     """Maximises an objective per frame, the weight of its KL rising linearly from 0 over the warm-up.
 
     Args:
-        model: the generative program.
-        guide: its posterior.
-        optimizer: parameters -> torch optimizer, or one of Pyro's.
-        schedule: (optimizer, number of training steps) -> learning-rate scheduler stepped once a step, or None.
+        model, guide, optimizer, schedule, objective, num_particles, beta, max_steps: as in :func:`fit`.
         warmup_steps: length of the KL warm-up; shortened to half the run where that is less.
-        objective: (model, guide, num_particles) -> :class:`~pyro_tvae.inference.Objective`; ``ELBO``, ``DReG``, …
-        num_particles: draws per sequence and step.
-        beta: weight of the KL after the warm-up.
         frame_dropout: share of training sequences of which the guide sees only a run of consecutive frames, of random
             length and start, while all frames are scored: the bound holds for every q, and a guide that has met gaps
             can forecast.
         report_every: steps averaged into one reported training value.
-        max_steps: gradient steps at most; −1 for no limit.
 
     Example:
         >>> import pyro_tvae, torch
@@ -456,9 +449,9 @@ def fit(
             Pyro's is stepped once an epoch.
         schedule: (optimizer, number of steps) -> learning-rate scheduler stepped once a step; ReduceLROnPlateau once an
             epoch, by the validation ELBO.
-        objective: what is maximised, :class:`~pyro_tvae.inference.ELBO` by default; ``IWAE`` and ``DReG`` want
-            ``num_particles`` above 1. Any (model, guide, num_particles) -> Objective, or an ELBO of Pyro's with a
-            differentiable loss, such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
+        objective: what is maximised, :class:`ELBO` by default; ``IWAE`` and ``DReG`` want ``num_particles`` above 1.
+            Any (model, guide, num_particles) -> :class:`Objective`, or an ELBO of Pyro's with a differentiable loss,
+            such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
         warmup_steps: steps over which the weight of the KL rises from 0.
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
