@@ -94,12 +94,17 @@ def check_precision(matmul: object, clip: object) -> None:
 
 
 def check_trainer(trainer: object, own: Mapping[str, object], resume: object) -> None:
-    """Raise where trainer is none, or a ready one has run to its end or is told what it has of its own."""
+    """Raise where trainer is none, or a ready one keeps no values, has run to its end or is told what is its own."""
     if isinstance(trainer, TrainerOptions | None):
         return
     if not isinstance(trainer, lightning.Trainer):
         raise TypeError(
             f"fit: trainer is of type {type(trainer).__name__}; expected TrainerOptions or a lightning.pytorch.Trainer."
+        )
+    if getattr(trainer, "barebones", False):
+        raise ValueError(
+            "fit: the Trainer is barebones, so that it keeps no values for the history or the best weights; leave "
+            "barebones=True out."
         )
     given = {name: value for name, value in own.items() if value is not None}
     if given:

@@ -181,6 +181,7 @@ def ended(folder: Path) -> lightning.Trainer:
     [
         (own_trainer, {"max_epochs": 3}, "max_epochs=3 beside a ready Trainer, which has its own"),
         (own_trainer, {"gradient_clip": 1.0}, "gradient_clip=1.0 beside a ready Trainer"),
+        (lambda _: lightning.Trainer(barebones=True), {}, "the Trainer is barebones"),
         (ended, {}, "nothing left to do after 1 epochs and 3 steps"),
         (lambda _: "gpu", {}, "trainer is of type str; expected TrainerOptions"),
         (lambda _: TrainerOptions, {}, "trainer is of type type; expected TrainerOptions"),
