@@ -184,11 +184,11 @@ def in_plate(site: Site) -> bool:
 
 def _draws_for_sequences(proposal: Trace, latents: list[str]) -> bool:
     """Whether latents of sequences follow from auxiliary draws that are not known to be in their plate."""
-    in_plate = {name for name, site in scored(proposal) if in_plate(site)}
+    placed = {name for name, site in scored(proposal) if in_plate(site)}
     return any(
-        name in in_plate
+        name in placed
         and isinstance(proposal.nodes[name]["fn"], Delta)
-        and not {JOINT, f"{name}_unconstrained"} & in_plate
+        and not {JOINT, f"{name}_unconstrained"} & placed
         for name in latents
     )
 
