@@ -25,7 +25,7 @@ from pyro_tvae import (
     Stationary,
     default_guide,
 )
-from pyro_tvae.inference import fit, log_likelihood, log_weights
+from pyro_tvae.inference import TrainerOptions, fit, log_likelihood, log_weights
 from pyro_tvae.inference.annealing import Annealing, annealed_importance, bracket, reverse_annealing, simulate
 from pyro_tvae.inference.hamiltonian import Path, leapfrog, transition
 from pyro_tvae.inference.likelihood import seeded
@@ -162,7 +162,7 @@ def test_the_bracket_of_a_small_model_is_narrow_and_holds_the_importance_bound(n
     model = MODELS[name]()
     guide = default_guide(model, initial_log_variance=-1.0)
     simulated = simulate(model, 512, seed=1)
-    fit(model, guide, simulated.x, max_epochs=8, seed=0, accelerator="cpu", progress=False)
+    fit(model, guide, simulated.x, max_epochs=8, seed=0, progress=False, trainer=TrainerOptions("cpu"))
     found = bracket(model, guide, 20, annealing=Annealing(16, 60))
     assert abs(found.mean_gap) < 0.2
     assert found.mean_gap > -4 * found.mean_gap_error  # one seed in 30,000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from pyro_tvae.inference import (
     Annealing,
     Fitting,
     History,
+    TrainerOptions,
     annealed_importance,
     fit,
     forward_roll,
@@ -67,7 +69,10 @@ def sequences(n: int = 16) -> Tensor:
 
 def quick(model: TVAE, guide: Any, data: Any = None, **options: Any) -> History:
     options = {"max_epochs": 2, "seed": 1, "accelerator": "cpu", "progress": False} | options
-    return fit(model, guide, sequences() if data is None else data, **options)
+    trainer = TrainerOptions(
+        **{one.name: options.pop(one.name) for one in fields(TrainerOptions) if one.name in options}
+    )
+    return fit(model, guide, sequences() if data is None else data, trainer=trainer, **options)
 
 
 def weights(*modules: nn.Module) -> Tensor:
