@@ -14,18 +14,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.guides.base import check_judged, posterior_of
-from pyro_tvae.posteriors import standalone
+from pyro_tvae.guides.base import check_judged
 
+from .former import gathered
+from .hamiltonian import Path, transition
+from .inspection import refuse_own_terms
 from .likelihood import concatenate, seeded, summarize
-from .own_programs import refuse_own_terms
 from .progress import progress_bar
 
 __all__ = [
     "AnnealedEstimate",
+    "Annealing",
     "Bracket",
     "Simulated",
     "annealed_importance",
@@ -35,8 +36,53 @@ __all__ = [
 ]
 
 SCHEDULES = ("sigmoid", "linear")
-TARGET = 0.65  # the acceptance rate at which HMC in many dimensions costs least (Beskos et al. 2013)
-PILOT_DRAWS, PILOT_CHAINS = 64, 8
+TARGET = 0.65  # the acceptance rate at which HMC costs least (Beskos et al. 2013, https://arxiv.org/abs/1001.4460)
+PILOT_CHAINS = 8
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """How chains walk between a guide and its posterior.
+
+    Attributes:
+        num_chains: chains per sequence.
+        num_temperatures: densities on the path with both ends, 2 or more; 2 is plain importance sampling. The bounds
+            tighten with it.
+        leapfrog_steps: gradients per transition.
+        schedule: ``"sigmoid"`` (slow at both ends) or ``"linear"`` in β.
+        batch_size: sequences in one tensor program, all chains with them.
+
+    Raises:
+        ValueError: a number is too small, or the schedule is none of these.
+
+    Example:
+        >>> [round(beta, 2) for beta in Annealing(num_temperatures=5).betas]
+        [0.0, 0.1, 0.5, 0.9, 1.0]
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 200
+    leapfrog_steps: int = 5
+    schedule: str = "sigmoid"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        least = min(self.num_chains, self.num_temperatures - 1, self.leapfrog_steps, self.batch_size)
+        if least < 1 or self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"annealing: num_chains={self.num_chains}, num_temperatures={self.num_temperatures}, leapfrog_steps="
+                f"{self.leapfrog_steps}, schedule={self.schedule!r}, batch_size={self.batch_size}; expected two "
+                f"temperatures or more, at least 1 of the others, and a schedule of {', '.join(SCHEDULES)}."
+            )
+
+    @property
+    def betas(self) -> list[float]:
+        """β from 0 to 1 in n values: ``σ(8 i / (n − 1) − 4)``, stretched to both ends, or evenly spaced."""
+        even = torch.linspace(0, 1, self.num_temperatures, dtype=torch.float64)
+        if self.schedule == "linear":
+            return even.tolist()
+        curve = torch.sigmoid(8 * even - 4)
+        return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +149,19 @@ class Bracket:
         return float(self.gap.std()) / math.sqrt(len(self.gap)) if len(self.gap) > 1 else math.nan
 
 
+@gathered("annealing", Annealing)
 def annealed_importance(
     model: TVAE,
     guide: Guide,
     x: Tensor,
     *,
-    num_chains: int = 16,
-    num_temperatures: int = 200,
-    leapfrog_steps: int = 5,
-    schedule: str = "sigmoid",
-    batch_size: int = 64,
+    annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
 ) -> AnnealedEstimate:
-    """Lower bound of log p(x) by annealed importance sampling (Neal 2001) from the guide to the posterior.
+    """Lower bound of log p(x) by annealed importance sampling from the guide to the posterior.
 
+    `Neal 2001, Annealed importance sampling <https://arxiv.org/abs/physics/9803008>`__:
     ``log w = sum over t of (β_t − β_{t−1}) (log p(x, y_{t−1}) − log q(y_{t−1} | x))``, y_0 from the guide and y_t from
     an HMC transition that leaves f at β_t invariant. ``logsumexp(log w) − log num_chains`` is a lower bound of log p(x)
     in expectation, for any number of chains, temperatures and steps. Positive sites move by their logarithm, with its
@@ -128,12 +172,7 @@ def annealed_importance(
         model: the generative program.
         guide: a mean-field guide: sites independent given x, whose ``posterior`` has densities.
         x: (N, S, channel, height, width).
-        num_chains: chains per sequence.
-        num_temperatures: densities on the path with both ends, 2 or more; 2 is plain importance sampling. The bound
-            tightens with it.
-        leapfrog_steps: gradients per transition.
-        schedule: ``"sigmoid"`` (slow at both ends) or ``"linear"`` in β.
-        batch_size: sequences in one tensor program, all chains with them.
+        annealing: chains, temperatures and transitions; ``Annealing()`` by default.
         seed: of all draws; None uses torch's global generator.
         progress: show a progress bar.
 
@@ -141,30 +180,27 @@ def annealed_importance(
         :class:`AnnealedEstimate` with tensors of shape (N,) on the CPU; higher is better.
 
     Raises:
-        ValueError: x or the guide does not fit the model, the guide is not mean-field, a number is too small, or the
-            model has further sites, such as random weights or factors, which the path would leave out.
+        ValueError: x or the guide does not fit the model, the guide is not mean-field, or the model has
+            further sites, such as random weights or factors, which the path would leave out.
 
     Example:
         >>> import pyro_tvae
         >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
         >>> guide = pyro_tvae.MeanFieldGuide(model)
-        >>> annealed_importance(model, guide, torch.rand(2, 3, 1, 4, 4), num_temperatures=5).log_p.shape
+        >>> x, short = torch.rand(2, 3, 1, 4, 4), Annealing(num_temperatures=5)
+        >>> annealed_importance(model, guide, x, annealing=short).log_p.shape
         torch.Size([2])
     """
-    settings = _Settings(num_chains, num_temperatures, leapfrog_steps, schedule, batch_size)
-    return _run(model, guide, x, None, settings, seed, progress)[0]
+    return _run(model, guide, x, None, annealing, seed, progress)[0]
 
 
+@gathered("annealing", Annealing)
 def reverse_annealing(
     model: TVAE,
     guide: Guide,
     simulated: Simulated | int = 16,
     *,
-    num_chains: int = 16,
-    num_temperatures: int = 200,
-    leapfrog_steps: int = 5,
-    schedule: str = "sigmoid",
-    batch_size: int = 64,
+    annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
 ) -> AnnealedEstimate:
@@ -172,8 +208,9 @@ def reverse_annealing(
 
     Latents drawn with x are one exact draw from their posterior. Walking the path of :func:`annealed_importance`
     backwards from them, with the same transitions, gives weights whose mean estimates 1 / p(x) without bias, so
-    ``−(logsumexp(log w) − log num_chains)`` is an upper bound in expectation over simulated data (Grosse, Ghahramani &
-    Adams 2015; Wu et al. 2017). It says nothing of data that the model did not make.
+    ``−(logsumexp(log w) − log num_chains)`` is an upper bound in expectation over simulated data (`Wu et al. 2017, On
+    the quantitative analysis of decoder-based generative models <https://arxiv.org/abs/1611.04273>`__). It says nothing
+    of data that the model did not make.
 
     Args:
         simulated: from :func:`simulate`, or how many sequences to simulate.
@@ -183,31 +220,30 @@ def reverse_annealing(
     Example:
         >>> import pyro_tvae
         >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
-        >>> reverse_annealing(model, pyro_tvae.MeanFieldGuide(model), 2, num_temperatures=5).log_p.shape
+        >>> guide, short = pyro_tvae.MeanFieldGuide(model), Annealing(num_temperatures=5)
+        >>> reverse_annealing(model, guide, 2, annealing=short).log_p.shape
         torch.Size([2])
     """
-    settings = _Settings(num_chains, num_temperatures, leapfrog_steps, schedule, batch_size)
     simulated = _simulated("reverse_annealing", model, simulated, seed)
-    return _run(model, guide, simulated.x, simulated.latents, settings, seed, progress, forward=False)[0]
+    return _run(model, guide, simulated.x, simulated.latents, annealing, seed, progress, forward=False)[0]
 
 
+@gathered("annealing", Annealing)
 def bracket(
     model: TVAE,
     guide: Guide,
     simulated: Simulated | int = 16,
     *,
-    num_chains: int = 16,
-    num_temperatures: int = 200,
-    leapfrog_steps: int = 5,
-    schedule: str = "sigmoid",
-    batch_size: int = 64,
+    annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
 ) -> Bracket:
-    """Both bounds of log p(x) on the same simulated sequences: bidirectional Monte Carlo (Grosse et al. 2015).
+    """Both bounds of log p(x) on the same simulated sequences: bidirectional Monte Carlo.
 
+    `Grosse, Ghahramani & Adams 2015, Sandwiching the marginal likelihood using bidirectional Monte Carlo
+    <https://arxiv.org/abs/1511.02543>`__.
     Where the ends meet, every other estimate on these sequences can be judged against them: how far an
-    importance-weighted bound stays below is then known instead of guessed.
+    importance-weighted bound stays below is then measured instead of guessed.
 
     Args:
         simulated: from :func:`simulate`, or how many sequences to simulate.
@@ -217,12 +253,11 @@ def bracket(
     Example:
         >>> import pyro_tvae
         >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
-        >>> bracket(model, pyro_tvae.MeanFieldGuide(model), 2, num_temperatures=5).gap.shape
+        >>> bracket(model, pyro_tvae.MeanFieldGuide(model), 2, annealing=Annealing(num_temperatures=5)).gap.shape
         torch.Size([2])
     """
-    settings = _Settings(num_chains, num_temperatures, leapfrog_steps, schedule, batch_size)
     simulated = _simulated("bracket", model, simulated, seed)
-    lower, upper = _run(model, guide, simulated.x, simulated.latents, settings, seed, progress)
+    lower, upper = _run(model, guide, simulated.x, simulated.latents, annealing, seed, progress)
     return Bracket(lower, upper, simulated)
 
 
@@ -253,160 +288,12 @@ def _simulated(owner: str, model: TVAE, simulated: Simulated | int, seed: int | 
     if isinstance(simulated, Simulated):
         return simulated
     if not isinstance(simulated, int) or simulated < 1:
-        found = "a tensor" if isinstance(simulated, Tensor) else repr(simulated)
+        what = "a tensor" if isinstance(simulated, Tensor) else repr(simulated)
         raise ValueError(
-            f"{owner}: simulated is {found}; expected a number of sequences, at least 1, or what simulate returns: the "
+            f"{owner}: simulated is {what}; expected a number of sequences, at least 1, or what simulate returns: the "
             "upper bound holds on data of the model's own only."
         )
     return simulate(model, simulated, seed=seed)
-
-
-# ---- the path
-
-
-class Point(NamedTuple):
-    """Where chains are: y (K, B, n), and there log q, log p(x, ·), (K, B, 1), and their gradients, (K, B, n)."""
-
-    y: Tensor
-    log_q: Tensor
-    log_p: Tensor
-    slope_q: Tensor
-    slope_p: Tensor
-
-    def log_f(self, beta: float) -> Tensor:
-        """``(1 − β) log q + β log p``, (K, B, 1)."""
-        return torch.lerp(self.log_q, self.log_p, beta)
-
-    def slope(self, beta: float) -> Tensor:
-        """Gradient of :meth:`log_f`, (K, B, n)."""
-        return torch.lerp(self.slope_q, self.slope_p, beta)
-
-    def accept(self, accepted: Tensor, proposal: Point) -> Point:
-        """The proposal where accepted (K, B, 1), this point elsewhere."""
-        return Point(*(torch.where(accepted, new, old) for new, old in zip(proposal, self, strict=True)))
-
-
-class Path:
-    """The densities between q(z, u | x) and p(x, z, u) over unconstrained coordinates y of all sites, side by side.
-
-    Real sites stand for themselves and positive ones for their logarithm; both ends carry the Jacobian.
-    """
-
-    def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
-        model.check(x)
-        refuse_own_terms(model, x, "annealing")
-        self.model, self.x, self.prior_distributions = model, x, model.prior_distributions()
-        posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
-        if posterior is None or {*posterior} != {*self.prior_distributions}:
-            raise ValueError(
-                f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, "
-                f"whose posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
-            )
-        self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}
-        self.posterior = {site: q.to_event(len(q.batch_shape) - 1) for site, q in posterior.items()}
-        # Beyond these bounds numbers overflow; a trajectory that leaves them is rejected, as its reverse would be.
-        bounds = {site: 1e6 if q.support is constraints.real else 80.0 for site, q in posterior.items()}
-        self.bound = torch.cat([x.new_full((q.event_shape.numel(),), bounds[s]) for s, q in self.posterior.items()])
-        self.scale = self.draw(PILOT_DRAWS).std(0)
-
-    def draw(self, n: int) -> Tensor:
-        """Unconstrained draws from the guide, (n, B, coordinates)."""
-        return self.unconstrain({site: q.sample(torch.Size([n])) for site, q in self.posterior.items()})
-
-    def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
-        """Values of the sites (K, B, *site) as coordinates (K, B, n)."""
-        return torch.cat([self.to_site[site].inv(latents[site]).flatten(2) for site in self.posterior], -1)
-
-    def densities(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """log q and log p(x, ·) of coordinates (K, B, n), Jacobian included: each (K, B)."""
-        values: dict[str, Tensor] = {}
-        log_q = log_prior = y.new_zeros(())
-        sizes = [q.event_shape.numel() for q in self.posterior.values()]
-        for (site, q), part in zip(self.posterior.items(), y.split(sizes, -1), strict=True):
-            free = part.unflatten(-1, q.event_shape)
-            value = values[site] = self.to_site[site](free)
-            jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
-            log_q = log_q + q.log_prob(value) + jacobian
-            log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
-        t = self.model.compose(values["z"], None if self.model.prior is None else values[self.model.prior.site])
-        return log_q, log_prior + self.model.decode(t).log_prob(self.x).sum(-1)
-
-    def at(self, y: Tensor) -> Point:
-        """Densities and gradients at y, from one pass through the decoder and one back."""
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            log_q, log_p = self.densities(y)
-            (slope_q,) = torch.autograd.grad(log_q.sum(), y, retain_graph=True)
-            (slope_p,) = torch.autograd.grad(log_p.sum(), y)
-        return Point(y.detach(), log_q.detach().unsqueeze(-1), log_p.detach().unsqueeze(-1), slope_q, slope_p)
-
-
-# ---- Hamiltonian Monte Carlo
-
-
-def leapfrog(
-    path: Path, point: Point, momentum: Tensor, beta: float, step: Tensor, n_steps: int
-) -> tuple[Point, Tensor, Tensor]:
-    """Follow Hamilton's equations of ``−log f_β + |momentum|² / 2`` for n steps: reversible, volume-preserving.
-
-    Args:
-        momentum: (K, B, n).
-        step: step size of every coordinate, broadcasts against (K, B, n).
-
-    Returns:
-        Where it ends, the momentum there, and (K, B, 1) whether it stayed within the path's bounds.
-    """
-    start, inside = point.y, torch.ones_like(point.log_q, dtype=torch.bool)
-    momentum = momentum + step / 2 * point.slope(beta)
-    for i in range(n_steps):
-        y = point.y + step * momentum
-        inside = inside & (y.abs() <= path.bound).all(-1, keepdim=True)
-        point = path.at(torch.where(inside, y, start))
-        momentum = momentum + (step / 2 if i == n_steps - 1 else step) * point.slope(beta)
-    return point, momentum, inside
-
-
-def transition(path: Path, point: Point, beta: float, step: Tensor, n_steps: int) -> tuple[Point, Tensor]:
-    """One HMC step that leaves f_β invariant: the new point, and the acceptance probabilities (K, B, 1)."""
-    momentum = torch.randn_like(point.y)
-    # A size of its own for every trajectory, over a decade: where energies are small, t is steep, and chains that
-    # start there stay there with the size that suits the rest.
-    step = step * 10 ** -torch.rand_like(point.log_q)
-    proposal, end, inside = leapfrog(path, point, momentum, beta, step, n_steps)
-    gain = proposal.log_f(beta) - point.log_f(beta)
-    gain = gain - (end.square() - momentum.square()).sum(-1, keepdim=True) / 2
-    probability = torch.where(inside & gain.isfinite(), gain.clamp(max=0).exp(), 0)
-    return point.accept(torch.rand_like(probability) < probability, proposal), probability
-
-
-# ---- runs over the path
-
-
-@dataclass(frozen=True)
-class _Settings:
-    num_chains: int
-    num_temperatures: int
-    leapfrog_steps: int
-    schedule: str
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        least = min(self.num_chains, self.num_temperatures - 1, self.leapfrog_steps, self.batch_size)
-        if least < 1 or self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"annealing: num_chains={self.num_chains}, num_temperatures={self.num_temperatures}, leapfrog_steps="
-                f"{self.leapfrog_steps}, schedule={self.schedule!r}, batch_size={self.batch_size}; expected two "
-                f"temperatures or more, at least 1 of the others, and a schedule of {', '.join(SCHEDULES)}."
-            )
-
-
-def temperatures(n: int, schedule: str = "sigmoid") -> list[float]:
-    """β from 0 to 1 in n values: ``σ(8 i / (n − 1) − 4)``, stretched to both ends, or evenly spaced."""
-    even = torch.linspace(0, 1, n, dtype=torch.float64)
-    if schedule == "linear":
-        return even.tolist()
-    curve = torch.sigmoid(8 * even - 4)
-    return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
 
 
 def _pilot(path: Path, betas: list[float], n_steps: int, tick: Callable[[], object]) -> list[Tensor]:
@@ -444,25 +331,26 @@ def _run(
     guide: Guide,
     x: Tensor,
     latents: dict[str, Tensor] | None,
-    settings: _Settings,
+    annealing: Annealing | None,
     seed: int | None,
     progress: bool,
     *,
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
-    """The forward estimate, where asked for, and the reverse one, where the latents are known, batch by batch."""
+    """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
     check_judged(model, guide, x, None)
-    betas, n_steps = temperatures(settings.num_temperatures, settings.schedule), settings.leapfrog_steps
+    annealing = annealing or Annealing()
+    betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)
     runs: dict[int, list[tuple[Tensor, Tensor]]] = {direction: [] for direction in directions}
-    total = math.ceil(len(x) / settings.batch_size) * (len(betas) - 2) * (1 + len(runs))
+    total = math.ceil(len(x) / annealing.batch_size) * (len(betas) - 2) * (1 + len(runs))
     with seeded(seed), progress_bar(total, "annealing", shown=progress, leave=False) as bar:
-        for start in range(0, len(x), settings.batch_size):
-            rows = slice(start, start + settings.batch_size)
+        for start in range(0, len(x), annealing.batch_size):
+            rows = slice(start, start + annealing.batch_size)
             path = Path(model, guide, x[rows])
             steps = _pilot(path, betas, n_steps, bar.update)
             for direction, run in runs.items():
-                y = path.draw(settings.num_chains)
+                y = path.draw(annealing.num_chains)
                 if latents is not None and direction < 0:
                     exact = path.unconstrain({site: value[rows].unsqueeze(0) for site, value in latents.items()})
                     y = exact.expand_as(y)
@@ -472,7 +360,8 @@ def _run(
 
 def _estimate(run: list[tuple[Tensor, Tensor]], direction: int, n_frames: int) -> AnnealedEstimate:
     """Batches of log-weights (K, B) and acceptance rates (B,) as one estimate; reverse weights estimate 1 / p(x)."""
-    found = concatenate([summarize(log_w, n_frames) for log_w, _ in run])
+    bound = concatenate([summarize(log_w, n_frames) for log_w, _ in run])
     rate = torch.cat([rate for _, rate in run])
-    k = found.num_particles
-    return AnnealedEstimate(direction * found.iwae, found.standard_error, found.ess, rate, k, n_frames)
+    return AnnealedEstimate(
+        direction * bound.iwae, bound.standard_error, bound.ess, rate, bound.num_particles, n_frames
+    )

@@ -1,4 +1,4 @@
-"""Callbacks of a fit: its history, its best weights, its bar and the precision of its products."""
+"""Callbacks of a fit: its history, its bar and the precision of its products."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from .progress import progress_bar
 
-__all__ = ["History"]
+__all__ = ["History", "MatmulPrecision", "ProgressBar"]
 
 
 @dataclass
@@ -23,9 +22,10 @@ class History:
     """What a fit went through.
 
     Attributes:
-        rows: one mapping per report, with ``step``, ``epoch`` and values in nats per frame (``train/elbo``,
-            ``train/reconstruction``, ``train/kl``, ``val/elbo``, …): sums over a batch's sequences divided by its
-            frames, of which only observed ones count.
+        rows: one mapping per report (every 10 steps, or a ready Trainer's ``log_every_n_steps``, and every validation),
+            with ``step``, ``epoch`` and values in nats per frame (``train/elbo``, ``train/reconstruction``,
+            ``train/kl``, ``val/elbo``, …): sums over a batch's sequences divided by its frames, of which only observed
+            ones count.
         seconds: wall-clock time spent training, resumed parts included.
         best_checkpoint: file of the best validation ELBO, or None.
         last_checkpoint: file of the last epoch, or None.
@@ -78,21 +78,7 @@ class _Recorder(Callback):
         self.history.seconds = state_dict["seconds"]
 
 
-class _Best(Callback):
-    """The weights of the best validation ELBO, in memory, for fits that write nothing."""
-
-    def __init__(self) -> None:
-        self.elbo, self.weights = -math.inf, dict[str, Tensor]()
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        elbo = float(trainer.callback_metrics["val/elbo"])
-        if elbo > self.elbo:
-            self.elbo, self.weights = elbo, {name: value.clone() for name, value in module.state_dict().items()}
-
-
-class _Products(Callback):
+class MatmulPrecision(Callback):
     """The precision of matrix products for as long as a fit lasts, in each of its processes."""
 
     def __init__(self, precision: str) -> None:
@@ -109,7 +95,7 @@ class _Products(Callback):
         torch.set_float32_matmul_precision(self.before)
 
 
-class _Progress(Callback):
+class ProgressBar(Callback):
     """One bar over the whole run, in steps, with the latest values in nats per frame and the time that is left."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

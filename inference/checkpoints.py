@@ -50,9 +50,9 @@ class Keeper(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         kept = self._beside(state_dict["best_model_path"])
         if kept is not None and kept.is_file():
-            found = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
+            state = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
             scores = {str(kept): score for score in state_dict["best_k_models"].values()}
-            super().load_state_dict({**found, "best_k_models": scores, "last_model_path": "", "dirpath": self.dirpath})
+            super().load_state_dict({**state, "best_k_models": scores, "last_model_path": "", "dirpath": self.dirpath})
 
     def _beside(self, path: str) -> Path | None:
         return self.beside / os.path.basename(path) if self.beside is not None and path else None

@@ -1,44 +1,44 @@
-"""Checks: what can be known of a fit before its first step."""
+"""Checks: what can be told of a fit before its first step."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pyro_tvae import TVAE
 from pyro_tvae.model import check_finite, frame_mask
-from pyro_tvae.programs import accepted, call, untouched_store
+from pyro_tvae.programs import SEQUENCE, accepted, call, untouched_store
 
 from .batches import Batch
+from .inspection import holds_sequences
 from .randomness import random_states, restore
+from .trainer import TrainerOptions
 
 __all__ = [
     "NonFiniteError",
     "check_batch",
     "check_data",
+    "check_makers",
     "check_names",
     "check_options",
     "check_precision",
     "check_sequences",
+    "check_trainer",
     "covariates",
+    "dry_run",
     "named",
-    "rehearse",
-    "validates",
 ]
 
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -58,14 +58,9 @@ def check_options(
             f"fit: {named({**whole, **real})}; expected whole numbers, and finite ones for {' and '.join(real)}."
         )
     limits = [whole[name] for name in ("max_epochs", "max_steps")]
-    if (
-        min(limits) < -1
-        or 0 in limits
-        or min(whole["batch_size"], whole["accumulate_grad_batches"]) < 1
-        or min(whole["warmup_steps"], real["beta"]) < 0
-    ):
+    if min(limits) < -1 or 0 in limits or whole["batch_size"] < 1 or min(whole["warmup_steps"], real["beta"]) < 0:
         raise ValueError(
-            f"fit: {named({**whole, 'beta': real['beta']})}; expected at least one epoch, step, sequence and batch "
+            f"fit: {named({**whole, 'beta': real['beta']})}; expected at least one epoch, step and sequence "
             "(-1 means no limit), warmup_steps >= 0 and a finite beta >= 0."
         )
     for name, value in optional.items():
@@ -89,23 +84,52 @@ def check_makers(schedule: object, objective: object) -> None:
             raise TypeError(f"fit: {name} is of type {type(maker).__name__}; expected {example}{made}.")
 
 
-def check_precision(matmul: object, clip: object, logger: object) -> None:
-    """Raise ValueError or TypeError where these options of fit are nothing that they could be."""
+def check_precision(matmul: object, clip: object) -> None:
+    """Raise ValueError where these options of fit are nothing that they could be."""
     if matmul not in (*MATMUL_PRECISIONS, None):
         expected = ", ".join(map(repr, MATMUL_PRECISIONS))
         raise ValueError(f"fit: matmul_precision is {matmul!r}; expected {expected}, or None.")
     if clip is not None and not (isinstance(clip, Real) and 0 < float(clip) < math.inf):
         raise ValueError(f"fit: gradient_clip is {clip!r}; expected a finite number above 0, or None.")
-    loggers = logger if isinstance(logger, Sequence) and not isinstance(logger, str) else [logger]
-    if logger not in (None, False) and not all(isinstance(one, Logger) for one in loggers):
+
+
+def check_trainer(trainer: object, own: Mapping[str, object], resume: object) -> None:
+    """Raise where trainer is none, or a ready one keeps no values, has run to its end or is told what is its own."""
+    if isinstance(trainer, TrainerOptions | None):
+        return
+    if not isinstance(trainer, lightning.Trainer):
         raise TypeError(
-            f"fit: logger is {logger!r}; expected a logger of Lightning's, a list of them, False for none, or None."
+            f"fit: trainer is of type {type(trainer).__name__}; expected TrainerOptions or a lightning.pytorch.Trainer."
+        )
+    if getattr(trainer, "barebones", False):
+        raise ValueError(
+            "fit: the Trainer is barebones, so that it keeps no values for the history or the best weights; leave "
+            "barebones=True out."
+        )
+    given = {name: value for name, value in own.items() if value is not None}
+    if given:
+        raise ValueError(
+            f"fit: {named(given)} beside a ready Trainer, which has its own; expected lightning.Trainer(max_epochs=…, "
+            "gradient_clip_val=…), or TrainerOptions in its place."
+        )
+    limits = ((trainer.current_epoch, trainer.max_epochs), (trainer.global_step, trainer.max_steps))
+    if resume is None and any(limit is not None and 0 <= limit <= reached for reached, limit in limits):
+        raise ValueError(
+            f"fit: the Trainer has nothing left to do after {trainer.current_epoch} epochs and {trainer.global_step} "
+            "steps; expected one with a higher limit, or a fresh one."
         )
 
 
-def check_data(given: Mapping[str, object]) -> None:
-    """Raise TypeError where data or validation is of no kind that fit takes, ValueError where a loader is empty."""
+def check_data(given: Mapping[str, object], patience: object) -> bool:
+    """Whether there is something to validate on.
+
+    Raises:
+        TypeError: data or validation is of no kind that fit takes.
+        ValueError: a loader is empty, or there is patience and nothing to validate on.
+    """
     for name, data in given.items():
+        if data is None and name == "validation":
+            continue
         if not isinstance(data, Tensor | DataLoader | lightning.LightningDataModule):
             raise TypeError(f"fit: {name} is a {type(data).__name__}; expected a tensor, a loader or a data module.")
         try:
@@ -114,37 +138,26 @@ def check_data(given: Mapping[str, object]) -> None:
             continue
         if empty:
             raise ValueError(f"fit: the loader of {name} has no batches; give it sequences, or a smaller batch_size.")
+    data, validates = given["data"], given["validation"] is not None
+    if isinstance(data, lightning.LightningDataModule):
+        validates = is_overridden("val_dataloader", data, lightning.LightningDataModule)
+    if patience is not None and not validates:
+        raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
+    return validates
 
 
 def check_sequences(guide: Any, n_batches: float, validates: bool) -> None:
     """Raise ValueError where a guide has parameters for each sequence of one batch, and others are to come."""
-    for part in (guide, *getattr(guide, "guides", ())):
-        if (n_batches > 1 or validates) and _serves_one_batch(part):
+    if n_batches <= 1 and not validates:
+        return
+    for part in getattr(guide, "guides", (guide,)):
+        if holds_sequences(part) and SEQUENCE not in getattr(part, "amortized_plates", ()):
             others = f"{n_batches} batches" if n_batches > 1 else "validation sequences beside it"
             raise ValueError(
                 f"fit: {type(part).__name__} has parameters for each sequence of the batch that it was set up on, and "
                 f"there are {others}; pass all sequences as one batch (batch_size "
                 "at least their number) without validation, or a guide with encoders, such as MeanFieldGuide."
             )
-
-
-def _serves_one_batch(guide: Any) -> bool:
-    if isinstance(guide, AutoGuide):
-        return "sequence" in getattr(guide, "_prototype_frames", {})
-    if isinstance(guide, GuideMessenger) and "sequence" not in getattr(guide, "amortized_plates", ()):
-        nodes: Any = getattr(getattr(guide, "trace", None), "nodes", {})
-        return any(
-            node["type"] == "sample" and not node["is_observed"] and any(f.dim == -1 for f in node["cond_indep_stack"])
-            for node in nodes.values()
-        )
-    return False
-
-
-def validates(data: object, validation: object) -> bool:
-    """Whether there is something to validate on."""
-    if isinstance(data, lightning.LightningDataModule):
-        return is_overridden("val_dataloader", data, lightning.LightningDataModule)
-    return validation is not None
 
 
 def check_batch(model: TVAE, batch: Batch, what: str) -> None:
@@ -188,9 +201,9 @@ def check_names(others: Mapping[str, Any], model: object, guide: object) -> None
 
     Further entries, such as an index, are no fault; a misspelt label would be dropped without a word.
     """
-    known = accepted(model) | accepted(guide)
-    for name in sorted({*others} - known):
-        meant = difflib.get_close_matches(name, sorted(known - {*others}), 1, 0.75)
+    taken = accepted(model) | accepted(guide)
+    for name in sorted({*others} - taken):
+        meant = difflib.get_close_matches(name, sorted(taken - {*others}), 1, 0.75)
         if meant:
             raise ValueError(
                 f"fit: a batch has an entry {name!r}, which neither model nor guide takes, and none called "
@@ -208,7 +221,7 @@ def _required(program: object) -> list[str]:
 
 
 @torch.no_grad()
-def rehearse(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapping[str, Any]) -> None:
+def dry_run(owner: nn.Module, model: Any, guide: Any, batch: Batch, taken: Mapping[str, Any]) -> None:
     """Run guide and model once and forget it: a guide that makes its parameters at its first call has them then.
 
     Randomness and buffers are left as they were.

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
@@ -18,17 +17,17 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_tvae import TVAE
 from pyro_tvae.posteriors import JOINT
-from pyro_tvae.programs import SEQUENCE, auxiliary, call, is_plate, propose, untouched_store
+from pyro_tvae.programs import SEQUENCE, auxiliary, call, is_plate, propose
 
 __all__ = [
     "Densities",
     "both",
+    "counts_plainly",
     "densities",
+    "in_plate",
     "log_prob",
     "matched_sites",
-    "refuse_further_terms",
     "refuse_plates",
     "refuse_shared",
     "reparametrized",
@@ -88,16 +87,16 @@ def replay(program: Callable[[], object], proposal: Trace) -> Trace:
     try:
         return poutine.trace(poutine.replay(program, trace=proposal)).get_trace()
     except RuntimeError as error:
-        found = re.match(r"site (\S+) must be sampled in trace", str(error))
-        if found is not None:
+        match = re.match(r"site (\S+) must be sampled in trace", str(error))
+        if match is not None:
             raise ValueError(
-                f"the guide observes or replaces site {found[1]!r}, which is a latent of the model; expected a draw of "
+                f"the guide observes or replaces site {match[1]!r}, which is a latent of the model; expected a draw of "
                 "it: take the handler (condition, equalize, reparam) from the guide, or put the same one around the "
                 "model."
             ) from error
         for name in _drawn(proposal):
             site = proposal.nodes[name]
-            if not auxiliary(proposal, name) and not _in_plate(site) and site["cond_indep_stack"]:
+            if not auxiliary(proposal, name) and not in_plate(site) and site["cond_indep_stack"]:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
                     f"the model cannot be run with several particles of site {name!r}, which all sequences share "
@@ -161,13 +160,13 @@ def _refuse_joint_latents(model: Trace, latents: list[str]) -> None:
 
     It is told from random weights by the point masses in the plate that carry the densities of its transforms.
     """
-    shared = next((name for name in latents if not _in_plate(model.nodes[name])), None)
+    shared = next((name for name in latents if not in_plate(model.nodes[name])), None)
     for name, site in scored(model):
         distribution: Any = site["fn"]
         if (
             shared
             and site["is_observed"]
-            and _in_plate(site)
+            and in_plate(site)
             and isinstance(distribution, Delta)
             and (distribution.log_density != 0).any()
         ):
@@ -178,17 +177,18 @@ def _refuse_joint_latents(model: Trace, latents: list[str]) -> None:
             )
 
 
-def _in_plate(site: Site) -> bool:
+def in_plate(site: Site) -> bool:
+    """Whether a site has one value per sequence, and not one for all."""
     return any(frame.dim == -1 for frame in site["cond_indep_stack"])
 
 
 def _draws_for_sequences(proposal: Trace, latents: list[str]) -> bool:
     """Whether latents of sequences follow from auxiliary draws that are not known to be in their plate."""
-    in_plate = {name for name, site in scored(proposal) if _in_plate(site)}
+    placed = {name for name, site in scored(proposal) if in_plate(site)}
     return any(
-        name in in_plate
+        name in placed
         and isinstance(proposal.nodes[name]["fn"], Delta)
-        and not {JOINT, f"{name}_unconstrained"} & in_plate
+        and not {JOINT, f"{name}_unconstrained"} & placed
         for name in latents
     )
 
@@ -205,16 +205,17 @@ def scored(trace: Trace) -> list[tuple[str, Site]]:
 def log_prob(site: Site) -> Tensor:
     """A site's log-probability as Pyro counts it, scaled and masked."""
     log_p = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return log_p if _plain(site) else scale_and_mask(log_p, site["scale"], site["mask"])
+    return log_p if counts_plainly(site) else scale_and_mask(log_p, site["scale"], site["mask"])
 
 
-def _plain(site: Site) -> bool:
+def counts_plainly(site: Site) -> bool:
+    """Whether a site is neither scaled nor masked."""
     return isinstance(site["scale"], float | int) and site["scale"] == 1 and site["mask"] is None
 
 
 def _divergence(q: Site, p: Site) -> Tensor | None:
     """KL of a latent in closed form; None where none is registered, or where both sides count it differently."""
-    if not (_plain(q) and _plain(p)) and not (q["scale"] is p["scale"] and q["mask"] is p["mask"]):
+    if not (counts_plainly(q) and counts_plainly(p)) and not (q["scale"] is p["scale"] and q["mask"] is p["mask"]):
         return None
     try:
         return scale_and_mask(kl_divergence(q["fn"], p["fn"]), p["scale"], p["mask"])
@@ -268,30 +269,10 @@ INNER_PLATE = (
 )
 
 
-def refuse_further_terms(model: Any, x: Tensor, what: str, covariates: Mapping[str, Tensor] | None = None) -> None:
-    """Raise where a model says more than p(z), the prior of the energies and p(x | t), from which ``what`` works."""
-    if not isinstance(model, TVAE):
-        raise TypeError(f"{what}: the model is a {type(model).__name__}; expected a TVAE without a handler around it.")
-    with torch.no_grad(), untouched_store(), torch.random.fork_rng():
-        trace = poutine.block(poutine.trace(call(model, x[:1], None, _first(covariates))).get_trace)()
-    known = {"x", *model.prior_distributions()}
-    for name, site in scored(trace):
-        if name not in known or not _plain(site):
-            term = f"has a further site {name!r}" if name not in known else f"scales or masks site {name!r}"
-            raise ValueError(
-                f"{what}: {type(model).__name__} {term}, which cannot be counted here; expected the sites "
-                f"{', '.join(sorted(known))} alone: use log_likelihood with the default estimator, which counts all."
-            )
-
-
-def _first(covariates: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    return {name: value[:1] for name, value in (covariates or {}).items()}
-
-
 def refuse_shared(proposal: Trace, what: str) -> None:
     """Raise where the guide draws what all sequences share, such as random weights: a weight is then no sequence's."""
     for name, site in scored(proposal):
-        if site["is_observed"] or _in_plate(site):
+        if site["is_observed"] or in_plate(site):
             continue
         raise ValueError(
             f"{what}: site {name!r} is drawn once for all sequences, so that weights per sequence make no bound of the "
@@ -307,8 +288,8 @@ def reparametrized(proposal: Trace, model: Trace) -> None:
         if name not in observed and not distribution.has_rsample:
             family = type(getattr(distribution, "base_dist", distribution)).__name__
             raise ValueError(
-                f"the guide draws site {name!r} from {family}, which is not reparametrised; expected a "
-                "distribution with rsample, or train with pyro.infer.Trace_ELBO."
+                f"the guide draws site {name!r} from {family}, which is not reparametrised; expected a distribution "
+                "with rsample, or train with pyro.infer.Trace_ELBO."
             )
 
 

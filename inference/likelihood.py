@@ -24,9 +24,10 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
-from pyro_tvae.programs import call, check_covariates, propose, untouched_store
+from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
-from .densities import INNER_PLATE, densities, refuse_further_terms, refuse_plates, replay
+from .densities import INNER_PLATE, densities, refuse_plates, replay
+from .inspection import refuse_further_terms
 from .memory import keep_freed_memory
 from .pareto import pareto_shape
 from .progress import progress_bar
@@ -114,8 +115,8 @@ def _chunks(
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     for start in range(0, num_particles, chunk):
         size = min(chunk, num_particles - start)
-        # All chunks share their parameters and draw from the laws that score them: what is checked once holds for all,
-        # and checking every draw anew would take a tenth of the time.
+        # All chunks share their parameters and draw from the distributions that score them: what is checked once holds
+        # for all, and checking every draw anew would take a tenth of the time.
         with contextlib.nullcontext() if start == 0 else pyro.validation_enabled(False):
             if per_frame:
                 log_w = _chunk_by_frame(model, posterior, x, observed, covariates, size)
@@ -144,6 +145,21 @@ def _chunk_of_weights(
         raise
     likelihood, kl = densities(proposal, scored, x, weights=True)
     return (likelihood - kl).expand(size, x.shape[-5])
+
+
+def weighted_particles(
+    model: Any, posterior: Posterior | Program, x: Tensor, size: int, covariates: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws from a posterior, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
+    values: dict[str, Tensor] = {}
+
+    def program(_: Tensor) -> None:
+        values.update(draw(posterior))
+
+    takes = accepted(model)  # the posterior has the guide's
+    given = {name: value for name, value in (covariates or {}).items() if name in takes}
+    whole = size * x.numel() * x.element_size()  # one chunk, so that the program runs once
+    return values, log_weights(model, program, x, size, covariates=given, chunk_bytes=whole)
 
 
 def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
@@ -204,10 +220,10 @@ class LogLikelihood:
         standard_error: Monte-Carlo standard error of ``iwae`` (delta method).
         ess: effective sample size of the weights, 1 to K; a value near 1 says that one particle carries the estimate.
         elbo: mean of log w, the K = 1 bound.
-        pareto_k: shape of the generalised Pareto law fitted to the largest weights (Vehtari et al. 2024); lower is
-            better: below 0.5 the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted.
-            nan for K = 1, inf where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal
-            but for rounding; see :func:`.pareto_shape`.
+        pareto_k: shape of the generalised Pareto distribution fitted to the largest weights; lower is better: below 0.5
+            the weights have a variance, above 0.7 neither ``iwae`` nor its error can be trusted. nan for K = 1, inf
+            where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal but for rounding; see
+            :func:`.pareto_shape`.
         num_particles: K.
         n_frames: S, to convert to nats per frame.
         estimator: how the weights were averaged, see :func:`log_likelihood`.
@@ -309,9 +325,10 @@ def log_likelihood(
     seed: int | None = 0,
     progress: bool = False,
 ) -> LogLikelihood:
-    """Per-sequence importance-weighted bound on log p(x) (Burda et al. 2016) with its uncertainty.
+    """Per-sequence importance-weighted bound on log p(x) with its uncertainty.
 
-    Weights are summed up as they are drawn, so memory does not grow with their number.
+    `Burda et al. 2016, Importance weighted autoencoders <https://arxiv.org/abs/1509.00519>`__. Weights are summed up as
+    they are drawn, so memory does not grow with their number.
 
     Args:
         model: the generative program.
@@ -383,7 +400,7 @@ REMARKS = {
 def _over_frames(part: LogLikelihood, observed: Tensor | None, estimator: str) -> LogLikelihood:
     """Estimates of frames (B, S) as estimates of sequences (B,)."""
     iwae = part.iwae + (math.log(part.num_particles) if estimator == "frame_unnormalised" else 0)
-    if observed is not None:  # weights of 1 in frames that were not seen would still count as log K
+    if observed is not None:  # weights of 1 in frames that were not observed would still count as log K
         iwae = torch.where(observed.cpu(), iwae, 0)
     return replace(
         part,

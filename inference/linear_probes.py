@@ -17,7 +17,9 @@ RIDGE = 1.0  # penalty of the probes, on standardised features
 
 
 def active_latents(mean: Tensor) -> int:
-    """How many latents vary with the data: ``Var_x(E_q[z | x]) > 0.01`` (Burda et al. 2016), of C·D in all.
+    """How many latents vary with the data: ``Var_x(E_q[z | x]) > 0.01``, of C·D in all.
+
+    `Burda et al. 2016, Importance weighted autoencoders <https://arxiv.org/abs/1509.00519>`__.
 
     Args:
         mean: posterior means (N, S, C, D); sequences and frames are the data.

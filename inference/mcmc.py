@@ -21,12 +21,11 @@ from pyro_tvae.programs import call, check_covariates, untouched_store
 
 from .arviz_adapter import diagnose
 from .densities import scored
-from .likelihood import seeded, summarize
-from .own_programs import plain_program, rehearse
-from .posterior import shared_sites, weighted_particles
+from .inspection import plain_program, prior_trace, shared_sites
+from .likelihood import seeded, summarize, weighted_particles
 from .progress import progress_bar
 
-__all__ = ["GuideQuality", "NUTSResult", "guide_quality", "nuts"]
+__all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class NUTSResult:
     Attributes:
         draws: site -> (chain, draw, B, *site); of what all sequences share, such as random weights, (chain, draw,
             *site).
-        rhat: identified latent -> (B, *site); below 1.01 the chains agree (Vehtari et al. 2021), nan for one draw.
+        rhat: identified latent -> (B, *site); below 1.01 the chains agree, nan for one draw (`Vehtari et al. 2021,
+            Rank-normalization, folding, and localization <https://arxiv.org/abs/1903.08008>`__).
         ess: identified latent -> (B, *site), bulk effective sample size; higher is better, 400 is enough for means.
         diverging: (chain, draw) booleans; a divergence says that the chain missed a part of the posterior.
     """
@@ -67,12 +67,13 @@ def nuts(
     seed: int | None = 0,
     progress: bool = False,
 ) -> NUTSResult:
-    """Draw from the posterior of the latents by NUTS (Hoffman & Gelman 2014), the model's parameters fixed.
+    """Draw from the posterior of the latents by NUTS, the model's parameters fixed.
 
-    The first chain starts at the guide's mean, every other at a draw from the guide: R-hat can only notice what
-    different starts allow. All sequences share one chain and its step size, so keep them few and alike. R-hat and ESS
-    are of z and u² (or e), see :func:`identified`. The program itself is run, so that every sample statement counts:
-    factors, further sites and random weights, whose draws belong to all sequences at once.
+    `Hoffman & Gelman 2014, The No-U-Turn sampler <https://arxiv.org/abs/1111.4246>`__. The first chain starts at the
+    guide's mean, every other at a draw from the guide: R-hat can only notice what different starts allow. All sequences
+    share one chain and its step size, so keep them few and alike. R-hat and ESS are of z and u² (or e), see
+    :func:`identified`. The program itself is run, so that every sample statement counts: factors, further sites and
+    random weights, whose draws belong to all sequences at once.
 
     Args:
         model: the generative program, a handler around it included.
@@ -114,12 +115,12 @@ def nuts(
     # Gradients are what NUTS moves by, whatever the caller has switched off.
     with seeded(seed), torch.enable_grad(), untouched_store(), bar:
         for chain, start in enumerate(_starts(model, init, x, covariates, num_chains)):
-            found: list[int] = []
+            divergences: list[int] = []
 
-            def watch(kernel: NUTS, _: object, stage: str, __: int, found: list[int] = found) -> None:
+            def watch(kernel: NUTS, _: object, stage: str, __: int, divergences: list[int] = divergences) -> None:
                 bar.update()
                 if stage.startswith("Sample"):
-                    found[:] = kernel.diagnostics()["divergences"]
+                    divergences[:] = kernel.diagnostics()["divergences"]
 
             # The bare forward, where that is all of it: nothing of the model is trained.
             kernel = NUTS(
@@ -131,10 +132,10 @@ def nuts(
             mcmc = MCMC(kernel, num_samples=num_samples, warmup_steps=warmup_steps, disable_progbar=True, hook_fn=watch)
             mcmc.run()
             runs.append({name: value.detach().cpu() for name, value in mcmc.get_samples().items()})
-            diverging[chain, found] = True
+            diverging[chain, divergences] = True
     draws = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-    known = identified(tvae, draws)
-    rhat, ess = ({name: _diagnose(kind, value) for name, value in known.items()} for kind in ("rhat", "ess"))
+    latents = identified(tvae, draws)
+    rhat, ess = ({name: _diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     return NUTSResult(draws, rhat, ess, diverging)
 
 
@@ -144,7 +145,7 @@ def _starts(
 ) -> list[dict[str, Tensor]]:
     """The guide's mean, and draws from it, one value for every site of the model."""
     posterior = posterior_of(init, x, None, covariates)
-    starts = [{name: known.mean for name, known in moments(posterior).items()}]
+    starts = [{name: of_site.mean for name, of_site in moments(posterior).items()}]
     starts += [draw(posterior) for _ in range(num_chains - 1)]
     if plain_program(model):
         shapes = {
@@ -154,7 +155,7 @@ def _starts(
         # Discrete sites are summed out by Pyro, and have no start.
         shapes = {
             name: tuple(site["value"].shape)
-            for name, site in scored(rehearse(model, x, covariates))
+            for name, site in scored(prior_trace(model, x, covariates))
             if not site["is_observed"] and not site["fn"].has_enumerate_support
         }
     return [_fitted(start, shapes) for start in starts]

@@ -48,7 +48,7 @@ class Terms(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base of the objectives: a module whose ``forward(x, observed=None, …)`` returns :class:`Terms` to be maximised.
+    """Base of the objectives: ``forward(x, observed=None, …)`` returns :class:`Terms` to maximise; Pyro's is a loss.
 
     Whatever Pyro counts is counted: factors, further observed sites, scales, masks, random weights. What cannot be
     counted is refused by name.
@@ -82,9 +82,9 @@ class Objective(nn.Module):
             raise ValueError(f"{type(self).__name__}: beta is {beta!r}; expected a finite weight of at least 0.")
         if not isinstance(model, TVAE):
             inside = isinstance(inspect.unwrap(model), TVAE) if callable(model) else False
-            found = "a handler around a TVAE" if inside else f"of type {type(model).__name__}"
+            what = "a handler around a TVAE" if inside else f"of type {type(model).__name__}"
             remedy = "; put the handler inside the model, around the statements it is for" if inside else ""
-            raise TypeError(f"{type(self).__name__}: the model is {found}; expected a TVAE{remedy}.")
+            raise TypeError(f"{type(self).__name__}: the model is {what}; expected a TVAE{remedy}.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
         self.dataset_size = dataset_size
 
@@ -112,10 +112,12 @@ class Objective(nn.Module):
 
 
 class ELBO(Objective):
-    """``E_q[log p(x | t)] − β KL(q ‖ p)`` per sequence, reparametrised, KL in closed form where one is registered.
+    """``E_q[log p(x | t)] − β KL(q ‖ p)`` per sequence, to maximise, where ``pyro.infer.Trace_ELBO`` is a loss.
 
-    With β = 1 the evidence lower bound; another weight gives the β-VAE's objective (Higgins et al. 2017). For guides
-    that are not mean-field the KL is estimated from the draws.
+    Reparametrised, the KL in closed form where one is registered; for guides that are not mean-field it is estimated
+    from the draws. With β = 1 the evidence lower bound; another weight gives the objective of the β-VAE (`Higgins et
+    al. 2017, beta-VAE: Learning basic visual concepts with a constrained variational framework
+    <https://openreview.net/forum?id=Sy2fzU9gl>`__).
 
     Example:
         >>> import pyro_tvae
@@ -141,7 +143,7 @@ class ELBO(Objective):
 
 
 class MeanFieldELBO(ELBO):
-    """The bound of :class:`ELBO` with every KL in closed form: what would have to be sampled is refused.
+    """The bound of :class:`ELBO`, to maximise, with every KL in closed form: what would have to be sampled is refused.
 
     Pyro's ``TraceMeanField_ELBO`` and :class:`ELBO` sample a KL where they have to, and do not say so. Use this one
     where the KL is to be exact.
@@ -197,10 +199,12 @@ def _family(distribution: torch.distributions.Distribution) -> str:
 
 
 class IWAE(Objective):
-    """``E[logsumexp_k log w_k − log K]`` per sequence, the importance-weighted bound (Burda et al. 2016).
+    """``E[logsumexp_k log w_k − log K]`` per sequence, to maximise, where ``pyro.infer.RenyiELBO`` is a loss.
 
-    The weights are the sequence's, over all its frames: ``log w_k = log p(x | t_k) − β (log q − log p)(z_k, u_k)``, a
-    bound of log p(x) for β = 1. With K = 1 it is the ELBO, its KL estimated from the draw.
+    The importance-weighted bound of `Burda et al. 2016, Importance weighted autoencoders
+    <https://arxiv.org/abs/1509.00519>`__. The weights are the sequence's, over all its frames:
+    ``log w_k = log p(x | t_k) − β (log q − log p)(z_k, u_k)``, a bound of log p(x) for β = 1. With K = 1 it is the
+    ELBO, its KL estimated from the draw.
 
     Example:
         >>> import pyro_tvae
@@ -231,12 +235,13 @@ class IWAE(Objective):
 
 
 class DReG(IWAE):
-    """The bound of :class:`IWAE` with doubly reparametrised gradients of the guide (Tucker et al. 2019).
+    """The bound of :class:`IWAE`, to maximise, with doubly reparametrised gradients of the guide.
 
-    IWAE's gradient of the guide drowns in noise as K grows; this one does not. With normalised weights w̃ it is
-    ``Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ``: the score of q, which averages to a path derivative, is replaced by it. For a
-    KL weighted by β the same argument gives ``w̃_k (1 − β + β w̃_k)`` in place of ``w̃_k²``. The model's gradient is
-    IWAE's. Costs one more pass of the encoders, without gradients.
+    `Tucker et al. 2019, Doubly reparameterized gradient estimators for Monte Carlo objectives
+    <https://arxiv.org/abs/1810.04152>`__. IWAE's gradient of the guide drowns in noise as K grows; this one does not.
+    With normalised weights w̃ it is ``Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ``: the score of q, which averages to a path
+    derivative, is replaced by it. For a KL weighted by β the same argument gives ``w̃_k (1 − β + β w̃_k)`` in place of
+    ``w̃_k²``. The model's gradient is IWAE's. Costs one more pass of the encoders, without gradients.
     """
 
     def __init__(self, model: TVAE, guide: Any, num_particles: int = 1, **options: Any) -> None:
@@ -255,13 +260,13 @@ class DReG(IWAE):
         self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
     ) -> Terms:
         check_covariates(self.model, self.guide, covariates, x.shape[-5])
-        seen = both(observed, shown)
+        visible = both(observed, shown)
         with pyro.plate("particles", self.num_particles, dim=-2):
-            proposal = propose(call(self.guide, x, seen, covariates), x)
+            proposal = propose(call(self.guide, x, visible, covariates), x)
             draws = _stand_ins(proposal)
             # log q with the guide's parameters held: what is left depends on them through the draws alone.
             frozen = {name: parameter.detach() for name, parameter in self.guide.named_parameters(prefix="guide")}
-            again = call(getattr(self.guide, "bare", self.guide.forward), x, seen, covariates)
+            again = call(getattr(self.guide, "bare", self.guide.forward), x, visible, covariates)
             fixed = partial(functional_call, _Program(self.guide), frozen, (again,))
             held = replay(fixed, proposal)
             model = replay(call(self.model, x, observed, covariates), proposal)

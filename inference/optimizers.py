@@ -89,7 +89,7 @@ def _from_pyro(maker: PyroOptim, named: Mapping[str, Tensor]) -> Made:
     clips: Clips = []
     for name, parameter in named.items():
         arguments = _arguments(maker.pt_optim_args, name, one=getattr(maker, "pt_optim_args_argc", 2) == 1)
-        members = next((members for known, members in groups if known == arguments), None)
+        members = next((members for others, members in groups if others == arguments), None)
         if members is None:
             groups.append((arguments, [parameter]))
         else:
@@ -114,12 +114,13 @@ def _arguments(given: Any, name: str, one: bool) -> dict[str, Any]:
         return dict(given)
     name = name.removesuffix(UNCONSTRAINED)
     pieces = (module_from_param_with_module_name(name), user_param_name(name))
-    found = given(normalize_param_name(name)) if one else given(*pieces)
-    if not isinstance(found, dict):
+    arguments = given(normalize_param_name(name)) if one else given(*pieces)
+    if not isinstance(arguments, dict):
         raise TypeError(
-            f"fit: the Pyro optimizer's arguments for {name} are of type {type(found).__name__}; expected a dictionary."
+            f"fit: the Pyro optimizer's arguments for {name} are of type {type(arguments).__name__}; expected a "
+            "dictionary."
         )
-    return found
+    return arguments
 
 
 def clip(clips: Clips) -> None:

@@ -1,4 +1,4 @@
-"""Pareto k: how heavy the tail of importance weights is, by a generalised Pareto law fitted to the largest of them."""
+"""Pareto k: how heavy the tail of importance weights is, by a generalised Pareto fitted to the largest of them."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["pareto_shape"]
+__all__ = ["RELIABLE_PARETO_K", "pareto_shape"]
 
-SHORTEST_TAIL = 5  # a law with two parameters is not fitted to fewer
+RELIABLE_PARETO_K = 0.7  # above it importance weights have no usable variance (Vehtari et al. 2024)
+
+SHORTEST_TAIL = 5  # a distribution with two parameters is not fitted to fewer
 BLOCK = 2**21  # numbers in one pass: (grid, tail, columns)
 # The smallest power that exp cannot represent is a little above 709; from here on 1 + exp(y) is exp(y).
 HUGE = 700.0
 
 
 def pareto_shape(largest: Tensor, resolution: float = 0.0) -> Tensor:
-    """Shape k of the generalised Pareto law of each column's tail: (M + 1, …) -> (…), lower is better.
+    """Shape k of the generalised Pareto distribution of each column's tail: (M + 1, …) -> (…), lower is better.
 
     Of the M + 1 largest of K log-weights, ``M = ceil(min(K / 5, 3 √K))``, the last is the cutoff, and the tail lies
-    strictly above it (Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed importance sampling", 2024). With the n
-    excesses ``x_1 ≤ … ≤ x_n`` of the weights over the cutoff, and ``x*`` the ``floor(n / 4 + 1 / 2)``-th of them::
+    strictly above it (`Vehtari et al. 2024, Pareto smoothed importance sampling <https://arxiv.org/abs/1507.02646>`__).
+    With the n excesses ``x_1 ≤ … ≤ x_n`` of the weights over the cutoff, and ``x*`` the ``floor(n / 4 + 1 / 2)``-th of
+    them::
 
         θ_j = 1 / x_n + (1 − √(m / (j − 1/2))) / (3 x*),   j = 1 … m,   m = 30 + floor(√n)
         k(θ) = mean log(1 − θ x),   ℓ(θ) = n (log(−θ / k(θ)) − k(θ) − 1)
         θ^ = Σ_j θ_j exp ℓ(θ_j) / Σ_j exp ℓ(θ_j),   k^ = (n k(θ^) + 10 · 0.5) / (n + 10)
 
-    (Zhang & Stephens, "A new and efficient estimation method for the generalized Pareto distribution", 2009; k^ is
-    pulled towards 0.5 as by ten observations, after Vehtari et al.). Excesses are taken as logarithms, so that weights
-    of any range, thousands of nats too, have the k that exact arithmetic gives them.
+    (`Zhang & Stephens 2009, A new and efficient estimation method for the generalized Pareto distribution
+    <https://doi.org/10.1198/tech.2009.08017>`__; k^ is pulled towards 0.5 as by ten observations, after Vehtari et
+    al.). Excesses are taken as logarithms, so that weights of any range, thousands of nats too, have the k that exact
+    arithmetic gives them.
 
     Where nothing can be fitted: nan without a cutoff (K = 1) or without a positive finite weight, 0 where the M + 1
     largest are equal (weights that are bounded, and reach their bound), otherwise inf where fewer than five lie above
@@ -66,7 +70,7 @@ def _shape(largest: Tensor, resolution: float) -> Tensor:
     j = torch.arange(1, int(m.max()) + 1, dtype=torch.float64)[:, None] - 0.5
     theta = (-log_y[0]).exp() + (1 - (m / j).sqrt()) / 3
     k = _mean_log(theta, log_y, n)
-    # At θ = 0 the law is the exponential one: −θ / k(θ) is 1 / mean y.
+    # At θ = 0 the distribution is the exponential one: −θ / k(θ) is 1 / mean y.
     rate = torch.where(k == 0, n / log_y.clamp(max=HUGE).exp().sum(0), -theta / k)
     evidence = torch.where(j < m, n * (rate.log() - k - 1), -torch.inf)
     weight = (evidence - evidence.amax(0)).exp()

@@ -34,7 +34,7 @@ class _Weigh(Messenger):
 
 
 class PyroObjective(Objective):
-    """The negative loss of one of Pyro's ELBOs, shared out evenly among the sequences of a batch.
+    """One of Pyro's ELBOs, its loss negated so that it is to maximise, shared out evenly among a batch's sequences.
 
     Only its sum over the batch is known, so reconstruction and KL are NaN while it trains. Without gradients, where a
     fit validates, the terms are those of :class:`ELBO`.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 __all__ = [
     "NeighborCorrelation",
@@ -18,8 +17,6 @@ __all__ = [
     "neighbor_correlation",
     "preferred_class",
     "preferred_value",
-    "slant",
-    "stroke_width",
 ]
 
 SELECTIVE = 0.85  # d′ from which Keller & Welling (2021) call a unit selective
@@ -30,10 +27,11 @@ TIE = 1e-12  # sums of the same numbers in another order
 def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) -> Tensor:
     """d′ of every unit for every class: how far its response to the class lies above its response to all others.
 
-    ``d′ = (mean of t in the class − mean of t outside) / sqrt((variance in the class + variance outside) / 2)``
-    (Keller & Welling 2021, Fig. 3). 0 is no preference; so it is for a unit that never changes, and for a class with
-    fewer than two images in it or outside it, of which nothing is known. Posterior means hide how noisy a code is, and
-    d′ has no scale: give draws from the posterior, else a unit that says next to nothing can be called selective.
+    ``d′ = (mean of t in the class − mean of t outside) / sqrt((variance in the class + variance outside) / 2)`` (Fig. 3
+    of `Keller & Welling 2021, Topographic VAEs learn equivariant capsules <https://arxiv.org/abs/2109.01394>`__). 0 is
+    no preference; so it is for a unit that never changes, and for a class with fewer than two images in it or outside
+    it. Posterior means hide how noisy a code is, and d′ has no scale: give draws from the posterior, else a unit that
+    says next to nothing can be called selective.
 
     Args:
         t: (N, *units), responses to N still images.
@@ -52,8 +50,8 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
         [-6.0, 6.0]
     """
     size = int(label.max()) + 1 if n_classes is None and len(label) else n_classes or 0
-    known = label.shape == t.shape[:1] and not label.is_floating_point() and len(label) > 0
-    if not known or t.dim() < 2 or not bool(t.isfinite().all()) or int(label.min()) < 0 or int(label.max()) >= size:
+    labeled = label.shape == t.shape[:1] and not label.is_floating_point() and len(label) > 0
+    if not labeled or t.dim() < 2 or not bool(t.isfinite().all()) or int(label.min()) < 0 or int(label.max()) >= size:
         raise ValueError(
             f"class_selectivity: t has shape {tuple(t.shape)}, label {tuple(label.shape)} of {label.dtype}, n_classes "
             f"is {n_classes}; expected finite t (image, *units), and for every image a whole number below n_classes."
@@ -61,16 +59,16 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
     # Centred first: a variance as a difference of large squares would lose its digits.
     values = t.detach().cpu().double()
     values = values - values.mean(0)
-    found = []
+    of_classes = []
     for k in range(size):
         inside = label.cpu() == k
         if min(int(inside.sum()), int((~inside).sum())) < 2:
-            found.append(torch.zeros_like(values[0]))
+            of_classes.append(torch.zeros_like(values[0]))
             continue
         parts = values[inside], values[~inside]
         spread = ((parts[0].var(0, unbiased=False) + parts[1].var(0, unbiased=False)) / 2).sqrt()
-        found.append(torch.where(spread > 0, (parts[0].mean(0) - parts[1].mean(0)) / spread, 0.0))
-    return torch.stack(found)
+        of_classes.append(torch.where(spread > 0, (parts[0].mean(0) - parts[1].mean(0)) / spread, 0.0))
+    return torch.stack(of_classes)
 
 
 def preferred_class(selectivity: Tensor, threshold: float = SELECTIVE) -> Tensor:
@@ -96,7 +94,7 @@ def preferred_value(t: Tensor, value: Tensor, top: int = 10) -> Tensor:
 
     Args:
         t: (N, *units), responses to N images.
-        value: (N,), the quantity of every image, such as :func:`slant`.
+        value: (N,), the quantity of every image, such as its slant.
         top: over how many images.
 
     Returns:
@@ -138,8 +136,9 @@ def neighbor_correlation(features: Tensor, n_permutations: int = 9999, seed: int
     """Test whether neighbours on a torus are alike: a permutation test that moves units to random places.
 
     With several features per unit the statistic is the mean Pearson correlation, over features, between a unit and its
-    four neighbours; with a single one it is Moran's I (1950, Biometrika 37), ``mean over pairs of neighbours of
-    (a − ā)(b − b̄) / variance``. A unit whose features are all equal correlates 0 with everything.
+    four neighbours; with a single one it is Moran's I, ``mean over pairs of neighbours of (a − ā)(b − b̄) / variance``
+    (`Moran 1950, Notes on continuous stochastic phenomena <https://doi.org/10.1093/biomet/37.1-2.17>`__). A unit whose
+    features are all equal correlates 0 with everything.
 
     Args:
         features: (F, rows, columns), at least 3 rows and columns; F = 1 for a single quantity.
@@ -196,49 +195,3 @@ def _rearranged(similarity: Tensor, ends: Tensor, count: int, generator: torch.G
     places = torch.rand(count, len(similarity), generator=generator, dtype=torch.float64).argsort(-1)
     pairs = places[:, ends[0]].mul_(len(similarity)).add_(places[:, ends[1]])
     return similarity.flatten()[pairs].mean(-1)
-
-
-def slant(images: Tensor) -> Tensor:
-    """Slant of every image from its second moments, ``mu11 / mu02`` with y upwards: a shear ``x + a·y`` adds a.
-
-    0 stands upright, positive leans to the right, 1 by 45 degrees; an image without height has 0.
-
-    Args:
-        images: (..., height, width), grey values, 0 the background.
-
-    Example:
-        >>> round(slant(torch.eye(5).flip(0)).item(), 6)  # from bottom left to top right
-        1.0
-    """
-    images = images.double()
-    height, width = images.shape[-2:]
-    y = torch.arange(height, 0, -1, dtype=torch.float64, device=images.device).unsqueeze(-1)
-    x = torch.arange(width, dtype=torch.float64, device=images.device)
-    mass = images.sum((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    up = y - (images * y).sum((-2, -1), keepdim=True) / mass
-    right = x - (images * x).sum((-2, -1), keepdim=True) / mass
-    rises = (images * up.square()).sum((-2, -1))
-    return torch.where(rises > 0, (images * up * right).sum((-2, -1)) / rises, 0.0)
-
-
-def stroke_width(images: Tensor) -> Tensor:
-    """Mean width of the strokes of every image, in pixels: twice the grey mass over the length of the edges.
-
-    The length of the edges is the total variation of the image. For a ring this is its width, but for the few percent
-    that pixels make oblique edges longer; free ends make a stroke of width w and length L appear narrower, as
-    ``w L / (w + L)``. An empty image has 0.
-
-    Args:
-        images: (..., height, width), grey values between 0, the background, and 1.
-
-    Example:
-        >>> bar = torch.zeros(40, 40)
-        >>> bar[:, 10:14] = 1.0
-        >>> 3.5 < stroke_width(bar).item() < 4.0
-        True
-    """
-    images = pad(images.double(), (1, 1, 1, 1))
-    down = images[..., 1:, :-1] - images[..., :-1, :-1]
-    right = images[..., :-1, 1:] - images[..., :-1, :-1]
-    edges = (down.square() + right.square()).sqrt().sum((-2, -1))
-    return torch.where(edges > 0, 2 * images.sum((-2, -1)) / edges, 0.0)

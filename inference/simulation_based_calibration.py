@@ -1,7 +1,8 @@
-"""Calibration: does a posterior hold what it promises, on sequences whose latents are known?
+"""Calibration: does a posterior hold what it promises, on sequences whose latents were drawn with them?
 
-Simulation-based calibration (Talts et al. 2018): latents from the prior, a sequence from the likelihood, draws from the
-posterior under test. Under the exact posterior the rank of the true value among the draws is uniform.
+Simulation-based calibration (`Talts et al. 2018, Validating Bayesian inference algorithms with simulation-based
+calibration <https://arxiv.org/abs/1804.06788>`__): latents from the prior, a sequence from the likelihood, draws from
+the posterior under test. Under the exact posterior the rank of the true value among the draws is uniform.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
@@ -20,10 +20,10 @@ from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.posteriors import draw
 from pyro_tvae.programs import untouched_store
 
-from .densities import refuse_further_terms
+from .annealing import simulate
+from .inspection import refuse_fixed, refuse_further_terms
 from .likelihood import seeded
 from .mcmc import identified, nuts
-from .own_programs import refuse_fixed
 from .progress import progress_bar
 
 __all__ = ["Calibration", "calibration"]
@@ -103,11 +103,12 @@ def calibration(
     seed: int | None = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Ranks of simulated latents among posterior draws (Talts et al. 2018), for a guide or for NUTS.
+    """Ranks of simulated latents among posterior draws, for a guide or for NUTS.
 
-    Ranks heap up at both ends where the posterior is overconfident, in the middle where it is too wide, and at one end
-    where it is biased. Pixels are drawn from the likelihood: under Bernoulli they are 0 or 1, even for a guide that was
-    fitted to grey values.
+    `Talts et al. 2018, Validating Bayesian inference algorithms with simulation-based calibration
+    <https://arxiv.org/abs/1804.06788>`__. Ranks heap up at both ends where the posterior is overconfident, in the
+    middle where it is too wide, and at one end where it is biased. Pixels are drawn from the likelihood: under
+    Bernoulli they are 0 or 1, even for a guide that was fitted to grey values.
 
     Args:
         model: the generative program.
@@ -144,13 +145,13 @@ def calibration(
     parts: list[dict[str, Tensor]] = []
     with seeded(seed), progress_bar(n_simulations, "calibration", shown=progress, leave=False) as bar:
         for start in range(0, n_simulations, batch_size):
-            truth, x = _simulate(model, min(batch_size, n_simulations - start))
+            x, truth = simulate(model, min(batch_size, n_simulations - start), seed=None)
             if method == "nuts":
                 draws = _nuts_draws(model, guide, x, n_draws, warmup_steps, thin)
             else:
                 draws = _guide_draws(guide, x, n_draws)
-            known = _quantities(model, truth, x)
-            parts.append({name: _rank(q, known[name]).cpu() for name, q in _quantities(model, draws, x).items()})
+            true = _quantities(model, truth, x)
+            parts.append({name: _rank(q, true[name]).cpu() for name, q in _quantities(model, draws, x).items()})
             bar.update(len(x))
     return Calibration({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, n_draws)
 
@@ -159,17 +160,6 @@ def _rank(draws: Tensor, truth: Tensor) -> Tensor:
     """How many of the draws (L, …) lie below the truth (…); ties, as where x ignores t, fall by lot."""
     ties = (draws == truth).sum(0)
     return (draws < truth).sum(0) + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()
-
-
-@torch.no_grad()
-def _simulate(model: TVAE, n: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Latents (n, *site) from the prior and the sequences x that follow from them."""
-    # The bare forward leaves Pyro's parameter store alone.
-    trace = poutine.trace(model.forward).get_trace(n_sequences=n)
-    sites = ["z"] if model.prior is None else ["z", model.prior.site]
-    values: dict[str, Any] = {site: trace.nodes[site]["value"] for site in (*sites, "x")}
-    x: Tensor = values.pop("x")
-    return values, x
 
 
 @torch.no_grad()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as lightning
 import pyro.infer
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -29,8 +22,8 @@ from pyro_tvae.model import frame_mask
 from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
-from .callbacks import History, _Best, _Products, _Progress, _Recorder
-from .checkpoints import KEY, VERSION, Keeper, Patience, WholeFiles, read_checkpoint
+from .callbacks import History, MatmulPrecision, ProgressBar, _Recorder
+from .checkpoints import KEY, VERSION, Patience, read_checkpoint
 from .checks import (
     NonFiniteError,
     check_batch,
@@ -40,18 +33,21 @@ from .checks import (
     check_options,
     check_precision,
     check_sequences,
+    check_trainer,
     covariates,
-    rehearse,
-    validates,
+    dry_run,
 )
+from .former import gathered
+from .keeping import Keeping
 from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
 from .optimizers import Clips, Optimizers, adam, check_optimizer, check_resumed, clip, make, settings, take_over
 from .pyro_elbos import adapted
 from .randomness import RandomStates
 from .subnormals import EVERY, sweep
+from .trainer import TrainerOptions, lent, make_trainer, plain_ends, quiet
 
-__all__ = ["Fitting", "History", "NonFiniteError", "fit"]
+__all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
 
 Objectives = Callable[[TVAE, Guide, int], Objective]
 Schedules = Callable[[Optimizer, int], LRScheduler | ReduceLROnPlateau]
@@ -64,19 +60,12 @@ class Fitting(lightning.LightningModule):
     """Maximises an objective per frame, the weight of its KL rising linearly from 0 over the warm-up.
 
     Args:
-        model: the generative program.
-        guide: its posterior.
-        optimizer: parameters -> torch optimizer, or one of Pyro's.
-        schedule: (optimizer, number of training steps) -> learning-rate scheduler stepped once a step, or None.
+        model, guide, optimizer, schedule, objective, num_particles, beta, max_steps: as in :func:`fit`.
         warmup_steps: length of the KL warm-up; shortened to half the run where that is less.
-        objective: (model, guide, num_particles) -> :class:`~pyro_tvae.inference.Objective`; ``ELBO``, ``DReG``, …
-        num_particles: draws per sequence and step.
-        beta: weight of the KL after the warm-up.
         frame_dropout: share of training sequences of which the guide sees only a run of consecutive frames, of random
             length and start, while all frames are scored: the bound holds for every q, and a guide that has met gaps
             can forecast.
         report_every: steps averaged into one reported training value.
-        max_steps: gradient steps at most; −1 for no limit.
 
     Example:
         >>> import pyro_tvae, torch
@@ -253,8 +242,8 @@ class Fitting(lightning.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         parts = batch_of(batch)
         self.objective.model.check(parts.x)
-        found, n_frames = self._terms(parts, batch_idx)
-        terms = Terms(*(_per_frame(term, n_frames) for term in found))
+        of_sequences, n_frames = self._terms(parts, batch_idx)
+        terms = Terms(*(_per_frame(term, n_frames) for term in of_sequences))
         if parts.observed is None and (inside := self._inside(parts.x)) is not None and not inside:
             self._check_pixels(parts, batch_idx)
         n = len(parts.x) * n_frames if isinstance(n_frames, int) else int(n_frames)
@@ -327,7 +316,7 @@ class Fitting(lightning.LightningModule):
         model, guide = self.objective.model, self.objective.guide
         check_batch(model, parts, what)
         check_names(parts.others, model, guide)
-        rehearse(self, model, guide, parts, covariates(parts.others, model, guide))
+        dry_run(self, model, guide, parts, covariates(parts.others, model, guide))
         self._rehearsed = True
 
     def _look_at_data(self) -> None:
@@ -395,11 +384,11 @@ class Fitting(lightning.LightningModule):
         names = {}
         for part in ("model", "guide"):
             names[f"objective.{part}"] = getattr(getattr(self.objective, part), "_pyro_name", "") or part
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():
             owner = ".".join(name.split(".", 2)[:2])
-            found[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
-        return found
+            parameters[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
+        return parameters
 
 
 def _sized(loader: object) -> bool:
@@ -415,13 +404,14 @@ def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:
     return term.mean() / n_frames if isinstance(n_frames, int) else term.sum() / n_frames
 
 
+@gathered("trainer", TrainerOptions)
 def fit(
     model: TVAE,
     guide: Guide,
     data: Tensor | DataLoader | lightning.LightningDataModule,
     *,
     validation: Tensor | DataLoader | None = None,
-    max_epochs: int = 10,
+    max_epochs: int | None = None,
     max_steps: int = -1,
     batch_size: int = 8,
     optimizer: Optimizers | None = None,
@@ -431,20 +421,14 @@ def fit(
     beta: float = 1.0,
     num_particles: int = 1,
     frame_dropout: float = 0.0,
-    accumulate_grad_batches: int = 1,
     gradient_clip: float | None = None,
     patience: int | None = None,
     directory: str | Path | None = None,
     resume: str | Path | None = None,
     seed: int | None = None,
-    accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
-    strategy: str = "auto",
-    precision: str = "32-true",
     matmul_precision: str | None = None,
     progress: bool = True,
-    callbacks: Sequence[Callback] = (),
-    logger: Logger | Sequence[Logger] | bool | None = None,
+    trainer: lightning.Trainer | TrainerOptions | None = None,
 ) -> History:
     """Fit model and guide by stochastic variational inference; they are trained in place.
 
@@ -455,24 +439,23 @@ def fit(
         guide: its posterior.
         data: sequences (N, S, channel, height, width); or a loader of such batches (tensors, tuples that begin with
             one, or mappings with ``x``); or a Lightning data module. Frames that are missing are said by booleans
-            (B, S), the entry ``observed`` or a tuple's second item: neither seen by the guide nor scored. Other
+            (B, S), the entry ``observed`` or a tuple's second item: neither shown to the guide nor scored. Other
             entries go by name to the model and the guide where those take them.
         validation: the same for the validation split; a data module brings its own.
-        max_epochs: passes over the data.
+        max_epochs: passes over the data, 10 by default.
         max_steps: gradient steps at most; −1 for no limit.
         batch_size: sequences per step where ``data`` is a tensor.
         optimizer: parameters -> torch optimizer, or one of ``pyro.optim``; Adam at 1e-3 by default. A scheduler of
             Pyro's is stepped once an epoch.
         schedule: (optimizer, number of steps) -> learning-rate scheduler stepped once a step; ReduceLROnPlateau once an
             epoch, by the validation ELBO.
-        objective: what is maximised, :class:`~pyro_tvae.inference.ELBO` by default; ``IWAE`` and ``DReG`` want
-            ``num_particles`` above 1. Any (model, guide, num_particles) -> Objective, or an ELBO of Pyro's with a
-            differentiable loss, such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
+        objective: what is maximised, :class:`ELBO` by default; ``IWAE`` and ``DReG`` want ``num_particles`` above 1.
+            Any (model, guide, num_particles) -> :class:`Objective`, or an ELBO of Pyro's with a differentiable loss,
+            such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
         warmup_steps: steps over which the weight of the KL rises from 0.
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
-        accumulate_grad_batches: batches whose gradients are averaged into one step.
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
@@ -481,13 +464,14 @@ def fit(
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
             Settings given otherwise than then win, such as a learning rate or patience.
         seed: of everything random in the run.
-        accelerator, devices, strategy, precision: as in Lightning's Trainer.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
             faster on processors and GPUs that have instructions for it.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
-        callbacks: further Lightning callbacks.
-        logger: loggers of Lightning's in the place of those in ``directory``; False for none.
+        trainer: devices, precision, callbacks and loggers as :class:`TrainerOptions`; or a Trainer of Lightning's,
+            whose own epochs, gradient clipping, loggers, callbacks and progress bar are then the fit's. It has all else
+            that a fit has, history, best weights and resumable checkpoints included, and is left as it was but for the
+            epochs that it has run.
 
     Returns:
         The :class:`History`.
@@ -497,117 +481,100 @@ def fit(
         ValueError: ``resume`` is damaged, foreign, of another model or from a newer version.
         FileNotFoundError: ``resume`` does not exist.
         NonFiniteError: the objective or a gradient became infinite or NaN; the checkpoints are from before.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
+        >>> guide, x = pyro_tvae.default_guide(model), torch.rand(8, 3, 1, 4, 4)
+        >>> options = TrainerOptions(accelerator="cpu", precision="bf16-mixed")
+        >>> fit(model, guide, x, max_steps=10, progress=False, trainer=options).column("train/elbo")[0]
+        [10]
     """
-    whole = {"max_epochs": max_epochs, "max_steps": max_steps, "batch_size": batch_size, "warmup_steps": warmup_steps}
-    whole |= {"num_particles": num_particles, "accumulate_grad_batches": accumulate_grad_batches}
+    check_trainer(trainer, {"max_epochs": max_epochs, "gradient_clip": gradient_clip}, resume)
+    max_epochs = 10 if max_epochs is None else max_epochs
     check_options(
-        whole,
+        {
+            "max_epochs": max_epochs,
+            "max_steps": max_steps,
+            "batch_size": batch_size,
+            "warmup_steps": warmup_steps,
+            "num_particles": num_particles,
+        },
         {"beta": beta, "frame_dropout": frame_dropout},
         {"patience": patience, "seed": seed},
         {"resume": resume, "directory": directory},
     )
-    check_precision(matmul_precision, gradient_clip, logger)
+    check_precision(matmul_precision, gradient_clip)
     check_optimizer(optimizer)
     check_makers(schedule, objective)
-    check_data({"data": data} | ({} if validation is None else {"validation": validation}))
-    watched = validates(data, validation)
-    if patience is not None and not watched:
-        raise ValueError("fit: patience needs validation data; pass validation=… or leave patience out.")
+    validates = check_data({"data": data, "validation": validation}, patience)
     keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
-    module = Fitting(
-        model,
-        guide,
-        optimizer=optimizer,
-        schedule=schedule,
-        objective=objective,
-        warmup_steps=warmup_steps,
-        beta=beta,
-        num_particles=num_particles,
-        frame_dropout=frame_dropout,
-        max_steps=max_steps,
-    ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
-    module.validates = watched
-    loaders: dict[str, Any] = {}
-    if not isinstance(data, lightning.LightningDataModule):
-        loaders["train_dataloaders"] = _loader(data, model, batch_size, shuffle=True)
-        if validation is not None:
-            loaders["val_dataloaders"] = _loader(validation, model, batch_size, shuffle=False, what="validation")
-        first = peek(loaders["train_dataloaders"])
-        if first is not None:
-            module.rehearse(first)
-    if resume is not None:
-        read_checkpoint(resume, module)
-    history = History()
-    recorder = _Recorder(history)
-    generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
-    hooks: list[Callback] = [recorder, RandomStates(generators), *callbacks]
-    keeper, last, best = None, None, _Best()
-    if directory is None and watched:
-        hooks.append(best)
-    if directory is not None:
-        keeper = Keeper(
-            Path(directory) / "checkpoints",
-            filename="best",
-            monitor="val/elbo" if watched else None,
-            mode="max",
-            enable_version_counter=False,
-            resume=resume,
-        )
-        # A keeper of its own: Lightning's save_last copies the best one and so can lie epochs back.
-        last = Keeper(keeper.dirpath, filename="last", enable_version_counter=False, resume=resume)
-        hooks += [keeper, last] if watched else [last]
-    if patience is not None:
-        hooks.append(Patience("val/elbo", mode="max", patience=patience))
-    if progress:
-        hooks.append(_Progress())
-    if matmul_precision is not None:
-        hooks.append(_Products(matmul_precision))
-    logs = Path(directory or ".") / "logs"
-    loggers: Any = logger
-    if logger is None:
-        loggers = [] if directory is None else [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
+    keeping = Keeping(directory, resume, validates)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
     # name, such as a second AutoNormal, would find them.
-    with _quiet(), _plain_ends(), _kept(module, history, last), untouched_store():
-        trainer = lightning.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
-            max_epochs=max_epochs,
-            callbacks=hooks,
-            logger=loggers or False,
-            log_every_n_steps=module.report_every,
-            gradient_clip_val=gradient_clip,
-            accumulate_grad_batches=accumulate_grad_batches,
-            num_sanity_val_steps=0,
-            enable_checkpointing=directory is not None,
-            plugins=[WholeFiles()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=not isinstance(data, lightning.LightningDataModule),
-        )
-        source = loaders or {"datamodule": data}
-        trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
-        if watched and not history.column("val/elbo")[0]:  # max_steps fell within the first epoch
-            unseen = {"dataloaders": loaders["val_dataloaders"]} if loaders else source
-            trainer.validate(module, **unseen, verbose=False)
-        if last is not None and last.best_model_path:
-            history.last_checkpoint = Path(last.best_model_path)
-        if keeper is not None and keeper.best_model_path:
-            history.best_checkpoint = Path(keeper.best_model_path)
-            checkpoint = read_checkpoint(keeper.best_model_path, module, "take the best weights")
-            module.load_state_dict(checkpoint["state_dict"])
-        elif best.weights:
-            module.load_state_dict(best.weights)
+    with quiet(), plain_ends(), untouched_store():
+        if not isinstance(trainer, lightning.Trainer):
+            trainer = make_trainer(
+                trainer or TrainerOptions(),
+                max_epochs=max_epochs,
+                gradient_clip=gradient_clip,
+                directory=directory,
+                shares_data=not isinstance(data, lightning.LightningDataModule),
+            )
+        module = Fitting(
+            model,
+            guide,
+            optimizer=optimizer,
+            schedule=schedule,
+            objective=objective,
+            warmup_steps=warmup_steps,
+            beta=beta,
+            num_particles=num_particles,
+            frame_dropout=frame_dropout,
+            report_every=cast(Any, trainer).log_every_n_steps or 10,
+            max_steps=max_steps,
+        ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
+        module.validates = validates
+        source = _sources(module, data, validation, batch_size)
+        if resume is not None:
+            read_checkpoint(resume, module)
+        generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
+        before = [_Recorder(keeping.history), RandomStates(generators)]
+        after = [*keeping.callbacks]
+        if patience is not None:
+            after.append(Patience("val/elbo", mode="max", patience=patience))
+        if progress and trainer.progress_bar_callback is None:
+            after.append(ProgressBar())
+        if matmul_precision is not None:
+            after.append(MatmulPrecision(matmul_precision))
+        with lent(trainer, before, after), keeping.whatever_fails(module):
+            trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
+            if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
+                source.pop("train_dataloaders", None)
+                trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
+            keeping.finish(module)
     if module._before and module.steps_taken:
         warnings.warn(
             f"fit: no parameter has moved in {module.steps_taken} steps; look at the optimizer's learning rate.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return history
+    return keeping.history
+
+
+def _sources(module: Fitting, data: Any, validation: Any, batch_size: int) -> dict[str, Any]:
+    """What Lightning takes as data, after a look at the first batches."""
+    if isinstance(data, lightning.LightningDataModule):
+        return {"datamodule": data}
+    model = module.objective.model
+    sources = {"train_dataloaders": _loader(data, model, batch_size, shuffle=True)}
+    if validation is not None:
+        sources["val_dataloaders"] = _loader(validation, model, batch_size, shuffle=False, what="validation")
+    first = peek(sources["train_dataloaders"])
+    if first is not None:
+        module.rehearse(first)
+    return sources
 
 
 def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool, what: str = "data") -> DataLoader:
@@ -620,62 +587,3 @@ def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bo
         raise ValueError("fit: there are no sequences; expected at least one.")
     check_batch(model, Batch(data, None, {}), what)
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
-
-
-@contextmanager
-def _kept(module: Fitting, history: History, last: Keeper | None) -> Iterator[None]:
-    """What was trained outlives what fails: the weights stay in place, and the error carries the history."""
-    try:
-        yield
-    except Exception as error:
-        if module.steps_taken:
-            if last is not None and last.best_model_path:
-                history.last_checkpoint = Path(last.best_model_path)
-            kept = f"; the last checkpoint is {history.last_checkpoint}" if history.last_checkpoint is not None else ""
-            error.history = history  # type: ignore[attr-defined]
-            error.add_note(
-                f"fit: {module.steps_taken} batches had been trained on before this; the weights reached are in place, "
-                f"and the history is the error's attribute 'history'{kept}."
-            )
-        raise
-
-
-@contextmanager
-def _plain_ends() -> Iterator[None]:
-    """Leave a fit as any other function is left: Lightning exits the process on Ctrl-C, and has errors of its own."""
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        if isinstance(error, SIGTERMException):
-            raise SystemExit(128 + signal.SIGTERM) from None
-        raise
-    except MisconfigurationException as error:
-        raise ValueError(f"fit: {' '.join(str(error).split())}") from None
-
-
-class _quiet:
-    """Lightning's advertisements and advice on workers, silenced for the length of a fit."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.WARNING)
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        for message in (
-            ".*does not have many workers.*",
-            ".*exists and is not empty.*",
-            ".*litlogger.*",
-            ".*number of training batches.*smaller than the logging interval.*",
-            ".*LeafSpec.*is deprecated.*",
-            ".*validation_step.*but have no.*val_dataloader.*",
-        ):
-            warnings.filterwarnings("ignore", message)
-
-    def __exit__(self, *error: Any) -> None:
-        self._warnings.__exit__(*error)
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)

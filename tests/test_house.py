@@ -7,6 +7,8 @@ import configparser
 import doctest
 import importlib
 import inspect
+import pydoc
+import re
 import subprocess
 import sys
 import types
@@ -389,3 +391,49 @@ def test_a_warning_from_our_own_code_is_an_error() -> None:
             exec("import warnings; warnings.warn('ours')", {"__name__": module})
     with pytest.warns(UserWarning, match="theirs"):
         exec("import warnings; warnings.warn('theirs')", {"__name__": "somebody.else"})
+
+
+def test_what_a_docstring_sends_its_reader_to_can_be_imported() -> None:
+    """A role's target is a public name of a package, of the class that it stands in, or a dotted name.
+
+    Where the reader is inside anyway (what no package offers), it may be of the same module or, in experiments, of any.
+    """
+    modules = {package_of(path) + f".{path.stem}" * (path.stem != "__init__"): path for path in SOURCES}
+    homes = {name: importlib.import_module(name) for name in modules}
+
+    def members(value: object) -> Iterator[str]:
+        yield from (*dir(value), *getattr(value, "__dataclass_fields__", ())) if isinstance(value, type) else ()
+
+    def missing(prefix: str, name: str, value: object, module: types.ModuleType) -> list[tuple[str, str]]:
+        upstairs = module.__name__.startswith("pyro_tvae.experiments")
+        targets = re.findall(
+            r":(?:class|func|meth|attr|mod|data|obj):`[~.]?([^`]+)`", getattr(value, "__doc__", "") or ""
+        )
+        return [
+            (f"{module.__name__}:{name}", target)
+            for target in targets
+            if not {target, f"{prefix}.{target}"} & offered
+            and ("." not in target or pydoc.locate(target) is None)
+            and (prefix in offered or not {target, f"{prefix}.{target}"} & {*vars(module), *inside})
+            and not (upstairs and any(f".{one}".endswith(f".{target}") for one in above))
+        ]
+
+    def names(module: types.ModuleType, public: list[str]) -> set[str]:
+        values = {name: getattr(module, name) for name in public}
+        return {*values} | {f"{name}.{member}" for name, value in values.items() for member in members(value)}
+
+    offered = names(pyro_tvae, pyro_tvae.__all__) | names(pyro_tvae.inference, pyro_tvae.inference.__all__)
+    inside, above, lost = set[str](), set[str](), list[tuple[str, str]]()
+    for full, module in homes.items():
+        if full.startswith("pyro_tvae.experiments"):
+            above |= {full} | {f"{full}.{name}" for name in names(module, getattr(module, "__all__", []))}
+    for full, module in homes.items():
+        inside = names(module, getattr(module, "__all__", []))
+        lost += missing("", full, module, module)
+        for name in getattr(module, "__all__", []):
+            value = getattr(module, name)
+            lost += missing(name, name, value, module)
+            for member in members(value):
+                if not member.startswith("_") and member in vars(value):
+                    lost += missing(name, member, vars(value)[member], module)
+    assert lost == [], "\n".join(map(str, lost))

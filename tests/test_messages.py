@@ -28,7 +28,7 @@ from pyro_tvae.experiments import datasets
 from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.studies.reproduce import reproduce
-from pyro_tvae.inference import ELBO, fit
+from pyro_tvae.inference import ELBO, TrainerOptions, fit
 from pyro_tvae.inference.checkpoints import KEY
 
 PARTS = """
@@ -133,8 +133,10 @@ fit(model, guide, x, objective=pyro.infer.RenyiELBO, **once)
 fit(model, guide, x * 2 - 1, **once)
 fit(model, guide, x, validation=x.double(), **once)
 fit(model, guide, x, patience=0, validation=x, **once)
-fit(model, guide, x, logger="wandb", **once)
-fit(model, guide, x, accumulate_grad_batches=0, **once)
+fit(model, guide, x, trainer=TrainerOptions(logger="wandb"))
+fit(model, guide, x, trainer=TrainerOptions(accumulate_grad_batches=0))
+fit(model, guide, x, trainer="gpu")
+fit(model, guide, x, max_epoch=1)
 fit(model, pyro.infer.autoguide.AutoNormal(model), x, batch_size=2, **once)
 fit(model, guide, x, objective=ELBO(model, guide))
 fit(model, guide, x, resume=3)
@@ -144,7 +146,7 @@ fit(model, guide, x, frame_dropout=2, **once)
 fit(model, guide, x, num_particles=0, **once)
 fit(model, guide, torch.utils.data.DataLoader([{"y": x[0]}]), **once)
 fit(model, guide, x, max_epochs=-1, progress=False, schedule=lambda optimizer, steps: None)
-fit(model, guide, x, accelerator="abacus")
+fit(model, guide, x, trainer=TrainerOptions(accelerator="abacus"))
 fit(model, guide, x, matmul_precision="bfloat16")
 fit(model, guide, x, objective=Nan, **once)
 fit(model, guide, x * float("nan"), **once)
@@ -167,7 +169,7 @@ log_likelihood(model, guide, x * float("nan"), 2)
 log_weights(model, guide, x, 0)
 log_weights(model, guide, x[:0], 2)
 log_weights(model, default_guide(orbits), x, 2)
-annealed_importance(model, guide, x, num_temperatures=1)
+annealed_importance(model, guide, x, annealing=Annealing(num_temperatures=1))
 annealed_importance(model, FlowGuide(model), x)
 MeanFieldELBO(model, FlowGuide(model))
 annealed_importance(model, guide, x[:0])
@@ -356,7 +358,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         torch.manual_seed(0)
         model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
         guide, x = default_guide(model), torch.rand(4, 3, 1, 2, 2)
-        once = {"max_epochs": 1, "accelerator": "cpu", "progress": False}
+        once = {"max_epochs": 1, "trainer": TrainerOptions(accelerator="cpu"), "progress": False}
         pyro_tvae.save("model.safetensors", model, guide)
         fit(model, guide, x, directory=".", **once)  # type: ignore[arg-type]
         Path("checkpoints/last.ckpt").rename("last.ckpt")

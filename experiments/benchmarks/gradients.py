@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
-from pyro_tvae.inference import IWAE, DReG, Objective, fit
+from pyro_tvae.inference import IWAE, DReG, Objective, TrainerOptions, fit
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
@@ -55,7 +55,8 @@ def run(
         data = SequenceDataModule(digits(size=14), Transformations(rotation=True), n_frames=6, n_test=1, seed=0)
         model = TVAE(data.frame_shape, 6, 4, 6, CapsuleRoll(5, 1), mu=5.0)
         guide = MeanFieldGuide(model)
-        fit(model, guide, data, max_epochs=epochs, warmup_steps=300, accelerator="cpu", progress=progress)
+        on_cpu = TrainerOptions(accelerator="cpu")
+        fit(model, guide, data, max_epochs=epochs, warmup_steps=300, progress=progress, trainer=on_cpu)
         x = next(data.batches("test", torch.device("cpu")))["x"][:1]
         total = len(OBJECTIVES) * repeats * len(particles)
         ratios: dict[str, list[tuple[float, float]]] = {name: [] for name in OBJECTIVES}

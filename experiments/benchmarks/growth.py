@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_tvae.inference import fit
+from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table, wide_console
@@ -117,7 +117,8 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     model, guide = setting.build()
     n = setting.n_sequences
     x = torch.rand(n, setting.n_frames, *setting.frame_shape)
-    fit(model, guide, x, batch_size=n, max_epochs=WARM_UP_STEPS, accelerator="cpu", devices=1, progress=False)
+    one_cpu = TrainerOptions(accelerator="cpu", devices=1)
+    fit(model, guide, x, batch_size=n, max_epochs=WARM_UP_STEPS, progress=False, trainer=one_cpu)
     memory = needed(before)  # the products that follow have matrices of their own
     products = step_products(model, guide, n)
     products()
@@ -125,7 +126,7 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     timed = StepTimer(products, steps=times, warm_up=WARM_UP_STEPS, enough=lambda count: count >= turns)
     again = x.expand(times * turns + WARM_UP_STEPS + 1, *x.shape)
     loader = DataLoader(TensorDataset(again), batch_size=None)
-    fit(model, guide, loader, max_epochs=1, accelerator="cpu", devices=1, progress=False, callbacks=[timed])
+    fit(model, guide, loader, max_epochs=1, progress=False, trainer=replace(one_cpu, callbacks=[timed]))
     return {
         "seconds": statistics.median(timed.steps),
         "products": statistics.median(timed.others),

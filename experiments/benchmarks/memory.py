@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pyro_tvae.inference import fit, log_likelihood
+from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table, wide_console
@@ -136,9 +136,8 @@ def train(sizes: Mapping[str, int], threads: int) -> int:
         x,
         batch_size=setting.n_sequences,
         max_epochs=STEPS,
-        accelerator="cpu",
-        devices=1,
         progress=False,
+        trainer=TrainerOptions(accelerator="cpu", devices=1),
     )
     return needed(before)
 
@@ -155,6 +154,7 @@ def begin(sizes: Mapping[str, int], threads: int) -> tuple[Setting, int]:
     small = Setting(2, 3, 4, 1, 3, 3, 0)
     model, guide = small.build()
     x = torch.rand(2, 3, *small.frame_shape)
-    fit(model, guide, x, batch_size=2, max_epochs=1, accelerator="cpu", devices=1, progress=False)
+    one_cpu = TrainerOptions(accelerator="cpu", devices=1)
+    fit(model, guide, x, batch_size=2, max_epochs=1, progress=False, trainer=one_cpu)
     log_likelihood(model, guide, x, 30)
     return Setting(**sizes), peak()

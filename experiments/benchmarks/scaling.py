@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from pyro_tvae.inference import fit
+from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table, wide_console
@@ -126,11 +126,8 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
         guide,
         turning_digits(setting),
         max_epochs=1_000_000,  # never reached
-        accelerator="cpu",
-        devices=n_processes,
-        strategy="ddp" if n_processes > 1 else "auto",
         progress=False,
-        callbacks=[timed],
+        trainer=TrainerOptions("cpu", n_processes, "ddp" if n_processes > 1 else "auto", callbacks=[timed]),
     )
     if n_processes > 1:
         torch.distributed.destroy_process_group()

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
 from pyro_tvae.inference.likelihood import log_weights, seeded
-from pyro_tvae.inference.training import Optimizers, fit
+from pyro_tvae.inference.training import Optimizers, TrainerOptions, fit
 
 from ..datasets.transformations import Transformations
 from ..reports.terminal import plain_table, wide_console
@@ -289,10 +289,8 @@ def _time_steps(
         optimizer=optimizer,
         matmul_precision=precision,
         max_epochs=1,
-        accelerator="cpu",
-        devices=1,
         progress=False,
-        callbacks=[turns],
+        trainer=TrainerOptions(accelerator="cpu", devices=1, callbacks=[turns]),
     )
     return {"step": turns.steps, "batch": batches, "products": turns.others}
 

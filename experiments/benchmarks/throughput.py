@@ -13,7 +13,7 @@ import pyro
 from rich.console import Console
 from rich.text import Text
 
-from pyro_tvae.inference import fit, log_likelihood
+from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
 from pyro_tvae.inference.likelihood import seeded
 
 from ..datasets import SequenceDataModule, Transformations, digits
@@ -74,10 +74,8 @@ def run(
             guide,
             turning_digits(setting),
             max_epochs=1_000_000,  # never reached: the clock stops the run
-            accelerator="cpu",
-            devices=1,
             progress=False,
-            callbacks=[turns],
+            trainer=TrainerOptions(accelerator="cpu", devices=1, callbacks=[turns]),
         )
         x = next(turning_digits(setting).batches("train", batch_size=n))["x"]
         products = weight_products(model, n, k)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_tvae.inference import annealed_importance, bracket, log_likelihood
+from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.likelihood_table import LikelihoodRecord, LikelihoodRow
@@ -24,7 +24,6 @@ from ..runs.run import Run
 __all__ = ["LIKELIHOOD", "likelihood_run"]
 
 LIKELIHOOD = "likelihood.json"
-UNRELIABLE = 0.7  # Pareto k above this: weights have no usable variance (Vehtari et al. 2024)
 
 
 def likelihood_run(
@@ -90,13 +89,12 @@ def likelihood_run(
         first = bound.iwae if first is None else first
         row = _row(f"IWAE, K = {k:,}", bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, k)
         if k > 20:  # without a tail of five weights there is no Pareto k to count
-            row["unreliable"] = int((bound.pareto_k > UNRELIABLE).sum())
+            row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
         record["rows"].append(row)
         stored.write(LIKELIHOOD, record)
     if temperatures:
         options: dict[str, Any] = {
-            "num_chains": chains,
-            "num_temperatures": temperatures,
+            "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
             "seed": seed,
             "progress": show,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lightning.pytorch import seed_everything
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.inference import History, fit
+from pyro_tvae.inference import History, TrainerOptions, fit
 
 from ..datasets import SequenceDataModule
 from .composition import make
@@ -60,6 +60,8 @@ def fit_parts(
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
+    given = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
+    trainer = TrainerOptions(**given, logger=loggers(config, directory) or None, callbacks=callbacks)
     return fit(
         parts.model,
         parts.guide,
@@ -70,7 +72,6 @@ def fit_parts(
         directory=directory,
         resume=last if last is not None and last.is_file() else None,
         seed=config.seed,
-        logger=loggers(config, directory) or None,
-        callbacks=callbacks,
+        trainer=trainer,
         **{str(name): value for name, value in options.items()},
     )

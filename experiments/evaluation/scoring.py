@@ -24,9 +24,9 @@ from pyro_tvae.inference import (
     probe,
     roll_correlation,
 )
+from pyro_tvae.inference.inspection import plain_program
 from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarize
 from pyro_tvae.inference.objectives import divergence
-from pyro_tvae.inference.own_programs import plain_program
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import moments
 from pyro_tvae.programs import is_bayesian

@@ -6,6 +6,8 @@ from typing import NotRequired, TypedDict
 
 from rich.console import Console
 
+from pyro_tvae.inference.pareto import RELIABLE_PARETO_K
+
 from .terminal import plain_table, wide_console
 
 __all__ = ["Bracket", "LikelihoodRecord", "LikelihoodRow", "print_likelihood"]
@@ -52,7 +54,7 @@ class LikelihoodRecord(TypedDict):
 def print_likelihood(record: LikelihoodRecord, console: Console | None = None) -> None:
     """Print a record of :func:`.likelihood_run` as a table with units."""
     console = console or wide_console(110)
-    headings = ("nats / frame", "above the first", "median ESS", "Pareto k > 0.7", "seconds")
+    headings = ("nats / frame", "above the first", "median ESS", f"Pareto k > {RELIABLE_PARETO_K}", "seconds")
     table = plain_table("lower bound of log p(x)", *headings, gap=2)
     n = record["sequences"]
     for row in record["rows"]:

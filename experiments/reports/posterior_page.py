@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyro_tvae import TVAE
 from pyro_tvae.inference.arviz_adapter import ArvizData
+from pyro_tvae.inference.pareto import RELIABLE_PARETO_K
 
 from ..runs.files import write_text
 from .figures import BLUE, DPI, GRAY, VERMILLION, WIDTH
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 POSTERIOR = "posterior.nc"
-RELIABLE = 0.7  # Pareto k above this: importance weights have no usable variance (Vehtari et al. 2024)
 
 
 def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
@@ -150,15 +150,15 @@ def likelihoods(data: ArvizData) -> Figure:
 
 
 def pareto_k_plot(k: ArrayLike) -> Figure:
-    """Pareto k of each sequence's importance weights (N,) against the limit of 0.7."""
+    """Pareto k of each sequence's importance weights (N,) against the limit of what is reliable."""
     values = np.asarray(k, dtype=np.float64)
     figure = _canvas(2.8)
     axis = figure.add_subplot()
-    good = values <= RELIABLE
+    good = values <= RELIABLE_PARETO_K
     shown = np.where(np.isfinite(values), values, np.nan)
     place = np.arange(len(values))
-    axis.axhline(RELIABLE, color=GRAY, linestyle="--", linewidth=1.0)
-    axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE})")
+    axis.axhline(RELIABLE_PARETO_K, color=GRAY, linestyle="--", linewidth=1.0)
+    axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE_PARETO_K})")
     axis.plot(place[~good], shown[~good], "X", color=VERMILLION, label=f"{(~good).sum()} not usable")
     if np.nanmax(shown, initial=0.0) > 20:
         axis.set_yscale("symlog", linthresh=1.0)
@@ -232,7 +232,7 @@ CAPTIONS: dict[str, tuple[Callable[[ArvizData], Figure], Caption]] = {
             "Points should lie below the dashed line. Above it, the guide's draws miss so much of the posterior that "
             "reweighting them cannot repair it: read intervals on this page as the guide's opinion, and the "
             "importance-weighted likelihood as a loose bound. From few draws k itself is uncertain: ask for more.",
-            "Pareto k of each sequence against the limit of 0.7.",
+            f"Pareto k of each sequence against the limit of {RELIABLE_PARETO_K}.",
         ),
     ),
     "likelihoods": (
@@ -282,10 +282,10 @@ def _verdict(stats: Dataset) -> str:
         word = "have mixed" if rhat < 1.01 and divergent == 0 else "have NOT mixed well enough"
         return f"The chains {word}: the largest R-hat is {rhat:.2f} (below 1.01 is good), with {divergent} divergences."
     k = stats["pareto_k"].values
-    good, ess = int((k <= RELIABLE).sum()), float(np.median(stats["ess"].values))
+    good, ess = int((k <= RELIABLE_PARETO_K).sum()), float(np.median(stats["ess"].values))
     whose = "" if good == 0 else "of the others "
     tail = "stand for the posterior" if good == len(k) else f"{whose}are the guide's opinion, not the posterior"
     return (
-        f"{good} of {len(k)} sequences have a Pareto k of at most {RELIABLE} (median effective sample size {ess:.1f}): "
-        f"the draws {tail}."
+        f"{good} of {len(k)} sequences have a Pareto k of at most {RELIABLE_PARETO_K} (median effective sample size "
+        f"{ess:.1f}): the draws {tail}."
     )

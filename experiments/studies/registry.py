@@ -17,7 +17,7 @@ class Study:
         rows: name -> overrides of the row.
         shared: overrides of all rows.
         budgets: whether the presets of the group ``budget`` apply; else the recipe is in ``shared``.
-        annealing: keywords of :func:`.annealed_importance` for rows whose guide allows it, and ``sequences``.
+        annealing: fields of :class:`.Annealing` for rows whose guide allows it, and ``sequences``.
         reference: the row whose fitted model every row's guide is fitted to once more, with its weights held: on one
             log p(x) the bounds of different guides compare. It comes first.
         drawing: how each run becomes a figure, one of :data:`.paper_figures.DRAWINGS`; None for a table.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 
-from pyro_tvae.inference import annealed_importance, log_likelihood
+from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import train_run
 from ..config.allowlist import Allowlist
@@ -177,7 +177,7 @@ def _anneal(
     if guide.mean_field:
         with torch.enable_grad():
             annealed = annealed_importance(
-                model, guide, x, num_chains=num_chains, num_temperatures=num_temperatures, seed=0, progress=True
+                model, guide, x, annealing=Annealing(num_chains, num_temperatures), seed=0, progress=True
             )
         ais = annealed.per_frame
     best = bound.per_frame if ais is None else max(bound.per_frame, ais)

@@ -15,8 +15,6 @@ from pyro_tvae.inference import (
     neighbor_correlation,
     preferred_class,
     preferred_value,
-    slant,
-    stroke_width,
 )
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
@@ -25,6 +23,7 @@ from pyro_tvae.verbs import point_estimate
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets import SequenceDataModule
+from ..evaluation.handwriting import slant, stroke_width
 from ..runs.run import UNTRAINED, Run
 
 __all__ = ["UnitMap", "map_units", "organization"]

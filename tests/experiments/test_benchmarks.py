@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,7 @@ from pyro_tvae.experiments.benchmarks import (
     throughput,
     timing,
 )
-from pyro_tvae.inference import fit
+from pyro_tvae.inference import TrainerOptions, fit
 
 TINY = speed.Setting(2, 3, 8, 2, 3, 3, 1, num_particles=3)
 
@@ -245,7 +246,8 @@ def test_every_step_is_compared_with_products_in_float32(monkeypatch: pytest.Mon
     def spied_fit(*arguments: Any, **options: Any) -> Any:
         witness = Callback()
         witness.on_train_batch_end = lambda *_: steps.append(torch.get_float32_matmul_precision())  # type: ignore[method-assign]
-        return fit(*arguments, **options | {"callbacks": [*options["callbacks"], witness]})
+        trainer = options["trainer"]
+        return fit(*arguments, **options | {"trainer": replace(trainer, callbacks=[*trainer.callbacks, witness])})
 
     monkeypatch.setattr(speed, "Products", Spied)
     monkeypatch.setattr(speed, "fit", spied_fit)
@@ -266,8 +268,8 @@ def test_turns_time_steps_between_what_they_are_compared_with() -> None:
     model, guide = TINY.build()
     calls = []
     timed = timing.StepTimer(lambda: calls.append(0), steps=2, warm_up=1, enough=lambda count: count >= 3)
-    x = torch.rand(3, 3, *TINY.frame_shape)
-    history = fit(model, guide, x, batch_size=1, max_epochs=99, warmup_steps=0, progress=False, callbacks=[timed])
+    x, trainer = torch.rand(3, 3, *TINY.frame_shape), TrainerOptions(callbacks=[timed])
+    history = fit(model, guide, x, batch_size=1, max_epochs=99, warmup_steps=0, progress=False, trainer=trainer)
     assert len(timed.steps) == 3  # over several epochs of three steps
     assert len(timed.others) == 4
     assert len(calls) == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
@@ -24,17 +25,9 @@ from pyro_tvae import (
     Stationary,
     default_guide,
 )
-from pyro_tvae.inference import fit, log_likelihood, log_weights
-from pyro_tvae.inference.annealing import (
-    Path,
-    annealed_importance,
-    bracket,
-    leapfrog,
-    reverse_annealing,
-    simulate,
-    temperatures,
-    transition,
-)
+from pyro_tvae.inference import TrainerOptions, fit, log_likelihood, log_weights
+from pyro_tvae.inference.annealing import Annealing, annealed_importance, bracket, reverse_annealing, simulate
+from pyro_tvae.inference.hamiltonian import Path, leapfrog, transition
 from pyro_tvae.inference.likelihood import seeded
 
 FRAME, S, SIGMA = (1, 2, 3), 3, 0.5
@@ -131,7 +124,7 @@ def born(name: str) -> tuple[TVAE, Guide]:
 
 def test_annealing_finds_log_p_where_importance_sampling_cannot() -> None:
     toy = Gaussian()
-    found = annealed_importance(toy.model, toy.guide, toy.x, num_chains=32, num_temperatures=100)
+    found = annealed_importance(toy.model, toy.guide, toy.x, annealing=Annealing(32, 100))
     exact, error = toy.log_p(), found.standard_error
     plain = log_likelihood(toy.model, toy.guide, toy.x, 32 * 100 * 5)  # as many densities as the chains saw
     assert float((exact - plain.iwae).mean()) > 1.0
@@ -145,7 +138,7 @@ def test_annealing_finds_log_p_where_importance_sampling_cannot() -> None:
 def test_positive_sites_are_annealed_with_their_jacobian() -> None:
     toy = Orbit()
     x = torch.tensor([(4.0, 3.5), (0.4, 0.3), (4.0, 0.1), (1.0, 1.5)]).double().reshape(4, 2, 1, 1, 1)
-    found = annealed_importance(toy.model, toy.guide, x, num_chains=400, num_temperatures=100)
+    found = annealed_importance(toy.model, toy.guide, x, annealing=Annealing(400, 100))
     error = found.standard_error
     assert float(error.max()) < 0.12
     # Four comparisons at four of their errors, less the half variance by which the bound is biased: one in 4,000.
@@ -154,7 +147,7 @@ def test_positive_sites_are_annealed_with_their_jacobian() -> None:
 
 def test_both_ends_of_the_bracket_meet_the_exact_value() -> None:
     toy = Orbit()
-    found = bracket(toy.model, toy.guide, 64, num_chains=32, num_temperatures=100)
+    found = bracket(toy.model, toy.guide, 64, annealing=Annealing(32, 100))
     exact = toy.log_p(found.simulated.x)
     for end, sign in ((found.lower, -1), (found.upper, 1)):
         off = sign * (end.log_p - exact)
@@ -169,8 +162,8 @@ def test_the_bracket_of_a_small_model_is_narrow_and_holds_the_importance_bound(n
     model = MODELS[name]()
     guide = default_guide(model, initial_log_variance=-1.0)
     simulated = simulate(model, 512, seed=1)
-    fit(model, guide, simulated.x, max_epochs=8, seed=0, accelerator="cpu", progress=False)
-    found = bracket(model, guide, 20, num_chains=16, num_temperatures=60)
+    fit(model, guide, simulated.x, max_epochs=8, seed=0, progress=False, trainer=TrainerOptions("cpu"))
+    found = bracket(model, guide, 20, annealing=Annealing(16, 60))
     assert abs(found.mean_gap) < 0.2
     assert found.mean_gap > -4 * found.mean_gap_error  # one seed in 30,000
     plain = log_likelihood(model, guide, found.simulated.x, 2000).iwae
@@ -181,7 +174,7 @@ def test_the_bracket_of_a_small_model_is_narrow_and_holds_the_importance_bound(n
 @ALL
 def test_the_bracket_holds_for_an_untrained_guide_too(name: str) -> None:
     model, guide = born(name)
-    found = bracket(model, guide, 20, num_chains=16, num_temperatures=100)
+    found = bracket(model, guide, 20, annealing=Annealing(16, 100))
     assert found.mean_gap < 0.5
     assert found.mean_gap > -4 * found.mean_gap_error  # one seed in 30,000
     plain = log_likelihood(model, guide, found.simulated.x, 2000).iwae
@@ -190,7 +183,7 @@ def test_the_bracket_holds_for_an_untrained_guide_too(name: str) -> None:
 
 def test_two_temperatures_are_plain_importance_sampling() -> None:
     toy = Gaussian()
-    found = annealed_importance(toy.model, toy.guide, toy.x[:1], num_chains=5000, num_temperatures=2)
+    found = annealed_importance(toy.model, toy.guide, toy.x[:1], annealing=Annealing(5000, 2))
     path = Path(toy.model, toy.guide, toy.x[:1])
     log_q, log_p = path.densities(path.draw(5000))
     weights = log_weights(toy.model, toy.guide, toy.x[:1], 5000)
@@ -206,7 +199,7 @@ def test_reverse_chains_start_at_the_latents_that_made_x(name: str) -> None:
     """With two temperatures there is no transition: the upper end is the weight of those very latents."""
     model, guide = born(name)
     simulated = simulate(model, 3)
-    found = reverse_annealing(model, guide, simulated, num_temperatures=2)
+    found = reverse_annealing(model, guide, simulated, annealing=Annealing(num_temperatures=2))
     density = model.decode(model.compose(*simulated.latents.values())).log_prob(simulated.x).sum(-1)
     for site, q in guide.posterior(simulated.x).items():
         value = simulated.latents[site]
@@ -323,7 +316,7 @@ def test_trajectories_that_run_away_are_rejected_without_a_word() -> None:
 @pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
 @pytest.mark.parametrize("n", [2, 3, 50])
 def test_temperatures_run_from_0_to_1(n: int, schedule: str) -> None:
-    betas = temperatures(n, schedule)
+    betas = Annealing(num_temperatures=n, schedule=schedule).betas
     assert len(betas) == n
     assert (betas[0], betas[-1]) == (0, 1)
     assert all(low < high for low, high in pairwise(betas))
@@ -334,7 +327,7 @@ def test_temperatures_run_from_0_to_1(n: int, schedule: str) -> None:
 def test_one_seed_is_one_result_and_leaves_the_global_generator_alone() -> None:
     model, guide = born("gaussian energies")
     before = torch.get_rng_state()
-    settings = {"num_chains": 3, "num_temperatures": 5}
+    settings: dict[str, Any] = {"annealing": Annealing(3, 5)}
     one, two = (bracket(model, guide, 2, seed=4, **settings) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.lower.log_p, two.lower.log_p)
@@ -350,12 +343,10 @@ def test_one_seed_is_one_result_and_leaves_the_global_generator_alone() -> None:
 def test_every_sequence_is_annealed_once_in_batches_of_any_size() -> None:
     toy = Gaussian()
     for batch_size in (5, 100):
-        found = annealed_importance(
-            toy.model, toy.guide, toy.x, num_chains=8, num_temperatures=40, batch_size=batch_size
-        )
+        found = annealed_importance(toy.model, toy.guide, toy.x, annealing=Annealing(8, 40, batch_size=batch_size))
         assert found.log_p.shape == found.acceptance.shape == (24,)
         assert float(torch.corrcoef(torch.stack([found.log_p, toy.log_p()]))[0, 1]) > 0.9
-    upper = reverse_annealing(toy.model, toy.guide, 7, num_temperatures=5, batch_size=3)
+    upper = reverse_annealing(toy.model, toy.guide, 7, annealing=Annealing(num_temperatures=5, batch_size=3))
     assert upper.log_p.shape == (7,)
     assert upper.per_frame == pytest.approx(float(upper.log_p.mean()) / S)
 
@@ -371,9 +362,8 @@ def test_every_sequence_is_annealed_once_in_batches_of_any_size() -> None:
     ],
 )
 def test_wrong_settings_get_one_sentence(options: dict[str, object], message: str) -> None:
-    toy = Gaussian()
     with pytest.raises(ValueError, match=message) as caught:
-        annealed_importance(toy.model, toy.guide, toy.x, **options)  # type: ignore[arg-type]
+        Annealing(**options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
-from pyro_tvae.inference import Fitting, fit, from_netcdf, log_likelihood
+from pyro_tvae.inference import Fitting, TrainerOptions, fit, from_netcdf, log_likelihood
 from pyro_tvae.inference.checkpoints import KEY, read_checkpoint
 
 
@@ -27,7 +28,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A last.ckpt."""
     folder = tmp_path_factory.mktemp("fit")
     history = fit(
-        *start(), torch.rand(4, 2, 1, 2, 2), max_epochs=1, directory=folder, accelerator="cpu", progress=False
+        *start(),
+        torch.rand(4, 2, 1, 2, 2),
+        max_epochs=1,
+        directory=folder,
+        trainer=TrainerOptions("cpu"),
+        progress=False,
     )
     assert history.last_checkpoint is not None
     return history.last_checkpoint
@@ -115,7 +121,11 @@ def test_options_of_a_fit(name: str, value: Any) -> None:
         "validation": data if name == "patience" else None,
     }
     options[name] = value
-    answer(lambda: fit(*start(), **options), deep=name in ("accelerator", "devices", "strategy", "precision"))
+    own = {one.name: options.pop(one.name) for one in fields(TrainerOptions) if one.name in options}
+    answer(
+        lambda: fit(*start(), **options, trainer=TrainerOptions(**own)),
+        deep=name in ("accelerator", "devices", "strategy", "precision"),
+    )
 
 
 @cases(150)

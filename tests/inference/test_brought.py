@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from pyro_tvae import (
 )
 from pyro_tvae.inference import (
     ELBO,
+    Annealing,
     Fitting,
     History,
+    TrainerOptions,
     annealed_importance,
     fit,
     forward_roll,
@@ -66,7 +69,10 @@ def sequences(n: int = 16) -> Tensor:
 
 def quick(model: TVAE, guide: Any, data: Any = None, **options: Any) -> History:
     options = {"max_epochs": 2, "seed": 1, "accelerator": "cpu", "progress": False} | options
-    return fit(model, guide, sequences() if data is None else data, **options)
+    trainer = TrainerOptions(
+        **{one.name: options.pop(one.name) for one in fields(TrainerOptions) if one.name in options}
+    )
+    return fit(model, guide, sequences() if data is None else data, trainer=trainer, **options)
 
 
 def weights(*modules: nn.Module) -> Tensor:
@@ -216,7 +222,7 @@ ENTRIES: dict[str, Callable[[TVAE, Guide, Tensor], object]] = {
     "log_weights": lambda m, g, x: log_weights(m, g, x, 2),
     "to_arviz": lambda m, g, x: to_arviz(m, g, x, draws=2),
     "forward_roll": lambda m, g, x: forward_roll(m, g, x),
-    "annealing": lambda m, g, x: annealed_importance(m, g, x, num_temperatures=3),
+    "annealing": lambda m, g, x: annealed_importance(m, g, x, annealing=Annealing(num_temperatures=3)),
     "nuts": lambda m, g, x: nuts(m, x, init=g, num_samples=1, warmup_steps=1, num_chains=1),
     "fit": lambda m, g, x: quick(m, g, x, max_epochs=1),
 }

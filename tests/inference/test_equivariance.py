@@ -13,13 +13,8 @@ from torch.distributions import Distribution
 
 from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, MeanFieldGuide, Normal, NoTopography, encode, roll
 from pyro_tvae.inference import equivariance
-from pyro_tvae.inference.equivariance import (
-    ForwardRoll,
-    capsule_correlation,
-    equivariance_error,
-    forward_roll,
-    roll_correlation,
-)
+from pyro_tvae.inference.equivariance import capsule_correlation, equivariance_error, roll_correlation
+from pyro_tvae.inference.forecasts import ForwardRoll, forward_roll
 
 
 @pytest.fixture(autouse=True)

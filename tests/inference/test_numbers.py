@@ -12,7 +12,7 @@ from complaints import answer
 from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, CapsuleRoll, ContinuousBernoulli, Likelihood, Normal, OrbitEnergy, default_guide
-from pyro_tvae.inference import ELBO, Terms, fit, log_likelihood
+from pyro_tvae.inference import ELBO, Terms, TrainerOptions, fit, log_likelihood
 from pyro_tvae.inference.training import NonFiniteError
 
 INPUTS: dict[str, Callable[..., Tensor]] = {
@@ -37,7 +37,7 @@ def test_extreme_pixels(paint: Callable[..., Tensor], likelihood: Callable[[], L
     )
     guide = default_guide(model)
     x = paint(4, 3, 1, 2, 2)
-    fit(model, guide, x, max_epochs=5, seed=0, accelerator="cpu", progress=False)
+    fit(model, guide, x, max_epochs=5, seed=0, progress=False, trainer=TrainerOptions("cpu"))
     assert torch.isfinite(log_likelihood(model, guide, x, 3).iwae).all()
 
 
@@ -46,7 +46,7 @@ def test_the_smallest_sizes_and_one_sequence(s: int, c: int, d: int) -> None:
     model = TVAE((1, 1, 1), s, c, d, CapsuleRoll(1, 0))
     guide = default_guide(model)
     x = torch.rand(1, s, 1, 1, 1)
-    fit(model, guide, x, max_epochs=2, seed=0, accelerator="cpu", progress=False, validation=x)
+    fit(model, guide, x, max_epochs=2, seed=0, progress=False, validation=x, trainer=TrainerOptions("cpu"))
     result = log_likelihood(model, guide, x, 1)
     assert torch.isfinite(result.iwae).all()
 
@@ -63,7 +63,12 @@ def test_precisions_that_train(precision: str) -> None:
     model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
     guide = default_guide(model)
     history = fit(
-        model, guide, torch.rand(20, 3, 1, 2, 2), max_epochs=4, precision=precision, accelerator="cpu", progress=False
+        model,
+        guide,
+        torch.rand(20, 3, 1, 2, 2),
+        max_epochs=4,
+        progress=False,
+        trainer=TrainerOptions("cpu", precision=precision),
     )
     assert history.rows
     assert all(torch.isfinite(p).all() for p in [*model.parameters(), *guide.parameters()])
@@ -74,7 +79,7 @@ def test_float16_trains_or_says_why_not() -> None:
     model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
     guide, x = default_guide(model), torch.rand(20, 3, 1, 2, 2)
     _, sentence = answer(
-        lambda: fit(model, guide, x, max_epochs=4, precision="16-true", accelerator="cpu", progress=False)
+        lambda: fit(model, guide, x, max_epochs=4, progress=False, trainer=TrainerOptions("cpu", precision="16-true"))
     )
     assert sentence is not None or all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -105,7 +110,7 @@ def test_a_gradient_that_is_not_finite_stops_the_fit_before_the_weights(tmp_path
             seed=0,
             objective=Poisoned,
             directory=tmp_path,
-            accelerator="cpu",
+            trainer=TrainerOptions("cpu"),
             progress=False,
         )
     text = str(caught.value)

@@ -36,6 +36,7 @@ from pyro_tvae.experiments.evaluation.evaluate import measure
 from pyro_tvae.experiments.evaluation.measures import flat
 from pyro_tvae.inference import (
     ELBO,
+    Annealing,
     annealed_importance,
     bracket,
     calibration,
@@ -366,9 +367,9 @@ def test_what_a_forward_draws_by_itself_is_drawn_in_the_prior_and_scored() -> No
 def test_what_works_from_laws_alone_refuses_what_they_do_not_say(kind: type[TVAE]) -> None:
     toy, x = Toy(kind), frames()
     calls: list[Callable[[], object]] = [
-        lambda: annealed_importance(toy.model, toy.guide, x, num_temperatures=3),
-        lambda: reverse_annealing(toy.model, toy.guide, 2, num_temperatures=3),
-        lambda: bracket(toy.model, toy.guide, 2, num_temperatures=3),
+        lambda: annealed_importance(toy.model, toy.guide, x, annealing=Annealing(num_temperatures=3)),
+        lambda: reverse_annealing(toy.model, toy.guide, 2, annealing=Annealing(num_temperatures=3)),
+        lambda: bracket(toy.model, toy.guide, 2, annealing=Annealing(num_temperatures=3)),
         lambda: simulate(toy.model, 2),
     ]
     words = {
@@ -385,10 +386,10 @@ def test_what_works_from_laws_alone_refuses_what_they_do_not_say(kind: type[TVAE
 def test_random_weights_and_programs_are_refused_by_annealing() -> None:
     toy, x = Toy(), frames()
     with pytest.raises(ValueError, match=r"annealing needs a mean-field guide .* function is none"):
-        annealed_importance(toy.model, as_function(toy.guide), x, num_temperatures=3)  # type: ignore[arg-type]
+        annealed_importance(toy.model, as_function(toy.guide), x, annealing=Annealing(num_temperatures=3))  # type: ignore[arg-type]
     guide = toy.bayesian()
     for refused in (
-        lambda: annealed_importance(toy.model, guide, x, num_temperatures=3),  # type: ignore[arg-type]
+        lambda: annealed_importance(toy.model, guide, x, annealing=Annealing(num_temperatures=3)),  # type: ignore[arg-type]
         lambda: simulate(toy.model, 2),
         lambda: calibration(toy.model, guide, 5, 9),
     ):

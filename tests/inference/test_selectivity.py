@@ -1,4 +1,4 @@
-"""Selectivity: d′ by hand, organised maps found, random ones not, and the moments of strokes in closed form."""
+"""Selectivity: d′ by hand, organised maps found, and random ones not."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pyro_tvae.inference import (
     neighbor_correlation,
     preferred_class,
     preferred_value,
-    slant,
-    stroke_width,
 )
 
 
@@ -88,7 +86,7 @@ def test_the_map_has_no_edge() -> None:
 
 @pytest.mark.parametrize("n_features", [1, 5])
 def test_the_p_values_of_random_maps_are_uniform(n_features: int) -> None:
-    """Kolmogorov's distance of 300 p-values to the uniform law; false alarms: 1 in 1,000 if it were not seeded."""
+    """Kolmogorov's distance of 300 p-values to uniform ones; false alarms: 1 in 1,000 if it were not seeded."""
     n = 300
     p = torch.tensor(
         [neighbor_correlation(torch.randn(n_features, 4, 5), 199, seed=k).p_value for k in range(n)]
@@ -96,31 +94,6 @@ def test_the_p_values_of_random_maps_are_uniform(n_features: int) -> None:
     steps = torch.arange(1, n + 1, dtype=torch.float64) / n
     distance = (p.sort().values - steps).abs().max().item()
     assert distance < math.sqrt(-math.log(0.001 / 2) / 2 / n) + 1 / 200 + 1 / n
-
-
-def bar(lean: float, middle: float = 20.0) -> torch.Tensor:
-    """An upright stroke, 4 wide with soft edges, sheared by ``lean`` to the right of every pixel up."""
-    up = torch.arange(20.0, -21.0, -1.0).unsqueeze(1)
-    across = torch.arange(41.0) - middle - lean * up
-    return torch.exp(-(across.square()) / 8) * (up.abs() <= 12)
-
-
-def test_a_shear_adds_to_the_slant() -> None:
-    for lean in (-0.4, 0.0, 0.3):
-        assert slant(bar(lean)).item() == pytest.approx(lean, abs=1e-3)
-        assert slant(bar(lean, middle=17.0)).item() == pytest.approx(lean, abs=1e-3)
-        assert slant(bar(lean).flip(-1)).item() == pytest.approx(-lean, abs=1e-3)
-    assert slant(torch.stack([bar(0.2), torch.zeros(41, 41)])).tolist() == [pytest.approx(0.2, abs=1e-3), 0.0]
-
-
-@pytest.mark.parametrize("width", [3.0, 6.0])
-def test_the_width_of_a_ring_is_its_width(width: float) -> None:
-    place = torch.arange(101.0) - 50
-    radius = (place.square() + place.unsqueeze(1).square()).sqrt()
-    ring = (0.5 + width / 2 - (radius - 30).abs()).clamp(0, 1)
-    assert stroke_width(ring).item() == pytest.approx(width, rel=0.08)
-    assert stroke_width(0.5 * ring).item() == pytest.approx(width, rel=0.08)  # of grey strokes too
-    assert stroke_width(torch.zeros(2, 5, 5)).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ FRAME, S, C, D = (1, 4, 4), 4, 2, 4
 
 Use = Callable[[TVAE, Guide, Tensor, Path], object]
 
-FEW: dict[str, Any] = {"num_chains": 1, "num_temperatures": 3}
+FEW: dict[str, Any] = {"annealing": inference.Annealing(1, 3)}
 
 USES: dict[str, Use] = {
     "encode": lambda m, g, x, p: pyro_tvae.encode(m, g, x),
@@ -51,6 +51,8 @@ USES: dict[str, Use] = {
         m, g, x, inference.nuts(m, x, init=g, num_samples=4, warmup_steps=2, num_chains=1), num_particles=5
     ),
     "calibration": lambda m, g, x, p: inference.calibration(m, g, n_simulations=4, n_draws=9),
+    "identified": lambda m, g, x, p: inference.identified(m, inference.simulate(m, 2).latents),
+    "simulate": lambda m, g, x, p: inference.simulate(m, 2),
     "fit": lambda m, g, x, p: inference.fit(m, g, x, max_epochs=1, progress=False),
     "ELBO": lambda m, g, x, p: inference.ELBO(m, g)(x).elbo.detach(),
     "IWAE": lambda m, g, x, p: inference.IWAE(m, g, 2)(x).elbo.detach(),
@@ -68,11 +70,10 @@ WITHOUT_A_MODEL = {
     "neighbor_correlation",
     "preferred_class",
     "preferred_value",
-    "slant",
-    "stroke_width",
     "pose_probe",
     "probe",
     "from_netcdf",
+    "pareto_shape",
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from pyro_tvae import TVAE, MeanFieldGuide
-from pyro_tvae.inference import fit
+from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.inference.subnormals import sweep
 
 OPTIMIZERS = {
@@ -45,7 +45,7 @@ def trained(data: Tensor, *, moment: str = "exp_avg", **options: object) -> tupl
     model = TVAE((1, 4, 4), n_frames=3, n_capsules=2, capsule_dim=3)
     guide = MeanFieldGuide(model)
     plant = Plant(next(guide.z_encoder.parameters()), moment)
-    fit(model, guide, data, warmup_steps=0, callbacks=[plant], progress=False, **options)
+    fit(model, guide, data, warmup_steps=0, progress=False, trainer=TrainerOptions(callbacks=[plant]), **options)
     return [*model.parameters(), *guide.parameters()], plant.moment
 
 

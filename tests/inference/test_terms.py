@@ -40,7 +40,16 @@ from torch import Tensor, nn
 
 from pyro_tvae import TVAE, Guide, GuideList, MeanFieldGuide, encode, reconstruct, sample
 from pyro_tvae.guides.base import Posterior
-from pyro_tvae.inference import ELBO, IWAE, DReG, MeanFieldELBO, annealed_importance, log_likelihood, log_weights
+from pyro_tvae.inference import (
+    ELBO,
+    IWAE,
+    Annealing,
+    DReG,
+    MeanFieldELBO,
+    annealed_importance,
+    log_likelihood,
+    log_weights,
+)
 
 LABELS = torch.tensor([0, 1, 2, 1])
 
@@ -438,7 +447,9 @@ def test_estimators_that_know_the_plain_model_alone_refuse_another(kind: type[TV
     model, x = tiny(kind), sequences()
     guide = MeanFieldGuide(model)
     if kind is Factored:
-        assert "a further site 'told'" in complaint(lambda: annealed_importance(model, guide, x, num_chains=2))
+        assert "a further site 'told'" in complaint(
+            lambda: annealed_importance(model, guide, x, annealing=Annealing(2))
+        )
         with pytest.warns(UserWarning, match="NOT a lower"):
             assert "a further site 'told'" in complaint(lambda: log_likelihood(model, guide, x, 2, estimator="frame"))
     wrapped = poutine.scale(model, scale=0.5)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import lightning.pytorch as lightning
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
-from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, fit
+from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, TrainerOptions, fit
 from pyro_tvae.inference.batches import frames_of
 from pyro_tvae.inference.training import NonFiniteError
 
@@ -46,7 +47,9 @@ def equal(one: list[Tensor], two: list[Tensor]) -> bool:
 
 def quick(model: TVAE, guide: Guide, data: object = None, **options: object) -> History:
     options = {"max_epochs": 2, "seed": 1, "accelerator": "cpu", "progress": False} | options
-    return fit(model, guide, moving_bar() if data is None else data, **options)  # type: ignore[arg-type]
+    own: dict = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
+    trainer = TrainerOptions(**own)
+    return fit(model, guide, moving_bar() if data is None else data, trainer=trainer, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("orbits", [False, True])

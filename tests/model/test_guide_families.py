@@ -41,7 +41,7 @@ from pyro_tvae import (
     encode,
     reconstruct,
 )
-from pyro_tvae.inference import ELBO, annealed_importance, log_likelihood, log_weights, nuts, to_arviz
+from pyro_tvae.inference import ELBO, Annealing, annealed_importance, log_likelihood, log_weights, nuts, to_arviz
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.posteriors import JOINT, moments, standalone
 
@@ -254,10 +254,10 @@ def test_every_parameter_trains_and_every_judge_runs(name: str, prior: str) -> N
     result = nuts(model, x, init=guide, num_samples=4, warmup_steps=4, num_chains=2, max_tree_depth=2)
     assert result.draws["z"].shape == (2, 4, 2, S, C, D)
     if guide.mean_field:
-        assert annealed_importance(model, guide, x, num_chains=2, num_temperatures=3).log_p.shape == (2,)
+        assert annealed_importance(model, guide, x, annealing=Annealing(2, 3)).log_p.shape == (2,)
     else:
         with pytest.raises(ValueError, match="annealing needs a mean-field guide"):
-            annealed_importance(model, guide, x, num_chains=2, num_temperatures=3)
+            annealed_importance(model, guide, x, annealing=Annealing(2, 3))
         with (
             pytest.raises(ValueError, match="weights per frame need"),
             pytest.warns(UserWarning, match="per frame|frame by frame"),

@@ -23,7 +23,7 @@ from pyro_tvae import (
     PseudoInputLatent,
     StudentLatent,
 )
-from pyro_tvae.inference import ELBO, annealed_importance, nuts, to_arviz
+from pyro_tvae.inference import ELBO, Annealing, annealed_importance, nuts, to_arviz
 from pyro_tvae.inference.objectives import divergence
 
 FRAME, S, C, D = (1, 2, 3), 4, 2, 4
@@ -135,7 +135,7 @@ def test_what_judges_a_model_takes_every_law(make: Callable[[], LatentPrior]) ->
     model = small(make())
     guide = MeanFieldGuide(model)
     x = torch.rand(2, S, *FRAME)
-    assert annealed_importance(model, guide, x, num_chains=2, num_temperatures=4).log_p.shape == (2,)
+    assert annealed_importance(model, guide, x, annealing=Annealing(2, 4)).log_p.shape == (2,)
     data = to_arviz(model, guide, x, draws=3)
     assert data.prior["z"].dims[2:] == ("sequence", "frame", "capsule", "position")
     result = nuts(model, x, init=guide, num_samples=4, warmup_steps=4, num_chains=1, max_tree_depth=2)

@@ -28,7 +28,7 @@ from pyro_tvae import (
     load,
     save,
 )
-from pyro_tvae.inference import ELBO, MeanFieldELBO, fit, log_likelihood, log_weights
+from pyro_tvae.inference import ELBO, MeanFieldELBO, TrainerOptions, fit, log_likelihood, log_weights
 from pyro_tvae.mixture_latents import Mixture
 
 FRAME, S, C, D, K = (1, 2, 3), 4, 2, 3, 3
@@ -202,7 +202,7 @@ def test_every_parameter_is_trained_by_pyro_s_own_svi(make: Callable[[], LatentP
 def test_a_copy_and_a_file_have_the_same_law(make: Callable[[], LatentPrior], centered: bool, tmp_path: Path) -> None:
     model = TVAE(FRAME, S, C, D, CapsuleRoll(3, 1), latent=make(), mu=2.0, centered=centered)
     guide, x = MeanFieldGuide(model), torch.rand(2, S, *FRAME)
-    fit(model, guide, x, max_epochs=2, progress=False, accelerator="cpu")
+    fit(model, guide, x, max_epochs=2, progress=False, trainer=TrainerOptions("cpu"))
     expected = log_weights(model, guide, x, 4, seed=1)
     for one, its_guide in (copy.deepcopy((model, guide)), load(save(tmp_path / "m.safetensors", model, guide))):
         assert torch.equal(log_weights(one, its_guide, x, 4, seed=1), expected)
@@ -233,7 +233,7 @@ def test_a_shared_encoder_is_the_vampprior() -> None:
     parameters = list(ELBO(model, guide).parameters())
     assert len({*parameters}) == len(parameters)
     start = [value.detach().clone() for value in latent.encoder.parameters()]
-    fit(model, guide, x, max_epochs=2, progress=False, accelerator="cpu")
+    fit(model, guide, x, max_epochs=2, progress=False, trainer=TrainerOptions("cpu"))
     agree(model, guide)
     pyro.clear_param_store()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(max_plate_nesting=1))

@@ -26,7 +26,7 @@ from pyro_tvae import (
     Topography,
     Torus,
 )
-from pyro_tvae.inference import annealed_importance, fit, nuts, to_arviz
+from pyro_tvae.inference import Annealing, annealed_importance, fit, nuts, to_arviz
 
 FRAME = (1, 2, 3)
 FALSE_ALARM = 1e-4
@@ -103,9 +103,7 @@ def test_log_p_is_that_of_gaussian_energies() -> None:
         guide = MeanFieldGuide(model, initial_log_variance=-1.0).double()
         # A copy, since a fit moves the decoder too.
         fit(copy.deepcopy(model), guide, x, max_epochs=200, warmup_steps=0, progress=False)
-        found.append(
-            annealed_importance(model, guide, x, num_chains=32, num_temperatures=150, leapfrog_steps=4, seed=1)
-        )
+        found.append(annealed_importance(model, guide, x, annealing=Annealing(32, 150, 4), seed=1))
     gaussian, gamma, other = found
     error = (gaussian.standard_error.square() + gamma.standard_error.square()).sqrt()
     assert (error < 0.4).all()

@@ -1,0 +1,131 @@
+"""Hamiltonian Monte Carlo on the densities between a guide and its posterior, many chains in one tensor program."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.posteriors import standalone
+
+from .inspection import refuse_own_terms
+
+__all__ = ["Path", "Point", "leapfrog", "transition"]
+
+PILOT_DRAWS = 64
+
+
+class Point(NamedTuple):
+    """Where chains are: y (K, B, n), and there log q, log p(x, ·), (K, B, 1), and their gradients, (K, B, n)."""
+
+    y: Tensor
+    log_q: Tensor
+    log_p: Tensor
+    slope_q: Tensor
+    slope_p: Tensor
+
+    def log_f(self, beta: float) -> Tensor:
+        """``(1 − β) log q + β log p``, (K, B, 1)."""
+        return torch.lerp(self.log_q, self.log_p, beta)
+
+    def slope(self, beta: float) -> Tensor:
+        """Gradient of :meth:`log_f`, (K, B, n)."""
+        return torch.lerp(self.slope_q, self.slope_p, beta)
+
+    def accept(self, accepted: Tensor, proposal: Point) -> Point:
+        """The proposal where accepted (K, B, 1), this point elsewhere."""
+        return Point(*(torch.where(accepted, new, old) for new, old in zip(proposal, self, strict=True)))
+
+
+class Path:
+    """The densities between q(z, u | x) and p(x, z, u) over unconstrained coordinates y of all sites, side by side.
+
+    Real sites stand for themselves and positive ones for their logarithm; both ends carry the Jacobian.
+    """
+
+    def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
+        model.check(x)
+        refuse_own_terms(model, x, "annealing")
+        self.model, self.x, self.prior_distributions = model, x, model.prior_distributions()
+        posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
+        if posterior is None or {*posterior} != {*self.prior_distributions}:
+            raise ValueError(
+                f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, "
+                f"whose posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
+            )
+        self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}
+        self.posterior = {site: q.to_event(len(q.batch_shape) - 1) for site, q in posterior.items()}
+        # Beyond these bounds numbers overflow; a trajectory that leaves them is rejected, as its reverse would be.
+        bounds = {site: 1e6 if q.support is constraints.real else 80.0 for site, q in posterior.items()}
+        self.bound = torch.cat([x.new_full((q.event_shape.numel(),), bounds[s]) for s, q in self.posterior.items()])
+        self.scale = self.draw(PILOT_DRAWS).std(0)
+
+    def draw(self, n: int) -> Tensor:
+        """Unconstrained draws from the guide, (n, B, coordinates)."""
+        return self.unconstrain({site: q.sample(torch.Size([n])) for site, q in self.posterior.items()})
+
+    def unconstrain(self, latents: dict[str, Tensor]) -> Tensor:
+        """Values of the sites (K, B, *site) as coordinates (K, B, n)."""
+        return torch.cat([self.to_site[site].inv(latents[site]).flatten(2) for site in self.posterior], -1)
+
+    def densities(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """log q and log p(x, ·) of coordinates (K, B, n), Jacobian included: each (K, B)."""
+        values: dict[str, Tensor] = {}
+        log_q = log_prior = y.new_zeros(())
+        sizes = [q.event_shape.numel() for q in self.posterior.values()]
+        for (site, q), part in zip(self.posterior.items(), y.split(sizes, -1), strict=True):
+            free = part.unflatten(-1, q.event_shape)
+            value = values[site] = self.to_site[site](free)
+            jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
+            log_q = log_q + q.log_prob(value) + jacobian
+            log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
+        t = self.model.compose(values["z"], None if self.model.prior is None else values[self.model.prior.site])
+        return log_q, log_prior + self.model.decode(t).log_prob(self.x).sum(-1)
+
+    def at(self, y: Tensor) -> Point:
+        """Densities and gradients at y, from one pass through the decoder and one back."""
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            log_q, log_p = self.densities(y)
+            (slope_q,) = torch.autograd.grad(log_q.sum(), y, retain_graph=True)
+            (slope_p,) = torch.autograd.grad(log_p.sum(), y)
+        return Point(y.detach(), log_q.detach().unsqueeze(-1), log_p.detach().unsqueeze(-1), slope_q, slope_p)
+
+
+def leapfrog(
+    path: Path, point: Point, momentum: Tensor, beta: float, step: Tensor, n_steps: int
+) -> tuple[Point, Tensor, Tensor]:
+    """Follow Hamilton's equations of ``−log f_β + |momentum|² / 2`` for n steps: reversible, volume-preserving.
+
+    Args:
+        momentum: (K, B, n).
+        step: step size of every coordinate, broadcasts against (K, B, n).
+
+    Returns:
+        Where it ends, the momentum there, and (K, B, 1) whether it stayed within the path's bounds.
+    """
+    start, inside = point.y, torch.ones_like(point.log_q, dtype=torch.bool)
+    momentum = momentum + step / 2 * point.slope(beta)
+    for i in range(n_steps):
+        y = point.y + step * momentum
+        inside = inside & (y.abs() <= path.bound).all(-1, keepdim=True)
+        point = path.at(torch.where(inside, y, start))
+        momentum = momentum + (step / 2 if i == n_steps - 1 else step) * point.slope(beta)
+    return point, momentum, inside
+
+
+def transition(path: Path, point: Point, beta: float, step: Tensor, n_steps: int) -> tuple[Point, Tensor]:
+    """One HMC step that leaves f_β invariant: the new point, and the acceptance probabilities (K, B, 1)."""
+    momentum = torch.randn_like(point.y)
+    # A size of its own for every trajectory, over a decade: where energies are small, t is steep, and chains that
+    # start there stay there with the size that suits the rest.
+    step = step * 10 ** -torch.rand_like(point.log_q)
+    proposal, end, inside = leapfrog(path, point, momentum, beta, step, n_steps)
+    gain = proposal.log_f(beta) - point.log_f(beta)
+    gain = gain - (end.square() - momentum.square()).sum(-1, keepdim=True) / 2
+    probability = torch.where(inside & gain.isfinite(), gain.clamp(max=0).exp(), 0)
+    return point.accept(torch.rand_like(probability) < probability, proposal), probability

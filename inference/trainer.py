@@ -1,0 +1,160 @@
+"""The Trainer of a fit: made from a few options or brought ready, and lent what a fit adds for as long as it runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from .checkpoints import WholeFiles
+
+__all__ = ["TrainerOptions", "lent", "make_trainer", "plain_ends", "quiet"]
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What :func:`fit` hands to Lightning's `Trainer <https://lightning.ai/docs/pytorch/stable/common/trainer.html>`_.
+
+    Attributes:
+        accelerator, devices, strategy, precision: as there.
+        accumulate_grad_batches: batches whose gradients are averaged into one step.
+        callbacks: further Lightning callbacks.
+        logger: loggers of Lightning's in the place of those in the fit's ``directory``; False for none.
+
+    Raises:
+        ValueError: accumulate_grad_batches is no whole number above 0.
+        TypeError: callbacks or logger are no callbacks or loggers of Lightning's.
+
+    Example:
+        >>> TrainerOptions(devices=2, strategy="ddp").precision
+        '32-true'
+    """
+
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    callbacks: Sequence[Callback] = ()
+    logger: Logger | Sequence[Logger] | bool | None = None
+
+    def __post_init__(self) -> None:
+        batches: object = self.accumulate_grad_batches
+        if not isinstance(batches, Integral) or isinstance(batches, bool) or batches < 1:
+            raise ValueError(f"fit: accumulate_grad_batches is {batches!r}; expected a whole number of at least 1.")
+        callbacks: Any = self.callbacks
+        if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callback) for one in callbacks):
+            raise TypeError(f"fit: callbacks is {callbacks!r}; expected a list of callbacks of Lightning's.")
+        loggers = (
+            self.logger if isinstance(self.logger, Sequence) and not isinstance(self.logger, str) else [self.logger]
+        )
+        if self.logger not in (None, False) and not all(isinstance(one, Logger) for one in loggers):
+            raise TypeError(
+                f"fit: logger is {self.logger!r}; expected a logger of Lightning's, a list of them, False for none, or "
+                "None."
+            )
+
+
+def make_trainer(
+    options: TrainerOptions,
+    *,
+    max_epochs: int,
+    gradient_clip: float | None,
+    directory: str | Path | None,
+    shares_data: bool,
+) -> lightning.Trainer:
+    """A Trainer for one fit, which draws no bar and writes no checkpoints of its own.
+
+    Each of several processes is given its share of the data where ``shares_data``; a data module sees to that itself.
+    """
+    loggers: Any = options.logger
+    if loggers is None and directory is not None:
+        logs = Path(directory) / "logs"
+        loggers = [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
+    return lightning.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]
+        max_epochs=max_epochs,
+        callbacks=[*options.callbacks],
+        logger=loggers or False,
+        log_every_n_steps=10,
+        gradient_clip_val=gradient_clip,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        num_sanity_val_steps=0,
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in options.callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=shares_data,
+    )
+
+
+@contextmanager
+def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) -> Iterator[None]:
+    """A Trainer with further callbacks before and after its own, and checkpoints that are written whole or not at all.
+
+    What writes checkpoints comes last of all, so that they hold what the others did. A checkpoint plugin of the
+    Trainer's stays.
+    """
+    own, strategy = trainer.callbacks, trainer.strategy
+    plugin = strategy.checkpoint_io
+    trainer.callbacks = sorted([*before, *own, *after], key=lambda one: isinstance(one, Checkpoint))
+    if type(plugin) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeFiles()
+    try:
+        yield
+    finally:
+        trainer.callbacks, strategy.checkpoint_io = own, plugin
+
+
+@contextmanager
+def plain_ends() -> Iterator[None]:
+    """Leave a fit as any other function is left: Lightning exits the process on Ctrl-C, and has errors of its own."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        if isinstance(error, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    except MisconfigurationException as error:
+        raise ValueError(f"fit: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's advertisements and advice on workers, silenced for the length of a fit."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*exists and is not empty.*",
+            ".*litlogger.*",
+            ".*number of training batches.*smaller than the logging interval.*",
+            ".*LeafSpec.*is deprecated.*",
+            ".*validation_step.*but have no.*val_dataloader.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
