@@ -19,6 +19,7 @@ from torch.distributions import biject_to, constraints
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.posteriors import standalone
+from pyro_tvae.verbs import ancestral_sample
 
 from .likelihood import concatenate, seeded, summarize
 from .own_programs import refuse_own_terms
@@ -241,12 +242,8 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
     refuse_own_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "simulate")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
-        latents = {
-            site: distribution.sample(torch.Size([n_sequences]))
-            for site, distribution in model.prior_distributions().items()
-        }
-        u = None if model.prior is None else latents[model.prior.site]
-        return Simulated(model.decode(model.compose(latents["z"], u)).sample(), latents)
+        _, values = ancestral_sample(model, n_sequences)
+    return Simulated(values["x"], {site: values[site] for site in model.prior_distributions()})
 
 
 def _simulated(owner: str, model: TVAE, simulated: Simulated | int, seed: int | None) -> Simulated:
@@ -299,8 +296,8 @@ class Path:
         posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
         if posterior is None or {*posterior} != {*self.prior_distributions}:
             raise ValueError(
-                f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, whose "
-                f"posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
+                f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, "
+                f"whose posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
             )
         self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}
         self.posterior = {site: q.to_event(len(q.batch_shape) - 1) for site, q in posterior.items()}
@@ -328,7 +325,7 @@ class Path:
             jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
             log_q = log_q + q.log_prob(value) + jacobian
             log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
-        t = self.model.compose(values["z"], None if self.model.prior is None else values[self.model.prior.site])
+        t = self.model.compose(values)
         return log_q, log_prior + self.model.decode(t).log_prob(self.x).sum(-1)
 
     def at(self, y: Tensor) -> Point:

@@ -21,7 +21,7 @@ from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.model import TVAE
 from pyro_tvae.programs import check_covariates
 from pyro_tvae.topographies.base import roll
-from pyro_tvae.verbs import composed, posterior_means, weights_at
+from pyro_tvae.verbs import posterior_means, weights_at
 
 from . import likelihood
 from .likelihood import seeded
@@ -405,7 +405,7 @@ def _rolled_and_held(
     observed = torch.arange(x.shape[1], device=x.device) < m
     known = posterior_means(model, posterior_of(guide, x, observed, covariates))
     with weights_at(model, known):
-        t = composed(model, known)[:, m - 1 : m]
+        t = model.compose(known)[:, m - 1 : m]
         shifts = torch.arange(1, n_unseen + 1, device=t.device)
         return model.decode(roll(t, shifts.unsqueeze(-1))), model.decode(t)
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 from pyro_tvae.programs import call, is_bayesian, untouched_store
-from pyro_tvae.verbs import composed
 
 from .densities import refuse_further_terms, scored
 
@@ -59,7 +58,7 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
     with torch.no_grad():
         values = {name: sites[name]["value"] for name in distributions if name in sites}
         if len(values) == len(distributions):
-            distributions["x"] = model.decode(composed(model, values)).to_event(1)
+            distributions["x"] = model.decode(model.compose(values)).to_event(1)
         for name, distribution in distributions.items():
             site = sites.get(name)
             said = None if site is None else (site["fn"].log_prob(site["value"]), distribution.log_prob(site["value"]))
@@ -67,8 +66,8 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
                 by = "decode" if name == "x" else "prior_distributions"
                 raise ValueError(
                     f"{what}: the forward of {type(model).__name__} gives site {name!r} another distribution than its "
-                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, "
-                    "which runs the program."
+                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use "
+                    "log_likelihood, which runs the program."
                 )
 
 

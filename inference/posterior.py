@@ -152,7 +152,7 @@ def to_arviz(
         )
     observed_data = {"x": x} if own is None else own.observed
     names = _coordinates(coords or {}, tvae, x, {*observed_data})
-    site = None if tvae.prior is None else tvae.prior.site
+    site = next(iter(tvae.energies), None)
     with seeded(seed), untouched_store():
         if method == "nuts":
             sampled = _nuts(model, guide, x, covariates, draws, num_chains, warmup_steps, progress)
@@ -329,7 +329,7 @@ def _derived(model: TVAE, latents: Mapping[str, Tensor], site: str | None) -> di
     if site is not None:
         # One draw at a time: composing all at once would double the memory.
         flat = zip(latents["z"].flatten(0, 1), latents[site].flatten(0, 1), strict=True)
-        energies, composed = zip(*((model.energy(u), model.compose(z, u)) for z, u in flat), strict=True)
+        energies, composed = zip(*((model.energy(u), model.compose({"z": z, site: u})) for z, u in flat), strict=True)
         shape = latents["z"].shape[:2]
         variables["v"] = torch.stack(energies).unflatten(0, shape)
         variables["t"] = torch.stack(composed).unflatten(0, shape)
@@ -355,7 +355,7 @@ def _decoded(
     frames, nats = [], []
     for part in _chunks(latents, max(1, chunk_bytes // (x.numel() * x.element_size()))):
         # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
-        distribution = model.decode(model.compose(part["z"], None if site is None else part[site]))
+        distribution = model.decode(model.compose(part))
         if predict:
             frames.append(distribution.sample().cpu())
         if score:
@@ -420,8 +420,8 @@ class _Own:
             for name, site in sites.items():
                 if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic", False):
                     fixed[name] = site["value"] if in_plate(site) else site["value"].squeeze(1)
-            if self.tvae.prior is not None:
-                fixed["v"] = self.tvae.energy(part[self.tvae.prior.site])
+            for site in self.tvae.energies:
+                fixed["v"] = self.tvae.energy(part[site])
             for name, site in scored(trace):
                 # What the draws gave is observed in this run.
                 if not site["is_observed"] or name in latents:
@@ -436,7 +436,7 @@ class _Own:
             for i in range(3)
         ]
         variables = dict(latents) | whole[0]
-        if self.tvae.prior is not None:
+        if self.tvae.energies:
             random = [s for s, (part, name) in self.tvae.weight_sites().items() if (part, name) == (self.tvae, "mu")]
             variables["mu"] = latents[random[0]] if random else self.tvae.mu.detach().expand(shape)
         return variables, whole[1], whole[2]

@@ -12,13 +12,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.posteriors import draw
 from pyro_tvae.programs import untouched_store
+from pyro_tvae.verbs import ancestral_sample
 
 from .densities import refuse_further_terms
 from .likelihood import seeded
@@ -164,12 +164,8 @@ def _rank(draws: Tensor, truth: Tensor) -> Tensor:
 @torch.no_grad()
 def _simulate(model: TVAE, n: int) -> tuple[dict[str, Tensor], Tensor]:
     """Latents (n, *site) from the prior and the sequences x that follow from them."""
-    # The bare forward leaves Pyro's parameter store alone.
-    trace = poutine.trace(model.forward).get_trace(n_sequences=n)
-    sites = ["z"] if model.prior is None else ["z", model.prior.site]
-    values: dict[str, Any] = {site: trace.nodes[site]["value"] for site in (*sites, "x")}
-    x: Tensor = values.pop("x")
-    return values, x
+    _, values = ancestral_sample(model, n)
+    return {site: values[site] for site in ("z", *model.energies)}, values["x"]
 
 
 @torch.no_grad()
@@ -187,5 +183,5 @@ def _nuts_draws(model: TVAE, guide: Any, x: Tensor, n: int, warmup_steps: int, t
 @torch.no_grad()
 def _quantities(model: TVAE, latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """What is ranked: (…, B, *site) of each identified latent, and log p(x | t) (…, B)."""
-    t = model.compose(latents["z"], None if model.prior is None else latents[model.prior.site])
+    t = model.compose(latents)
     return identified(model, latents) | {LOG_LIKELIHOOD: model.decode(t).log_prob(x).sum(-1)}

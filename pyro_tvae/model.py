@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from .former_names import follow_compose, sites_of
 from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
 from .naming import NamedModule
@@ -72,6 +73,10 @@ class TVAE(Part, NamedModule):
 
     bare_forward = True  # see programs.py
     _like: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        follow_compose(cls)
 
     def __init__(
         self,
@@ -360,8 +365,8 @@ class TVAE(Part, NamedModule):
         if not (energy.isfinite() & (energy > 0)).all():
             raise ValueError(
                 "TVAE: a centered model needs the mean of its energies, a positive number, and 'distribution' and "
-                f"'point' of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', or "
-                "pass centered=False (on the command line: model.centered=false)."
+                f"'point' of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', "
+                "or pass centered=False (on the command line: model.centered=false)."
             )
         return (self.mu * (energy + self.eps).rsqrt()).mean()
 

@@ -18,7 +18,7 @@ __all__ = ["Coordinate", "Coupling", "FrameEncoder", "coordinates", "encoder", "
 
 
 def shown(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x with unseen frames blank, whatever they held, and the mask (B or 1, S, 1, 1) of the others, for (B, S, C, D)."""
+    """x with unseen frames blank, whatever they held, and the mask of the others, (B or 1, S, 1, 1)."""
     if observed is None:
         return x, None
     mask = frame_mask(observed, x.shape[-5], x.shape[-4]).to(x.device)[..., None, None]
@@ -112,7 +112,7 @@ class Coordinate:
 
     def independent(self, outputs: Sequence[Tensor], mask: Tensor | None) -> TorchDistribution:
         """The distribution from an encoder's two outputs."""
-        return self.distribution(*self.parameters(outputs, mask))
+        return self.distribution(*self.locate(outputs, mask))
 
 
 def energies_of(model: TVAE) -> str:

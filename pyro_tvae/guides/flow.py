@@ -65,7 +65,7 @@ class FlowGuide(FrameGuide):
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
         outputs = self.outputs(x)
-        loc, scale = (torch.stack(each, -3) for each in zip(*self.parameters(outputs, mask), strict=True))
+        loc, scale = (torch.stack(each, -3) for each in zip(*self.locate(outputs, mask), strict=True))
         base = Normal(torch.zeros_like(loc), torch.ones_like(scale)).to_event(4)
         flow = Couplings(self, outputs, loc, scale, mask)
         return joint(dist.TransformedDistribution(base, [flow]), {one.site: one.positive for one in self.coordinates})

@@ -51,9 +51,7 @@ class GammaGuide(EncoderGuide):
             )
         alpha = float(model.prior.concentration.detach())
         start = -initial_log_variance - float(torch.tensor(alpha).log())
-        super().__init__(
-            model, {"z": (0.0, initial_log_variance), "e": (0.0, start)}, network=network, name=name
-        )
+        super().__init__(model, {"z": (0.0, initial_log_variance), "e": (0.0, start)}, network=network, name=name)
         self.alpha = alpha
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

@@ -63,7 +63,7 @@ class CovarianceGuide(FrameGuide):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
-        pairs, factors = self.parameters(self.outputs(x), mask), self.gain * self.factors(x)
+        pairs, factors = self.locate(self.outputs(x), mask), self.gain * self.factors(x)
         loc, scale = (torch.cat([one.flatten(-2) for one in each], -1) for each in zip(*pairs, strict=True))
         if mask is not None:
             factors = factors * mask.flatten(-2)
@@ -115,7 +115,7 @@ class ConditionalGuide(FrameGuide):
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
         outputs = self.outputs(x)
-        (z_loc, z_scale), (loc, scale) = self.parameters(outputs, mask)
+        (z_loc, z_scale), (loc, scale) = self.locate(outputs, mask)
         z, energy = self.coordinates
         context = self.coupling.context(outputs)
 

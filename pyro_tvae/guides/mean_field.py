@@ -37,7 +37,7 @@ class MeanFieldGuide(FrameGuide):
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
-        pairs = zip(self.coordinates, self.parameters(self.outputs(x), mask), strict=True)
+        pairs = zip(self.coordinates, self.locate(self.outputs(x), mask), strict=True)
         return {one.site: one.distribution(*parameters) for one, parameters in pairs}
 
 
