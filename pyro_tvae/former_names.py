@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["ARGUMENTS", "CLASSES", "METHODS", "current", "follow_compose", "follow_methods", "warn"]
+__all__ = ["ARGUMENTS", "CLASSES", "METHODS", "current", "follow_methods", "sites_of", "warn"]
 
 # Former dotted name -> public path, which may be a former one itself.
 CLASSES: dict[str, str] = {
@@ -85,18 +85,21 @@ def warn(former: str, now: str, stacklevel: int) -> None:
     warnings.warn(sentence, DeprecationWarning, stacklevel=stacklevel + 1)
 
 
-def follow_methods(cls: type) -> None:
+def follow_methods(cls: Any) -> None:
     """Called for every new class of parts: give it the methods that it has under former names, and those names."""
-    tables = (
-        METHODS.get(f"pyro_tvae.{one.__name__}", {}) for one in cls.__mro__ if one.__module__.startswith("pyro_tvae")
-    )
-    for former, now in {pair for table in tables for pair in table.items()}:
+    ours = [one.__name__ for one in cls.__mro__ if one.__module__.startswith("pyro_tvae")]
+    for former, now in {pair for name in ours for pair in METHODS.get(f"pyro_tvae.{name}", {}).items()}:
         definer = next(one for one in cls.__mro__ if former in vars(one) or now in vars(one))
         if now not in vars(definer):
             warn(f"{cls.__name__}: the method {former!r} that it overrides", repr(now), 3)
             setattr(cls, now, vars(definer)[former])
         if now in vars(cls):
             setattr(cls, former, _former_method(cls, former, now))
+    if "TVAE" in ours and "compose" in vars(cls):
+        names = [*inspect.signature(cls.compose).parameters][1:]
+        if names[0] != "values" and (len(names) > 1 or names[0] == "z"):
+            warn(f"{cls.__name__}.compose(z, u)", "compose(values), of a mapping of sites to values", 3)
+            cls.compose = _of_sites(cls.compose)
 
 
 def _former_method(cls: type, former: str, now: str) -> Callable[..., Any]:
@@ -111,21 +114,16 @@ def _former_method(cls: type, former: str, now: str) -> Callable[..., Any]:
     return method
 
 
-def follow_compose(cls: Any) -> None:
-    """Let a class of models whose ``compose`` takes z and u, as it once did, be asked with the mapping of sites."""
-    compose = vars(cls).get("compose")
-    names = [*inspect.signature(compose).parameters][1:] if compose is not None else []
-    if not names or names[0] == "values" or (len(names) < 2 and names[0] != "z"):
-        return
-    warn(f"{cls.__name__}.compose(z, u)", "compose(values), of a mapping of sites to values", 3)
+def _of_sites(compose: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's ``compose`` that takes z and u, as it once did, for those who give it a mapping of sites."""
 
     @functools.wraps(compose)
     def of_sites(self: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(values, Mapping):
             return compose(self, values, *args, **kwargs)
-        return compose(self, values["z"], *(values.get(site) for site in self.energies))
+        return compose(self, values["z"], *(values[site] for site in self.energies))
 
-    cls.compose = of_sites
+    return of_sites
 
 
 def sites_of(model: Any, z: Any, u: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from .former_names import follow_compose, sites_of
+from .former_names import sites_of
 from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
 from .naming import NamedModule
@@ -73,10 +73,6 @@ class TVAE(Part, NamedModule):
 
     bare_forward = True  # see programs.py
     _like: Tensor
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        follow_compose(cls)
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class Coordinate:
     loc: float
     scale: float
 
-    def parameters(self, outputs: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def locate(self, outputs: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and scale of the coordinate from an encoder's two outputs, those of the prior in unseen frames."""
         shift, log_variance = outputs
         loc, scale = shift + self.loc if self.loc else shift, (0.5 * log_variance).exp()

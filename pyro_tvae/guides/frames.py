@@ -76,8 +76,8 @@ class FrameGuide(EncoderGuide):
         sites = coordinates(model, type(self).__name__)
         if self.couples and len(sites) < 2:
             raise ValueError(
-                f"{type(self).__name__}: it couples z with the energies, and a model with NoTopography has none; choose "
-                "a topography or MeanFieldGuide."
+                f"{type(self).__name__}: it couples z with the energies, and a model with NoTopography has none; "
+                "choose a topography or MeanFieldGuide."
             )
         biases = {key: (0.0, initial_log_variance) for key, _ in zip(("z", "u"), sites, strict=False)}
         super().__init__(model, biases, network=network, shared_trunk=self.shared_trunk, name=name)
@@ -86,4 +86,4 @@ class FrameGuide(EncoderGuide):
     def locate(self, outputs: Sequence[Tensor], mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Location and scale of every coordinate from the encoders' outputs, those of the prior in unseen frames."""
         pairs = zip(outputs[::2], outputs[1::2], strict=True)
-        return [one.parameters(pair, mask) for one, pair in zip(self.coordinates, pairs, strict=True)]
+        return [one.locate(pair, mask) for one, pair in zip(self.coordinates, pairs, strict=True)]

@@ -65,7 +65,7 @@ class PooledGuide(EncoderGuide):
         """Location and scale of z, and of every frame's votes the shift and the precision: each (B, S, C, D)."""
         *of_z, shift, log_precision = self.outputs(x)
         vote = log_precision.exp()
-        return self.z.parameters(of_z, mask), shift, vote if mask is None else vote * mask
+        return self.z.locate(of_z, mask), shift, vote if mask is None else vote * mask
 
     def pooled(self, shift: Tensor, vote: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale of log e, (B, C, orbits): the prior's and the votes of its members, multiplied."""
