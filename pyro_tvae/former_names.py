@@ -88,7 +88,7 @@ def warn(former: str, now: str, stacklevel: int) -> None:
 def follow_methods(cls: Any) -> None:
     """Called for every new class of parts: give it the methods that it has under former names, and those names."""
     ours = [one.__name__ for one in cls.__mro__ if one.__module__.startswith("pyro_tvae")]
-    for former, now in {pair for name in ours for pair in METHODS.get(f"pyro_tvae.{name}", {}).items()}:
+    for former, now in [pair for name in ours for pair in METHODS.get(f"pyro_tvae.{name}", {}).items()]:
         definer = next(one for one in cls.__mro__ if former in vars(one) or now in vars(one))
         if now not in vars(definer):
             warn(f"{cls.__name__}: the method {former!r} that it overrides", repr(now), 3)

@@ -45,8 +45,8 @@ class Mixing(TVAE):
 
     mixing: Tensor
 
-    def compose(self, z: Tensor, u: Tensor | None = None) -> Tensor:
-        return torch.einsum("lm, ...mcd -> ...lcd", self.mixing, z)
+    def compose(self, values: Mapping[str, Tensor], u: Tensor | None = None) -> Tensor:
+        return torch.einsum("lm, ...mcd -> ...lcd", self.mixing, values["z"])
 
 
 class Marginals(Guide):
