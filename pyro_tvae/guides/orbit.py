@@ -31,7 +31,6 @@ class PooledGuide(EncoderGuide):
         name: see :class:`Guide`.
     """
 
-    index: Tensor
     prior_location: Tensor
     prior_precision: Tensor
     members: Tensor
@@ -56,7 +55,6 @@ class PooledGuide(EncoderGuide):
         vote_bias = -initial_log_variance - float(size.mean().log())
         biases = {"z": (0.0, initial_log_variance), "e": (0.0, vote_bias)}
         super().__init__(model, biases, network=network, shared_trunk=shared_trunk, name=name)
-        self.register_buffer("index", index, persistent=False)
         self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
         self.register_buffer("members", nn.functional.one_hot(index.flatten()).to(size), persistent=False)
@@ -197,6 +195,7 @@ class ConditionalOrbitGuide(PooledGuide):
     """
 
     mean_field = False
+    index: Tensor
 
     def __init__(
         self,
@@ -214,6 +213,8 @@ class ConditionalOrbitGuide(PooledGuide):
             shared_trunk=shared_trunk,
             name=name,
         )
+        assert isinstance(model.prior, OrbitEnergy)
+        self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

@@ -140,7 +140,7 @@ def test_log_q_is_the_density_of_what_is_drawn(name: str, prior: str) -> None:
         if name == "conditional":
             q, given = posterior["z"], posterior[site]
             first = q.mean + q.stddev * noise[:n].reshape(1, S, C, D)
-            distribution = given({"z": first}).base_dist
+            distribution = given({"z": first})
             second = distribution.loc + distribution.scale * noise[n:].reshape(1, S, C, D)
             return torch.cat([first.flatten(), (second.exp() if model.prior.positive else second).flatten()])
         base, transforms = unwrapped(posterior[JOINT])
@@ -154,7 +154,7 @@ def test_log_q_is_the_density_of_what_is_drawn(name: str, prior: str) -> None:
     # Which noise makes this draw: found backwards, and checked by pushing it.
     if name == "conditional":
         first = posterior["z"]
-        distribution = posterior[site]({"z": z}).base_dist
+        distribution = posterior[site]({"z": z})
         free = u.log() if model.prior.positive else u
         noise = torch.cat(
             [((z - first.mean) / first.stddev).flatten(), ((free - distribution.loc) / distribution.scale).flatten()]
