@@ -30,7 +30,9 @@ __all__ = ["TVAE"]
 
 
 class TVAE(Part, NamedModule):
-    """The Topographic VAE (Keller & Welling 2021) as a Pyro program over sequences.
+    """The Topographic VAE as a Pyro program over sequences.
+
+    Keller & Welling 2021, "Topographic VAEs learn Equivariant Capsules", https://arxiv.org/abs/2109.01394.
 
     ``z ~ Normal(0, 1)``, ``u ~ Normal(0, 1)``, ``v = W u²``, ``t = (z + μ) / sqrt(v + eps)``,
     ``x[l] ~ likelihood(decoder(t[l]))`` for frames l = 1…S. Frames are event dimensions: the sequence is the unit of

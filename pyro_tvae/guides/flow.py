@@ -24,8 +24,9 @@ class FlowGuide(FrameGuide):
 
     Each layer moves u (log e, where energies are positive) given z, then z given ``log W u²`` of the values that u has
     then: z shares information over frames exactly where the topography shares energy. Couplings have triangular
-    Jacobians, so log q is exact (Dinh et al. 2017). Before it has learned anything it nearly is
-    :class:`MeanFieldGuide`. Not mean-field: KL terms are sampled.
+    Jacobians, so log q is exact (Dinh et al. 2017, "Density estimation using Real NVP",
+    https://arxiv.org/abs/1605.08803). Before it has learned anything it nearly is :class:`MeanFieldGuide`. Not
+    mean-field: KL terms are sampled.
 
     Args:
         model: a TVAE with one energy per latent. A learned W couples as it started.

@@ -20,7 +20,8 @@ class GammaGuide(EncoderGuide):
     """``q(z_l | x_l) q(e_l | x_l)``, Normals and Gammas: ``e ~ Gamma(α exp(b), ½ exp(b − a))``, of mean ``2α exp(a)``.
 
     With a = b = 0 this is the prior Gamma(α, ½), which no log-normal is (see :class:`MeanFieldGuide`). Draws are
-    reparametrised implicitly (Figurnov et al. 2018), and KL terms are closed.
+    reparametrised implicitly (Figurnov et al. 2018, "Implicit Reparameterization Gradients",
+    https://arxiv.org/abs/1805.08498), and KL terms are closed.
 
     Args:
         model: a TVAE with GammaEnergy. Where its α is learned, "the prior" is that of the start.

@@ -29,7 +29,8 @@ class SemiAmortizedGuide(Guide):
     """A mean-field posterior that starts at an encoder's answer and takes k gradient steps on each sequence's own ELBO.
 
     With the start ``loc₀, scale₀`` the sites are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
-    energies; Adam moves a and b from 0 (Kim et al. 2018). Its noise comes from a fixed seed, so that the posterior is a
+    energies; Adam moves a and b from 0 (Kim et al. 2018, "Semi-Amortized Variational Autoencoders",
+    https://arxiv.org/abs/1802.02550). Its noise comes from a fixed seed, so that the posterior is a
     function of x; whatever that makes of a and b, q is a density and its ELBO a bound. Training passes gradients
     to the encoder through ``loc₀, scale₀`` and treats a and b as constants: first order, no second derivatives.
 
