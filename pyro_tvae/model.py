@@ -326,15 +326,12 @@ class TVAE(Part, NamedModule):
         if not flat:
             outputs = self.decoder(t)
             return outputs
-        for part in self.decoder.modules():  # a parameter cannot be told to Pyro within vmap
+        for part in self.decoder.modules():  # parameters enter Pyro's store when they are read, which vmap forbids
             if isinstance(part, PyroModule):
                 for name in (*part._parameters, *part._pyro_params):
                     getattr(part, name.removesuffix("_unconstrained"))
         cache = self._pyro_context.cache
         whole = dict(cache)
-        for part in self.decoder.modules():  # parameters enter Pyro's store when they are read, which vmap forbids
-            for name in (*part._parameters, *getattr(part, "_pyro_params", ())):
-                getattr(part, name)
 
         def one(t: Tensor, weights: dict[str, Tensor]) -> Tensor:
             cache.update(weights)

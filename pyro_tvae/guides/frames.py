@@ -42,6 +42,10 @@ class EncoderGuide(Guide):
         for attribute, numbers in encoders.items():
             setattr(self, attribute, FrameEncoder(model, network, numbers))
         self.encoders = tuple(encoders)
+        self.couple(model)
+
+    def couple(self, model: TVAE) -> None:
+        """Make what a guide without further arguments needs beside its encoders, for subclasses."""
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the encoders say of x, each number (B, S, C, D), frame by frame."""
@@ -50,12 +54,6 @@ class EncoderGuide(Guide):
 
 class FrameGuide(EncoderGuide):
     """Base of guides that start from two numbers per latent, for z and for one energy per latent, frame by frame.
-
-    Args:
-        model: the TVAE it is for, with one energy per latent or without topography.
-        network: recipe of the encoders; the model's own by default.
-        initial_log_variance: bias of the log-variances.
-        name: see :class:`Guide`.
 
     Attributes:
         shared_trunk: one encoder for both.

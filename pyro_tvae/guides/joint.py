@@ -101,15 +101,7 @@ class ConditionalGuide(FrameGuide):
     mean_field = False
     couples = True
 
-    def __init__(
-        self,
-        model: TVAE,
-        *,
-        network: Network | None = None,
-        initial_log_variance: float = -5.0,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
+    def couple(self, model: TVAE) -> None:
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

@@ -21,15 +21,7 @@ __all__ = ["ConditionalOrbitGuide", "OrbitCovarianceGuide", "OrbitGuide"]
 
 
 class PooledGuide(EncoderGuide):
-    """Base of guides for orbit energies, whose frames vote for the energy of every orbit that passes through them.
-
-    Args:
-        model: a TVAE with OrbitEnergy.
-        network: recipe of the encoders; the model's own by default.
-        initial_log_variance: bias of z's log-variances, and of the orbit's before any evidence was learned.
-        shared_trunk: one encoder for z and the votes, read off the same features, so that a step costs less.
-        name: see :class:`Guide`.
-    """
+    """Base of guides for orbit energies, whose frames vote for the energy of every orbit that passes through them."""
 
     prior_location: Tensor
     prior_precision: Tensor
@@ -197,22 +189,7 @@ class ConditionalOrbitGuide(PooledGuide):
     mean_field = False
     index: Tensor
 
-    def __init__(
-        self,
-        model: TVAE,
-        *,
-        network: Network | None = None,
-        initial_log_variance: float = -5.0,
-        shared_trunk: bool = False,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            network=network,
-            initial_log_variance=initial_log_variance,
-            shared_trunk=shared_trunk,
-            name=name,
-        )
+    def couple(self, model: TVAE) -> None:
         assert isinstance(model.prior, OrbitEnergy)
         self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)
