@@ -276,12 +276,8 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
     refuse_own_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "simulate")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
-        latents = {
-            site: distribution.sample(torch.Size([n_sequences]))
-            for site, distribution in model.prior_distributions().items()
-        }
-        u = None if model.prior is None else latents[model.prior.site]
-        return Simulated(model.decode(model.compose(latents["z"], u)).sample(), latents)
+        _, values = ancestral_sample(model, n_sequences)
+    return Simulated(values["x"], {site: values[site] for site in model.prior_distributions()})
 
 
 def _simulated(owner: str, model: TVAE, simulated: Simulated | int, seed: int | None) -> Simulated:

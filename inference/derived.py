@@ -41,7 +41,7 @@ class FromDistributions:
 
     def __init__(self, model: TVAE, x: Tensor, chunk_bytes: int) -> None:
         self.model, self.x, self.chunk_bytes, self.observed = model, x, chunk_bytes, {"x": x}
-        self.site = None if model.prior is None else model.prior.site
+        self.site = next(iter(model.energies), None)
 
     def prior(self, draws: int) -> dict[str, Tensor]:
         """Draws of the latents from their prior, each (1, draws, …)."""
@@ -61,7 +61,9 @@ class FromDistributions:
         if site is not None:
             # One draw at a time: composing all at once would double the memory.
             flat = zip(latents["z"].flatten(0, 1), latents[site].flatten(0, 1), strict=True)
-            energies, composed = zip(*((model.energy(u), model.compose(z, u)) for z, u in flat), strict=True)
+            energies, composed = zip(
+                *((model.energy(u), model.compose({"z": z, site: u})) for z, u in flat), strict=True
+            )
             shape = latents["z"].shape[:2]
             variables["v"] = torch.stack(energies).unflatten(0, shape)
             variables["t"] = torch.stack(composed).unflatten(0, shape)
@@ -77,9 +79,7 @@ class FromDistributions:
         frames, nats = [], []
         for part in _chunks(latents, max(1, self.chunk_bytes // (x.numel() * x.element_size()))):
             # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
-            distribution = self.model.decode(
-                self.model.compose(part["z"], None if self.site is None else part[self.site])
-            )
+            distribution = self.model.decode(self.model.compose(part))
             if predict:
                 frames.append(distribution.sample().cpu())
             if score:
@@ -131,8 +131,8 @@ class FromProgram:
             for name, site in sites.items():
                 if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic", False):
                     fixed[name] = site["value"] if in_plate(site) else site["value"].squeeze(1)
-            if self.tvae.prior is not None:
-                fixed["v"] = self.tvae.energy(part[self.tvae.prior.site])
+            for name in self.tvae.energies:
+                fixed["v"] = self.tvae.energy(part[name])
             for name, site in scored(trace):
                 # What the draws gave is observed in this run.
                 if not site["is_observed"] or name in latents:
@@ -147,7 +147,7 @@ class FromProgram:
             for i in range(3)
         ]
         variables = dict(latents) | whole[0]
-        if self.tvae.prior is not None:
+        if self.tvae.energies:
             random = [s for s, (part, name) in self.tvae.weight_sites().items() if (part, name) == (self.tvae, "mu")]
             variables["mu"] = latents[random[0]] if random else self.tvae.mu.detach().expand(shape)
         return [variables, whole[1], whole[2]]

@@ -15,7 +15,7 @@ from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.model import TVAE
 from pyro_tvae.programs import check_covariates
 from pyro_tvae.topographies.base import roll
-from pyro_tvae.verbs import composed, posterior_means, weights_at
+from pyro_tvae.verbs import posterior_means, weights_at
 
 from . import likelihood
 from .inspection import refuse_fixed
@@ -240,6 +240,6 @@ def _rolled_and_held(
     observed = torch.arange(x.shape[1], device=x.device) < m
     means = posterior_means(model, posterior_of(guide, x, observed, covariates))
     with weights_at(model, means):
-        t = composed(model, means)[:, m - 1 : m]
+        t = model.compose(means)[:, m - 1 : m]
         shifts = torch.arange(1, n_unseen + 1, device=t.device)
         return model.decode(roll(t, shifts.unsqueeze(-1))), model.decode(t)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 from pyro_tvae.programs import call, is_bayesian, untouched_store
-from pyro_tvae.verbs import composed
 
 from .densities import counts_plainly, in_plate, scored
 
@@ -77,7 +76,7 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
     with torch.no_grad():
         values = {name: sites[name]["value"] for name in distributions if name in sites}
         if len(values) == len(distributions):
-            distributions["x"] = model.decode(composed(model, values)).to_event(1)
+            distributions["x"] = model.decode(model.compose(values)).to_event(1)
         for name, distribution in distributions.items():
             site = sites.get(name)
             said = None if site is None else (site["fn"].log_prob(site["value"]), distribution.log_prob(site["value"]))

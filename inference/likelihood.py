@@ -201,7 +201,7 @@ def _chunk_by_frame(
     alone = standalone(posterior) or {}
     with pyro.plate("particles", size, dim=-2):
         values = draw(posterior)
-    t = model.compose(values["z"], None if model.prior is None else values[model.prior.site])
+    t = model.compose(values)
     log_w = model.decode(t).log_prob(x)
     for site, value in values.items():
         log_w = log_w + (distributions[site].log_prob(value) - alone[site].log_prob(value)).sum((-1, -2))

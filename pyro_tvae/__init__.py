@@ -27,6 +27,7 @@ CONTENTS = (
 FORMER = {"BinarisedBernoulli": "BinarizedBernoulli", "SemiAmortisedGuide": "SemiAmortizedGuide"}
 
 if TYPE_CHECKING:
+    __version__: str
     from .convolution import *
     from .export import *
     from .guides import *

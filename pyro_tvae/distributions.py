@@ -18,7 +18,7 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 class Normal(dist.Normal):
-    """The Normal law with ``log p(x) = −½ ((x − loc) / scale)² − (log scale + ½ log 2π)``: three passes for six.
+    """The Normal with ``log p(x) = −½ ((x − loc) / scale)² − (log scale + ½ log 2π)``: three passes for six.
 
     Expanded, it goes on computing with the parameters it was built from.
     """
@@ -50,7 +50,7 @@ def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
 
 
 class Bernoulli(dist.Bernoulli):
-    """The Bernoulli law of logits η with ``log p(x) = η x − log(1 + exp(η))``: half the passes of torch's own."""
+    """The Bernoulli of logits η with ``log p(x) = η x − log(1 + exp(η))``: half the passes of torch's own."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -60,7 +60,7 @@ class Bernoulli(dist.Bernoulli):
 
 
 class BinarizedBernoulli(Bernoulli):
-    """The Bernoulli law of logits η that scores grey values as the zeros and ones on either side of a threshold."""
+    """The Bernoulli of logits η that scores grey values as the zeros and ones on either side of a threshold."""
 
     def __init__(self, logits: Tensor, threshold: Tensor, validate_args: bool | None = None) -> None:
         super().__init__(logits=logits, validate_args=validate_args)
@@ -74,7 +74,7 @@ class BinarizedBernoulli(Bernoulli):
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    """The same law from its logit η alone: torch's own clamps probabilities and is no density beyond η = ±16.
+    """The same distribution from its logit η alone: torch's own clamps probabilities and is no density beyond η = ±16.
 
     ``log p(x) = η x − A(η)`` with ``A(η) = log((exp(η) − 1) / η)``; mean and variance are A's derivatives.
     """

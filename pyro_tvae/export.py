@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .guides.base import Guide
 from .guides.semi_amortized import SemiAmortizedGuide
 from .model import TVAE
-from .posteriors import standalone
+from .posteriors import MonteCarlo, moments
 from .verbs import point_estimate
 
 __all__ = ["Decoder", "Encoder"]
@@ -57,14 +57,14 @@ class Encoder(nn.Module):
         x = next(model.decoder.parameters()).new_zeros(1, model.n_frames, *model.frame_shape)
         closed = not isinstance(guide, SemiAmortizedGuide)
         with torch.no_grad():
-            if not closed or standalone(guide.posterior(x)) is None:
+            if not closed or any(isinstance(one, MonteCarlo) for one in moments(guide.posterior(x)).values()):
                 means = "draws" if closed else "gradients"
                 raise ValueError(
                     f"Encoder: the posterior mean of {type(guide).__name__} takes {means}, "
                     "which no exported program has; use a guide whose sites stand by themselves, such as "
                     "MeanFieldGuide, SequenceGuide or OrbitGuide."
                 )
-            point_estimate(model, guide.posterior(x))  # makes the neighbourhood matrix, a constant of the program
+            point_estimate(model, guide.posterior(x))  # makes the neighborhood matrix, a constant of the program
         self.guide, self.model = guide, _without(model, ("decoder", "likelihood"))
 
     def forward(self, x: Tensor) -> Tensor:

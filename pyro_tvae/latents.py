@@ -1,7 +1,8 @@
-"""Laws of z: the latent that the energies scale, standard Normal in the paper, heavier-tailed or correlated in time."""
+"""Priors of z, the latent that the energies scale: standard Normal as in the paper, heavy-tailed, or AR(1) in time."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent
 
 
 class LatentPrior(Part, nn.Module):
-    """The law of z over one sequence; subclasses define :meth:`distribution`.
+    """The prior of z over one sequence; subclasses define :meth:`distribution`.
 
     Attributes:
         spread: scale of the Normal that guides put in its place where a frame was not seen.
@@ -35,7 +36,7 @@ class LatentPrior(Part, nn.Module):
         self.shape = (n_frames, n_capsules, n_positions)
 
     def look_at(self, model: TVAE) -> None:
-        """Called once at the end of the model's constructor, for laws that need more of it; they must not keep it."""
+        """Called once at the end of the model's constructor, for priors that need more of it; they must not keep it."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
         """The prior of one sequence's z, event shape (S, C, D), in ``like``'s dtype and device."""
@@ -53,7 +54,7 @@ class LaplaceLatent(LatentPrior):
     """``z ~ Laplace(0, scale)``, iid over (S, C, D): sparse codes.
 
     Args:
-        scale: of the law; the default has unit variance, as the Normal has.
+        scale: of the distribution; the default has unit variance, as the Normal has.
     """
 
     def __init__(self, scale: float = math.sqrt(0.5)) -> None:
@@ -107,7 +108,38 @@ class AutoregressiveLatent(LatentPrior):
         return Autoregressive(self.raw.to(like).tanh(), self.shape)
 
 
-class Autoregressive(TorchDistribution):
+class SequenceDistribution(TorchDistribution):
+    """Base of distributions over (S, C, D) that are the same for the whole batch.
+
+    Args:
+        shape: (S, C, D).
+    """
+
+    support = constraints.independent(constraints.real, 3)
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(torch.Size(), torch.Size(shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: SequenceDistribution | None = None) -> SequenceDistribution:
+        twin = copy.copy(self)
+        TorchDistribution.__init__(twin, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return twin
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        return value.expand(self.batch_shape + self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        total = self._log_prob(value)
+        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        """Of values (…, S, C, D), (…)."""
+        raise NotImplementedError
+
+
+class Autoregressive(SequenceDistribution):
     """Stationary AR(1) process over the first of three event dimensions, iid over the others, unit variance.
 
     Args:
@@ -116,29 +148,19 @@ class Autoregressive(TorchDistribution):
     """
 
     arg_constraints = {"coefficient": constraints.interval(-1, 1)}  # noqa: RUF012 - torch's own convention
-    support = constraints.independent(constraints.real, 3)
     has_rsample = True
 
-    def __init__(
-        self,
-        coefficient: Tensor,
-        shape: Sequence[int],
-        batch_shape: Sequence[int] = (),
-        validate_args: bool | None = None,
-    ) -> None:
+    def __init__(self, coefficient: Tensor, shape: Sequence[int]) -> None:
         self.coefficient = coefficient
-        super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=validate_args)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Autoregressive | None = None) -> Autoregressive:
-        return Autoregressive(self.coefficient, self.event_shape, batch_shape, validate_args=False)
+        super().__init__(shape)
 
     @property
     def mean(self) -> Tensor:
-        return self.coefficient.new_zeros(()).expand(self.batch_shape + self.event_shape)
+        return self._everywhere(self.coefficient.new_zeros(()))
 
     @property
     def variance(self) -> Tensor:
-        return self.coefficient.new_ones(()).expand(self.batch_shape + self.event_shape)
+        return self._everywhere(self.coefficient.new_ones(()))
 
     def _root(self) -> Tensor:
         """Lower triangular (S, S) that turns white noise into the process: all frames in one product."""
@@ -152,14 +174,11 @@ class Autoregressive(TorchDistribution):
         noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=phi.dtype, device=phi.device)
         return (self._root() @ noise.flatten(-2)).unflatten(-1, self.event_shape[1:])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         phi = self.coefficient
         first, later = value[..., :1, :, :], value[..., 1:, :, :] - phi * value[..., :-1, :, :]
         total = Normal(torch.zeros_like(phi), torch.ones_like(phi)).log_prob(first).sum((-1, -2, -3))
-        total = total + Normal(torch.zeros_like(phi), (1 - phi.square()).sqrt()).log_prob(later).sum((-1, -2, -3))
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+        return total + Normal(torch.zeros_like(phi), (1 - phi.square()).sqrt()).log_prob(later).sum((-1, -2, -3))
 
 
 @torch.distributions.register_kl(torch.distributions.Independent, Autoregressive)

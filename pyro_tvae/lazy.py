@@ -29,6 +29,10 @@ def attach(
     def get(name: str) -> Any:
         if name in contents or name in below:
             return import_module(f".{name}", package)
+        if name == "__version__":
+            from importlib.metadata import version  # which takes as long as all else here
+
+            return version(package.partition(".")[0].replace("_", "-"))
         if name == "__all__":
             return offered()
         if name in (former or {}):

@@ -36,18 +36,18 @@ def with_n_frames(model: TVAE, guide: Guide, n_frames: int) -> tuple[TVAE, Guide
         >>> longer(n_sequences=2).shape
         torch.Size([2, 9, 1, 8, 8])
     """
-    found = record(model, guide)
-    arguments = found.description["model"]["arguments"]
+    contents = record(model, guide)
+    arguments = contents.description["model"]["arguments"]
     if "n_frames" not in arguments:
         raise ValueError(
             f"with_n_frames: the constructor of {type(model).__name__} has no argument n_frames; expected one, so that "
             "it can be built for another length."
         )
-    description = found.description | {
-        "model": found.description["model"] | {"arguments": arguments | {"n_frames": n_frames}}
+    description = contents.description | {
+        "model": contents.description["model"] | {"arguments": arguments | {"n_frames": n_frames}}
     }
     try:
-        pair = rebuild(replace(found, description=description))
+        pair = rebuild(replace(contents, description=description))
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"with_n_frames: {type(model).__name__} with {type(model.topography).__name__} and {type(guide).__name__} "

@@ -56,7 +56,7 @@ class Likelihood(Part, nn.Module):
                 return (0.0, 1.0)
             bounds = getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
             return float(torch.as_tensor(bounds[0]).min()), float(torch.as_tensor(bounds[1]).max())
-        except Exception:  # a law of one's own that says nothing of its support refuses nothing here
+        except Exception:  # a distribution of one's own that says nothing of its support refuses nothing here
             return (-math.inf, math.inf)
 
     @torch.no_grad()
@@ -158,7 +158,11 @@ class BinarizedBernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """The continuous Bernoulli: the Bernoulli's normalised density on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
+    """The Bernoulli's normalised density on [0, 1].
+
+    Loaiza-Ganem & Cunningham 2019, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
+    https://arxiv.org/abs/1907.06845.
+    """
 
     pixels = (0.0, 1.0)
 

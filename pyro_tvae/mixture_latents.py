@@ -1,4 +1,4 @@
-"""Mixtures as laws of z: learned Normal components, or components that an encoder reads off learned pseudo-inputs."""
+"""Mixtures as priors of z: learned Normal components, or components that an encoder reads off learned pseudo-inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .distributions import HALF_LOG_TWO_PI
-from .latents import LatentPrior
+from .latents import LatentPrior, SequenceDistribution
 from .networks import Network
 from .parts import ArgumentError
 
@@ -30,7 +30,7 @@ class MixtureLatent(LatentPrior):
 
     ``per="sequence"``: ``p(z) = Σ_k π_k Π_l Normal(z[l]; m_k, s_k)``, one component for what all frames show.
     ``per="frame"``: ``p(z) = Π_l Σ_k π_k Normal(z[l]; m_k, s_k)``, every frame with a component of its own. Components
-    have the shape (C, D) of a frame, the same in all frames, so that the law is unchanged when frames are permuted.
+    have the shape (C, D) of a frame, the same in all frames, so that the prior is unchanged when frames are permuted.
 
     Args:
         n_components: K.
@@ -84,19 +84,20 @@ class PseudoInputLatent(LatentPrior):
     """A VampPrior whose encoder is its own: ``p(z) = 1/K Σ_k Π_l Normal(z[l]; m(y_k[l]), s(y_k[l]))``.
 
     The K pseudo-inputs y_k are learned sequences of frames; an encoder of single frames reads means and variances off
-    them. In the VampPrior of Tomczak & Welling, "VAE with a VampPrior" (AISTATS 2018, arXiv 1705.07120), the encoder is
-    the guide's, ``p(z) = 1/K Σ_k q(z | y_k)``. Here it is not, since p(x) would then be another with every guide: one
-    model could not be judged by two of them. To share it as they do, for a guide that has an encoder of z alone::
+    them. In the VampPrior of Tomczak & Welling, "VAE with a VampPrior" (AISTATS 2018,
+    https://arxiv.org/abs/1705.07120), the encoder is the guide's, ``p(z) = 1/K Σ_k q(z | y_k)``. Here it is not, since
+    p(x) would then be another with every guide: one model could not be judged by two of them. To share it as they do,
+    for a guide that has an encoder of z alone::
 
         guide = MeanFieldGuide(model)
         guide.z_encoder = model.latent.encoder  # the same module in both: trained once, with both gradients
 
-    All K pseudo-inputs go through the encoder whenever the law is asked for, which costs what K sequences cost.
+    All K pseudo-inputs go through the encoder whenever the prior is asked for, which costs what K sequences cost.
 
     Args:
         n_components: K.
         network: recipe of the encoder; the model's own by default.
-        initial_log_variance: bias of the log-variances; at 0 the law starts close to a standard Normal.
+        initial_log_variance: bias of the log-variances; at 0 the prior starts close to a standard Normal.
 
     Raises:
         ValueError: K is no whole number of at least 1.
@@ -132,9 +133,8 @@ class PseudoInputLatent(LatentPrior):
 
         frames = (self.n_components, model.n_frames, *model.frame_shape)
         if not hasattr(self, "raw"):
-            network = self.network if self.network is not None else model.network
             self.raw = nn.Parameter(torch.randn(frames))
-            self.encoder = FrameEncoder(model, network, (0.0, self.initial_log_variance))
+            self.encoder = FrameEncoder(model, self.network, (0.0, self.initial_log_variance))
         elif self.raw.shape != frames:
             raise ValueError(
                 f"PseudoInputLatent: it belongs to a model with frames of shape {tuple(self.raw.shape[2:])}, this one "
@@ -152,7 +152,7 @@ class PseudoInputLatent(LatentPrior):
         return Mixture(logits, means.to(like), (0.5 * log_variances).exp().to(like), self.shape)
 
 
-class Mixture(TorchDistribution):
+class Mixture(SequenceDistribution):
     """A mixture of Normals with diagonal covariance over (S, C, D), the component drawn once or for every frame.
 
     Args:
@@ -168,43 +168,23 @@ class Mixture(TorchDistribution):
         "means": constraints.independent(constraints.real, 4),
         "scales": constraints.independent(constraints.positive, 4),
     }
-    support = constraints.independent(constraints.real, 3)
 
     def __init__(
-        self,
-        logits: Tensor,
-        means: Tensor,
-        scales: Tensor,
-        shape: Sequence[int],
-        batch_shape: Sequence[int] = (),
-        *,
-        per_frame: bool = False,
-        validate_args: bool | None = None,
+        self, logits: Tensor, means: Tensor, scales: Tensor, shape: Sequence[int], *, per_frame: bool = False
     ) -> None:
         self.logits, self.means, self.scales, self.per_frame = logits, means, scales, per_frame
-        super().__init__(torch.Size(batch_shape), torch.Size(shape), validate_args=validate_args)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Mixture | None = None) -> Mixture:
-        return Mixture(
-            self.logits,
-            self.means,
-            self.scales,
-            self.event_shape,
-            batch_shape,
-            per_frame=self.per_frame,
-            validate_args=False,
-        )
+        super().__init__(shape)
 
     @property
     def mean(self) -> Tensor:
         """``Σ π_k m_k``."""
-        return self._averaged(self.means).expand(self.batch_shape + self.event_shape)
+        return self._everywhere(self._averaged(self.means))
 
     @property
     def variance(self) -> Tensor:
         """``Σ π_k (s_k² + (m_k − mean)²)``."""
         centered = self.means - self._averaged(self.means)
-        return self._averaged(self.scales.square() + centered.square()).expand(self.batch_shape + self.event_shape)
+        return self._everywhere(self._averaged(self.scales.square() + centered.square()))
 
     def _averaged(self, values: Tensor) -> Tensor:
         return torch.einsum("k,k...->...", self.logits.softmax(-1), values)
@@ -221,19 +201,15 @@ class Mixture(TorchDistribution):
             noise = torch.randn(shape, dtype=self.means.dtype, device=self.means.device)
             return self.means[chosen] + self.scales[chosen] * noise
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         # (…, K, S, C, D): the differences are taken first, since expanded squares cancel where scales are small.
         squares = ((value.unsqueeze(-4) - self.means) / self.scales).square().sum((-1, -2))  # (…, K, S)
         size = math.prod(self.event_shape[1:]) * HALF_LOG_TWO_PI
         frames = -0.5 * squares - self.scales.log().sum((-1, -2)) - size
         weights = self.logits.log_softmax(-1)
         if self.per_frame:
-            total = (frames + weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
-        else:
-            total = (frames.sum(-1) + weights).logsumexp(-1)
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+            return (frames + weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
+        return (frames.sum(-1) + weights).logsumexp(-1)
 
 
 def _at_least_one(owner: str, n_components: int) -> int:

@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from .former_names import sites_of
 from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
 from .naming import NamedModule
@@ -29,7 +30,9 @@ __all__ = ["TVAE"]
 
 
 class TVAE(Part, NamedModule):
-    """The Topographic VAE (Keller & Welling 2021) as a Pyro program over sequences.
+    """The Topographic VAE as a Pyro program over sequences.
+
+    Keller & Welling 2021, "Topographic VAEs learn Equivariant Capsules", https://arxiv.org/abs/2109.01394.
 
     ``z ~ Normal(0, 1)``, ``u ~ Normal(0, 1)``, ``v = W u²``, ``t = (z + μ) / sqrt(v + eps)``,
     ``x[l] ~ likelihood(decoder(t[l]))`` for frames l = 1…S. Frames are event dimensions: the sequence is the unit of
@@ -46,9 +49,9 @@ class TVAE(Part, NamedModule):
         n_capsules: capsules C.
         capsule_dim: positions D in a capsule.
         topography: which latents share energy; ``NoTopography()`` is the plain VAE.
-        prior: the law of the energies.
-        latent: the law of z; standard Normal by default.
-        likelihood: the law of the pixels.
+        prior: of the energies.
+        latent: the prior of z; standard Normal by default.
+        likelihood: the distribution of the pixels.
         network: recipe of the decoder, and the default one of a guide's encoders.
         mu: where the learned scalar μ starts (30 for capsules, 10 for the 2-D torus in the paper).
         eps: added to the energies under the root.
@@ -217,23 +220,27 @@ class TVAE(Part, NamedModule):
         self._draw_weights()
         distributions = self.prior_distributions()
         with pyro.plate("sequence", n_sequences, dim=-1):
-            z = pyro.sample("z", distributions["z"])
-            u = pyro.sample(self.prior.site, distributions[self.prior.site]) if self.prior is not None else None
-            t = pyro.deterministic("t", self.compose(z, u), event_dim=3)
+            values = {site: pyro.sample(site, distribution) for site, distribution in distributions.items()}
+            t = pyro.deterministic("t", self.compose(values), event_dim=3)
             self.heads(t, **covariates)
             frames = self.decode(t)
             if observed is not None:
-                seen = frame_mask(observed, n_sequences, self.n_frames).to(t.device)
-                frames = frames.mask(seen)
+                mask = frame_mask(observed, n_sequences, self.n_frames).to(t.device)
+                frames = frames.mask(mask)
                 if x is not None:  # a masked log-probability has a NaN gradient where what is masked is NaN
-                    x = torch.where(seen[..., None, None, None], x, self.likelihood.blank)
+                    x = torch.where(mask[..., None, None, None], x, self.likelihood.blank)
             return pyro.sample("x", frames.to_event(1), obs=x)
 
     def prior_distributions(self) -> dict[str, TorchDistribution]:
         """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""
         like = self.like
-        distributions = {"z": self.latent.distribution(like)}
-        return distributions if self.prior is None else distributions | {self.prior.site: self.prior.distribution(like)}
+        energies = {site: prior.distribution(like) for site, prior in self.energies.items()}
+        return {"z": self.latent.distribution(like)} | energies
+
+    @property
+    def energies(self) -> dict[str, EnergyPrior]:
+        """Site -> prior of what carries the energies: empty for a plain VAE, whose :attr:`prior` is None."""
+        return {} if self.prior is None else {self.prior.site: self.prior}
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies V (..., S, C, D) from a value of the energy prior's site."""
@@ -241,20 +248,24 @@ class TVAE(Part, NamedModule):
             raise ValueError("a TVAE with NoTopography has no energies: t = z.")
         return self.prior.energy(u, self.topography)
 
-    def compose(self, z: Tensor, u: Tensor | None = None) -> Tensor:
-        """Topographic variables ``t = (z + μ) / sqrt(V + eps)``; t = z without a topography.
+    def compose(self, values: Mapping[str, Tensor], u: Tensor | None = None) -> Tensor:
+        """Topographic variables ``t = (z + μ) / sqrt(V + eps)``, (..., S, C, D); t = z without a topography.
 
         Args:
-            z: (..., S, C, D).
-            u: a value of the energy prior's site, (..., S, C, D) in the paper's model.
+            values: site -> value: z, (..., S, C, D), and that of the energies, (..., S, C, D) in the paper's model;
+                other sites are left alone.
+            u: as ``compose(z, u)``, the former way, which goes with the next version.
         """
-        if self.prior is None:
-            return z
-        if u is None:
-            raise ValueError(f"compose needs a value of site {self.prior.site!r} beside z.")
-        # A random μ has one value per particle, (K, 1).
-        mu = self.mu if self.mu.dim() == 0 else self.mu[..., None, None, None]
-        return (z + mu) * (self.energy(u) + self.eps).rsqrt()
+        if isinstance(values, Tensor):
+            values = sites_of(self, values, u)
+        t = values["z"]
+        for site in self.energies:
+            if site not in values:
+                raise ValueError(f"compose needs a value of site {site!r} beside z.")
+            # A random μ has one value per particle, (K, 1).
+            mu = self.mu if self.mu.dim() == 0 else self.mu[..., None, None, None]
+            t = (t + mu) * (self.energy(values[site]) + self.eps).rsqrt()
+        return t
 
     # ---- random weights
 
@@ -315,15 +326,12 @@ class TVAE(Part, NamedModule):
         if not flat:
             outputs = self.decoder(t)
             return outputs
-        for part in self.decoder.modules():  # a parameter cannot be told to Pyro within vmap
+        for part in self.decoder.modules():  # parameters enter Pyro's store when they are read, which vmap forbids
             if isinstance(part, PyroModule):
                 for name in (*part._parameters, *part._pyro_params):
                     getattr(part, name.removesuffix("_unconstrained"))
         cache = self._pyro_context.cache
         whole = dict(cache)
-        for part in self.decoder.modules():  # parameters enter Pyro's store when they are read, which vmap forbids
-            for name in (*part._parameters, *getattr(part, "_pyro_params", ())):
-                getattr(part, name)
 
         def one(t: Tensor, weights: dict[str, Tensor]) -> Tensor:
             cache.update(weights)
@@ -347,7 +355,7 @@ class TVAE(Part, NamedModule):
             return like.new_zeros(())
         try:
             energy = self.energy(self.prior.point(self.prior.distribution(like)))
-        except NotImplementedError:  # a law without a mean
+        except NotImplementedError:  # a distribution without a mean
             energy = like.new_tensor(math.nan)
         if not (energy.isfinite() & (energy > 0)).all():
             raise ValueError(

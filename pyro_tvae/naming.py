@@ -92,11 +92,11 @@ class NamedModule(PyroModule):
         if self._pyro_context.active or pyro.settings.get("module_local_params"):
             return
         store: Any = pyro.get_param_store()
-        known: dict[str, Tensor] = self.__dict__.setdefault("_known", {})
+        in_store: dict[str, Tensor] = self.__dict__.setdefault("_in_store", {})
         for name, parameter in _named(self, self._pyro_name):
             stored = store._params.get(name)
             if stored is not None and stored is not parameter:
-                if stored is not known.get(name):  # not one that this module put there
+                if stored is not in_store.get(name):  # not one that this module put there
                     if stored.shape != parameter.shape:
                         raise ValueError(
                             f"Pyro's parameter store holds {name} of shape {tuple(stored.shape)}, and the module's own "
@@ -106,10 +106,10 @@ class NamedModule(PyroModule):
                     with torch.no_grad():
                         parameter.copy_(stored)
                 del store[name]  # the module's own takes its place at the next statement
-            known[name] = parameter
+            in_store[name] = parameter
 
     def _state(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_known"}
+        return {key: value for key, value in self.__dict__.items() if key != "_in_store"}
 
     def __getstate__(self) -> dict[str, Any]:
         for parameter in self.parameters():

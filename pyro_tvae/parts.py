@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from importlib import import_module
 from typing import Any
 
-from .former_names import ARGUMENTS, current
+from .former_names import ARGUMENTS, current, follow_methods, warn
 
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
 
@@ -35,6 +35,7 @@ class Part:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Part._classes[_dotted(cls)] = cls
+        follow_methods(cls)
         if "__init__" in cls.__dict__:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
 
@@ -45,9 +46,15 @@ class Part:
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(init)
+    names = {former for table in ARGUMENTS.values() for former in table} - {*signature.parameters}
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not names.isdisjoint(kwargs):
+            renamed = _renamed(type(self), signature.parameters)
+            for name in kwargs.keys() & renamed.keys():
+                warn(f"{type(self).__name__}({name}=…)", f"{renamed[name]}=…", 2)
+            kwargs = {current(name, renamed): value for name, value in kwargs.items()}
         outermost = "_arguments" not in self.__dict__
         if outermost:
             try:
@@ -119,31 +126,31 @@ def _named(name: str) -> type[Part]:
     return part
 
 
-def describe(value: Any, known: Mapping[str, object] | None = None) -> Any:
+def describe(value: Any, references: Mapping[str, object] | None = None) -> Any:
     """A JSON-ready description of a part and, recursively, of the parts it was built from.
 
     Args:
         value: the part.
-        known: objects that are described elsewhere, by the names under which :func:`build` will be given them.
+        references: objects that are described elsewhere, by the names under which :func:`build` will be given them.
 
     Raises:
         TypeError: an argument is neither a part nor plain data.
     """
-    for name, one in (known or {}).items():
+    for name, one in (references or {}).items():
         if value is one:
             return {"known": name}
     if isinstance(value, Part):
         cls, arguments = type(value), {}
         for name, argument in value.arguments().items():
             try:
-                arguments[name] = describe(argument, known)
+                arguments[name] = describe(argument, references)
             except _NotPlainError as error:
                 raise _NotPlainError(f"{cls.__name__}: {name} holds {error}" if error.bare else str(error)) from None
         return {"part": _path(cls), "arguments": arguments}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: describe(item, known) for key, item in value.items()}
+        return {key: describe(item, references) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [describe(item, known) for item in value]
+        return [describe(item, references) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     kind = "dict of other keys than strings" if isinstance(value, dict) else type(value).__name__
@@ -153,38 +160,44 @@ def describe(value: Any, known: Mapping[str, object] | None = None) -> Any:
     )
 
 
-def build(description: Any, **known: Any) -> Any:
+def build(description: Any, **references: Any) -> Any:
     """Build what :func:`describe` described.
 
     Args:
         description: of a part, or plain data.
-        known: what the description calls by a name; an argument of that name is given to the outermost part as well.
+        references: what the description calls by a name; the outermost part is given an argument of that name as well.
 
     Raises:
         UnknownPartError: the description names a class that is not an imported part.
     """
     if isinstance(description, list):
-        return tuple(build(item, **known) for item in description)
+        return tuple(build(item, **references) for item in description)
     if not isinstance(description, dict):
         return description
     if description.keys() == {"known"}:
-        return known[description["known"]]
+        return references[description["known"]]
     if "part" not in description:
-        return {key: build(item, **known) for key, item in description.items()}
+        return {key: build(item, **references) for key, item in description.items()}
     part = _named(description["part"])
-    return _call(part, {key: build(item, **known) for key, item in description.get("arguments", {}).items()}, known)
+    arguments = {key: build(item, **references) for key, item in description.get("arguments", {}).items()}
+    return _call(part, arguments, references)
 
 
-def _call(part: type[Part], arguments: dict[str, Any], known: Mapping[str, Any]) -> Any:
-    """Call a constructor with arguments as they were bound, those of ``*args`` and ``**kwargs`` among them."""
-    parameters = inspect.signature(part.__init__).parameters
-    renamed = {
+def _renamed(cls: type, parameters: Container[str]) -> dict[str, str]:
+    """Former arguments of a class and of those it inherits from -> arguments."""
+    return {
         former: now
-        for cls in reversed(part.__mro__)
-        for former, now in ARGUMENTS.get(_path(cls), {}).items()
+        for one in reversed(cls.__mro__)
+        for former, now in ARGUMENTS.get(_path(one), {}).items()
         if former not in parameters  # a class of others may take by that name what it always did
     }
-    own = {name: value for name, value in known.items() if name in parameters}
+
+
+def _call(part: type[Part], arguments: dict[str, Any], references: Mapping[str, Any]) -> Any:
+    """Call a constructor with arguments as they were bound, those of ``*args`` and ``**kwargs`` among them."""
+    parameters = inspect.signature(part.__init__).parameters
+    renamed = _renamed(part, parameters)
+    own = {name: value for name, value in references.items() if name in parameters}
     arguments = own | {current(name, renamed): value for name, value in arguments.items()}
     kinds = {name: parameters[name].kind for name in arguments if name in parameters}
     rest = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL]

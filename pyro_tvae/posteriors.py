@@ -1,4 +1,9 @@
-"""Posteriors: the laws of a guide's sites in the order in which they are drawn, each given the draws before it."""
+"""Posteriors: the distributions of a guide's sites in the order in which they are drawn, each given the draws before.
+
+One rule for their shapes: what is not particles or sequences is an event. A distribution has the shape (B, *site), the
+result of a function of draws (particles, B, *site), or (B, *site) where it looks at no draw; how that is split into
+batch and event dimensions makes no difference.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Distribution, Independent, Transform, constraints
 
 from .priors import Moments
 from .programs import PLATE_TWICE, OnePlate, Program, untouched_store
@@ -22,6 +27,7 @@ __all__ = [
     "Posterior",
     "Program",
     "SiteDistribution",
+    "all_events",
     "draw",
     "for_sequences",
     "joint",
@@ -29,8 +35,7 @@ __all__ = [
     "standalone",
 ]
 
-# A distribution with batch shape (B, *site), or a function of the draws so far that returns one whose dimensions other
-# than particles and sequences are event dimensions. Names that begin with "_" are of the guide alone.
+# Names of sites that begin with "_" are of the guide alone.
 SiteDistribution: TypeAlias = TorchDistribution | Callable[[Mapping[str, Tensor]], TorchDistribution]
 Posterior: TypeAlias = Mapping[str, SiteDistribution]
 
@@ -43,6 +48,19 @@ class MonteCarlo(NamedTuple):
 
     mean: Tensor
     variance: Tensor
+
+
+def all_events(q: TorchDistribution, plates: Sequence[int] = (0,)) -> TorchDistribution:
+    """The distribution with all dimensions but those of the plates as event dimensions, however they were split.
+
+    Args:
+        q: of the shape (*plates, *site), or (B, *site) where it is the same for all particles.
+        plates: sizes of particles and sequences; by default there are sequences alone, any number of them.
+    """
+    shape, n = q.batch_shape, len(plates)
+    while n > 1 and (len(shape) < n or any(a not in (1, b) for a, b in zip(shape, plates[-n:], strict=False))):
+        n -= 1
+    return q.to_event(max(len(shape) - n, 0))
 
 
 def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
@@ -59,20 +77,18 @@ def draw(posterior: Posterior | Program) -> dict[str, Tensor]:
             "…) first, since nothing was drawn that a function could take."
         )
     values: dict[str, Tensor] = {}
+    plates: Sequence[int] = (0,)
     with pyro.plate("sequence", first.batch_shape[0], dim=-1):
-        for site, distribution in posterior.items():
+        for site, one in posterior.items():
             # By type: Pyro's distributions can be called as well.
-            q: Any = (
-                distribution.to_event(len(distribution.batch_shape) - 1)
-                if isinstance(distribution, Distribution)
-                else distribution(values)
-            )
-            values[site] = pyro.sample(site, q, infer={"is_auxiliary": True} if site.startswith("_") else {})
+            q: Any = all_events(one) if isinstance(one, Distribution) else all_events(one(values), plates)
+            value = values[site] = pyro.sample(site, q, infer={"is_auxiliary": True} if site.startswith("_") else {})
+            plates = value.shape[: value.dim() - q.event_dim] or plates
     return {site: value for site, value in values.items() if not site.startswith("_")}
 
 
 def for_sequences(posterior: Posterior, n_sequences: int) -> Posterior:
-    """The laws with one that is the same for all sequences, of batch shape (1, *site), taken for each of them."""
+    """The posterior with what is the same for all sequences, of batch shape (1, *site), taken for each of them."""
     return {
         site: distribution.expand(torch.Size([n_sequences, *distribution.batch_shape[1:]]))
         if isinstance(distribution, Distribution) and distribution.batch_shape[:1] == (1,) != (n_sequences,)
@@ -82,26 +98,38 @@ def for_sequences(posterior: Posterior, n_sequences: int) -> Posterior:
 
 
 def standalone(posterior: Posterior | Program) -> dict[str, TorchDistribution] | None:
-    """The laws by site where each stands by itself, as in mean-field guides; None where one is given by others."""
-    if isinstance(posterior, Program):
+    """The distributions by site where none is given by others, as in mean-field guides; None where one is.
+
+    Here the dimensions of a site are batch dimensions again, wherever its elements are independent of each other.
+    """
+    if isinstance(posterior, Program) or not all(isinstance(one, Distribution) for one in posterior.values()):
         return None
-    alone = {site: distribution for site, distribution in posterior.items() if isinstance(distribution, Distribution)}
-    return alone if len(alone) == len(posterior) else None
+    alone: dict[str, Any] = dict(posterior)
+    for site, one in posterior.items():
+        while isinstance(one, Independent):
+            alone[site] = one = one.base_dist
+    return alone
 
 
 def moments(posterior: Posterior | Program) -> Mapping[str, Moments]:
-    """Mean and variance of every site: exact where all laws stand by themselves, else from 64 draws, always the same.
-
-    The error of a mean is then an eighth of the site's posterior standard deviation.
+    """Mean and variance of every site: exact where all are known and stand by themselves, else from 64 draws, always
+    the same, so that the error of a mean is an eighth of the site's posterior standard deviation.
     """
     alone = standalone(posterior)
-    if alone is not None:
+    if alone is not None and all(_has_mean(q) for q in alone.values()):
         return alone
     with torch.no_grad(), untouched_store(), torch.random.fork_rng():
         torch.manual_seed(0)
         with pyro.plate("particles", MOMENT_DRAWS, dim=-2):
             values = draw(posterior)
     return {site: MonteCarlo(value.mean(0), value.var(0)) for site, value in values.items()}
+
+
+def _has_mean(q: TorchDistribution) -> bool:
+    try:
+        return q.mean is not None
+    except NotImplementedError:  # as of a Normal behind a transform
+        return False
 
 
 def joint(q: TorchDistribution, sites: Mapping[str, bool]) -> dict[str, SiteDistribution]:

@@ -1,4 +1,4 @@
-"""Priors of the local energy: which variable carries it, under which law, and how it becomes V."""
+"""Priors of the local energy: which variable carries it, how it is distributed, and how it becomes V."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Moments(Protocol):
 
 
 class EnergyPrior(Part, nn.Module):
-    """The law of the variable behind V; the prior owns its sample site's name.
+    """The prior of the variable behind V; it owns its sample site's name.
 
     Attributes:
         site: name of the Pyro sample site.
@@ -79,8 +79,8 @@ class GaussianEnergy(EnergyPrior):
 class GammaEnergy(EnergyPrior):
     """``e ~ Gamma(α, ½)`` iid over (S, C, D) in place of u², and ``V = W e``.
 
-    A squared standard normal is Gamma(½, ½), so α = ½ leaves the law of x as it is for every W, and the sign of u,
-    which x cannot identify, is gone. Other α > 0 are χ² terms with 2α degrees of freedom, whole or not: with μ = 0 and
+    A squared standard normal is Gamma(½, ½), so α = ½ leaves p(x) as it is for every W, without the sign of u, which x
+    cannot identify. Other α > 0 are χ² terms with 2α degrees of freedom, whole or not: with μ = 0 and
     ν ones in a row of W, ``sqrt(2α ν) t`` is Student-t with 2αν degrees of freedom.
 
     Site ``e``: (S, C, D), positive numbers.
@@ -126,8 +126,8 @@ class OrbitEnergy(EnergyPrior):
     """One energy per orbit, ``e ~ χ²`` with as many degrees of freedom as the orbit has members.
 
     Where the neighbourhoods are disjoint, V takes one value on each of them, a sum of that many squared standard
-    normals. Sampling the sum directly leaves the law of x unchanged and has one variable where u has many; the sign of
-    u, which x cannot identify, is gone. Needs a topography with disjoint orbits: capsule roll with kernel = S = D and
+    normals. Sampling the sum directly leaves p(x) unchanged and has one variable where u has many, without the
+    sign of u, which x cannot identify. Needs a topography with disjoint orbits: capsule roll with kernel = S = D and
     width 0, or a stationary one with kernel (S, 1).
 
     Site ``e``: (C, orbits), any positive numbers.

@@ -94,15 +94,15 @@ def _function(program: Any) -> Any:
 
 def keywords(function: Any) -> frozenset[str]:
     """Names that can be given by keyword, those of x and its like left out."""
-    found = _keywords.get(function)
-    if found is None:
+    names = _keywords.get(function)
+    if names is None:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             return frozenset()
         named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        found = _keywords[function] = frozenset(name for name in named if name not in OWN)
-    return found
+        names = _keywords[function] = frozenset(name for name in named if name not in OWN)
+    return names
 
 
 # Weak, since a function may be a closure around a model.
@@ -113,18 +113,18 @@ def check_covariates(model: Any, guide: Any, covariates: Mapping[str, Any] | Non
     """Raise where a covariate is taken by neither program, or has not one entry per sequence."""
     if not covariates:
         return
-    known = accepted(model) | accepted(guide)
+    names = accepted(model) | accepted(guide)
     for name, value in covariates.items():
-        if name not in known:
-            takes = f"they take {', '.join(sorted(known))}" if known else "they take none"
+        if name not in names:
+            takes = f"they take {', '.join(sorted(names))}" if names else "they take none"
             raise ValueError(
                 f"covariate {name!r} is taken neither by the model nor by the guide; {takes}: give it to the model's "
                 "heads or forward, or to the guide's posterior, as a keyword of that name."
             )
         if not isinstance(value, Tensor) or value.dim() < 1 or len(value) != n_sequences:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
             raise ValueError(
-                f"covariate {name!r} has {found}; expected a tensor with one entry for each of {n_sequences} sequences."
+                f"covariate {name!r} has {what}; expected a tensor with one entry for each of {n_sequences} sequences."
             )
 
 
@@ -177,11 +177,11 @@ def _name(program: Any) -> str:
 def untouched_store() -> Iterator[None]:
     """Leave Pyro's parameter store with the names that it had: judging a model does not keep it alive for good."""
     store = pyro.get_param_store()
-    known = set(store.keys())
+    before = set(store.keys())
     try:
         yield
     finally:
-        for name in set(store.keys()) - known:
+        for name in set(store.keys()) - before:
             del store[name]
 
 
@@ -224,17 +224,17 @@ class OnePlate(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: set[str | None] = set()
+        self._plates: set[str | None] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_plate(msg):
-            msg["stop"] = msg["stop"] or msg["name"] in self._seen
-            self._seen.add(msg["name"])
+            msg["stop"] = msg["stop"] or msg["name"] in self._plates
+            self._plates.add(msg["name"])
 
 
 @dataclass(frozen=True)
 class Program:
-    """The posterior of a guide that is a program only: it can be drawn from, and has no laws to look at.
+    """The posterior of a guide that is a program only: it can be drawn from, and has no distributions to look at.
 
     Attributes:
         guide: a Pyro program with the model's sites and a plate ``sequence`` at dim −1.

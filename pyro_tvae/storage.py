@@ -81,19 +81,19 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             raise TypeError(
                 f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
             )
-    path, found = Path(path), record(model, guide)
+    path, contents = Path(path), record(model, guide)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "description": json.dumps(found.description),
-        "ties": json.dumps(found.ties),
-        "frozen": json.dumps(found.frozen),
-        "derived": json.dumps(found.derived),
-        "trained_first": json.dumps(found.trained_first),
+        "description": json.dumps(contents.description),
+        "ties": json.dumps(contents.ties),
+        "frozen": json.dumps(contents.frozen),
+        "derived": json.dumps(contents.derived),
+        "trained_first": json.dumps(contents.trained_first),
     }
     with atomic_write(path) as partial:
         try:
-            save_file(found.tensors, partial, metadata=metadata)
+            save_file(contents.tensors, partial, metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from None
     return path
@@ -125,16 +125,16 @@ def record(model: TVAE, guide: Guide) -> Record:
     _refuse_overlap({name: state[name] for name in tensors})
     frozen = [name for name, value in objects.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
     derived = {name: str(value.dtype).removeprefix("torch.") for name, value in _derived(model, guide).items()}
-    found = Record(description, tensors, ties, frozen, derived)
+    contents = Record(description, tensors, ties, frozen, derived)
     fault: ValueError | None = None
     # A guide may have read the weights that its model had when it was built: those of the start, or these.
-    for found.trained_first in (False, True):
+    for contents.trained_first in (False, True):
         try:
-            _verify(found, model, guide)
+            _verify(contents, model, guide)
         except ValueError as error:
             fault = fault or error
         else:
-            return found
+            return contents
     assert fault is not None
     raise fault
 
@@ -158,12 +158,12 @@ def _state(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
 
 def _objects(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by each of its names, as the object itself."""
-    found: dict[str, Tensor] = {}
+    objects: dict[str, Tensor] = {}
     for prefix, one in _both(model, guide):
         for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
             named = {**module._parameters, **module._buffers}
-            found |= {f"{path}.{name}": value for name, value in named.items() if value is not None}
-    return found
+            objects |= {f"{path}.{name}": value for name, value in named.items() if value is not None}
+    return objects
 
 
 def _derived(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -181,32 +181,32 @@ def _refuse_overlap(state: Mapping[str, Tensor]) -> None:
             last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
             key = (value.device, value.untyped_storage().data_ptr())
             spans.setdefault(key, []).append((start, start + (last + 1) * value.element_size(), name))
-    for found in spans.values():
-        found.sort()
-        for (_, end, one), (start, _, two) in pairwise(found):
+    for intervals in spans.values():
+        intervals.sort()
+        for (_, end, one), (start, _, two) in pairwise(intervals):
             if start < end:
                 raise _refusal(f"{two}", f"shares its memory with {one}", "tie them by making them one nn.Parameter")
 
 
-def rebuild(found: Record) -> tuple[TVAE, Guide]:
+def rebuild(contents: Record) -> tuple[TVAE, Guide]:
     """Build the pair that a record describes, and give it its weights; torch's generators are left alone."""
-    values = dict(found.tensors) | {name: found.tensors[home] for name, home in found.ties.items()}
+    values = dict(contents.tensors) | {name: contents.tensors[home] for name, home in contents.ties.items()}
     dtypes = {name: value.dtype for name, value in values.items()}
-    dtypes |= {name: _DTYPES[dtype] for name, dtype in found.derived.items()}
-    model, guide = _built(found, values if found.trained_first else {}, dtypes)
+    dtypes |= {name: _DTYPES[dtype] for name, dtype in contents.derived.items()}
+    model, guide = _built(contents, values if contents.trained_first else {}, dtypes)
     precisions = {dtype for dtype in dtypes.values() if dtype.is_floating_point}
-    if found.frozen is None and len(precisions) == 1:  # of version 1, which does not say that of derived buffers
+    if contents.frozen is None and len(precisions) == 1:  # of version 1, which does not say that of derived buffers
         (precision,) = precisions
         model, guide = model.to(precision), guide.to(precision)
     for prefix, module in _both(model, guide):
         _fill(module, prefix, values, dtypes)
     homes = _objects(model, guide)
-    for name, home in found.ties.items():
+    for name, home in contents.ties.items():
         path, _, key = name.rpartition(".")
         module = _owner(model, guide, path)
         (module._parameters if key in module._parameters else module._buffers)[key] = homes[home]  # type: ignore[assignment]
-    if found.frozen is not None:
-        frozen = {*found.frozen}
+    if contents.frozen is not None:
+        frozen = {*contents.frozen}
         for name, value in _objects(model, guide).items():
             if isinstance(value, nn.Parameter):
                 value.requires_grad_(name not in frozen)
@@ -214,17 +214,17 @@ def rebuild(found: Record) -> tuple[TVAE, Guide]:
 
 
 def _built(
-    found: Record, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
+    contents: Record, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype] | None = None
 ) -> tuple[TVAE, Guide]:
     """The pair as its constructors make it; given values are the model's before the guide is built."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), restoring():
-        model = build(found.description["model"])
+        model = build(contents.description["model"])
         if not isinstance(model, TVAE):
             raise TypeError("it describes no TVAE")
         if values:
             _fill(model, "model", values, dtypes or {})
-        guide = build(found.description["guide"], model=model)
+        guide = build(contents.description["guide"], model=model)
         if not isinstance(guide, Guide):
             raise TypeError("it describes no Guide")
     return model, guide
@@ -261,13 +261,13 @@ def _fill(module: nn.Module, prefix: str, values: Mapping[str, Tensor], dtypes: 
         raise _UnfitError(f"its weights do not fit the {prefix} that it describes ({_line(error)})") from None
 
 
-def _verify(found: Record, model: TVAE, guide: Guide) -> None:
+def _verify(contents: Record, model: TVAE, guide: Guide) -> None:
     """Rebuild the pair from its record and raise ValueError at the first thing that is not the same."""
     try:
-        twins = rebuild(found)
+        twins = rebuild(contents)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, _UnfitError):  # without its weights, the part to blame can be named
-            _compare(model, guide, _built(found, {}))
+            _compare(model, guide, _built(contents, {}))
         raise ValueError(
             f"save: the model or the guide cannot be built again from the arguments of its constructor as it is now "
             f"({_line(error)}); build it with the parts it is to have, so that the arguments say them, or keep "
@@ -370,10 +370,10 @@ def _param_statements(model: TVAE, guide: Guide) -> list[str]:
     loose: list[str] = []
     for program in (guide.eval().forward, model.eval().forward):
         store = pyro.get_param_store()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), store.scope(), poutine.trace() as found:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), store.scope(), poutine.trace() as tracer:
             with suppress(Exception):  # a program that wants more than x: what it said until then counts
                 program(x)
-            nodes: Mapping[str, Mapping[str, Any]] = found.trace.nodes
+            nodes: Mapping[str, Mapping[str, Any]] = tracer.trace.nodes
             for name, site in nodes.items():
                 if site["type"] == "param":
                     value = site["value"]
@@ -436,8 +436,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
 
 def _read(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Record:
     """The record of a file; one of version 1 has no more than a description and tensors."""
-    known = ("ties", "frozen", "derived", "trained_first")
-    said = {name: json.loads(metadata[name]) for name in known if name in metadata}
+    optional = ("ties", "frozen", "derived", "trained_first")
+    said = {name: json.loads(metadata[name]) for name in optional if name in metadata}
     description = json.loads(metadata["description"])
     return Record(
         description,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from .guides.base import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import Program, check_covariates, is_bayesian, runnable, untouched_store
+from .programs import Program, check_covariates, is_bayesian, is_plate, runnable, untouched_store
 from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -47,22 +48,20 @@ def encode(
 
 def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
     """t (B, S, C, D) at the mean of z and the mean of the energies of a posterior computed before."""
-    known = posterior_means(model, posterior)
-    with weights_at(model, known):
-        return composed(model, known)
+    means = posterior_means(model, posterior)
+    with weights_at(model, means):
+        return model.compose(means)
 
 
 def posterior_means(model: TVAE, posterior: Posterior | Program) -> dict[str, Tensor]:
     """Site -> posterior mean, of an energy the point whose V is the expected one."""
-    known = moments(posterior)
-    for site in ("z", *([] if model.prior is None else [model.prior.site])):
-        if site not in known:
+    sites = moments(posterior)
+    for site in ("z", *model.energies):
+        if site not in sites:
             raise ValueError(f"the model has a site {site!r} that the guide lacks; build the guide for this model.")
     weights = model.weight_sites() if is_bayesian(model) else {}
-    means = {site: one.mean for site, one in known.items() if site in ("z", *weights)}
-    if model.prior is not None:
-        means[model.prior.site] = model.prior.point(known[model.prior.site])
-    return means
+    means = {site: one.mean for site, one in sites.items() if site in ("z", *weights)}
+    return means | {site: prior.point(sites[site]) for site, prior in model.energies.items()}
 
 
 @contextmanager
@@ -73,11 +72,6 @@ def weights_at(model: TVAE, values: Mapping[str, Tensor]) -> Iterator[None]:
         return
     with untouched_store(), model.held(values):
         yield
-
-
-def composed(model: TVAE, values: Mapping[str, Tensor]) -> Tensor:
-    """t (..., S, C, D) from values of the latents."""
-    return values["z"] if model.prior is None else model.compose(values["z"], values[model.prior.site])
 
 
 @torch.no_grad()
@@ -92,30 +86,53 @@ def reconstruct(
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
     check_judged(model, guide, x, observed)
     check_covariates(model, guide, covariates, len(x))
-    known = posterior_means(model, posterior_of(guide, x, observed, covariates))
-    with weights_at(model, known):
-        return model.decode(composed(model, known)).mean
+    means = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    with weights_at(model, means):
+        return model.decode(model.compose(means)).mean
 
 
 @torch.no_grad()
-def sample(model: TVAE, n_sequences: int = 1) -> Tensor:
-    """Mean frames of sequences drawn from the prior: (n_sequences, S, channel, height, width), pixels.
+def sample(model: TVAE, n_sequences: int = 1, *, mean: bool | None = None) -> Tensor:
+    """Sequences drawn from the model, ``x ~ p(x)``, or their mean frames ``E[x | t]`` for t drawn from the prior.
 
-    Random weights are drawn once for all of them. A model with a ``forward`` of its own is run.
+    The model's program is run, whatever it is; random weights are drawn once for all sequences.
+
+    Args:
+        model: the generative program.
+        n_sequences: how many.
+        mean: frames as the decoder says them, without the noise of their pixels. From the next version on the default
+            is False, as the name says; until then it is True, with a DeprecationWarning.
+
+    Returns:
+        (n_sequences, S, channel, height, width), pixels.
+
+    Raises:
+        ValueError: fewer than one sequence.
+
+    Example:
+        >>> import pyro_tvae
+        >>> sample(pyro_tvae.TVAE((1, 8, 8), 6, 2, 6), 3, mean=False).unique().tolist()
+        [0.0, 1.0]
     """
     if n_sequences < 1:
         raise ValueError(f"sample: n_sequences is {n_sequences!r}; expected at least 1.")
-    if is_bayesian(model) or (isinstance(model, TVAE) and type(model).forward is not TVAE.forward):
-        with untouched_store():
-            trace = poutine.block(poutine.trace(runnable(model)).get_trace)(n_sequences=n_sequences)
-        frames: Any = trace.nodes["x"]["fn"]
-        mean: Tensor = frames.mean
-        return mean
-    draws = {
-        site: distribution.sample(torch.Size([n_sequences]))
-        for site, distribution in model.prior_distributions().items()
-    }
-    return model.decode(composed(model, draws)).mean
+    if mean is None:
+        sentence = (
+            "sample gives mean frames, and will draw their pixels from the next version on: say mean=True or False."
+        )
+        warnings.warn(sentence, DeprecationWarning, stacklevel=3)  # beyond the decorator
+    frames, values = ancestral_sample(model, n_sequences)
+    return values["x"] if mean is False else frames.mean
+
+
+@torch.no_grad()
+def ancestral_sample(model: TVAE, n_sequences: int) -> tuple[Any, dict[str, Tensor]]:
+    """The distribution of the frames in a run of the model's program from the prior, and the values of all sites."""
+    with untouched_store():
+        trace = poutine.block(poutine.trace(runnable(model)).get_trace)(n_sequences=n_sequences)
+    sites: Mapping[str, Any] = trace.nodes
+    values = {name: sites[name]["value"] for name in trace.stochastic_nodes if not is_plate(sites[name])}
+    return sites["x"]["fn"], values
 
 
 @torch.no_grad()
@@ -141,11 +158,11 @@ def traverse(
         Mean frames (B, R, channel, height, width).
     """
     check_judged(model, guide, x, None)
-    known = posterior_means(model, posterior_of(guide, x, None, covariates))
+    means = posterior_means(model, posterior_of(guide, x, None, covariates))
     if shifts is None:
         shifts = torch.arange(model.n_frames) - frame
-    with weights_at(model, known):
-        t = composed(model, known)[:, frame]
+    with weights_at(model, means):
+        t = model.compose(means)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
 
@@ -196,12 +213,11 @@ def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int
     # The weights of a Bayesian decoder are the same at both ends.
     with weights_at(model, a):
         if path == "t":
-            return model.decode(_straight(composed(model, a), composed(model, b), weight)).mean
+            return model.decode(_straight(model.compose(a), model.compose(b), weight)).mean
         way = {"z": _straight(a["z"], b["z"], weight)}
-        if model.prior is not None:
-            site = model.prior.site
-            way[site] = (_geometric if model.prior.positive else _straight)(a[site], b[site], weight)
-        return model.decode(composed(model, way)).mean
+        for site, prior in model.energies.items():
+            way[site] = (_geometric if prior.positive else _straight)(a[site], b[site], weight)
+        return model.decode(model.compose(way)).mean
 
 
 def _straight(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ def measure(
                 "kl": divergence(model, posterior) if plain_program(model) else program(x).kl,
             }
             values["mean"], values["best"] = ends_of_explained(model, mean_frame, x)
-            if model.prior is not None:
-                energy = marginals[model.prior.site].mean
+            for site in model.energies:
+                energy = marginals[site].mean
                 # Orbits belong to no frame; positive energies count by their logarithm.
                 energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
                 values["energy"] = energy.log() if bool((energy > 0).all()) else energy

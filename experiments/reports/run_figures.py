@@ -76,7 +76,6 @@ def draw(folder: Path, trained: Trained, result: Evaluation, rows: Sequence[Mapp
 
 
 def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:
-    if model.prior is None:
-        return None
-    posterior = posterior_of(guide, x)
-    return model.energy(model.prior.point(moments(posterior)[model.prior.site]))[0].cpu()
+    for site, prior in model.energies.items():
+        return model.energy(prior.point(moments(posterior_of(guide, x))[site]))[0].cpu()
+    return None

@@ -72,8 +72,7 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
         for batch in data.batches(split, model.like.device):
             posterior = posterior_of(guide, batch["x"])
             drawn = draw(posterior)
-            energy = drawn[model.prior.site] if model.prior is not None else None
-            means, draws = point_estimate(model, posterior), model.compose(drawn["z"], energy)
+            means, draws = point_estimate(model, posterior), model.compose(drawn)
             kept.append(tuple(value.cpu() for value in (means, draws, batch["label"], batch["x"][:, 0])))
     means, t, label, images = (torch.cat(column) for column in zip(*kept, strict=True))
     means, t = (value.reshape(len(label), *model.topography.grid) for value in (means, t))

@@ -1,6 +1,6 @@
 """Guides: amortised posteriors over the latents of a sequence."""
 
-from .base import Guide
+from .base import Guide, Posterior
 from .default import default_guide
 from .flow import FlowGuide
 from .gamma import GammaGuide
@@ -22,6 +22,7 @@ __all__ = [
     "MeanFieldGuide",
     "OrbitCovarianceGuide",
     "OrbitGuide",
+    "Posterior",
     "SemiAmortizedGuide",
     "SequenceGuide",
     "SharedTrunkGuide",

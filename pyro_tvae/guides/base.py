@@ -46,8 +46,8 @@ class Guide(Part, NamedModule):
     def check(self, model: TVAE) -> None:
         """Raise ValueError where this guide was made for sequences or latents of another shape."""
         made = ((self.n_frames, *self.frame_shape), (self.n_frames, self.n_capsules, self.capsule_dim))
-        found = ((model.n_frames, *model.frame_shape), model.latent_shape)
-        for name, own, wanted in zip(("sequences", "latents"), made, found, strict=True):
+        asked = ((model.n_frames, *model.frame_shape), model.latent_shape)
+        for name, own, wanted in zip(("sequences", "latents"), made, asked, strict=True):
             if own != wanted:
                 raise ValueError(
                     f"the guide was made for {name} of shape {own}, the model has {wanted}; build the guide for this "
@@ -89,7 +89,7 @@ class Guide(Part, NamedModule):
 def posterior_of(
     guide: Any, x: Tensor, observed: Tensor | None = None, covariates: Mapping[str, Tensor] | None = None
 ) -> Posterior | Program:
-    """The posterior that a guide says of x: its laws, or where it is a program only, the program to draw from.
+    """The posterior that a guide says of x: its distributions, or where it is a program only, that program.
 
     A posterior with a batch of one, which says the same of every sequence, is taken for each of them.
     """

@@ -1,4 +1,4 @@
-"""Encoders: from frames, seen or not, to the parameters of a guide's laws."""
+"""Encoders: from frames, observed or not, to the parameters of a guide's distributions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from ..distributions import Normal
 from ..model import TVAE, frame_mask
 from ..networks import Network, last_linear
 
-__all__ = ["Coordinate", "Coupling", "FrameEncoder", "energy_coordinate", "shown", "z_coordinate"]
-
-NO_ENERGIES = (
-    "{}: it couples z with the energies, and a model with NoTopography has none; choose a topography or MeanFieldGuide."
-)
+__all__ = ["Coordinate", "Coupling", "FrameEncoder", "coordinates", "encoder", "shown", "z_coordinate"]
 
 
 def shown(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x with unseen frames blank, whatever they held, and the seen ones as (B or 1, S, 1, 1) against (B, S, C, D)."""
+    """x with unseen frames blank, whatever they held, and the mask of the others, (B or 1, S, 1, 1)."""
     if observed is None:
         return x, None
-    seen = frame_mask(observed, x.shape[-5], x.shape[-4]).to(x.device)[..., None, None]
-    return torch.where(seen.unsqueeze(-1), x, 0), seen
+    mask = frame_mask(observed, x.shape[-5], x.shape[-4]).to(x.device)[..., None, None]
+    return torch.where(mask.unsqueeze(-1), x, 0), mask
+
+
+def encoder(model: TVAE, network: Network | None, n_outputs: int) -> nn.Module:
+    """A network from one frame to so many numbers, by the model's own recipe where none is given."""
+    recipe = model.network if network is None else network
+    return recipe.encoder(model.frame_shape, model.n_latents, n_outputs)
 
 
 class FrameEncoder(nn.Module):
@@ -34,17 +36,16 @@ class FrameEncoder(nn.Module):
 
     Args:
         model: whose frames and latents.
-        network: recipe of the network.
+        network: recipe of the network; the model's own by default.
         biases: what is added to each of the k outputs before anything was learned.
     """
 
-    def __init__(self, model: TVAE, network: Network, biases: Sequence[float]) -> None:
+    def __init__(self, model: TVAE, network: Network | None, biases: Sequence[float]) -> None:
         super().__init__()
-        n = model.n_latents
         self.shape = (len(biases), model.n_capsules, model.capsule_dim)
-        self.network = network.encoder(model.frame_shape, n, len(biases) * n)
+        self.network = encoder(model, network, len(biases) * model.n_latents)
         with torch.no_grad():
-            last_linear(self.network).bias.add_(torch.tensor(biases).repeat_interleave(n))
+            last_linear(self.network).bias.add_(torch.tensor(biases).repeat_interleave(model.n_latents))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.network(x).unflatten(-1, self.shape).unbind(-3)
@@ -73,12 +74,12 @@ class Coupling(nn.Module):
         hidden: Tensor = self.features(torch.cat([output.flatten(-2) for output in outputs], -1))
         return hidden
 
-    def forward(self, context: Tensor, drawn: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor, drawn: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Shifts and log-scales, within ±2, of latents (…, S, C, D) given draws of that shape; 0 in unseen frames."""
         hidden = (context + self.drawn(drawn.flatten(-2))).relu()
         shift, log_scale = self.last(hidden).unflatten(-1, (2, *drawn.shape[-2:])).unbind(-3)
         log_scale = 2 * (log_scale / 2).tanh()
-        return (shift, log_scale) if seen is None else (shift * seen, log_scale * seen)
+        return (shift, log_scale) if mask is None else (shift * mask, log_scale * mask)
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,26 @@ class Coordinate:
     loc: float
     scale: float
 
-    def parameters(self, outputs: Sequence[Tensor], seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    def locate(self, outputs: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and scale of the coordinate from an encoder's two outputs, those of the prior in unseen frames."""
         shift, log_variance = outputs
         loc, scale = shift + self.loc if self.loc else shift, (0.5 * log_variance).exp()
-        if seen is not None:  # a frame that was not seen tells nothing: its posterior is the prior
-            loc, scale = torch.where(seen, loc, self.loc), torch.where(seen, scale, self.scale)
+        if mask is not None:  # a frame that was not seen tells nothing: its posterior is the prior
+            loc, scale = torch.where(mask, loc, self.loc), torch.where(mask, scale, self.scale)
         return loc, scale
 
     def distribution(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         """Normal, or log-normal of a positive site."""
         return dist.LogNormal(loc, scale) if self.positive else Normal(loc, scale)
 
-    def independent(self, outputs: Sequence[Tensor], seen: Tensor | None) -> TorchDistribution:
-        """The law from an encoder's two outputs."""
-        return self.distribution(*self.parameters(outputs, seen))
+    def independent(self, outputs: Sequence[Tensor], mask: Tensor | None) -> TorchDistribution:
+        """The distribution from an encoder's two outputs."""
+        return self.distribution(*self.locate(outputs, mask))
 
 
 def energies_of(model: TVAE) -> str:
     """What a model's energies are, for a sentence."""
-    return "none, as it has no topography" if model.prior is None else type(model.prior).__name__
+    return ", ".join(type(prior).__name__ for prior in model.energies.values()) or "none, as it has no topography"
 
 
 def z_coordinate(model: TVAE) -> Coordinate:
@@ -124,19 +125,20 @@ def z_coordinate(model: TVAE) -> Coordinate:
     return Coordinate("z", False, 0.0, model.latent.spread)
 
 
-def energy_coordinate(model: TVAE, owner: str) -> Coordinate | None:
-    """The coordinate of the energies' site, None without a topography.
+def coordinates(model: TVAE, owner: str) -> tuple[Coordinate, ...]:
+    """z's coordinate, and where there is a topography that of the energies.
 
     Raises:
-        ValueError: the site has not one value per latent, as that of orbits; ``owner`` is who asks.
+        ValueError: the energies have not one value per latent, as those of orbits; ``owner`` is who asks.
     """
-    prior = model.prior
-    if prior is None:
-        return None
-    shape = tuple(prior.distribution(model.like.detach()).event_shape)
-    if shape != model.latent_shape:
-        raise ValueError(
-            f"{owner}: the model's energies are {type(prior).__name__} of shape {shape}; it is made for one energy per "
-            f"latent, {model.latent_shape}, such as GaussianEnergy or GammaEnergy (use OrbitGuide for OrbitEnergy)."
-        )
-    return Coordinate(prior.site, prior.positive, *prior.unseen())
+    energies = []
+    for site, prior in model.energies.items():
+        shape = tuple(prior.distribution(model.like.detach()).event_shape)
+        if shape != model.latent_shape:
+            raise ValueError(
+                f"{owner}: the model's energies are {type(prior).__name__} of shape {shape}; it is made for one energy "
+                f"per latent, {model.latent_shape}, such as GaussianEnergy or GammaEnergy (use OrbitGuide for "
+                "OrbitEnergy)."
+            )
+        energies.append(Coordinate(site, prior.positive, *prior.unseen()))
+    return (z_coordinate(model), *energies)

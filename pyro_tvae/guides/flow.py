@@ -13,19 +13,20 @@ from ..distributions import Normal
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, joint
-from .encoders import NO_ENERGIES, Coupling, shown
-from .mean_field import MeanFieldGuide
+from .encoders import Coupling, shown
+from .frames import FrameGuide
 
 __all__ = ["FlowGuide"]
 
 
-class FlowGuide(MeanFieldGuide):
+class FlowGuide(FrameGuide):
     """``q(z, u | x)`` of a sequence as a flow of affine couplings from the mean-field guide's Normals.
 
     Each layer moves u (log e, where energies are positive) given z, then z given ``log W u²`` of the values that u has
     then: z shares information over frames exactly where the topography shares energy. Couplings have triangular
-    Jacobians, so log q is exact (Dinh et al. 2017). Before it has learned anything it nearly is
-    :class:`MeanFieldGuide`. Not mean-field: KL terms are sampled.
+    Jacobians, so log q is exact (Dinh et al. 2017, "Density estimation using Real NVP",
+    https://arxiv.org/abs/1605.08803). Before it has learned anything it nearly is :class:`MeanFieldGuide`. Not
+    mean-field: KL terms are sampled.
 
     Args:
         model: a TVAE with one energy per latent. A learned W couples as it started.
@@ -43,6 +44,7 @@ class FlowGuide(MeanFieldGuide):
     """
 
     mean_field = False
+    couples = True
     w: Tensor
 
     def __init__(
@@ -57,27 +59,21 @@ class FlowGuide(MeanFieldGuide):
         super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
         if layers < 1:
             raise ValueError(f"FlowGuide: layers is {layers!r}; expected at least 1.")
-        if self.energy is None:
-            raise ValueError(NO_ENERGIES.format(type(self).__name__))
         self.couplings = nn.ModuleList(Coupling(4, model.n_latents) for _ in range(2 * layers))
         w = model.topography.neighborhood(model.n_frames, model.capsule_dim).detach()
         self.register_buffer("w", w, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
+        x, mask = shown(x, observed)
         outputs = self.outputs(x)
-        energy = self.energy
-        assert energy is not None
-        known = self.z.parameters(outputs[:2], seen), energy.parameters(outputs[2:], seen)
-        loc, scale = (torch.stack([pair[i] for pair in known], -3) for i in range(2))
+        loc, scale = (torch.stack(each, -3) for each in zip(*self.locate(outputs, mask), strict=True))
         base = Normal(torch.zeros_like(loc), torch.ones_like(scale)).to_event(4)
-        flow = Couplings(self, outputs, loc, scale, seen)
-        return joint(dist.TransformedDistribution(base, [flow]), {"z": False, energy.site: energy.positive})
+        flow = Couplings(self, outputs, loc, scale, mask)
+        return joint(dist.TransformedDistribution(base, [flow]), {one.site: one.positive for one in self.coordinates})
 
     def log_energy(self, value: Tensor) -> Tensor:
         """``log W u²`` (``log W e``) from u (or log e): (..., S, C, D) -> same shape."""
-        assert self.energy is not None
-        e = value.exp() if self.energy.positive else value.square()
+        e = value.exp() if self.coordinates[1].positive else value.square()
         rows = e.transpose(-3, -2).flatten(-2) @ self.w.mT
         # The small number keeps the slope of u² finite where all of a neighbourhood is near 0.
         return (rows.unflatten(-1, (self.n_frames, self.capsule_dim)).transpose(-3, -2) + 1e-4).log()
@@ -95,11 +91,11 @@ class Couplings(Transform):
     bijective = True
 
     def __init__(
-        self, guide: FlowGuide, outputs: Sequence[Tensor], loc: Tensor, scale: Tensor, seen: Tensor | None
+        self, guide: FlowGuide, outputs: Sequence[Tensor], loc: Tensor, scale: Tensor, mask: Tensor | None
     ) -> None:
         # torch's cache gives the inverse of what was just drawn, so that scoring a draw costs no second pass.
         super().__init__(cache_size=1)
-        self.guide, self.loc, self.scale, self.seen = guide, loc, scale, seen
+        self.guide, self.loc, self.scale, self.mask = guide, loc, scale, mask
         self.layers = [(one, one.context(outputs)) for one in guide.couplings if isinstance(one, Coupling)]
         self.last: tuple[Tensor, Tensor] | None = None
 
@@ -107,7 +103,7 @@ class Couplings(Transform):
         """Shift and log-scale of layer i: of u given z in even layers, of z given the energies in odd ones."""
         coupling, context = self.layers[i]
         drawn = z if i % 2 == 0 else self.guide.log_energy(self.loc[..., 1, :, :] + self.scale[..., 1, :, :] * u)
-        shift, log_scale = coupling(context, drawn, self.seen)
+        shift, log_scale = coupling(context, drawn, self.mask)
         return shift, log_scale
 
     def _call(self, x: Tensor) -> Tensor:

@@ -10,17 +10,18 @@ from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior
 from ..priors import GammaEnergy
-from .base import Guide
-from .encoders import FrameEncoder, energies_of, shown, z_coordinate
+from .encoders import energies_of, shown
+from .frames import EncoderGuide
 
 __all__ = ["GammaGuide"]
 
 
-class GammaGuide(Guide):
+class GammaGuide(EncoderGuide):
     """``q(z_l | x_l) q(e_l | x_l)``, Normals and Gammas: ``e ~ Gamma(α exp(b), ½ exp(b − a))``, of mean ``2α exp(a)``.
 
     With a = b = 0 this is the prior Gamma(α, ½), which no log-normal is (see :class:`MeanFieldGuide`). Draws are
-    reparametrised implicitly (Figurnov et al. 2018), and KL terms are closed.
+    reparametrised implicitly (Figurnov et al. 2018, "Implicit Reparameterization Gradients",
+    https://arxiv.org/abs/1805.08498), and KL terms are closed.
 
     Args:
         model: a TVAE with GammaEnergy. Where its α is learned, "the prior" is that of the start.
@@ -44,22 +45,20 @@ class GammaGuide(Guide):
         initial_log_variance: float = -5.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, name=name)
         if not isinstance(model.prior, GammaEnergy):
             raise ValueError(
                 f"GammaGuide: the model's energies are {energies_of(model)}; expected GammaEnergy (prior=gamma), or "
                 "another guide, such as MeanFieldGuide (guide=mean_field)."
             )
-        network = network if network is not None else model.network
-        self.alpha = float(model.prior.concentration.detach())
-        self.z, self.z_encoder = z_coordinate(model), FrameEncoder(model, network, (0.0, initial_log_variance))
-        start = -initial_log_variance - float(torch.tensor(self.alpha).log())
-        self.e_encoder = FrameEncoder(model, network, (0.0, start))
+        alpha = float(model.prior.concentration.detach())
+        start = -initial_log_variance - float(torch.tensor(alpha).log())
+        super().__init__(model, {"z": (0.0, initial_log_variance), "e": (0.0, start)}, network=network, name=name)
+        self.alpha = alpha
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
-        a, b = self.e_encoder(x)
-        if seen is not None:
-            a, b = torch.where(seen, a, 0), torch.where(seen, b, 0)
+        x, mask = shown(x, observed)
+        *of_z, a, b = self.outputs(x)
+        if mask is not None:
+            a, b = torch.where(mask, a, 0), torch.where(mask, b, 0)
         e = dist.Gamma(self.alpha * b.exp(), 0.5 * (b - a).exp())
-        return {"z": self.z.independent(self.z_encoder(x), seen), "e": e}
+        return {"z": self.z.independent(of_z, mask), "e": e}

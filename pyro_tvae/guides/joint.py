@@ -13,14 +13,13 @@ from torch.distributions.transforms import ReshapeTransform
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, joint
-from .base import Guide
-from .encoders import NO_ENERGIES, Coupling, FrameEncoder, energy_coordinate, shown, z_coordinate
-from .mean_field import MeanFieldGuide
+from .encoders import Coupling, encoder, shown
+from .frames import FrameGuide
 
 __all__ = ["ConditionalGuide", "CovarianceGuide"]
 
 
-class CovarianceGuide(Guide):
+class CovarianceGuide(FrameGuide):
     """One Normal per frame over z and u together (log e, where energies are positive), with covariances.
 
     ``q(z_l, u_l | x_l) = Normal(m, Σ)``: with ``rank`` r, ``Σ = diag(s²) + F Fᵀ`` and F of r columns; without, a full
@@ -42,6 +41,7 @@ class CovarianceGuide(Guide):
     """
 
     mean_field = False
+    shared_trunk = True
 
     def __init__(
         self,
@@ -52,26 +52,21 @@ class CovarianceGuide(Guide):
         initial_log_variance: float = -5.0,
         name: str | None = None,
     ) -> None:
-        super().__init__(model, name=name)
-        energy = energy_coordinate(model, type(self).__name__)
-        self.parts = [z_coordinate(model)] if energy is None else [z_coordinate(model), energy]
-        self.rank, self.size = rank, len(self.parts) * model.n_latents
+        super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
+        self.rank, self.size = rank, len(self.coordinates) * model.n_latents
         if rank is not None and rank < 1:
             raise ValueError(f"CovarianceGuide: rank is {rank!r}; expected at least 1, or None for full covariance.")
-        network = network if network is not None else model.network
         n_factors = self.size * (self.size - 1) // 2 if rank is None else self.size * rank
-        self.encoder = FrameEncoder(model, network, (0.0, initial_log_variance) * len(self.parts))
-        self.factors = network.encoder(model.frame_shape, model.n_latents, n_factors)
+        self.factors = encoder(model, network, n_factors)
         # Relative to the standard deviations, so that the covariances start small beside the variances.
         self.gain = nn.Parameter(torch.tensor(0.1))
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
-        outputs, factors = self.encoder(x), self.gain * self.factors(x)
-        known = [part.parameters(outputs[2 * i : 2 * i + 2], seen) for i, part in enumerate(self.parts)]
-        loc, scale = (torch.cat([pair[i].flatten(-2) for pair in known], -1) for i in range(2))
-        if seen is not None:
-            factors = factors * seen.flatten(-2)
+        x, mask = shown(x, observed)
+        pairs, factors = self.locate(self.outputs(x), mask), self.gain * self.factors(x)
+        loc, scale = (torch.cat([one.flatten(-2) for one in each], -1) for each in zip(*pairs, strict=True))
+        if mask is not None:
+            factors = factors * mask.flatten(-2)
         q: TorchDistribution
         if self.rank is None:
             root = torch.diag_embed(torch.ones_like(loc))
@@ -82,13 +77,13 @@ class CovarianceGuide(Guide):
             columns = factors.unflatten(-1, (self.size, self.rank)) * scale.unsqueeze(-1)
             q = dist.LowRankMultivariateNormal(loc, columns, scale.square())
         flat = torch.Size([self.size])
-        shape = torch.Size([len(self.parts), self.n_capsules, self.capsule_dim])
+        shape = torch.Size([len(self.coordinates), self.n_capsules, self.capsule_dim])
         blocks = dist.TransformedDistribution(q, [ReshapeTransform(flat, shape)])
-        return joint(blocks, {one.site: one.positive for one in self.parts})
+        return joint(blocks, {one.site: one.positive for one in self.coordinates})
 
 
-class ConditionalGuide(MeanFieldGuide):
-    """``q(z_l | x_l) q(u_l | z_l, x_l)``: the energies' law knows which z was drawn, and so is not mean-field.
+class ConditionalGuide(FrameGuide):
+    """``q(z_l | x_l) q(u_l | z_l, x_l)``: the energies are given the z that was drawn, and so it is not mean-field.
 
     x says much of ``t = (z + μ) / sqrt(V)`` and little of z and V apart: a larger z goes with a larger V. Here the
     location and scale of u (of log e, where energies are positive) follow the draw of z by a network of one hidden
@@ -104,31 +99,20 @@ class ConditionalGuide(MeanFieldGuide):
     """
 
     mean_field = False
+    couples = True
 
-    def __init__(
-        self,
-        model: TVAE,
-        *,
-        network: Network | None = None,
-        initial_log_variance: float = -5.0,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
-        if self.energy is None:
-            raise ValueError(NO_ENERGIES.format(type(self).__name__))
+    def couple(self, model: TVAE) -> None:
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
+        x, mask = shown(x, observed)
         outputs = self.outputs(x)
-        z_loc, z_scale = self.z.parameters(outputs[:2], seen)
-        energy = self.energy
-        assert energy is not None
-        loc, scale = energy.parameters(outputs[2:], seen)
+        (z_loc, z_scale), (loc, scale) = self.locate(outputs, mask)
+        z, energy = self.coordinates
         context = self.coupling.context(outputs)
 
         def given(draws: Mapping[str, Tensor]) -> TorchDistribution:
-            shift, log_scale = self.coupling(context, (draws["z"] - z_loc) / z_scale, seen)
-            return energy.distribution(loc + scale * shift, scale * log_scale.exp()).to_event(3)
+            shift, log_scale = self.coupling(context, (draws["z"] - z_loc) / z_scale, mask)
+            return energy.distribution(loc + scale * shift, scale * log_scale.exp())
 
-        return {"z": self.z.distribution(z_loc, z_scale), energy.site: given}
+        return {"z": z.distribution(z_loc, z_scale), energy.site: given}

@@ -1,4 +1,4 @@
-"""Semi-amortised inference: the encoders' answer for each sequence, improved by a few gradient steps of its own."""
+"""Semi-amortized inference: the encoders' answer for each sequence, improved by a few gradient steps of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 from ..distributions import Normal
 from ..model import TVAE
 from ..networks import Network
-from ..posteriors import Posterior, standalone
+from ..posteriors import Posterior, all_events
 from .base import Guide
 from .default import default_guide
 from .encoders import shown
@@ -28,8 +28,9 @@ BETA, EPS = (0.9, 0.99), 1e-8
 class SemiAmortizedGuide(Guide):
     """A mean-field posterior that starts at an encoder's answer and takes k gradient steps on each sequence's own ELBO.
 
-    With the start ``loc₀, scale₀`` the laws are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
-    energies; Adam moves a and b from 0 (Kim et al. 2018). Its noise comes from a fixed seed, so that the posterior is a
+    With the start ``loc₀, scale₀`` the sites are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
+    energies; Adam moves a and b from 0 (Kim et al. 2018, "Semi-Amortized Variational Autoencoders",
+    https://arxiv.org/abs/1802.02550). Its noise comes from a fixed seed, so that the posterior is a
     function of x; whatever that makes of a and b, q is a density and its ELBO a bound. Training passes gradients
     to the encoder through ``loc₀, scale₀`` and treats a and b as constants: first order, no second derivatives.
 
@@ -77,21 +78,20 @@ class SemiAmortizedGuide(Guide):
         return super().__call__(*args, **kwargs)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        start = standalone(self.start.posterior(x, observed))
-        assert start is not None
-        known = {site: _parameters(q) for site, q in start.items()}
+        start = self.start.posterior(x, observed)
+        parameters = {site: _parameters(q) for site, q in start.items()}
         positive = {site: isinstance(q, dist.LogNormal) for site, q in start.items()}
         # Evaluations run without gradients, some in inference mode, whose tensors cannot be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
             moves = self._refine(
                 shown(x, observed)[0].detach().clone(),
                 observed,
-                {site: (loc.detach().clone(), scale.detach().clone()) for site, (loc, scale) in known.items()},
+                {site: (loc.detach().clone(), scale.detach().clone()) for site, (loc, scale) in parameters.items()},
                 positive,
             )
         return {
-            site: _law(positive[site], loc + scale * moves[site][0], scale * moves[site][1].exp())
-            for site, (loc, scale) in known.items()
+            site: _distribution(positive[site], loc + scale * moves[site][0], scale * moves[site][1].exp())
+            for site, (loc, scale) in parameters.items()
         }
 
     def _refine(
@@ -108,7 +108,7 @@ class SemiAmortizedGuide(Guide):
         for step in range(1, self.steps + 1):
             pairs = zip(moves[::2], moves[1::2], strict=True)
             distributions = {
-                site: _law(positive[site], loc + scale * a, scale * b.exp())
+                site: _distribution(positive[site], loc + scale * a, scale * b.exp())
                 for (site, (loc, scale)), (a, b) in zip(start.items(), pairs, strict=True)
             }
             slopes = torch.autograd.grad(self._bound(x, observed, distributions, generator).sum(), moves)
@@ -137,23 +137,22 @@ class SemiAmortizedGuide(Guide):
             half = torch.randn(shape, generator=generator, device=loc.device, dtype=loc.dtype)
             value = loc + scale * torch.cat([half, -half])
             values[site] = value.exp() if isinstance(q, dist.LogNormal) else value
-            whole = q.to_event(loc.dim() - 1)
+            whole = all_events(q)
             try:
                 bound = bound - kl_divergence(whole, priors[site])
             except NotImplementedError:
                 bound = bound + (priors[site].log_prob(values[site]) - whole.log_prob(values[site])).mean(0)
-        t = model.compose(values["z"], None if model.prior is None else values[model.prior.site])
-        frames = model.decode(t).log_prob(x)
+        frames = model.decode(model.compose(values)).log_prob(x)
         if observed is not None:
             frames = frames * observed.to(frames)
         return bound + frames.sum(-1).mean(0)
 
 
-def _parameters(q: TorchDistribution) -> tuple[Tensor, Tensor]:
+def _parameters(q: object) -> tuple[Tensor, Tensor]:
     if not isinstance(q, torch.distributions.Normal | torch.distributions.LogNormal):
         raise TypeError(f"SemiAmortizedGuide: the start has a {type(q).__name__}; expected Normals and log-normals.")
     return q.loc, q.scale
 
 
-def _law(positive: bool, loc: Tensor, scale: Tensor) -> TorchDistribution:
+def _distribution(positive: bool, loc: Tensor, scale: Tensor) -> TorchDistribution:
     return dist.LogNormal(loc, scale) if positive else Normal(loc, scale)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..model import TVAE
 from ..networks import Network
-from ..posteriors import Posterior, SiteDistribution
+from ..posteriors import Posterior
 from .base import Guide
-from .encoders import FrameEncoder, energy_coordinate, shown, z_coordinate
+from .encoders import FrameEncoder, coordinates, shown
 
 __all__ = ["SequenceGuide"]
 
@@ -21,7 +21,7 @@ class SequenceGuide(Guide):
     ``v = W u²``, what is said of v[l, p] is evidence on every u[m, q] that W sums into it, so the transpose pools it:
     ``g[m, q] = Σ W[(l, p), (m, q)] λ[l, p] a[l, p] / Σ W[(l, p), (m, q)] λ[l, p]``. With a capsule roll that is along
     the roll; with a stationary topography along no roll; without one, or frame by frame, other frames add nothing.
-    One network, the same for all frames, reads a frame's own values and the pool and gives the parameters of its laws.
+    One network, the same for all frames, reads a frame's own values and the pool and gives the parameters of its q.
 
     Where frames wrap, W commutes with a shift of the sequence, and so does all of this: shifting the frames by one
     shifts the posterior by one frame, to rounding. Unseen frames have λ = 0, and are inferred from the others.
@@ -54,9 +54,9 @@ class SequenceGuide(Guide):
         name: str | None = None,
     ) -> None:
         super().__init__(model, name=name)
-        self.z, self.energy = z_coordinate(model), energy_coordinate(model, type(self).__name__)
-        n, k = model.n_latents, 2 if self.energy is None else 4
-        self.encoder = FrameEncoder(model, network if network is not None else model.network, (0.0,) * 3)
+        self.coordinates = coordinates(model, type(self).__name__)
+        n, k = model.n_latents, 2 * len(self.coordinates)
+        self.encoder = FrameEncoder(model, network, (0.0,) * 3)
         # Three values of the frame's own, three of the pool, and whether the frame was seen.
         self.head = nn.Sequential(nn.Linear(6 * n + 1, 2 * n), nn.ReLU(), nn.Linear(2 * n, k * n))
         with torch.no_grad():
@@ -67,10 +67,12 @@ class SequenceGuide(Guide):
         self.register_buffer("w", w, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        x, seen = shown(x, observed)
+        x, observed_frames = shown(x, observed)
         first, second, log_precision = self.encoder(x)
         n = first.shape[0]
-        mask = torch.ones_like(first[..., :1, :1]) if seen is None else seen.to(first).expand(n, -1, -1, -1)
+        mask = torch.ones_like(first[..., :1, :1])
+        if observed_frames is not None:
+            mask = observed_frames.to(first).expand(n, -1, -1, -1)
         vote = log_precision.exp() * mask
         pooled = self._pool(torch.stack([vote, vote * first, vote * second]))
         total = pooled[0]
@@ -79,10 +81,7 @@ class SequenceGuide(Guide):
         features = torch.cat([*(value.flatten(-2) for value in (*own, *pool)), mask.flatten(-2)], -1)
         outputs = self.head(features).unflatten(-1, (-1, self.n_capsules, self.capsule_dim)).unbind(-3)
         # Unseen frames are inferred as well, so that no prior takes their place.
-        q: dict[str, SiteDistribution] = {"z": self.z.independent(outputs[:2], None)}
-        if self.energy is not None:
-            q[self.energy.site] = self.energy.independent(outputs[2:], None)
-        return q
+        return {one.site: one.independent(outputs[2 * i : 2 * i + 2], None) for i, one in enumerate(self.coordinates)}
 
     def _pool(self, votes: Tensor) -> Tensor:
         """``Wᵀ votes`` for every capsule: (..., S, C, D) -> same shape."""

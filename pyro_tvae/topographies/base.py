@@ -41,8 +41,8 @@ def roll(t: Tensor, shift: int | Tensor) -> Tensor:
     if isinstance(shift, int):
         return torch.roll(t, shift, dims=-1)
     if not isinstance(shift, Tensor) or shift.is_floating_point():
-        found = f"has dtype {shift.dtype}" if isinstance(shift, Tensor) else f"is {shift!r}"
-        raise TypeError(f"roll: shift {found}; expected whole positions (int or an integer tensor).")
+        what = f"has dtype {shift.dtype}" if isinstance(shift, Tensor) else f"is {shift!r}"
+        raise TypeError(f"roll: shift {what}; expected whole positions (int or an integer tensor).")
     size = t.shape[-1]
     source = (torch.arange(size, device=t.device) - shift.to(t.device).unsqueeze(-1)) % size
     shape = torch.broadcast_shapes(t.shape, source.shape)
@@ -60,7 +60,8 @@ class Orbits:
 class Topography(Part, nn.Module):
     """A neighbourhood structure on the (frame, position) lattice; subclasses only list its offsets.
 
-    ``v[l, p] = sum over offsets (dt, dp) of weight[dt, dp] · u[l + dt, p + dp]²`` (Keller & Welling 2021, eq. 8-10).
+    ``v[l, p] = sum over offsets (dt, dp) of weight[dt, dp] · u[l + dt, p + dp]²`` (Keller & Welling 2021,
+    "Topographic VAEs learn Equivariant Capsules", https://arxiv.org/abs/2109.01394, eq. 8-10).
 
     Args:
         boundary: ``"circular"`` wraps frames; ``"truncate"`` drops the terms before the first and after the last frame

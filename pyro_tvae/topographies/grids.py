@@ -129,8 +129,8 @@ class Matrix(Topography):
         self.register_buffer("w", values, persistent=False)
         self.learned = learned
         if learned:
-            known = values[values > 0].double()
-            self.raw_weight = nn.Parameter((known + torch.log(-torch.expm1(-known))).to(values))
+            positive = values[values > 0].double()
+            self.raw_weight = nn.Parameter((positive + torch.log(-torch.expm1(-positive))).to(values))
 
     def arguments(self) -> dict[str, Any]:
         # The numbers themselves, so that a model file needs no second one.

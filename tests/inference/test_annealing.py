@@ -200,7 +200,7 @@ def test_reverse_chains_start_at_the_latents_that_made_x(name: str) -> None:
     model, guide = born(name)
     simulated = simulate(model, 3)
     found = reverse_annealing(model, guide, simulated, annealing=Annealing(num_temperatures=2))
-    density = model.decode(model.compose(*simulated.latents.values())).log_prob(simulated.x).sum(-1)
+    density = model.decode(model.compose(simulated.latents)).log_prob(simulated.x).sum(-1)
     for site, q in guide.posterior(simulated.x).items():
         value = simulated.latents[site]
         density = density + model.prior_distributions()[site].log_prob(value) - q.log_prob(value).flatten(1).sum(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -45,8 +45,8 @@ class Mixing(TVAE):
 
     mixing: Tensor
 
-    def compose(self, z: Tensor, u: Tensor | None = None) -> Tensor:
-        return torch.einsum("lm, ...mcd -> ...lcd", self.mixing, z)
+    def compose(self, values: Mapping[str, Tensor], u: Tensor | None = None) -> Tensor:
+        return torch.einsum("lm, ...mcd -> ...lcd", self.mixing, values["z"])
 
 
 class Marginals(Guide):

@@ -220,7 +220,7 @@ def of_a_trace() -> None:
     assert isinstance(trace, poutine.Trace)
     z, u = (trace.nodes[site]["value"] for site in ("z", "u"))
     distributions = model.prior_distributions()
-    by_hand = model.decode(model.compose(z, u)).log_prob(x).sum() + distributions["z"].log_prob(z).sum()
+    by_hand = model.decode(model.compose({"z": z, "u": u})).log_prob(x).sum() + distributions["z"].log_prob(z).sum()
     same(trace.log_prob_sum(), by_hand + distributions["u"].log_prob(u).sum())
 
 

@@ -274,7 +274,7 @@ def of_predictive() -> None:
         of_prior = infer.Predictive(model, num_samples=K)(n_sequences=B)
         given = infer.Predictive(poutine.uncondition(model), guide=guide, num_samples=K, parallel=True)(x)
     for drawn in (of_prior, given):
-        torch.testing.assert_close(drawn["t"].reshape(K, B, 3, 1, 3), model.compose(drawn["z"], drawn["u"]))
+        torch.testing.assert_close(drawn["t"].reshape(K, B, 3, 1, 3), model.compose(drawn))
         assert drawn["x"].shape == (K, B, 3, 1, 2, 2)
         assert not torch.equal(drawn["x"][0], x)
 
@@ -301,7 +301,7 @@ def of_trace_predictive() -> None:
         run = infer.TracePredictive(poutine.uncondition(model), posterior, 3).run(x)
     for trace in run.exec_traces:
         z, u, t = (trace.nodes[site]["value"] for site in ("z", "u", "t"))
-        torch.testing.assert_close(t, model.compose(z, u))
+        torch.testing.assert_close(t, model.compose({"z": z, "u": u}))
 
 
 def _seeded(action: Callable[[], Any]) -> Any:
@@ -579,7 +579,7 @@ def test_an_autodelta_is_encoded_where_its_points_are() -> None:
     model, guide = built(auto.AutoDelta, x)
     with torch.no_grad():
         points = guide(x)
-        t = model.compose(points["z"], points["u"])
+        t = model.compose(points)
         torch.testing.assert_close(encode(model, guide, x), t)
         torch.testing.assert_close(reconstruct(model, guide, x), model.decode(t).mean)
 
@@ -595,7 +595,7 @@ def test_a_weight_counts_a_discrete_draw() -> None:
     def guide(x: Tensor) -> None:
         drawn = latents(x)
         with pyro.plate("switches", len(x), dim=-1):
-            pyro.sample("switch", dist.Categorical(logits=model.compose(drawn["z"], drawn["u"]).flatten(-3)[..., :2]))
+            pyro.sample("switch", dist.Categorical(logits=model.compose(drawn).flatten(-3)[..., :2]))
 
     same(by_likelihood(model, guide, x), by_likelihood(plain, latents, x))
 

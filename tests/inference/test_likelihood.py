@@ -190,7 +190,7 @@ def test_averaging_weights_frame_by_frame_is_not_a_bound() -> None:
     with torch.no_grad():
         u, z = torch.randn(2, k, 2, 1, 1, dtype=torch.float64)
         # Prior as proposal: a frame's weight is its pixels' density.
-        per_frame = toy.model.decode(toy.model.compose(z, u)).log_prob(batch[0]).double()
+        per_frame = toy.model.decode(toy.model.compose({"z": z, "u": u})).log_prob(batch[0]).double()
         fallacy = (per_frame.logsumexp(0) - math.log(k)).sum()
         honest = log_likelihood(toy.model, toy.guide, batch, k)
     exact = toy.log_p(x)

@@ -54,7 +54,7 @@ def test_the_smallest_sizes_and_one_sequence(s: int, c: int, d: int) -> None:
 @pytest.mark.parametrize("u", [0.0, 1e-20, 1e15], ids=["zero", "tiny", "huge"])
 def test_a_constant_energy(u: float) -> None:
     model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
-    t = model.compose(torch.zeros(2, 3, 1, 3), torch.full((2, 3, 1, 3), u))
+    t = model.compose({"z": torch.zeros(2, 3, 1, 3), "u": torch.full((2, 3, 1, 3), u)})
     assert torch.isfinite(t).all()
 
 

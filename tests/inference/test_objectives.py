@@ -372,7 +372,7 @@ def test_doubly_reparametrised_gradients_are_the_formula(beta: float, observed: 
         draws = guide.draw(posterior := guide.posterior(x, observed))
     held = {site: torch.distributions.Normal(q.mean.detach(), q.stddev.detach()) for site, q in posterior.items()}
     leaves = {site: value.detach().requires_grad_() for site, value in draws.items()}
-    log_p = model.decode(model.compose(leaves["z"], leaves["u"])).log_prob(x).sum(-1)
+    log_p = model.decode(model.compose(leaves)).log_prob(x).sum(-1)
     ratio = sum(
         (held[site].log_prob(v) - torch.distributions.Normal(0, 1).log_prob(v)).flatten(2).sum(-1)
         for site, v in leaves.items()

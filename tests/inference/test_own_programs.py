@@ -323,7 +323,7 @@ def test_a_sample_of_a_bayesian_model_is_one_draw_of_its_weights() -> None:
     toy = Toy()
     toy.bayesian()
     torch.manual_seed(5)
-    means = torch.stack([sample(toy.model, 2) for _ in range(1500)]).flatten(3)
+    means = torch.stack([sample(toy.model, 2, mean=True) for _ in range(1500)]).flatten(3)
     assert means.shape == (1500, 2, S, 6)
     spread = (toy.a.square().sum(1) + PRIOR**2).sqrt()
     assert float((means[:, 0, 0].std(0) / spread).log().abs().max()) < 5 / math.sqrt(2 * 1500)
@@ -359,7 +359,7 @@ def test_what_a_forward_draws_by_itself_is_drawn_in_the_prior_and_scored() -> No
     expected = toy.nats(x, z + w[..., None, None, None], torch.zeros(6).double())
     torch.testing.assert_close(values(data, "log_likelihood", "x"), expected)
     torch.manual_seed(1)
-    mean = sample(toy.model, 4000).flatten(2)[:, 0].mean(0)
+    mean = sample(toy.model, 4000, mean=True).flatten(2)[:, 0].mean(0)
     assert float((mean - 2 * toy.a.sum(1)).abs().max()) < 5 * 3 / math.sqrt(4000)
 
 

@@ -243,7 +243,7 @@ def test_a_bayesian_model_is_used_like_another() -> None:
     x = sequences()
     assert encode(model, guide, x).shape == (B, 3, 1, 3)
     assert reconstruct(model, guide, x).shape == x.shape
-    assert sample(model, 3).shape == (3, 3, 1, 2, 2)
+    assert sample(model, 3, mean=True).shape == (3, 3, 1, 2, 2)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     before = [parameter.detach().clone() for parameter in guide.parameters()]
     svi.step(x)

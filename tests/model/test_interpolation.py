@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -47,9 +47,9 @@ def test_the_ends_are_the_reconstructions_and_the_way_goes_one_way(
     seen = {}
     compose, decode = model.compose, model.decode
 
-    def composing(z: torch.Tensor, u: torch.Tensor | None = None) -> torch.Tensor:
-        seen["z"], seen["u"] = z, u
-        return compose(z, u)
+    def composing(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        seen.update(zip(("z", "u"), values.values(), strict=False))
+        return compose(values)
 
     def decoding(t: torch.Tensor) -> object:
         seen["t"] = t

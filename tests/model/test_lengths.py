@@ -43,7 +43,9 @@ def test_energies_are_those_of_the_formula_at_either_length() -> None:
         torch.testing.assert_close(one.energy(u[:frames]), v)
     z = torch.randn(LONG, C, D)
     # Inside, where no window wraps, the neighbourhoods are the same.
-    torch.testing.assert_close(longer.compose(z, u)[1 : S - 1], model.compose(z[:S], u[:S])[1 : S - 1])
+    torch.testing.assert_close(
+        longer.compose({"z": z, "u": u})[1 : S - 1], model.compose({"z": z[:S], "u": u[:S]})[1 : S - 1]
+    )
 
 
 @pytest.mark.parametrize("n_frames", [2, LONG])

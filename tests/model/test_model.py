@@ -221,14 +221,14 @@ def test_mu_starts_where_it_was_put_and_shifts_t() -> None:
     assert float(small().mu) == 30.0
     z, u = torch.zeros(1, 4, 2, 4), torch.ones(1, 4, 2, 4)
     # Seven neighbours of energy one: t = μ / sqrt(7 + eps), with a plus sign.
-    torch.testing.assert_close(model.compose(z, u), torch.full_like(z, 12 / 7**0.5))
+    torch.testing.assert_close(model.compose({"z": z, "u": u}), torch.full_like(z, 12 / 7**0.5))
     assert not hasattr(small(NoTopography()), "mu")
 
 
 def test_eps_is_added_under_the_root() -> None:
     model = small(mu=2.0, eps=0.25)
     z = torch.zeros(1, 4, 2, 4)
-    torch.testing.assert_close(model.compose(z, z), torch.full_like(z, 4.0))
+    torch.testing.assert_close(model.compose({"z": z, "u": z}), torch.full_like(z, 4.0))
 
 
 class Reciprocal(GaussianEnergy):
@@ -299,12 +299,12 @@ def test_a_centred_model_says_the_same_with_other_biases(network: Network) -> No
 def test_compose_and_decode_take_any_leading_dimensions(leading: tuple[int, ...]) -> None:
     model = small()
     z, u = torch.randn(*leading, 4, 2, 4), torch.randn(*leading, 4, 2, 4)
-    t = model.compose(z, u)
+    t = model.compose({"z": z, "u": u})
     assert t.shape == z.shape
     frames = model.decode(t)
     assert frames.batch_shape == (*leading, 4)
     assert frames.event_shape == FRAME
-    flat = model.compose(z.reshape(-1, 4, 2, 4), u.reshape(-1, 4, 2, 4)).reshape(t.shape)
+    flat = model.compose({"z": z.reshape(-1, 4, 2, 4), "u": u.reshape(-1, 4, 2, 4)}).reshape(t.shape)
     torch.testing.assert_close(t, flat)
 
 
@@ -421,7 +421,7 @@ COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "prior without energies": (ValueError, "has no energies", lambda: small(NoTopography(), prior=GaussianEnergy())),
     "orbits that overlap": (ValueError, "no disjoint orbits", lambda: small(prior=OrbitEnergy())),
     "energy of a plain VAE": (ValueError, "t = z", lambda: small(NoTopography()).energy(torch.zeros(4, 2, 4))),
-    "no u": (ValueError, "needs a value of site 'u'", lambda: small().compose(torch.zeros(4, 2, 4))),
+    "no u": (ValueError, "needs a value of site 'u'", lambda: small().compose({"z": torch.zeros(4, 2, 4)})),
     "t to decode": (ValueError, "expected .* 4 positions", lambda: small().decode(torch.zeros(3, 2, 5))),
     "unknown argument": (TypeError, "it takes frame_shape", lambda: TVAE(FRAME, frames=4)),  # type: ignore[call-arg]
     "no sequences to sample": (ValueError, "expected at least 1", lambda: sample(small(), 0)),
@@ -449,7 +449,7 @@ def test_verbs_return_frames_and_capsules(build: Callable[[], TVAE]) -> None:
     frames = reconstruct(model, guide, x)
     assert frames.shape == x.shape
     torch.testing.assert_close(frames, model.decode(t).mean.detach())
-    assert sample(model, 5).shape == (5, 4, *FRAME)
+    assert sample(model, 5, mean=True).shape == (5, 4, *FRAME)
     model, guide, x = model.double(), guide.double(), x.double()  # so that the order of sums does not matter below
     t, frames = encode(model, guide, x), reconstruct(model, guide, x)
     # Step l of a traversal from frame 1 is the model's forecast of frame l: t of frame 1 rolled by l - 1.

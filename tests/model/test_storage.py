@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyro
@@ -192,8 +192,8 @@ class Constrained(TVAE):
     def late(self) -> Tensor:
         return torch.tensor(3.0)
 
-    def compose(self, z: Tensor, u: Tensor | None = None) -> Tensor:
-        t: Tensor = super().compose(z, u) * self.gain * self.late
+    def compose(self, values: Mapping[str, Tensor], u: Tensor | None = None) -> Tensor:
+        t: Tensor = super().compose(values) * self.gain * self.late
         return t
 
 
