@@ -21,6 +21,7 @@ author = "The pyro-tvae authors"
 version = release = version_of("pyro-tvae")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 html_theme = "furo"
+html_show_copyright = html_show_sphinx = False
 html_title = f"pyro-tvae {release}"
 exclude_patterns = ["_build"]
 suppress_warnings = ["misc.highlighting_failure"]
@@ -42,7 +43,6 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog",
     "experiments/results/RESULTS.md": "results",
     "experiments/results/messages.md": "messages",
-    "experiments/results/robustness.md": "robustness",
 }
 # Package -> its public modules. What a package of experiments offers, it lists itself.
 PACKAGES = {
