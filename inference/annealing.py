@@ -313,8 +313,8 @@ class Path:
         posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
         if posterior is None or {*posterior} != {*self.prior_distributions}:
             raise ValueError(
-                f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, whose "
-                f"posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
+                f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, "
+                f"whose posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
             )
         self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}
         self.posterior = {site: q.to_event(len(q.batch_shape) - 1) for site, q in posterior.items()}

@@ -305,10 +305,10 @@ def reparametrized(proposal: Trace, model: Trace) -> None:
     for name, site in scored(proposal):
         distribution: Any = site["fn"]
         if name not in observed and not distribution.has_rsample:
+            family = type(getattr(distribution, "base_dist", distribution)).__name__
             raise ValueError(
-                f"the guide draws site {name!r} from {type(getattr(distribution, 'base_dist', distribution)).__name__}, "
-                "which is not reparametrised; expected a distribution with rsample, or train with "
-                "pyro.infer.Trace_ELBO."
+                f"the guide draws site {name!r} from {family}, which is not reparametrised; expected a "
+                "distribution with rsample, or train with pyro.infer.Trace_ELBO."
             )
 
 

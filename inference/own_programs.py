@@ -67,8 +67,8 @@ def refuse_own_terms(model: Any, x: Tensor, what: str) -> None:
                 by = "decode" if name == "x" else "prior_distributions"
                 raise ValueError(
                     f"{what}: the forward of {type(model).__name__} gives site {name!r} another distribution than its "
-                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use log_likelihood, "
-                    "which runs the program."
+                    f"method '{by}', which is what can be counted here; override '{by}' instead, or use "
+                    "log_likelihood, which runs the program."
                 )
 
 

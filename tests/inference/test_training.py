@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
 from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, fit
-from pyro_tvae.inference.training import NonFiniteError, frames_of
+from pyro_tvae.inference.batches import frames_of
+from pyro_tvae.inference.training import NonFiniteError
 
 FRAME = (1, 2, 3)
 
