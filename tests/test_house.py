@@ -206,6 +206,8 @@ ALLOWED = {
     "tests",
     "setup.cfg",
     "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "pyproject.toml",
     "findings",
     "docs",
