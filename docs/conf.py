@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import posixpath
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -52,8 +53,8 @@ PACKAGES = {
 }
 
 
-def underlined(title: str, mark: str = "=") -> str:
-    return f"{title}\n{mark * len(title)}\n"
+def underlined(title: str) -> str:
+    return f"{title}\n{'=' * len(title)}\n"
 
 
 def entry(package: str, name: str, value: object) -> str:
@@ -98,17 +99,27 @@ def relinked(text: str, folder: str) -> str:
     return re.sub(r"\]\((?!https?://|#)([^)]+)\)", link, text)
 
 
+def contents(package: str, modules: Sequence[str]) -> str:
+    """A package's modules, each with the one idea that its first line says."""
+    rows, tree = [], []
+    for module in modules:
+        name = f"{package}.{module}"
+        idea = (import_module(name).__doc__ or "").splitlines()[0]
+        rows.append(f"   * - :doc:`{module} <{name}>`\n     - {idea}\n")
+        tree.append(f"   {module} <{name}>\n")
+    return (
+        f"{underlined(package)}\n.. automodule:: {package}\n   :no-members:\n   :no-index:\n\n"
+        f".. list-table::\n   :widths: 25 75\n\n{''.join(rows)}\n.. toctree::\n   :hidden:\n\n{''.join(tree)}"
+    )
+
+
 def write_pages() -> None:
-    """One page per public module, an index that lists them package by package, and the pages from elsewhere."""
+    """One page per package and per public module, and the pages from elsewhere."""
     GENERATED.mkdir(exist_ok=True)
-    index, pages = underlined("Public names"), {}
+    pages = {}
     for package, modules in PACKAGES.items():
-        index += f"\n{underlined(package, '-')}\n.. toctree::\n   :maxdepth: 1\n\n"
-        for module in modules:
-            name = f"{package}.{module}".replace("pyro_tvae.", "", 1)
-            pages[f"{name}.rst"] = page(package, module)
-            index += f"   {module} <{name}>\n"
-    pages["reference.rst"] = index
+        pages[f"{package}.rst"] = contents(package, modules)
+        pages |= {f"{package}.{module}.rst": page(package, module) for module in modules}
     for source, name in ELSEWHERE.items():
         text = (HERE.parent / source).read_text(encoding="utf-8")
         pages[f"{name}.md"] = relinked(text, posixpath.dirname(source))
