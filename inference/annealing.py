@@ -124,9 +124,6 @@ def annealed_importance(
     Jacobian. Step sizes per sequence and temperature come from a pilot run of 8 chains that are thrown away: adapted on
     the chains themselves they would break the invariance, and the reverse chains need the very same ones.
 
-    References:
-        Neal, "Annealed importance sampling", Statistics and Computing 11, 2001, https://arxiv.org/abs/physics/9803008
-
     Args:
         model: the generative program.
         guide: a mean-field guide: sites independent given x, whose ``posterior`` has densities.
@@ -178,13 +175,6 @@ def reverse_annealing(
     ``−(logsumexp(log w) − log num_chains)`` is an upper bound in expectation over simulated data (Grosse, Ghahramani &
     Adams 2015; Wu et al. 2017). It says nothing of data that the model did not make.
 
-    References:
-        Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
-        https://arxiv.org/abs/1511.02543
-
-        Wu, Burda, Salakhutdinov & Grosse, "On the Quantitative Analysis of Decoder-Based Generative Models", ICLR 2017,
-        https://arxiv.org/abs/1611.04273
-
     Args:
         simulated: from :func:`simulate`, or how many sequences to simulate.
 
@@ -218,10 +208,6 @@ def bracket(
 
     Where the ends meet, every other estimate on these sequences can be judged against them: how far an
     importance-weighted bound stays below is then known instead of guessed.
-
-    References:
-        Grosse, Ghahramani & Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
-        https://arxiv.org/abs/1511.02543
 
     Args:
         simulated: from :func:`simulate`, or how many sequences to simulate.

@@ -49,9 +49,6 @@ def equivariance_error(t: Tensor) -> float:
     ``E_eq = sum over l < m and c of ‖Roll_{m−l}(t̂[l, c]) − t̂[m, c]‖₁`` with ``t̂ = t / ‖t‖₂`` per capsule and frame,
     averaged over sequences (Keller & Welling 2021). A capsule of norm 0 stays 0. Chance, for S = C = D = 18: 13,270.
 
-    References:
-        Keller & Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021, https://arxiv.org/abs/2109.01394
-
     Args:
         t: (N, S, C, D), at least two frames.
 
@@ -98,10 +95,6 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
     smallest roll). True: ``(index[m] − index[l]) mod period``. ``2π · observed / turn`` and ``2π · true / period`` are
     correlated as in Fisher & Lee (1983, Biometrika 70), which needs no mean direction, so uniform angles are no
     trouble; nan where all angles of a series are equal or opposite. No pair is chosen by looking at the truth.
-
-    References:
-        Fisher & Lee, "A correlation coefficient for circular data", Biometrika 70, 1983,
-        https://doi.org/10.1093/biomet/70.2.327
 
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
@@ -151,9 +144,6 @@ def capsule_correlation(t: Tensor, index: Tensor) -> float:
     the Pearson correlation over sequences. Two flaws are part of the definition: of several Ω the one with the smallest
     ``|observed − true|`` counts (linear distance, the first of equals), so the truth leaks in, and a sequence that
     starts at 0 always scores a hit; and a linear coefficient is applied to a circle. Prefer :func:`roll_correlation`.
-
-    References:
-        Keller & Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021, https://arxiv.org/abs/2109.01394
 
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
@@ -272,9 +262,6 @@ def forward_roll(
     - ``mean frame``: the family at ``mean_frame``;
     - ``hold``: the model's own t[m − 1], decoded without a roll; what rolling adds;
     - ``plain VAE, rolled`` and ``plain VAE, held``: the same two forecasts of ``baseline``.
-
-    References:
-        Keller & Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021, https://arxiv.org/abs/2109.01394
 
     Args:
         model: the generative program; random weights are at their posterior means.

@@ -199,10 +199,6 @@ class LogLikelihood:
     With the estimators per frame, ``standard_error`` is the sum over frames, a bound of the sum's own; ``ess`` and
     ``pareto_k`` are those of the worst frame.
 
-    References:
-        Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto Smoothed Importance Sampling", JMLR 2024,
-        https://arxiv.org/abs/1507.02646
-
     Attributes:
         iwae: ``logsumexp_k log w_k − log K``, a lower bound of log p(x) in expectation, tighter with K.
         standard_error: Monte-Carlo standard error of ``iwae`` (delta method).
@@ -316,9 +312,6 @@ def log_likelihood(
     """Per-sequence importance-weighted bound on log p(x) (Burda et al. 2016) with its uncertainty.
 
     Weights are summed up as they are drawn, so memory does not grow with their number.
-
-    References:
-        Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, https://arxiv.org/abs/1509.00519
 
     Args:
         model: the generative program.

@@ -19,9 +19,6 @@ RIDGE = 1.0  # penalty of the probes, on standardised features
 def active_latents(mean: Tensor) -> int:
     """How many latents vary with the data: ``Var_x(E_q[z | x]) > 0.01`` (Burda et al. 2016), of C·D in all.
 
-    References:
-        Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, https://arxiv.org/abs/1509.00519
-
     Args:
         mean: posterior means (N, S, C, D); sequences and frames are the data.
 

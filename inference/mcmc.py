@@ -33,10 +33,6 @@ __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "nuts"]
 class NUTSResult:
     """Draws of the latents with their diagnostics.
 
-    References:
-        Vehtari, Gelman, Simpson, Carpenter & Bürkner, "Rank-normalization, folding, and localization: an improved R-hat
-        for assessing convergence of MCMC", Bayesian Analysis 2021, https://arxiv.org/abs/1903.08008
-
     Attributes:
         draws: site -> (chain, draw, B, *site); of what all sequences share, such as random weights, (chain, draw,
             *site).
@@ -77,10 +73,6 @@ def nuts(
     different starts allow. All sequences share one chain and its step size, so keep them few and alike. R-hat and ESS
     are of z and u² (or e), see :func:`identified`. The program itself is run, so that every sample statement counts:
     factors, further sites and random weights, whose draws belong to all sequences at once.
-
-    References:
-        Hoffman & Gelman, "The No-U-Turn Sampler: adaptively setting path lengths in Hamiltonian Monte Carlo", JMLR
-        2014, https://arxiv.org/abs/1111.4246
 
     Args:
         model: the generative program, a handler around it included.

@@ -117,10 +117,6 @@ class ELBO(Objective):
     With β = 1 the evidence lower bound; another weight gives the β-VAE's objective (Higgins et al. 2017). For guides
     that are not mean-field the KL is estimated from the draws.
 
-    References:
-        Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework", ICLR 2017,
-        https://openreview.net/forum?id=Sy2fzU9gl
-
     Example:
         >>> import pyro_tvae
         >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
@@ -206,9 +202,6 @@ class IWAE(Objective):
     The weights are the sequence's, over all its frames: ``log w_k = log p(x | t_k) − β (log q − log p)(z_k, u_k)``, a
     bound of log p(x) for β = 1. With K = 1 it is the ELBO, its KL estimated from the draw.
 
-    References:
-        Burda, Grosse & Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, https://arxiv.org/abs/1509.00519
-
     Example:
         >>> import pyro_tvae
         >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
@@ -244,10 +237,6 @@ class DReG(IWAE):
     ``Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ``: the score of q, which averages to a path derivative, is replaced by it. For a
     KL weighted by β the same argument gives ``w̃_k (1 − β + β w̃_k)`` in place of ``w̃_k²``. The model's gradient is
     IWAE's. Costs one more pass of the encoders, without gradients.
-
-    References:
-        Tucker, Lawson, Gu & Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives",
-        ICLR 2019, https://arxiv.org/abs/1810.04152
     """
 
     def __init__(self, model: TVAE, guide: Any, num_particles: int = 1, **options: Any) -> None:

@@ -102,10 +102,6 @@ def to_arviz(
     ``posterior_predictive`` and ``log_likelihood``, and factors in the latter. The prior is that of Pyro's
     ``Predictive``: factors do not change what is drawn.
 
-    References:
-        Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto Smoothed Importance Sampling", JMLR 2024,
-        https://arxiv.org/abs/1507.02646
-
     Args:
         model: the generative program.
         guide: its posterior, or any Pyro program of x with the model's sites.

@@ -35,9 +35,6 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
     fewer than two images in it or outside it, of which nothing is known. Posterior means hide how noisy a code is, and
     d′ has no scale: give draws from the posterior, else a unit that says next to nothing can be called selective.
 
-    References:
-        Keller & Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021, https://arxiv.org/abs/2109.01394
-
     Args:
         t: (N, *units), responses to N still images.
         label: (N,), whole numbers, the class of every image.

@@ -109,10 +109,6 @@ def calibration(
     where it is biased. Pixels are drawn from the likelihood: under Bernoulli they are 0 or 1, even for a guide that was
     fitted to grey values.
 
-    References:
-        Talts, Betancourt, Simpson, Vehtari & Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
-        Calibration", 2018, https://arxiv.org/abs/1804.06788
-
     Args:
         model: the generative program.
         guide: the posterior under test, or where NUTS starts; any Pyro program of x with the model's sites.

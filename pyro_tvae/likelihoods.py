@@ -158,12 +158,7 @@ class BinarizedBernoulli(Likelihood):
 
 
 class ContinuousBernoulli(Likelihood):
-    """The continuous Bernoulli: the Bernoulli's normalised density on [0, 1] (Loaiza-Ganem & Cunningham 2019).
-
-    References:
-        Loaiza-Ganem & Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
-        NeurIPS 2019, https://arxiv.org/abs/1907.06845
-    """
+    """The continuous Bernoulli: the Bernoulli's normalised density on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
 
     pixels = (0.0, 1.0)
 

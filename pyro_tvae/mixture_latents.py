@@ -84,10 +84,9 @@ class PseudoInputLatent(LatentPrior):
     """A VampPrior whose encoder is its own: ``p(z) = 1/K Σ_k Π_l Normal(z[l]; m(y_k[l]), s(y_k[l]))``.
 
     The K pseudo-inputs y_k are learned sequences of frames; an encoder of single frames reads means and variances off
-    them. In the VampPrior of Tomczak & Welling, "VAE with a VampPrior" (AISTATS 2018, https://arxiv.org/abs/1705.07120),
-    the encoder is the guide's, ``p(z) = 1/K Σ_k q(z | y_k)``. Here it is not, since p(x) would then be another with
-    every guide: one model could not be judged by two of them. To share it as they do, for a guide that has an encoder
-    of z alone::
+    them. In the VampPrior of Tomczak & Welling, "VAE with a VampPrior" (AISTATS 2018, arXiv 1705.07120), the encoder is
+    the guide's, ``p(z) = 1/K Σ_k q(z | y_k)``. Here it is not, since p(x) would then be another with every guide: one
+    model could not be judged by two of them. To share it as they do, for a guide that has an encoder of z alone::
 
         guide = MeanFieldGuide(model)
         guide.z_encoder = model.latent.encoder  # the same module in both: trained once, with both gradients

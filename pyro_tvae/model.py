@@ -40,9 +40,6 @@ class TVAE(Part, NamedModule):
     random weights (``PyroSample`` attributes of the decoder, or as μ) are sites of their full names, one draw for all
     sequences.
 
-    References:
-        Keller & Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021, https://arxiv.org/abs/2109.01394
-
     Args:
         frame_shape: (channel, height, width) of a frame.
         n_frames: frames S in a sequence.

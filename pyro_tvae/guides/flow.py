@@ -27,9 +27,6 @@ class FlowGuide(MeanFieldGuide):
     Jacobians, so log q is exact (Dinh et al. 2017). Before it has learned anything it nearly is
     :class:`MeanFieldGuide`. Not mean-field: KL terms are sampled.
 
-    References:
-        Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP", ICLR 2017, https://arxiv.org/abs/1605.08803
-
     Args:
         model: a TVAE with one energy per latent. A learned W couples as it started.
         layers: pairs of couplings.

@@ -22,10 +22,6 @@ class GammaGuide(Guide):
     With a = b = 0 this is the prior Gamma(α, ½), which no log-normal is (see :class:`MeanFieldGuide`). Draws are
     reparametrised implicitly (Figurnov et al. 2018), and KL terms are closed.
 
-    References:
-        Figurnov, Mohamed & Mnih, "Implicit Reparameterization Gradients", NeurIPS 2018,
-        https://arxiv.org/abs/1805.08498
-
     Args:
         model: a TVAE with GammaEnergy. Where its α is learned, "the prior" is that of the start.
         network: recipe of the encoders; the model's own by default.

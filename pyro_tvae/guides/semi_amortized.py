@@ -35,10 +35,6 @@ class SemiAmortizedGuide(Guide):
 
     The guide looks at its model: copy or move both together.
 
-    References:
-        Kim, Wiseman, Miller, Sontag & Rush, "Semi-Amortized Variational Autoencoders", ICML 2018,
-        https://arxiv.org/abs/1802.02550
-
     Args:
         model: the TVAE it is for.
         steps: gradient steps k; 0 is the start itself.

@@ -62,9 +62,6 @@ class Topography(Part, nn.Module):
 
     ``v[l, p] = sum over offsets (dt, dp) of weight[dt, dp] · u[l + dt, p + dp]²`` (Keller & Welling 2021, eq. 8-10).
 
-    References:
-        Keller & Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021, https://arxiv.org/abs/2109.01394
-
     Args:
         boundary: ``"circular"`` wraps frames; ``"truncate"`` drops the terms before the first and after the last frame
             (for sequences that do not close). Positions always wrap.
