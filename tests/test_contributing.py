@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, followed to the letter on a copy of the package: what it adds is public, trains, is judged and kept."""
+"""CONTRIBUTING.md, followed to the letter on a copy of the package: what it adds trains, is judged and comes back."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ else:
 examples = doctest.testmod(homoscedastic)
 assert examples.attempted and not examples.failed
 """
-TRAIN = ["train", "data=bars", "experiment=lpartial", "topography=diagonal", "guide=homoscedastic", "model.n_capsules=2"]
-TRAIN += ["model.capsule_dim=6", "data.n_train=16", "fit.max_epochs=1", "baseline.max_epochs=1", "fit.accelerator=cpu"]
-TRAIN += ["evaluation.num_particles=3", "fit.progress=false", "hydra.run.dir=run"]
+TRAIN = ["train", "data=bars", "experiment=lpartial", "topography=diagonal", "guide=homoscedastic"]
+TRAIN += ["model.n_capsules=2", "model.capsule_dim=6", "data.n_train=16", "fit.max_epochs=1", "baseline.max_epochs=1"]
+TRAIN += ["fit.accelerator=cpu", "evaluation.num_particles=3", "fit.progress=false", "hydra.run.dir=run"]
 
 
 def change(text: str, diff: str) -> str:

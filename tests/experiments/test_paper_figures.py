@@ -61,7 +61,8 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_map_is_measured_and_drawn_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"output": tmp_path, "progress": (said := []).append}
+    said: list[str] = []
+    options: dict[str, Any] = {"output": tmp_path, "progress": said.append}
     options["overrides"] = [*TINY, "data.n_test=40", "model.capsule_dim=16", "topography.grid=[4,4]"]
     record = reproduce("fig3", **options)
     assert len(said) == 3  # the run, its organisation, the drawing
