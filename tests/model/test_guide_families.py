@@ -415,11 +415,11 @@ def test_z_given_the_orbits_energies(mask: Tensor | None) -> None:
     posterior = guide.posterior(x, mask)
     # By hand: e from its law, z from a law that knows e.
     e, z = trace.nodes["e"]["value"], trace.nodes["z"]["value"]
-    distribution = posterior["z"]({"e": e})  # type: ignore[dict-item]
+    distribution = posterior["z"]({"e": e})
     torch.testing.assert_close(trace.nodes["e"]["log_prob"], posterior["e"].log_prob(e).sum((-1, -2)))
     torch.testing.assert_close(trace.nodes["z"]["log_prob"], distribution.log_prob(z))
-    other = posterior["z"]({"e": 2 * e})  # type: ignore[dict-item]
-    moved = (distribution.mean != other.mean).flatten(2).any(-1)  # type: ignore[attr-defined]
+    other = posterior["z"]({"e": 2 * e})
+    moved = (distribution.mean != other.mean).flatten(2).any(-1)
     assert torch.equal(moved, torch.ones(2, S).bool() if mask is None else mask.expand(2, S))
     # Each orbit moves the z of its own frames and positions through one network: member by member, by loops.
     standard = (e.log() - posterior["e"].loc) / posterior["e"].scale
