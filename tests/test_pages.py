@@ -119,3 +119,12 @@ def test_what_a_page_links_to_is_there(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_no_placeholder_is_left(page: str) -> None:
     assert "@@" not in PAGES[page]
+
+
+def test_the_changelog_names_what_was_called_otherwise() -> None:
+    import pyro_tvae.inference
+    from pyro_tvae.experiments.config.former_names import OPTIONS, SETTINGS
+
+    former = {*pyro_tvae.FORMER, *pyro_tvae.inference.FORMER, *SETTINGS}  # type: ignore[attr-defined]
+    former |= {f"{group}={name}" for group, names in OPTIONS.items() for name in names}
+    assert [name for name in former if name not in PAGES["CHANGELOG.md"]] == []
