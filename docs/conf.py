@@ -137,10 +137,15 @@ def relink(app: Any, name: str, source: list[str]) -> None:
         source[0] = relinked(source[0], "docs")
 
 
-def escape_stars(app: Any, what: str, name: str, value: object, options: Any, lines: list[str]) -> None:
-    """A star in a shape such as (K, *site) is one, and opens no emphasis; what stands in backticks is left alone."""
+def plain(app: Any, what: str, name: str, value: object, options: Any, lines: list[str]) -> None:
+    """What our docstrings say in their own way: a star in a shape such as (K, *site) is one, and opens no emphasis; of
+    attributes that share a line, napoleon would take the first for the type of the others."""
+    section = ""
     for number, line in enumerate(lines):
+        section = line.strip() if re.fullmatch(r"\s*[A-Z]\w+:", line) else section
         if not line.lstrip().startswith((">>>", "...")):
+            if section == "Attributes:" and (names := re.match(r"\s+\w+(, \w+)+:", line)):
+                line = names[0].replace(", ", ",") + line[names.end() :]
             parts = re.split(r"(``.*?``)", line)
             lines[number] = "".join(
                 part if part.startswith("``") else re.sub(r"(?<![\w*\\])\*(?=\w)", r"\*", part) for part in parts
@@ -162,5 +167,5 @@ PROSE: dict[str, list[str]] = {}
 
 def setup(app: Any) -> None:
     app.connect("source-read", relink)
-    for priority, handler in ((400, escape_stars), (410, keep), (600, put_back)):  # napoleon's own has 500
+    for priority, handler in ((400, plain), (410, keep), (600, put_back)):  # napoleon's own has 500
         app.connect("autodoc-process-docstring", handler, priority=priority)
