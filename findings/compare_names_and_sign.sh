@@ -3,9 +3,9 @@
 # Happens: elpd_loo, p_loo and warning (a truth value) are elpd, p and diag_elpd (words) in 1.x, and elpd_diff, which was how
 #          much worse a model is (positive), has become its difference from the best (negative); numbers are rounded.
 # Versions: ArviZ 1.3.0 (with arviz-base 1.3.1, arviz-stats 1.3.3), against 0.23.4.
-# For users: a script that sorts or filters by elpd_diff > 0 keeps nothing under 1.x, without an error. The README's
-#            comparison renames the columns and says which sign is meant.
-# Held by: tests/inference/test_posterior.py, test_the_readmes_comparison_reads_either_version.
+# For users: a script that sorts or filters by elpd_diff > 0 keeps nothing under 1.x, without an error. The comparison
+#            in docs/likelihoods.md renames the columns and says which sign is meant.
+# Held by: tests/inference/test_posterior.py, test_the_pages_comparison_reads_either_version.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. It needs Python 3.12 or later: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 import pyro_tvae
+import pyro_tvae.inference
 
 HOUSE = {str(Path(module).resolve().parent) for module in (pyro_tvae.__file__, pyro_tvae.inference.__file__)}
 HOUSE |= {str(Path(folder).with_name("experiments")) for folder in HOUSE}

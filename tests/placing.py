@@ -138,7 +138,7 @@ def weight_at(model: Any, guide: Any, x: Tensor, values: Mapping[str, Tensor]) -
     """``log p(x, values) − log q(values | x)`` of one draw, summed over the sequences."""
     q = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(x)
     p = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(x)
-    return p.log_prob_sum() - q.log_prob_sum()
+    return p.log_prob_sum() - q.log_prob_sum()  # type: ignore[return-value]
 
 
 def same(found: float | Tensor, expected: float | Tensor) -> None:

@@ -208,6 +208,8 @@ ALLOWED = {
     "tests",
     "setup.cfg",
     "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
     "pyproject.toml",
     "findings",
     "docs",

@@ -153,6 +153,10 @@ def dsprites(
     lies on one sequence of each factor. Each moving factor has the same share of a split: scale has three times as many
     sequences as the others, so theirs come three times.
 
+    References:
+        Matthey, Higgins, Hassabis & Lerchner, "dSprites: Disentanglement testing Sprites dataset", 2017,
+        https://github.com/google-deepmind/dsprites-dataset
+
     Args:
         path: the published .npz file; None draws the sprites instead: other outlines, the same factors.
         full_circle: 15 orientations that close the circle, 24° apart; from the file those nearest to them.

@@ -151,7 +151,7 @@ def test_every_part_can_be_chosen_by_name() -> None:
     bases = {"Topography", "EnergyPrior", "LatentPrior", "Guide", "Likelihood", "Network", "Part", "TVAE"}
     classes = {
         name
-        for name in pyro_tvae.__all__
+        for name in pyro_tvae.__all__  # type: ignore[attr-defined]
         if isinstance(getattr(pyro_tvae, name), type) and issubclass(getattr(pyro_tvae, name), pyro_tvae.Part)
     }
     assert {f"pyro_tvae.{name}" for name in classes - bases} == targets

@@ -242,7 +242,7 @@ def test_the_seed_alone_decides_the_training_sequences(num_workers: int) -> None
     epochs = []
     for epoch in range(2):
         for loader in loaders:
-            loader.sampler.set_epoch(epoch)
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         ours, theirs = list(loaders[0]), list(loaders[1])
         assert [len(batch["label"]) for batch in ours] == [4] * 5  # 21 sequences: the short last batch is dropped
         for a, b in zip(ours, theirs, strict=True):

@@ -141,7 +141,7 @@ def test_the_forest_shows_medians_quartiles_and_intervals() -> None:
     axis = posterior_page.forest(values, "title", "log e", (0.0, 2.0)).axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
     assert axis.get_lines()[0].get_xdata() == pytest.approx([0.5, 20])
-    whole, half = ([s[:, 0] for s in lines.get_segments()] for lines in axis.collections)
+    whole, half = ([s[:, 0] for s in lines.get_segments()] for lines in axis.collections)  # type: ignore[attr-defined]
     assert half[0] == pytest.approx([0.25, 0.75])
     assert half[1] == pytest.approx([15, 25])
     assert np.diff(whole[0]) == pytest.approx(0.94)
@@ -155,7 +155,7 @@ def test_the_rank_histogram_says_what_is_not_uniform(tmp_path: Path) -> None:
     assert isinstance(figure, Figure)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == ["z: uniform", "u²: NOT uniform"]
-    heights = [bar.get_height() for bar in figure.axes[1].patches if _is_bar(bar)]
+    heights = [bar.get_height() for bar in figure.axes[1].patches if _is_bar(bar)]  # type: ignore[attr-defined]
     assert sum(heights) == pytest.approx(1)
     figure.savefig(tmp_path / "ranks.png")
 

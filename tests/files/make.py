@@ -167,8 +167,8 @@ KEPT = {
 def runs(folder: Path) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from pyro_tvae.experiments.config import compose
-    from pyro_tvae.experiments.runs import train_run
+    from pyro_tvae.experiments.config import compose  # type: ignore[attr-defined]
+    from pyro_tvae.experiments.runs import train_run  # type: ignore[attr-defined]
 
     steps = 0
 

@@ -83,7 +83,7 @@ def test_a_newer_checkpoint_and_one_of_another_model(written: Path, tmp_path: Pa
         fit(model, default_guide(model), torch.rand(4, 2, 1, 2, 2), resume=written)
 
 
-ODD = st.sampled_from([None, -1, 0, 1, 3, 2.5, math.nan, math.inf, -math.inf, "x", "", [], True])
+ODD: Any = st.sampled_from([None, -1, 0, 1, 3, 2.5, math.nan, math.inf, -math.inf, "x", "", [], True])
 OPTIONS = [
     "max_epochs",
     "max_steps",

@@ -72,7 +72,7 @@ HANDLERS: dict[str, Handler] = {
     "enum": lambda program: poutine.enum(program, first_available_dim=-3),
     "equalize": lambda program: poutine.equalize(program, ["z", "u"]),
     "escape": lambda program: poutine.escape(program, escape_fn=lambda site: False),
-    "infer_config": lambda program: poutine.infer_config(program, config_fn=lambda site: {"told": True}),
+    "infer_config": lambda program: poutine.infer_config(program, config_fn=lambda site: {"told": True}),  # type: ignore[typeddict-unknown-key]
     "lift": lambda program: poutine.lift(program, prior=dist.Normal(0.0, 1.0)),
     "markov": poutine.markov,
     "mask": lambda program: poutine.mask(program, mask=ROWS),

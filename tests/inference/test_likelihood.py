@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -259,7 +260,8 @@ class Recorder:
     """A foreign guide that remembers what it drew."""
 
     def __init__(self, guide: Guide) -> None:
-        self.inner, self.drawn = guide, []
+        self.inner = guide
+        self.drawn: list[Any] = []
 
     def __call__(self, x: Tensor) -> None:
         self.drawn.append(self.inner(x))

@@ -65,7 +65,7 @@ def test_closed_form_kl_equals_monte_carlo(build: Callable[[], TVAE]) -> None:
         sampled = torch.zeros(20_000, 3)
         for site, q in guide.posterior(x).items():
             values = q.sample(torch.Size([20_000]))
-            p = trace.nodes[site]["fn"].base_dist
+            p = trace.nodes[site]["fn"].base_dist  # type: ignore[attr-defined]
             sampled += (q.log_prob(values) - p.log_prob(values)).flatten(2).sum(-1)
     error = sampled.std(0) / 20_000**0.5
     # Five standard errors on three sequences: a false alarm once in 500,000 seeds. 1 % would miss no factor of two.

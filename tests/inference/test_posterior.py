@@ -351,10 +351,10 @@ assert abs(abs(shown["elpd_diff"].iloc[1]) - (best - other)) < digits, shown
 """
 
 
-def test_the_readmes_comparison_reads_either_version(tmp_path: Path) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    start = readme.index(">>> names = ")
-    lines = [line.removeprefix(">>> ") for line in readme[start:].splitlines()[:2]]
+def test_the_pages_comparison_reads_either_version(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/likelihoods.md").read_text(encoding="utf-8")
+    start = page.index(">>> names = ")
+    lines = [line.removeprefix(">>> ") for line in page[start:].splitlines()[:2]]
     for kind in ("orbits", "roll"):
         to_netcdf(made(kind, draws=120)[3], tmp_path / f"{kind}.nc")
     code = COMPARE.replace("LINES", f"{lines[0]}\nshown = {lines[1]}")

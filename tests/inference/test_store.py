@@ -111,11 +111,11 @@ def test_every_public_function_is_placed() -> None:
     }
     assert functions <= {*USES, *WITHOUT_A_MODEL}
     for name in WITHOUT_A_MODEL:
-        home = pyro_tvae if name in pyro_tvae.__all__ else inference
+        home = pyro_tvae if name in pyro_tvae.__all__ else inference  # type: ignore[attr-defined]
         assert not {"model", "guide"} & {*inspect.signature(getattr(home, name)).parameters}
     objectives = {
         name
-        for name in inference.__all__
+        for name in inference.__all__  # type: ignore[attr-defined]
         if isinstance(getattr(inference, name), type) and issubclass(getattr(inference, name), inference.Objective)
     }
     assert objectives - {"Objective"} <= {*USES}

@@ -32,7 +32,7 @@ RUNS = sorted(path.parent for path in FILES.glob("v*/ended"))
 KINDS = {"EnergyPrior", "Guide", "LatentPrior", "Likelihood", "Network", "Part", "Topography"}  # no object is just that
 PARTS = {
     f"pyro_tvae.{name}"
-    for name in {*pyro_tvae.__all__} - KINDS
+    for name in {*pyro_tvae.__all__} - KINDS  # type: ignore[attr-defined]
     if isinstance(value := getattr(pyro_tvae, name), type) and issubclass(value, Part)
 }
 
@@ -122,7 +122,7 @@ class Keeping(Made):
 @pytest.fixture
 def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyro_tvae, "Made", Made, raising=False)
-    monkeypatch.setattr(pyro_tvae, "__all__", [*pyro_tvae.__all__, "Made"])
+    monkeypatch.setattr(pyro_tvae, "__all__", [*pyro_tvae.__all__, "Made"])  # type: ignore[attr-defined]
     monkeypatch.setitem(CLASSES, "pyro_tvae.moved.Older", "pyro_tvae.Old")
     monkeypatch.setitem(CLASSES, "pyro_tvae.Old", "pyro_tvae.Made")
     monkeypatch.setitem(ARGUMENTS, "pyro_tvae.Made", {"colour": "tint", "tint": "color"})

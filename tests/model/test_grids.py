@@ -159,7 +159,7 @@ def test_a_matrix_travels_with_its_model(kind: str, tmp_path: Path) -> None:
     given: dict[str, Callable[[], object]] = {
         "lists": lambda: own().tolist(),
         "tensor": own,
-        "file": lambda: np.save(tmp_path / "w.npy", own().numpy()) or str(tmp_path / "w.npy"),
+        "file": lambda: np.save(tmp_path / "w.npy", own().numpy()) or str(tmp_path / "w.npy"),  # type: ignore[func-returns-value]
     }
     model = TVAE((1, 2, 3), 3, 2, 4, Matrix(given[kind]()))  # type: ignore[arg-type]
     path = save(tmp_path / "m.safetensors", model, MeanFieldGuide(model))

@@ -89,7 +89,7 @@ def test_default_guide_has_the_sites_of_the_model(build: Callable[[], TVAE]) -> 
     trace = poutine.trace(model).get_trace(x)
     for site, value in drawn.items():
         assert value.shape == trace.nodes[site]["value"].shape
-        assert trace.nodes[site]["fn"].event_dim == poutine.trace(guide).get_trace(x).nodes[site]["fn"].event_dim
+        assert trace.nodes[site]["fn"].event_dim == poutine.trace(guide).get_trace(x).nodes[site]["fn"].event_dim  # type: ignore[attr-defined]
 
 
 def test_encoders_see_one_frame_each() -> None:
@@ -131,7 +131,7 @@ def test_log_variances_start_where_they_were_put() -> None:
 
 def test_a_guide_may_have_its_own_network() -> None:
     guide = MeanFieldGuide(gaussian(), network=MLP(encoder_widths=(1,)))
-    linear = [m for m in guide.z_encoder.network if isinstance(m, nn.Linear)]
+    linear = [m for m in guide.z_encoder.network.modules() if isinstance(m, nn.Linear)]
     assert [layer.out_features for layer in linear] == [C * D, 2 * C * D]
 
 

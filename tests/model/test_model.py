@@ -364,7 +364,7 @@ def test_a_deep_copy_computes_the_same_and_trains_apart() -> None:
     model = small()
     twin = copy.deepcopy(model)
     x = torch.rand(2, 4, *FRAME)
-    values = [float(poutine.trace(m).get_trace(x).log_prob_sum()) for m in (model, twin) if not pyro.set_rng_seed(3)]
+    values = [float(poutine.trace(m).get_trace(x).log_prob_sum()) for m in (model, twin) if not pyro.set_rng_seed(3)]  # type: ignore[func-returns-value]
     assert values[0] == values[1]
     with torch.no_grad():
         twin.mu += 1
@@ -376,10 +376,10 @@ def test_a_deep_copy_computes_the_same_and_trains_apart() -> None:
 
 def test_networks_have_the_papers_widths() -> None:
     model = TVAE((3, 28, 28), 18, 18, 18)
-    sizes = [tuple(layer.weight.shape) for layer in model.decoder if isinstance(layer, torch.nn.Linear)]
+    sizes = [tuple(layer.weight.shape) for layer in model.decoder.modules() if isinstance(layer, torch.nn.Linear)]
     assert sizes == [(648, 324), (972, 648), (2352, 972)]
     encoder = MLP().encoder((3, 28, 28), 324, 648)
-    sizes = [tuple(layer.weight.shape) for layer in encoder if isinstance(layer, torch.nn.Linear)]
+    sizes = [tuple(layer.weight.shape) for layer in encoder.modules() if isinstance(layer, torch.nn.Linear)]
     assert sizes == [(972, 2352), (648, 972), (648, 648)]
     assert model.latent_shape == (18, 18, 18)
     assert model.n_latents == 324

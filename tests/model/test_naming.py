@@ -161,7 +161,7 @@ def test_a_copy_of_a_used_module_with_pyro_modules_inside() -> None:
     class Own(TVAE):
         def __init__(self) -> None:
             super().__init__(FRAME, 4, 2, 4, CapsuleRoll(3), mu=1.0)
-            self.decoder = PyroModule[nn.Sequential](PyroModule[nn.Linear](8, 6), nn.Unflatten(-1, FRAME))
+            self.decoder = PyroModule[nn.Sequential](PyroModule[nn.Linear](8, 6), nn.Unflatten(-1, FRAME))  # type: ignore[call-arg]
 
     model = Own()
     guide = MeanFieldGuide(model)
