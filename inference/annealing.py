@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged
+from pyro_tvae.verbs import ancestral_sample
 
 from .former import gathered
 from .hamiltonian import Path, transition
