@@ -127,8 +127,9 @@ class Ledger:
         """All runs that are there and done, asked for or not."""
         for row, place in self.homes.items():
             for run in place.glob("seed*"):
-                if all((run / name).is_file() for name in self.needed):
-                    yield (row, int(run.name.removeprefix("seed"))), run
+                seed = run.name.removeprefix("seed")
+                if seed.isdigit() and all((run / name).is_file() for name in self.needed):
+                    yield (row, int(seed)), run
 
     def _measured(self, run: Path) -> Cell:
         return measured(run) if self.study.labels is None else Cell({}, cast(RunInfo, read_record(run / POINTS)))

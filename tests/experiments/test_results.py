@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -556,6 +557,8 @@ def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path
     kept = tmp_path / "kept"
     here = reproduce("small", output=tmp_path / "here", records=kept, keep=True, progress=quietly)
     (tmp_path / "here" / "small" / "map.png").write_bytes(b"a picture")
+    run = tmp_path / "here" / "small" / "mean_field" / "seed0"
+    shutil.copytree(run, run.with_name("seed0 (copy)"))  # a user's, and no seed
     said: list[str] = []
     options: dict[str, Any] = {"records": kept, "progress": said.append}
     there = reproduce("small", seeds=[0, 5], output=tmp_path / "there", keep=True, **options)
