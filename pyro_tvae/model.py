@@ -352,8 +352,8 @@ class TVAE(Part, NamedModule):
         if not (energy.isfinite() & (energy > 0)).all():
             raise ValueError(
                 "TVAE: a centered model needs the mean of its energies, a positive number, and 'distribution' and "
-                f"'point' of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', or "
-                "pass centered=False (on the command line: model.centered=false)."
+                f"'point' of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', "
+                "or pass centered=False (on the command line: model.centered=false)."
             )
         return (self.mu * (energy + self.eps).rsqrt()).mean()
 

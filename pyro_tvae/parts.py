@@ -1,7 +1,8 @@
 """Parts: objects that remember how they were built, so that a file can describe them and a fresh copy can be made.
 
-A saved model is weights plus a JSON description of its parts. The description names classes; only classes that are
-already imported are found, so a file can never make Python import or run anything.
+A saved model is weights plus a JSON description of its parts. The description names classes: ours by their public path,
+``pyro_tvae.MLP``, wherever they are defined; those of others by module and name. Only public parts of ours, and parts
+that are already imported, are found, so a file can never make Python import or run anything else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
+
+from .former_names import ARGUMENTS, current
 
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
 
@@ -30,7 +34,7 @@ class Part:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Part._classes[f"{cls.__module__}.{cls.__qualname__}"] = cls
+        Part._classes[_dotted(cls)] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
 
@@ -83,6 +87,38 @@ class _NotPlainError(TypeError):
         return str(self).startswith("a ")
 
 
+def _dotted(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _public(name: str) -> type[Part] | None:
+    """The part that is the attribute of that name of the package, if it is public."""
+    package: Any = import_module(__package__ or "")  # as its users see it, its parts loaded by their names
+    value = getattr(package, name) if name in package.__all__ else None
+    return value if isinstance(value, type) and issubclass(value, Part) and value is not Part else None
+
+
+def _path(cls: type) -> str:
+    """What a file calls a class: the public path of ours, which outlives any move, and the dotted name of others."""
+    return f"pyro_tvae.{cls.__name__}" if _public(cls.__name__) is cls else _dotted(cls)
+
+
+def _named(name: str) -> type[Part]:
+    """The part that a file calls so, or called so once.
+
+    Raises:
+        UnknownPartError: there is none.
+    """
+    now = current(name)
+    package, _, attribute = now.rpartition(".")
+    part = (_public(attribute) if package == "pyro_tvae" else None) or Part._classes.get(now)
+    if part is None:
+        ours = now.startswith("pyro_tvae.")
+        remedy = "update pyro-tvae, if a newer one wrote it" if ours else "import its module first, then retry"
+        raise UnknownPartError(f"the file describes a part {name!r} that is not loaded; {remedy}.")
+    return part
+
+
 def describe(value: Any, known: Mapping[str, object] | None = None) -> Any:
     """A JSON-ready description of a part and, recursively, of the parts it was built from.
 
@@ -103,7 +139,7 @@ def describe(value: Any, known: Mapping[str, object] | None = None) -> Any:
                 arguments[name] = describe(argument, known)
             except _NotPlainError as error:
                 raise _NotPlainError(f"{cls.__name__}: {name} holds {error}" if error.bare else str(error)) from None
-        return {"part": f"{cls.__module__}.{cls.__qualname__}", "arguments": arguments}
+        return {"part": _path(cls), "arguments": arguments}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: describe(item, known) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -135,20 +171,21 @@ def build(description: Any, **known: Any) -> Any:
         return known[description["known"]]
     if "part" not in description:
         return {key: build(item, **known) for key, item in description.items()}
-    name = description["part"]
-    if name not in Part._classes:
-        raise UnknownPartError(
-            f"the file describes a part {name!r} that is not loaded; import its module first, then retry."
-        )
-    part = Part._classes[name]
+    part = _named(description["part"])
     return _call(part, {key: build(item, **known) for key, item in description.get("arguments", {}).items()}, known)
 
 
 def _call(part: type[Part], arguments: dict[str, Any], known: Mapping[str, Any]) -> Any:
     """Call a constructor with arguments as they were bound, those of ``*args`` and ``**kwargs`` among them."""
     parameters = inspect.signature(part.__init__).parameters
+    renamed = {
+        former: now
+        for cls in reversed(part.__mro__)
+        for former, now in ARGUMENTS.get(_path(cls), {}).items()
+        if former not in parameters  # a class of others may take by that name what it always did
+    }
     own = {name: value for name, value in known.items() if name in parameters}
-    arguments = own | arguments
+    arguments = own | {current(name, renamed): value for name, value in arguments.items()}
     kinds = {name: parameters[name].kind for name in arguments if name in parameters}
     rest = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL]
     gathered = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]
@@ -160,7 +197,7 @@ def _call(part: type[Part], arguments: dict[str, Any], known: Mapping[str, Any])
     positional += [item for name in rest for item in arguments.pop(name)]
     keywords = [arguments.pop(name) for name in gathered]
     for more in keywords:
-        arguments |= more
+        arguments |= {current(name, renamed): value for name, value in more.items()}
     return part(*positional, **arguments)
 
 

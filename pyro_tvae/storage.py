@@ -23,20 +23,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# Whatever a file may describe has to be loaded: the parts that nothing else here imports.
-from . import convolution, mixture_latents  # noqa: F401
 from .files import atomic_write
-from .guides import flow as flow_guide  # noqa: F401
 from .guides.base import Guide
 from .model import TVAE
 from .naming import restoring
 from .parts import Part, UnknownPartError, build, describe
-from .topographies import grids  # noqa: F401
 
 __all__ = ["load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
-FORMAT, VERSION = "pyro-tvae", 2
+# Version 3 names parts by their public path.
+FORMAT, VERSION = "pyro-tvae", 3
 
 
 class _NewerError(Exception):
@@ -388,7 +385,8 @@ def _param_statements(model: TVAE, guide: Guide) -> list[str]:
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Guide]:
     """Read what :func:`save` wrote: (model, guide), in evaluation mode on ``device``.
 
-    Own parts of yours are found if their module was imported before; nothing is imported or run because a file says so.
+    Own parts of yours are found if their module was imported before; because a file says so, nothing is imported or run
+    but public parts of this package.
 
     Raises:
         FileNotFoundError: there is no such file.

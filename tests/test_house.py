@@ -49,6 +49,10 @@ def package_of(path: Path) -> str:
     return ".".join([FOLDERS[folder], *rest])
 
 
+def module_of(path: Path) -> str:
+    return package_of(path) if path.stem == "__init__" else f"{package_of(path)}.{path.stem}"
+
+
 def forbidden(path: Path, source: str) -> list[str]:
     """Imports that go up the stairs: experiments → inference → pyro_tvae is the one direction."""
     floor = path.relative_to(ROOT).parts[0]
@@ -92,6 +96,100 @@ def test_imports_up_the_stairs_would_be_noticed(where: str, source: str) -> None
 def test_imports_down_the_stairs_are_fine() -> None:
     assert forbidden(ROOT / "inference/training.py", "from pyro_tvae import TVAE\nfrom .objectives import ELBO") == []
     assert forbidden(ROOT / "experiments/cli.py", "from pyro_tvae.inference import fit\nfrom . import tables") == []
+
+
+# --- the rooms of experiments/, one level down ------------------------------------------------------------------------
+
+# From the lowest to the highest: each may use those before it, and itself.
+LAYERS = (
+    ("interruption", "provenance"),
+    ("datasets",),
+    ("config",),
+    ("runs",),
+    ("evaluation",),
+    ("reports",),
+    ("commands",),
+    ("studies", "benchmarks"),
+    ("cli",),
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+ROOMS = [name for name in NAMES if name.startswith("experiments/") and Path(name).parts[1] != "__init__.py"]
+
+
+def room_of(dotted: str) -> str | None:
+    """The room of experiments/ that a module lies in; None for one that lies elsewhere, or is experiments itself."""
+    parts = dotted.split(".")
+    return parts[2] if parts[:2] == ["pyro_tvae", "experiments"] and len(parts) > 2 else None
+
+
+def climbing(path: Path, source: str) -> list[str]:
+    """Imports of experiments/ that go up, or across to another room of the same layer."""
+    own = room_of(module_of(path))
+    assert own is not None
+    rooms = {name: room_of(name) for name in imported(source, package_of(path))}
+    return [name for name, room in rooms.items() if room not in (None, own) and LEVEL[room] >= LEVEL[own]]
+
+
+@pytest.mark.parametrize("name", [name for name in ROOMS if not name.startswith("experiments/conf/")])
+def test_no_room_imports_a_higher_one(name: str) -> None:
+    assert climbing(ROOT / name, (ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("experiments/datasets/sources.py", "from ..config.composition import compose"),
+        ("experiments/runs/unfinished.py", "from ..commands import train"),
+        ("experiments/config/loggers.py", "def f():\n    from ..runs.run import Run"),
+        ("experiments/config/loggers.py", "if TYPE_CHECKING:\n    from pyro_tvae.experiments.cli import app"),
+        ("experiments/studies/ledger.py", "from ..benchmarks import timing"),
+    ],
+)
+def test_imports_up_the_rooms_would_be_noticed(where: str, source: str) -> None:
+    assert climbing(ROOT / where, source)
+
+
+def test_only_a_few_modules_lie_on_the_shelf_of_experiments() -> None:
+    shelf = {path.name for path in (ROOT / "experiments").glob("*.py")}
+    assert shelf == {"__init__.py", "cli.py", "interruption.py", "provenance.py"}
+    rooms = {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == {room for room in LEVEL if f"{room}.py" not in shelf} | {"conf"}
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that reach each other: strongly connected components of more than one module."""
+    reach = {module: {*names} for module, names in imports.items()}
+    for middle in reach:  # Warshall: whoever reaches the middle reaches what it reaches
+        for names in reach.values():
+            if middle in names:
+                names |= reach[middle]
+    return sorted(sorted(reach[a] & {b for b in reach if a in reach[b]}) for a in reach if a in reach[a])
+
+
+def graph(sources: dict[str, tuple[str, str]]) -> dict[str, set[str]]:
+    """Module -> modules that it imports anywhere: at its top, in functions, for type checkers alone.
+
+    Of ``from . import name`` the module ``name`` is meant where there is one; that the package's own ``__init__`` runs
+    before it is no dependence of text.
+    """
+    imports: dict[str, set[str]] = {}
+    for module, (source, package) in sources.items():
+        names = {*imported(source, package)} & {*sources} - {module}
+        imports[module] = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+    return imports
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    sources = {module_of(path): (path.read_text(), package_of(path)) for path in SOURCES}
+    assert circles(graph(sources)) == []
+
+
+def test_a_circle_would_be_noticed() -> None:
+    package = "pyro_tvae.inference"
+    a = "from __future__ import annotations\nif TYPE_CHECKING:\n    from .b import B"
+    sources = {f"{package}.a": (a, package), f"{package}.b": ("def f():\n    from .a import A", package)}
+    assert circles(graph(sources)) == [[f"{package}.a", f"{package}.b"]] * 2
+    assert circles(graph({f"{package}.a": (a, package), f"{package}.b": ("from .c import A", package)})) == []
 
 
 def test_the_model_is_loaded_without_the_floors_above() -> None:
@@ -273,11 +371,7 @@ def test_nothing_unpickles_what_a_user_hands_in(name: str) -> None:
             assert ast.unparse(node.value) == "False"
 
 
-MODULES = [
-    ".".join([FOLDERS[path.relative_to(ROOT).parts[0]], path.stem]) if path.stem != "__init__" else package_of(path)
-    for path in SOURCES
-    if path.relative_to(ROOT).parts[0] != "experiments"
-]
+MODULES = [module_of(path) for path in SOURCES]
 
 
 @pytest.mark.parametrize("name", MODULES)

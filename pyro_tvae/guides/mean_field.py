@@ -50,6 +50,7 @@ class MeanFieldGuide(FrameGuide):
         ValueError: the model has orbit energies, or others that are not one per latent.
 
     Example:
+        >>> import torch
         >>> model = TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
         >>> MeanFieldGuide(model).posterior(torch.rand(4, 6, 1, 8, 8))["u"].mean.shape
         torch.Size([4, 6, 2, 6])

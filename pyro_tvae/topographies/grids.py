@@ -35,7 +35,7 @@ class GridRoll(Topography):
         ValueError: sizes below one, a velocity per axis too many or too few, or a grid that does not make D positions.
 
     Example:
-        >>> GridRoll(kernel=2, velocity=0.5).neighbourhood(2, 2)[0]
+        >>> GridRoll(kernel=2, velocity=0.5).neighborhood(2, 2)[0]
         tensor([1.0000, 0.0000, 0.5000, 0.5000])
     """
 

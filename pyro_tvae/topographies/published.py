@@ -21,7 +21,7 @@ class CapsuleRoll(Topography):
         width: half-width n of the band; a row sums about k · (2n + 1) terms.
 
     Example:
-        >>> CapsuleRoll(kernel=3, width=0).neighbourhood(3, 3).sum(1)
+        >>> CapsuleRoll(kernel=3, width=0).neighborhood(3, 3).sum(1)
         tensor([3., 3., 3., 3., 3., 3., 3., 3., 3.])
     """
 

@@ -444,7 +444,7 @@ def test_a_truncated_file(saved: Path, share: float) -> None:
 
 
 def test_a_newer_version(saved: Path) -> None:
-    assert "format version 3, this pyro-tvae reads up to 2" in complaint(rewritten(saved, version="3"), ValueError)
+    assert "format version 4, this pyro-tvae reads up to 3" in complaint(rewritten(saved, version="4"), ValueError)
 
 
 def test_an_unknown_part(saved: Path) -> None:
