@@ -97,7 +97,7 @@ def follow_methods(cls: Any) -> None:
             setattr(cls, former, _former_method(cls, former, now))
     if "TVAE" in ours and "compose" in vars(cls):
         names = [*inspect.signature(cls.compose).parameters][1:]
-        if names[0] != "values" and (len(names) > 1 or names[0] == "z"):
+        if names[:1] != ["values"] and (len(names) > 1 or names == ["z"]):
             warn(f"{cls.__name__}.compose(z, u)", "compose(values), of a mapping of sites to values", 3)
             cls.compose = _of_sites(cls.compose)
 

@@ -258,10 +258,14 @@ class TVAE(Part, NamedModule):
         """
         if isinstance(values, Tensor):
             values = sites_of(self, values, u)
-        t = values["z"]
-        for site in self.energies:
+        sites = ["z", *self.energies]
+        for site in sites:
             if site not in values:
-                raise ValueError(f"compose needs a value of site {site!r} beside z.")
+                raise ValueError(
+                    f"compose needs a value of site {site!r}; expected a mapping of {' and '.join(sites)}."
+                )
+        t = values["z"]
+        for site in sites[1:]:
             # A random μ has one value per particle, (K, 1).
             mu = self.mu if self.mu.dim() == 0 else self.mu[..., None, None, None]
             t = (t + mu) * (self.energy(values[site]) + self.eps).rsqrt()

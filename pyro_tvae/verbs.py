@@ -41,9 +41,16 @@ def encode(
     Returns:
         t of shape (B, S, C, D).
     """
+    return point_estimate(model, _posterior(model, guide, x, observed, covariates))
+
+
+def _posterior(
+    model: TVAE, guide: Any, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None
+) -> Posterior | Program:
+    """What a guide says of x, after what can be seen to be wrong with either was refused."""
     check_judged(model, guide, x, observed)
     check_covariates(model, guide, covariates, len(x))
-    return point_estimate(model, posterior_of(guide, x, observed, covariates))
+    return posterior_of(guide, x, observed, covariates)
 
 
 def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
@@ -84,9 +91,7 @@ def reconstruct(
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
-    check_judged(model, guide, x, observed)
-    check_covariates(model, guide, covariates, len(x))
-    means = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    means = posterior_means(model, _posterior(model, guide, x, observed, covariates))
     with weights_at(model, means):
         return model.decode(model.compose(means)).mean
 
@@ -157,8 +162,7 @@ def traverse(
     Returns:
         Mean frames (B, R, channel, height, width).
     """
-    check_judged(model, guide, x, None)
-    means = posterior_means(model, posterior_of(guide, x, None, covariates))
+    means = posterior_means(model, _posterior(model, guide, x, None, covariates))
     if shifts is None:
         shifts = torch.arange(model.n_frames) - frame
     with weights_at(model, means):

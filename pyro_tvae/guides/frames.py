@@ -77,7 +77,7 @@ class FrameGuide(EncoderGuide):
                 f"{type(self).__name__}: it couples z with the energies, and a model with NoTopography has none; "
                 "choose a topography or MeanFieldGuide."
             )
-        biases = {key: (0.0, initial_log_variance) for key, _ in zip(("z", "u"), sites, strict=False)}
+        biases = dict.fromkeys("zu"[: len(sites)], (0.0, initial_log_variance))
         super().__init__(model, biases, network=network, shared_trunk=self.shared_trunk, name=name)
         self.coordinates = sites
 

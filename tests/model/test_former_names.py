@@ -146,7 +146,10 @@ def test_compose_of_z_and_u() -> None:
     assert torch.equal(former(lambda: model.compose(Z, u=U), "compose(values)"), t)
     plain = small(topography=NoTopography())
     assert torch.equal(former(lambda: plain.compose(Z), "compose(values)"), Z)
-    with pytest.raises(ValueError, match="needs a value of site 'u' beside z"), pytest.deprecated_call():
+    with (
+        pytest.raises(ValueError, match="needs a value of site 'u'; expected a mapping of z and u"),
+        pytest.deprecated_call(),
+    ):
         model.compose(Z)
 
 

@@ -422,6 +422,14 @@ COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "orbits that overlap": (ValueError, "no disjoint orbits", lambda: small(prior=OrbitEnergy())),
     "energy of a plain VAE": (ValueError, "t = z", lambda: small(NoTopography()).energy(torch.zeros(4, 2, 4))),
     "no u": (ValueError, "needs a value of site 'u'", lambda: small().compose({"z": torch.zeros(4, 2, 4)})),
+    "no z": (ValueError, "needs a value of site 'z'", lambda: small().compose({"u": torch.zeros(4, 2, 4)})),
+    "covariate of nobody": (
+        ValueError,
+        "taken neither by the model nor by the guide",
+        lambda: traverse(
+            one := small(), default_guide(one), torch.rand(1, 4, *FRAME), covariates={"no": torch.rand(1)}
+        ),
+    ),
     "t to decode": (ValueError, "expected .* 4 positions", lambda: small().decode(torch.zeros(3, 2, 5))),
     "unknown argument": (TypeError, "it takes frame_shape", lambda: TVAE(FRAME, frames=4)),  # type: ignore[call-arg]
     "no sequences to sample": (ValueError, "expected at least 1", lambda: sample(small(), 0)),
