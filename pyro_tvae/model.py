@@ -239,7 +239,7 @@ class TVAE(Part, NamedModule):
 
     @property
     def energies(self) -> dict[str, EnergyPrior]:
-        """Site -> prior of what carries the energies: empty for a plain VAE, whose :attr:`prior` is None."""
+        """Site -> prior of what carries the energies: empty for a plain VAE, whose ``prior`` is None."""
         return {} if self.prior is None else {self.prior.site: self.prior}
 
     def energy(self, u: Tensor) -> Tensor:
