@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -15,9 +15,6 @@ from torch.distributions import constraints
 
 from .distributions import Normal
 from .parts import Part
-
-if TYPE_CHECKING:
-    from .model import TVAE
 
 __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"]
 
@@ -35,8 +32,8 @@ class LatentPrior(Part, nn.Module):
         """Called once by the model with the sizes (S, C, D) of its lattice."""
         self.shape = (n_frames, n_capsules, n_positions)
 
-    def look_at(self, model: TVAE) -> None:
-        """Called once at the end of the model's constructor, for priors that need more of it; they must not keep it."""
+    def look_at(self, model: Any) -> None:
+        """Called once at the end of a TVAE's constructor, for priors that need more of it; they must not keep it."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
         """The prior of one sequence's z, event shape (S, C, D), in ``like``'s dtype and device."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .distributions import HALF_LOG_TWO_PI
+from .guides.encoders import FrameEncoder
 from .latents import LatentPrior, SequenceDistribution
+from .model import TVAE
 from .networks import Network
 from .parts import ArgumentError
-
-if TYPE_CHECKING:
-    from .model import TVAE
 
 __all__ = ["MixtureLatent", "PseudoInputLatent"]
 
@@ -129,8 +127,6 @@ class PseudoInputLatent(LatentPrior):
         super().fit_to(n_frames, n_capsules, n_positions)
 
     def look_at(self, model: TVAE) -> None:
-        from .guides.encoders import FrameEncoder  # which imports the model, and so this module
-
         frames = (self.n_components, model.n_frames, *model.frame_shape)
         if not hasattr(self, "raw"):
             self.raw = nn.Parameter(torch.randn(frames))
