@@ -32,8 +32,8 @@ class LatentPrior(Part, nn.Module):
         """Called once by the model with the sizes (S, C, D) of its lattice."""
         self.shape = (n_frames, n_capsules, n_positions)
 
-    def look_at(self, model: Any) -> None:  # a TVAE, whose module imports this one
-        """Called once at the end of the model's constructor, for priors that need more of it; they must not keep it."""
+    def look_at(self, model: Any) -> None:
+        """Called once at the end of a TVAE's constructor, for priors that need more of it; they must not keep it."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
         """The prior of one sequence's z, event shape (S, C, D), in ``like``'s dtype and device."""
