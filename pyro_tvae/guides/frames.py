@@ -42,10 +42,9 @@ class EncoderGuide(Guide):
         for attribute, numbers in encoders.items():
             setattr(self, attribute, FrameEncoder(model, network, numbers))
         self.encoders = tuple(encoders)
-        self.couple(model)
 
     def couple(self, model: TVAE) -> None:
-        """Make what a guide without further arguments needs beside its encoders, for subclasses."""
+        """Called last by the constructors: make what a guide without arguments of its own has beside its encoders."""
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the encoders say of x, each number (B, S, C, D), frame by frame."""
@@ -80,6 +79,7 @@ class FrameGuide(EncoderGuide):
         biases = dict.fromkeys("zu"[: len(sites)], (0.0, initial_log_variance))
         super().__init__(model, biases, network=network, shared_trunk=self.shared_trunk, name=name)
         self.coordinates = sites
+        self.couple(model)
 
     def locate(self, outputs: Sequence[Tensor], mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Location and scale of every coordinate from the encoders' outputs, those of the prior in unseen frames."""

@@ -50,6 +50,7 @@ class PooledGuide(EncoderGuide):
         self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
         self.register_buffer("members", nn.functional.one_hot(index.flatten()).to(size), persistent=False)
+        self.couple(model)
 
     def read(self, x: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Location and scale of z, and of every frame's votes the shift and the precision: each (B, S, C, D)."""
