@@ -424,7 +424,7 @@ def test_what_a_docstring_sends_its_reader_to_can_be_imported() -> None:
         values = {name: getattr(module, name) for name in public}
         return {*values} | {f"{name}.{member}" for name, value in values.items() for member in members(value)}
 
-    offered = names(pyro_tvae, pyro_tvae.__all__) | names(pyro_tvae.inference, pyro_tvae.inference.__all__)
+    offered = {name for package in (pyro_tvae, pyro_tvae.inference) for name in names(package, package.__all__)}
     inside, above, lost = set[str](), set[str](), list[tuple[str, str]]()
     for full, module in homes.items():
         if full.startswith("pyro_tvae.experiments"):

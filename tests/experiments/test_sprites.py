@@ -6,6 +6,7 @@ import hashlib
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,7 +196,8 @@ def test_frames_are_those_of_the_places_they_name(full_circle: bool) -> None:
     if not full_circle:
         assert torch.equal(batch["x"], render(latents(flat_index(named.long()))))
     else:  # 24 degrees a frame, all around
-        heart = data.datasets["test"].renderer.pixels(torch.tensor([[HEART, 4, k, 8, 8] for k in range(15)]))
+        renderer: Any = data.datasets["test"].renderer
+        heart = renderer.pixels(torch.tensor([[HEART, 4, k, 8, 8] for k in range(15)]))
         assert len(torch.unique(heart, dim=0)) == 15
         turned = windows(HEART, 1.0, torch.arange(15) * math.radians(24)).float()
         assert torch.equal(heart[:, 0, 16:49, 16:49], turned)
@@ -249,7 +251,8 @@ def test_the_file_shows_the_images_that_are_named(stand_in: Path) -> None:
         assert torch.equal(x, 2 * index[2])
         assert torch.equal(y, 2 * index[3])
     # 50,625 images of 20 pixels: three bytes each.
-    assert data.datasets["test"].renderer.pixels.packed.shape == (50625, 3)
+    stored: Any = data.datasets["test"].renderer
+    assert stored.pixels.packed.shape == (50625, 3)
     wanted = torch.tensor([737279, 5, 5, 4096, 0])
     bits = unpack(packed_images(stand_in, wanted), (20,)).long()
     assert torch.equal((bits << torch.arange(20)).sum(-1), wanted)

@@ -154,7 +154,7 @@ def test_a_ready_trainer_is_handed_back(tmp_path: Path) -> None:
     assert trainer.loggers == loggers
     assert type(trainer.strategy.checkpoint_io) is TorchCheckpointIO
     module = Fitting(*start())
-    loader = torch.utils.data.DataLoader(x, batch_size=8)
+    loader: Any = torch.utils.data.DataLoader(x, batch_size=8)
     (found,) = trainer.validate(module, loader, verbose=False)
     assert math.isfinite(found["val/elbo"])
     trainer.fit_loop.max_epochs = 6  # and it can be told to go on
@@ -253,16 +253,18 @@ def test_former_keywords_of_annealing_do_what_they_did() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("function", "misspelt", "said"),
     [
-        (lambda *a: fit(*a, max_epoch=1), "fit: there is no option 'max_epoch'; expected max_epochs=…."),
-        (lambda *a: fit(*a, acelerator="cpu"), "expected trainer=TrainerOptions(accelerator=…)."),
-        (lambda *a: fit(*a, zebra=1), "there is no option 'zebra'; expected some of batch_size, beta"),
-        (lambda *a: annealed_importance(*a, num_chain=1), "expected annealing=Annealing(num_chains=…)."),
-        (lambda *a: bracket(*a, sead=1), "bracket: there is no option 'sead'; expected seed=…."),
+        (fit, {"max_epoch": 1}, "fit: there is no option 'max_epoch'; expected max_epochs=…."),
+        (fit, {"acelerator": "cpu"}, "expected trainer=TrainerOptions(accelerator=…)."),
+        (fit, {"zebra": 1}, "there is no option 'zebra'; expected some of batch_size, beta"),
+        (annealed_importance, {"num_chain": 1}, "expected annealing=Annealing(num_chains=…)."),
+        (bracket, {"sead": 1}, "bracket: there is no option 'sead'; expected seed=…."),
     ],
 )
-def test_a_misspelt_option_is_answered_in_a_sentence(call: Callable[..., Any], said: str) -> None:
+def test_a_misspelt_option_is_answered_in_a_sentence(
+    function: Callable[..., Any], misspelt: dict[str, Any], said: str
+) -> None:
     with pytest.raises(TypeError) as caught:
-        call(*start(), sequences(2))
+        function(*start(), sequences(2), **misspelt)
     assert said in str(caught.value)

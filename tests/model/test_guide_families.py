@@ -419,7 +419,7 @@ def test_z_given_the_orbits_energies(mask: Tensor | None) -> None:
     torch.testing.assert_close(trace.nodes["e"]["log_prob"], posterior["e"].log_prob(e).sum((-1, -2)))
     torch.testing.assert_close(trace.nodes["z"]["log_prob"], distribution.log_prob(z).sum((-1, -2, -3)))
     other = posterior["z"]({"e": 2 * e})
-    moved = (distribution.mean != other.mean).flatten(2).any(-1)
+    moved = distribution.mean.ne(other.mean).flatten(2).any(-1)
     assert torch.equal(moved, torch.ones(2, S).bool() if mask is None else mask.expand(2, S))
     # Each orbit moves the z of its own frames and positions through one network: member by member, by loops.
     standard = (e.log() - posterior["e"].loc) / posterior["e"].scale

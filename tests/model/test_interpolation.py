@@ -44,7 +44,7 @@ def test_the_ends_are_the_reconstructions_and_the_way_goes_one_way(
     model = small(name)
     guide = default_guide(model)
     x_a, x_b = torch.rand(2, 3, S, *FRAME)
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     compose, decode = model.compose, model.decode
 
     def composing(values: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from pyro_tvae import (
     encode,
     sample,
 )
-from pyro_tvae.inference import ELBO, MeanFieldELBO, annealed_importance, log_likelihood
+from pyro_tvae.inference import ELBO, Annealing, MeanFieldELBO, annealed_importance, log_likelihood
 from pyro_tvae.inference.annealing import simulate
 from pyro_tvae.posteriors import MonteCarlo, all_events, draw, moments, standalone
 
@@ -71,7 +71,7 @@ def test_every_judge_says_the_same_of_every_split(n: int) -> None:
 
     def judged(guide: Guide) -> list[Tensor]:
         torch.manual_seed(1)
-        annealed = annealed_importance(model, guide, x, num_chains=2, num_temperatures=3, leapfrog_steps=2)
+        annealed = annealed_importance(model, guide, x, annealing=Annealing(2, 3, 2))
         return [
             ELBO(model, guide, num_particles=3)(x).elbo,
             MeanFieldELBO(model, guide)(x).elbo,
@@ -96,7 +96,7 @@ def test_a_function_of_draws_obeys_the_same_rule(given: str, n: int) -> None:
             with pyro.plate("particles", size, dim=-2) if size else poutine.block(hide=[]):
                 traces.append(poutine.trace(guide).get_trace(x))
         for site in ("z", "u"):
-            one, other = (trace.nodes[site]["fn"].log_prob(trace.nodes[site]["value"]) for trace in traces)
+            one, other = (trace.nodes[site]["fn"].log_prob(trace.nodes[site]["value"]) for trace in traces)  # type: ignore[attr-defined]
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
             assert one.shape == ((size, B) if size else (B,))
 
