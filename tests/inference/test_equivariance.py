@@ -255,13 +255,16 @@ def test_what_does_not_fit_is_named(t: Tensor, index: Tensor, period: int, messa
 class MirrorModel:
     """Its t are the frames themselves, (1, C, D) pixels, and its pixels are Normal around t."""
 
-    prior = None
+    energies: dict[str, Any] = {}  # noqa: RUF012 - none
 
     def __init__(self, likelihood: Any = None) -> None:
         self.likelihood = likelihood or Normal(scale=0.5)
 
     def check(self, x: Tensor) -> None:
         pass
+
+    def compose(self, values: dict[str, Tensor]) -> Tensor:
+        return values["z"]
 
     def decode(self, t: Tensor) -> Distribution:
         return self.likelihood.at_mean(t.unsqueeze(-3)).to_event(3)
