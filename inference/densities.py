@@ -129,30 +129,74 @@ def densities(
     Raises:
         ValueError: sites that do not match, or a term that no sequence can be given.
     """
-    b = x.shape[-5]
-    latents = matched_sites(proposal, model)
-    if weights and b > 1:
-        _refuse_joint_latents(model, latents)
-    likelihood, kl = x.new_zeros(b), x.new_zeros(())
-    for name, site in scored(model):
-        if name not in latents:
-            likelihood = likelihood + _of_sequence(log_prob(site), name, site, b, b, alone=weights)
-    for name in latents:
-        q, p = proposal.nodes[name], model.nodes[name]
-        share = 1 if weights else n_sequences or b
-        exact = _divergence(q, p) if closed_form else None
-        if exact is not None:
-            kl = kl + _of_sequence(exact, name, p, b, share)
-        else:
-            kl = kl + _of_sequence(log_prob(q), name, q, b, share) - _of_sequence(log_prob(p), name, p, b, share)
-    observed_by_model = {name for name, site in scored(model) if site["is_observed"]}
-    for name, site in scored(proposal):
-        # A messenger guide runs the model, so that its trace holds what the model observes.
-        if name not in latents and name not in observed_by_model:
-            # Alone, what stands behind shared latents counts as they do; what stands behind those of sequences cannot.
-            alone = weights and (site["is_observed"] or _draws_for_sequences(proposal, latents))
-            kl = kl + _of_sequence(log_prob(site), name, site, b, 1 if weights else n_sequences or b, alone=alone)
+    terms = _terms(proposal, model, x, closed_form, n_sequences, weights)
+    likelihood, kl = x.new_zeros(x.shape[-5]), x.new_zeros(())
+    for name, term in terms.of_model.items():
+        if name not in terms.latents:
+            likelihood = likelihood + term
+    for name in terms.latents:
+        kl = kl + terms.exact[name] if name in terms.exact else kl + terms.of_guide[name] - terms.of_model[name]
+    for name, term in terms.of_guide.items():
+        if name not in terms.latents:
+            kl = kl + term
     return Densities(likelihood, kl)
+
+
+def log_weight(proposal: Trace, model: Trace, x: Tensor) -> Tensor:
+    """``log p − log q`` of a pair of traces in a plate of K particles, (K, B), summed in the order of the programs.
+
+    Raises:
+        ValueError: sites that do not match, or a term that no sequence can be given.
+    """
+    terms = _terms(proposal, model, x, weights=True)
+    total = x.new_zeros(x.shape[-5])
+    for term in terms.of_model.values():
+        total = total + term
+    for term in terms.of_guide.values():
+        total = total - term
+    return total
+
+
+class _Terms(NamedTuple):
+    """Site -> its term of every sequence, in the order of the programs; ``exact``: divergences in closed form."""
+
+    latents: list[str]
+    of_model: dict[str, Tensor]
+    of_guide: dict[str, Tensor]
+    exact: dict[str, Tensor]
+
+
+def _terms(
+    proposal: Trace,
+    model: Trace,
+    x: Tensor,
+    closed_form: bool = False,
+    n_sequences: int | None = None,
+    weights: bool = False,
+) -> _Terms:
+    b = x.shape[-5]
+    share = 1 if weights else n_sequences or b
+    terms = _Terms(matched_sites(proposal, model), {}, {}, {})
+    if weights and b > 1:
+        _refuse_joint_latents(model, terms.latents)
+    observed_by_model = set[str]()
+    for name, site in scored(model):
+        if name not in terms.latents:
+            terms.of_model[name] = _of_sequence(log_prob(site), name, site, b, b, alone=weights)
+            observed_by_model |= {name} if site["is_observed"] else set()
+        elif closed_form and (exact := _divergence(proposal.nodes[name], site)) is not None:
+            terms.exact[name] = _of_sequence(exact, name, site, b, share)
+        else:
+            terms.of_model[name] = _of_sequence(log_prob(site), name, site, b, share)
+    for name, site in scored(proposal):
+        if name in terms.latents:
+            if name not in terms.exact:
+                terms.of_guide[name] = _of_sequence(log_prob(site), name, site, b, share)
+        elif name not in observed_by_model:  # a messenger guide runs the model, so that it holds what that observes
+            # Alone, what stands behind shared latents counts as they do; what stands behind those of sequences cannot.
+            alone = weights and (site["is_observed"] or _draws_for_sequences(proposal, terms.latents))
+            terms.of_guide[name] = _of_sequence(log_prob(site), name, site, b, share, alone=alone)
+    return terms
 
 
 def _refuse_joint_latents(model: Trace, latents: list[str]) -> None:

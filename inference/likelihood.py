@@ -26,7 +26,7 @@ from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
-from .densities import INNER_PLATE, densities, refuse_plates, replay
+from .densities import INNER_PLATE, log_weight, refuse_plates, replay
 from .inspection import refuse_further_terms
 from .memory import keep_freed_memory
 from .pareto import pareto_shape
@@ -143,8 +143,7 @@ def _chunk_of_weights(
         if "collide" in str(error):  # Pyro's words for a plate on the particles' dimension
             raise ValueError(INNER_PLATE) from None
         raise
-    likelihood, kl = densities(proposal, scored, x, weights=True)
-    return (likelihood - kl).expand(size, x.shape[-5])
+    return log_weight(proposal, scored, x).expand(size, x.shape[-5])
 
 
 def weighted_particles(
