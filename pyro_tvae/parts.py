@@ -116,11 +116,10 @@ def _named(name: str) -> type[Part]:
     Raises:
         UnknownPartError: there is none.
     """
-    now = current(name)
-    package, _, attribute = now.rpartition(".")
-    part = (_public(attribute) if package == "pyro_tvae" else None) or Part._classes.get(now)
+    package, _, attribute = current(name).rpartition(".")
+    part = (_public(attribute) if package == "pyro_tvae" else None) or Part._classes.get(name)
     if part is None:
-        ours = now.startswith("pyro_tvae.")
+        ours = name.startswith("pyro_tvae.")
         remedy = "update pyro-tvae, if a newer one wrote it" if ours else "import its module first, then retry"
         raise UnknownPartError(f"the file describes a part {name!r} that is not loaded; {remedy}.")
     return part
