@@ -175,9 +175,8 @@ class MeanFieldELBO(ELBO):
                 f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use "
                 "ELBO, which samples the KL, or a mean-field guide such as MeanFieldGuide."
             )
-        blank = model.like.new_zeros(1, model.n_frames, *model.frame_shape)
         with torch.no_grad():
-            alone, distributions = standalone(guide.posterior(blank)), model.prior_distributions()
+            alone, distributions = standalone(guide.posterior(model.blank_sequence)), model.prior_distributions()
         if not guide.mean_field or alone is None:
             raise ValueError(
                 f"MeanFieldELBO: {type(guide).__name__} is not mean-field: some of its latents depend on draws of "

@@ -56,5 +56,5 @@ def with_n_frames(model: TVAE, guide: Guide, n_frames: int) -> tuple[TVAE, Guide
         ) from None
     if pair[0].n_frames != n_frames:
         raise ValueError(f"with_n_frames: {type(model).__name__} makes {pair[0].n_frames} frames, not {n_frames}.")
-    device = next(model.decoder.parameters()).device
+    device = model.like.device
     return pair[0].to(device).train(model.training), pair[1].to(device).train(guide.training)

@@ -10,7 +10,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = ["load", "save"]
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
 FORMAT, VERSION = "pyro-tvae", 3
+SAID = ("description", "ties", "frozen", "derived", "trained_first")  # fields of a record that are JSON in a file
 
 
 class _NewerError(Exception):
@@ -59,9 +60,9 @@ class Record:
 
     description: dict[str, Any]
     tensors: dict[str, Tensor]
-    ties: dict[str, str]
-    frozen: list[str] | None
-    derived: dict[str, str]
+    ties: dict[str, str] = field(default_factory=dict)
+    frozen: list[str] | None = None
+    derived: dict[str, str] = field(default_factory=dict)
     trained_first: bool = False
 
 
@@ -82,15 +83,8 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
                 f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
             )
     path, contents = Path(path), record(model, guide)
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "description": json.dumps(contents.description),
-        "ties": json.dumps(contents.ties),
-        "frozen": json.dumps(contents.frozen),
-        "derived": json.dumps(contents.derived),
-        "trained_first": json.dumps(contents.trained_first),
-    }
+    said = {name: json.dumps(getattr(contents, name)) for name in SAID}
+    metadata = {"format": FORMAT, "version": str(VERSION), **said}
     with atomic_write(path) as partial:
         try:
             save_file(contents.tensors, partial, metadata=metadata)
@@ -356,7 +350,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {repr(key): _plain(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return [_plain(getattr(value, field.name)) for field in fields(value)]
+        return [_plain(getattr(value, one.name)) for one in fields(value)]
     if isinstance(value, Part) and not isinstance(value, nn.Module):
         return json.dumps(describe(value))
     return None
@@ -365,8 +359,7 @@ def _plain(value: Any) -> Any:
 def _param_statements(model: TVAE, guide: Guide) -> list[str]:
     """Names of the param statements of the pair's programs whose parameters are in neither module: one run on zeros."""
     own = {id(parameter) for one in (model, guide) for parameter in one.parameters()}
-    like = next(model.decoder.parameters(), torch.zeros(()))
-    x = like.new_zeros(1, model.n_frames, *model.frame_shape)
+    x = model.blank_sequence
     loose: list[str] = []
     for program in (guide.eval().forward, model.eval().forward):
         store = pyro.get_param_store()
@@ -417,7 +410,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         version = int(metadata["version"])
         if version > VERSION:
             raise _NewerError
-        model, guide = rebuild(_read(metadata, tensors))
+        # Files of version 1 have no more than a description and tensors.
+        said = {name: json.loads(metadata[name]) for name in SAID if name in metadata or name == "description"}
+        model, guide = rebuild(Record(tensors=tensors, **said))
     except _NewerError:
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
@@ -432,21 +427,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             "expected a file written by pyro_tvae.save."
         ) from None
     return model.to(device).eval(), guide.to(device).eval()
-
-
-def _read(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Record:
-    """The record of a file; one of version 1 has no more than a description and tensors."""
-    optional = ("ties", "frozen", "derived", "trained_first")
-    said = {name: json.loads(metadata[name]) for name in optional if name in metadata}
-    description = json.loads(metadata["description"])
-    return Record(
-        description,
-        tensors,
-        said.get("ties", {}),
-        said.get("frozen"),
-        said.get("derived", {}),
-        said.get("trained_first", False),
-    )
 
 
 def _line(error: Exception) -> str:

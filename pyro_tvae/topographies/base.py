@@ -6,7 +6,9 @@ neighbourhood matrix W, shared by all capsules, and one matrix product applies i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +69,12 @@ class Topography(Part, nn.Module):
         boundary: ``"circular"`` wraps frames; ``"truncate"`` drops the terms before the first and after the last frame
             (for sequences that do not close). Positions always wrap.
         learned: make the weight of every offset a positive parameter (softplus), initialised to 1 as in the paper.
+
+    Attributes:
+        grid: lengths of the position axes, a tuple whose product is the number of positions D; None is one axis of D.
     """
+
+    grid: Any = None
 
     def __init__(self, *, boundary: str = "circular", learned: bool = False) -> None:
         super().__init__()
@@ -90,7 +97,8 @@ class Topography(Part, nn.Module):
 
     def lattice(self, n_frames: int, n_positions: int) -> tuple[int, ...]:
         """Lengths of the axes that the offsets run over, frames first; their product is S·D."""
-        return (n_frames, n_positions)
+        self.check(n_frames, n_positions)
+        return (n_frames, *(self.grid or (n_positions,)))
 
     def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
         """W of shape (S·D, S·D): row = (frame, position) of v, column = (frame, position) of u.
@@ -166,6 +174,11 @@ class Topography(Part, nn.Module):
 
     def check(self, n_frames: int, n_positions: int) -> None:
         """Raise ValueError where this topography does not fit a lattice of that size."""
+        if self.grid is not None and math.prod(self.grid) != n_positions:
+            raise ValueError(
+                f"{type(self).__name__}: grid {' x '.join(map(str, self.grid))} has {math.prod(self.grid)} positions, "
+                f"but the capsule has {n_positions}; make capsule_dim the product of the grid."
+            )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
