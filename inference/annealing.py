@@ -335,7 +335,7 @@ def _run(
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
-    check_judged(model, guide, x, None)
+    check_judged(model, guide, x)
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)

@@ -17,7 +17,7 @@ from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.posteriors import draw, moments
-from pyro_tvae.programs import call, check_covariates, untouched_store
+from pyro_tvae.programs import call, untouched_store
 
 from .arviz_adapter import diagnose
 from .densities import scored
@@ -102,8 +102,7 @@ def nuts(
         torch.Size([1, 5, 2, 3, 1, 3])
     """
     tvae = tvae_of(model)
-    check_judged(tvae, init, x, None)
-    check_covariates(model, init, covariates, len(x))
+    check_judged(tvae, init, x, None, covariates)
     if min(num_samples, warmup_steps, num_chains, max_tree_depth) < 1:
         raise ValueError(
             f"nuts: num_samples={num_samples}, warmup_steps={warmup_steps}, num_chains={num_chains}, "
@@ -235,8 +234,7 @@ def guide_quality(
         torch.Size([2, 3, 1, 3])
     """
     tvae = tvae_of(model)
-    check_judged(tvae, guide, x, None)
-    check_covariates(model, guide, covariates, len(x))
+    check_judged(tvae, guide, x, None, covariates)
     shared = shared_sites(model, x, covariates)
     if any(value.shape[2] != len(x) for name, value in result.draws.items() if name not in shared):
         raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any, cast
 import lightning.pytorch as lightning
 import pyro.infer
 import torch
+from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -259,8 +260,8 @@ class Fitting(lightning.LightningModule):
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
         loader = self.trainer.train_dataloader
-        if isinstance(loader, DataLoader) and loader.batch_size is not None and _sized(loader.dataset):
-            self.objective.dataset_size = len(loader.dataset)  # type: ignore[arg-type]
+        if isinstance(loader, DataLoader) and loader.batch_size is not None:
+            self.objective.dataset_size = sized_len(loader.dataset) or self.objective.dataset_size
         self._before = [(p, p.detach().clone()) for p in self.parameters() if p.requires_grad]
         self._stop_at_the_limit()
 
@@ -328,7 +329,7 @@ class Fitting(lightning.LightningModule):
         given = {"the first batch": trainer.train_dataloader, "validation": trainer.val_dataloaders}
         for what, loaders in given.items():
             many = loaders if isinstance(loaders, list | tuple) else [loaders]
-            empty = not many or any(_sized(one) and len(one) == 0 for one in many)
+            empty = not many or any(sized_len(one) == 0 for one in many)
             if empty and what == "validation" and trainer.datamodule is not None and self.validates:
                 raise ValueError(
                     "fit: the data module's val_dataloader has no batches; give it sequences, or leave it out."
@@ -389,14 +390,6 @@ class Fitting(lightning.LightningModule):
             owner = ".".join(name.split(".", 2)[:2])
             parameters[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
         return parameters
-
-
-def _sized(loader: object) -> bool:
-    try:
-        len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
 
 
 def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .distributions import Normal
-from .parts import Part
+from .parts import Part, hold
 
 __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"]
 
@@ -95,11 +95,7 @@ class AutoregressiveLatent(LatentPrior):
                 f"AutoregressiveLatent: coefficient is {coefficient!r}; expected a number between −1 and 1: no other "
                 "process of this kind is stationary."
             )
-        raw = torch.tensor(math.atanh(coefficient))
-        if learned:
-            self.raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("raw", raw)
+        hold(self, "raw", torch.tensor(math.atanh(coefficient)), learned=learned)
 
     def distribution(self, like: Tensor) -> TorchDistribution:
         return Autoregressive(self.raw.to(like).tanh(), self.shape)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Container, Mapping
 from importlib import import_module
 from typing import Any
 
+from torch import Tensor, nn
+
 from .former_names import ARGUMENTS, current, follow_methods, warn
 
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
@@ -34,7 +36,7 @@ class Part:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Part._classes[_dotted(cls)] = cls
+        Part._classes[dotted(cls)] = cls
         follow_methods(cls)
         if "__init__" in cls.__dict__:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
@@ -77,6 +79,14 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def hold(module: nn.Module, name: str, value: Tensor, *, learned: bool) -> None:
+    """Give a part a tensor of its own: a parameter where it is learned, else a buffer."""
+    if learned:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
 def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}…"
@@ -94,7 +104,8 @@ class _NotPlainError(TypeError):
         return str(self).startswith("a ")
 
 
-def _dotted(cls: type) -> str:
+def dotted(cls: type) -> str:
+    """Module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -107,7 +118,7 @@ def _public(name: str) -> type[Part] | None:
 
 def _path(cls: type) -> str:
     """What a file calls a class: the public path of ours, which outlives any move, and the dotted name of others."""
-    return f"pyro_tvae.{cls.__name__}" if _public(cls.__name__) is cls else _dotted(cls)
+    return f"pyro_tvae.{cls.__name__}" if _public(cls.__name__) is cls else dotted(cls)
 
 
 def _named(name: str) -> type[Part]:

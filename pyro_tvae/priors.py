@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from .distributions import Normal
-from .parts import Part
+from .parts import Part, hold
 from .topographies.base import Topography
 
 __all__ = ["EnergyPrior", "GammaEnergy", "GaussianEnergy", "OrbitEnergy"]
@@ -98,11 +98,7 @@ class GammaEnergy(EnergyPrior):
         super().__init__()
         if not concentration > 0:
             raise ValueError(f"GammaEnergy: concentration is {concentration!r}; expected a number above 0.")
-        raw = torch.tensor(math.log(concentration))
-        if learned:
-            self.raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("raw", raw)
+        hold(self, "raw", torch.tensor(math.log(concentration)), learned=learned)
 
     @property
     def concentration(self) -> Tensor:

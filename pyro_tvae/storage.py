@@ -27,7 +27,7 @@ from .files import atomic_write
 from .guides.base import Guide
 from .model import TVAE
 from .naming import restoring
-from .parts import Part, UnknownPartError, build, describe
+from .parts import Part, UnknownPartError, build, describe, dotted
 
 __all__ = ["load", "save"]
 
@@ -311,7 +311,7 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
     others = dict(twins)
     for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
         twin = others.pop(path, None)
-        if twin is None or _name(module) != _name(twin):
+        if twin is None or dotted(type(module)) != dotted(type(twin)):
             made = "nothing" if twin is None else f"a {type(twin).__name__}"
             raise _refusal(
                 path,
@@ -331,10 +331,6 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
                     raise _refusal(f"{path}.{min(extra)}", "was set after it was built", "set it in the constructor")
     if others:
         raise _refusal(min(others), "was taken away after it was built", "build the pair without it")
-
-
-def _name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

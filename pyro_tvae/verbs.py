@@ -14,7 +14,7 @@ from torch import Tensor
 from .guides.base import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import Program, check_covariates, is_bayesian, is_plate, runnable, untouched_store
+from .programs import Program, is_bayesian, is_plate, runnable, untouched_store
 from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -48,8 +48,7 @@ def _posterior(
     model: TVAE, guide: Any, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None
 ) -> Posterior | Program:
     """What a guide says of x, after what can be seen to be wrong with either was refused."""
-    check_judged(model, guide, x, observed)
-    check_covariates(model, guide, covariates, len(x))
+    check_judged(model, guide, x, observed, covariates)
     return posterior_of(guide, x, observed, covariates)
 
 
@@ -207,7 +206,7 @@ def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int
     if path not in PATHS:
         raise ValueError(f"interpolate: path is {path!r}; expected 'latent' or 't'.")
     for x in (x_a, x_b):
-        check_judged(model, guide, x, None)
+        check_judged(model, guide, x)
     if x_a.shape != x_b.shape:
         raise ValueError(
             f"interpolate: x_a has shape {tuple(x_a.shape)}, x_b {tuple(x_b.shape)}; expected equal shapes."

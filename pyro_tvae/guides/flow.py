@@ -13,6 +13,7 @@ from ..distributions import Normal
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, joint
+from ..topographies.base import pooled
 from .encoders import Coupling, shown
 from .frames import FrameGuide
 
@@ -74,9 +75,8 @@ class FlowGuide(FrameGuide):
     def log_energy(self, value: Tensor) -> Tensor:
         """``log W u²`` (``log W e``) from u (or log e): (..., S, C, D) -> same shape."""
         e = value.exp() if self.coordinates[1].positive else value.square()
-        rows = e.transpose(-3, -2).flatten(-2) @ self.w.mT
         # The small number keeps the slope of u² finite where all of a neighbourhood is near 0.
-        return (rows.unflatten(-1, (self.n_frames, self.capsule_dim)).transpose(-3, -2) + 1e-4).log()
+        return (pooled(e, self.w) + 1e-4).log()
 
 
 class Couplings(Transform):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..parts import Part
 
-__all__ = ["Orbits", "Topography", "roll", "window"]
+__all__ = ["Orbits", "Topography", "pooled", "roll", "window"]
 
 BOUNDARIES = ("circular", "truncate")
 
@@ -49,6 +49,12 @@ def roll(t: Tensor, shift: int | Tensor) -> Tensor:
     source = (torch.arange(size, device=t.device) - shift.to(t.device).unsqueeze(-1)) % size
     shape = torch.broadcast_shapes(t.shape, source.shape)
     return t.expand(shape).gather(-1, source.expand(shape))
+
+
+def pooled(e: Tensor, w: Tensor) -> Tensor:
+    """``W e`` for every capsule, with W of shape (S·D, S·D): (..., S, C, D) -> same shape."""
+    rows = e.transpose(-3, -2).flatten(-2) @ w.mT
+    return rows.unflatten(-1, (e.shape[-3], e.shape[-1])).transpose(-3, -2)
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,7 @@ class Topography(Part, nn.Module):
             raise ValueError(
                 f"energies (u or e) have shape {tuple(e.shape)}; expected (..., frame, capsule, position)."
             )
-        n_frames, n_capsules, n_positions = e.shape[-3:]
-        w = self.matrix(n_frames, n_positions, e)
-        rows = e.transpose(-3, -2).reshape(*e.shape[:-3], n_capsules, n_frames * n_positions)
-        pooled = rows @ w.mT
-        return pooled.reshape(*e.shape[:-3], n_capsules, n_frames, n_positions).transpose(-3, -2)
+        return pooled(e, self.matrix(e.shape[-3], e.shape[-1], e))
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies (variances) ``v = W u²``: (..., S, C, D) -> same shape."""
