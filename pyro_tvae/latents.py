@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .distributions import Normal
+from .distributions import Normal, standard_normal
 from .parts import Part, hold
 
 __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"]
@@ -44,7 +44,7 @@ class NormalLatent(LatentPrior):
     """The paper's: ``z ~ Normal(0, 1)``, iid over (S, C, D)."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return Normal(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
+        return standard_normal(like, self.shape)
 
 
 class LaplaceLatent(LatentPrior):

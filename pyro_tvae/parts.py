@@ -96,14 +96,6 @@ def _names(signature: inspect.Signature) -> str:
     return ", ".join(list(signature.parameters)[1:]) or "no argument"
 
 
-class _NotPlainError(TypeError):
-    """An argument that no file can describe; ``bare`` while its sentence does not say whose it is."""
-
-    @property
-    def bare(self) -> bool:
-        return str(self).startswith("a ")
-
-
 def dotted(cls: type) -> str:
     """Module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -136,12 +128,13 @@ def _named(name: str) -> type[Part]:
     return part
 
 
-def describe(value: Any, references: Mapping[str, object] | None = None) -> Any:
+def describe(value: Any, references: Mapping[str, object] | None = None, whose: str = "") -> Any:
     """A JSON-ready description of a part and, recursively, of the parts it was built from.
 
     Args:
         value: the part.
         references: objects that are described elsewhere, by the names under which :func:`build` will be given them.
+        whose: how the sentence about what no file can hold begins, ``"MLP: decoder_widths holds "``.
 
     Raises:
         TypeError: an argument is neither a part nor plain data.
@@ -150,22 +143,21 @@ def describe(value: Any, references: Mapping[str, object] | None = None) -> Any:
         if value is one:
             return {"known": name}
     if isinstance(value, Part):
-        cls, arguments = type(value), {}
-        for name, argument in value.arguments().items():
-            try:
-                arguments[name] = describe(argument, references)
-            except _NotPlainError as error:
-                raise _NotPlainError(f"{cls.__name__}: {name} holds {error}" if error.bare else str(error)) from None
+        cls = type(value)
+        arguments = {
+            name: describe(argument, references, f"{cls.__name__}: {name} holds ")
+            for name, argument in value.arguments().items()
+        }
         return {"part": _path(cls), "arguments": arguments}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: describe(item, references) for key, item in value.items()}
+        return {key: describe(item, references, whose) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [describe(item, references) for item in value]
+        return [describe(item, references, whose) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     kind = "dict of other keys than strings" if isinstance(value, dict) else type(value).__name__
-    raise _NotPlainError(
-        f"a {kind} cannot be written into a model file; parts take numbers, strings, lists and other "
+    raise TypeError(
+        f"{whose}a {kind} cannot be written into a model file; parts take numbers, strings, lists and other "
         "parts (classes that inherit from pyro_tvae.Part)."
     )
 

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from .distributions import Normal
+from .distributions import standard_normal
 from .parts import Part, hold
 from .topographies.base import Topography
 
@@ -66,7 +66,7 @@ class GaussianEnergy(EnergyPrior):
     """The paper's: ``u ~ Normal(0, 1)`` iid over (S, C, D) and ``V = W u²``."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return Normal(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
+        return standard_normal(like, self.shape)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
         return topography.energy(value)

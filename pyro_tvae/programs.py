@@ -83,13 +83,8 @@ def accepted(program: Any) -> frozenset[str]:
     told = getattr(program, "covariates", None)
     if told is not None:
         return frozenset(told)
-    return frozenset() if not callable(program) else keywords(_function(program))
-
-
-def _function(program: Any) -> Any:
-    if isinstance(program, nn.Module):
-        return type(program).forward
-    return program
+    function = type(program).forward if isinstance(program, nn.Module) else program
+    return keywords(function) if callable(program) else frozenset()
 
 
 def keywords(function: Any) -> frozenset[str]:

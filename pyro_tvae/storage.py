@@ -101,11 +101,12 @@ def record(model: TVAE, guide: Guide) -> Record:
         ValueError: something of it would not come back the same.
     """
     description = {"model": describe(model), "guide": describe(guide, {"model": model})}
-    state = _state(model, guide)
+    pair = _pair(model, guide)
+    state = pair.state_dict()
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
-    objects = _objects(model, guide)
+    objects = _objects(pair)
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or isinstance(value, _LAZY):
             raise _refusal(name, f"is of type {type(value).__name__}", "a file holds dense tensors")
@@ -118,7 +119,8 @@ def record(model: TVAE, guide: Guide) -> Record:
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     _refuse_overlap({name: state[name] for name in tensors})
     frozen = [name for name, value in objects.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
-    derived = {name: str(value.dtype).removeprefix("torch.") for name, value in _derived(model, guide).items()}
+    # Buffers that are in no state dict, since they follow from how a module was built.
+    derived = {name: str(value.dtype).removeprefix("torch.") for name, value in objects.items() if name not in state}
     contents = Record(description, tensors, ties, frozen, derived)
     fault: ValueError | None = None
     # A guide may have read the weights that its model had when it was built: those of the start, or these.
@@ -141,29 +143,19 @@ def _refusal(name: str, what: str, remedy: str) -> ValueError:
     return ValueError(f"save: {name} {what}, and would not come back from the file the same; {remedy}.")
 
 
-def _both(model: nn.Module, guide: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    return (("model", model), ("guide", guide))
+def _pair(model: nn.Module, guide: nn.Module) -> nn.ModuleDict:
+    """Both as one module, in which everything has the name that it has in a file."""
+    return nn.ModuleDict({"model": model, "guide": guide})
 
 
-def _state(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
-    states = {prefix: one.state_dict() for prefix, one in _both(model, guide)}
-    return {f"{prefix}.{name}": value for prefix, state in states.items() for name, value in state.items()}
-
-
-def _objects(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+def _objects(pair: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by each of its names, as the object itself."""
-    objects: dict[str, Tensor] = {}
-    for prefix, one in _both(model, guide):
-        for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
-            named = {**module._parameters, **module._buffers}
-            objects |= {f"{path}.{name}": value for name, value in named.items() if value is not None}
-    return objects
-
-
-def _derived(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
-    """Buffers that are in no state dict, since they follow from how a module was built."""
-    stored = _state(model, guide)
-    return {name: value for name, value in _objects(model, guide).items() if name not in stored}
+    return {
+        f"{path}.{name}": value
+        for path, module in pair.named_modules(remove_duplicate=False)
+        for name, value in {**module._parameters, **module._buffers}.items()
+        if value is not None
+    }
 
 
 def _refuse_overlap(state: Mapping[str, Tensor]) -> None:
@@ -192,16 +184,17 @@ def rebuild(contents: Record) -> tuple[TVAE, Guide]:
     if contents.frozen is None and len(precisions) == 1:  # of version 1, which does not say that of derived buffers
         (precision,) = precisions
         model, guide = model.to(precision), guide.to(precision)
-    for prefix, module in _both(model, guide):
-        _fill(module, prefix, values, dtypes)
-    homes = _objects(model, guide)
+    _fill(model, "model", values, dtypes)
+    _fill(guide, "guide", values, dtypes)
+    pair = _pair(model, guide)
+    homes = _objects(pair)
     for name, home in contents.ties.items():
         path, _, key = name.rpartition(".")
-        module = _owner(model, guide, path)
+        module = pair.get_submodule(path)
         (module._parameters if key in module._parameters else module._buffers)[key] = homes[home]  # type: ignore[assignment]
     if contents.frozen is not None:
         frozen = {*contents.frozen}
-        for name, value in _objects(model, guide).items():
+        for name, value in _objects(pair).items():
             if isinstance(value, nn.Parameter):
                 value.requires_grad_(name not in frozen)
     return model, guide
@@ -222,11 +215,6 @@ def _built(
         if not isinstance(guide, Guide):
             raise TypeError("it describes no Guide")
     return model, guide
-
-
-def _owner(model: nn.Module, guide: nn.Module, path: str) -> nn.Module:
-    prefix, _, inner = path.partition(".")
-    return dict(_both(model, guide))[prefix].get_submodule(inner)
 
 
 def _fill(module: nn.Module, prefix: str, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
@@ -257,18 +245,19 @@ def _fill(module: nn.Module, prefix: str, values: Mapping[str, Tensor], dtypes: 
 
 def _verify(contents: Record, model: TVAE, guide: Guide) -> None:
     """Rebuild the pair from its record and raise ValueError at the first thing that is not the same."""
+    pair = _pair(model, guide)
     try:
         twins = rebuild(contents)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, _UnfitError):  # without its weights, the part to blame can be named
-            _compare(model, guide, _built(contents, {}))
+            _compare(pair, _pair(*_built(contents, {})))
         raise ValueError(
             f"save: the model or the guide cannot be built again from the arguments of its constructor as it is now "
             f"({_line(error)}); build it with the parts it is to have, so that the arguments say them, or keep "
             "its state_dict by torch.save."
         ) from None
-    _compare(model, guide, twins)
-    old, new = _objects(model, guide), _objects(*twins)
+    _compare(pair, _pair(*twins))
+    old, new = _objects(pair), _objects(_pair(*twins))
     homes: dict[int, int] = {}
     for name, value in old.items():
         twin = new[name]
@@ -287,11 +276,11 @@ def _verify(contents: Record, model: TVAE, guide: Guide) -> None:
         )
 
 
-def _compare(model: TVAE, guide: Guide, twins: tuple[TVAE, Guide]) -> None:
+def _compare(pair: nn.ModuleDict, twins: nn.ModuleDict) -> None:
     """Raise ValueError where parts, parameters or buffers of a pair and its twins differ in name, kind or shape."""
-    for prefix, one, two in zip(("model", "guide"), (model, guide), twins, strict=True):
-        _compare_parts(prefix, one, two)
-    old, new = ({n: value.shape for n, value in _objects(*pair).items()} for pair in ((model, guide), twins))
+    for prefix in pair:
+        _compare_parts(prefix, pair[prefix], twins[prefix])
+    old, new = ({n: value.shape for n, value in _objects(one).items()} for one in (pair, twins))
     if old != new:
         name = min(name for name in {*old} | {*new} if old.get(name) != new.get(name))
         raise _refusal(name, "is not what the constructors' arguments make", "make it in the constructor")

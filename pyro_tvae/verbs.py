@@ -41,15 +41,19 @@ def encode(
     Returns:
         t of shape (B, S, C, D).
     """
-    return point_estimate(model, _posterior(model, guide, x, observed, covariates))
+    with _at_means(model, guide, x, observed, covariates) as means:
+        return model.compose(means)
 
 
-def _posterior(
+@contextmanager
+def _at_means(
     model: TVAE, guide: Any, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None
-) -> Posterior | Program:
-    """What a guide says of x, after what can be seen to be wrong with either was refused."""
+) -> Iterator[dict[str, Tensor]]:
+    """The posterior means given x, random weights at theirs, after what can be seen to be wrong was refused."""
     check_judged(model, guide, x, observed, covariates)
-    return posterior_of(guide, x, observed, covariates)
+    means = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    with weights_at(model, means):
+        yield means
 
 
 def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
@@ -90,8 +94,7 @@ def reconstruct(
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
-    means = posterior_means(model, _posterior(model, guide, x, observed, covariates))
-    with weights_at(model, means):
+    with _at_means(model, guide, x, observed, covariates) as means:
         return model.decode(model.compose(means)).mean
 
 
@@ -161,10 +164,9 @@ def traverse(
     Returns:
         Mean frames (B, R, channel, height, width).
     """
-    means = posterior_means(model, _posterior(model, guide, x, None, covariates))
     if shifts is None:
         shifts = torch.arange(model.n_frames) - frame
-    with weights_at(model, means):
+    with _at_means(model, guide, x, None, covariates) as means:
         t = model.compose(means)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
