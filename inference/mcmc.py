@@ -21,7 +21,7 @@ from pyro_tvae.programs import call, untouched_store
 
 from .arviz_adapter import diagnose
 from .densities import scored
-from .inspection import plain_program, prior_trace, shared_sites
+from .inspection import prior_trace, shared_sites
 from .likelihood import seeded, summarize, weighted_particles
 from .progress import progress_bar
 
@@ -134,7 +134,7 @@ def nuts(
             diverging[chain, divergences] = True
     draws = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
     latents = identified(tvae, draws)
-    rhat, ess = ({name: _diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
+    rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     return NUTSResult(draws, rhat, ess, diverging)
 
 
@@ -146,17 +146,12 @@ def _starts(
     posterior = posterior_of(init, x, None, covariates)
     starts = [{name: of_site.mean for name, of_site in moments(posterior).items()}]
     starts += [draw(posterior) for _ in range(num_chains - 1)]
-    if plain_program(model):
-        shapes = {
-            name: (len(x), *distribution.event_shape) for name, distribution in model.prior_distributions().items()
-        }
-    else:
-        # Discrete sites are summed out by Pyro, and have no start.
-        shapes = {
-            name: tuple(site["value"].shape)
-            for name, site in scored(prior_trace(model, x, covariates))
-            if not site["is_observed"] and not site["fn"].has_enumerate_support
-        }
+    # Discrete sites are summed out by Pyro, and have no start.
+    shapes = {
+        name: tuple(site["value"].shape)
+        for name, site in scored(prior_trace(model, x, covariates))
+        if not site["is_observed"] and not site["fn"].has_enumerate_support
+    }
     return [_fitted(start, shapes) for start in starts]
 
 
@@ -175,13 +170,6 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
                 "build the guide for this model and these sequences."
             )
     return {name: start[name].reshape(shape) for name, shape in shapes.items()}
-
-
-def _diagnose(kind: str, draws: Tensor) -> Tensor:
-    """ArviZ's rank-normalised R-hat or bulk ESS of (chain, draw, …), one value per latent."""
-    flat = draws.reshape(*draws.shape[:2], -1)  # a random scalar has no further dimension
-    values = torch.from_numpy(diagnose(kind, flat.double().numpy()))
-    return values.reshape(draws.shape[2:])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.likelihoods import SLACK
 from pyro_tvae.model import frame_mask
 from pyro_tvae.programs import untouched_store
 
@@ -52,9 +53,6 @@ __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
 
 Objectives = Callable[[TVAE, Guide, int], Objective]
 Schedules = Callable[[Optimizer, int], LRScheduler | ReduceLROnPlateau]
-
-
-SLACK = 1e-5  # beyond an end of the likelihood's interval: what rounding leaves of interpolated pixels
 
 
 class Fitting(lightning.LightningModule):
@@ -346,8 +344,7 @@ class Fitting(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         if self._trainer is not None and not self._rehearsed:
             self._look_at_data()
-        made = make(self.optimizer, self._by_name())
-        optimizer, scheduler, self._clips = made
+        optimizer, scheduler, self._clips = make(self.optimizer, self._by_name())
         interval = "epoch"
         if self.schedule is not None:
             if scheduler is not None:
@@ -375,10 +372,7 @@ class Fitting(lightning.LightningModule):
                     "and the fit validation data."
                 )
             watched, interval = {"monitor": "val/elbo"}, "epoch"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": interval, **watched},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, **watched}}
 
     def _by_name(self) -> dict[str, Tensor]:
         """Parameters by the names that they have in Pyro's store."""

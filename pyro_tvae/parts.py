@@ -197,23 +197,10 @@ def _renamed(cls: type, parameters: Container[str]) -> dict[str, str]:
 
 def _call(part: type[Part], arguments: dict[str, Any], references: Mapping[str, Any]) -> Any:
     """Call a constructor with arguments as they were bound, those of ``*args`` and ``**kwargs`` among them."""
-    parameters = inspect.signature(part.__init__).parameters
-    renamed = _renamed(part, parameters)
-    own = {name: value for name, value in references.items() if name in parameters}
-    arguments = own | {current(name, renamed): value for name, value in arguments.items()}
-    kinds = {name: parameters[name].kind for name in arguments if name in parameters}
-    rest = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL]
-    gathered = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]
-    # What stands before *args can be given by position alone, if anything stands in *args.
-    first = [name for name, one in parameters.items() if name in arguments and one.kind in _POSITIONAL]
-    if not any(arguments[name] for name in rest):
-        first = [name for name in first if kinds[name] is inspect.Parameter.POSITIONAL_ONLY]
-    positional = [arguments.pop(name) for name in first]
-    positional += [item for name in rest for item in arguments.pop(name)]
-    keywords = [arguments.pop(name) for name in gathered]
-    for more in keywords:
-        arguments |= {current(name, renamed): value for name, value in more.items()}
-    return part(*positional, **arguments)
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.signature(part)
+    renamed = _renamed(part, signature.parameters)
+    own = {name: value for name, value in references.items() if name in signature.parameters}
+    bound = inspect.BoundArguments(signature, own | arguments)  # type: ignore[arg-type]
+    further = {name: value for name, value in arguments.items() if name not in signature.parameters}
+    keywords = {current(name, renamed): value for name, value in (further | bound.kwargs).items()}
+    return part(*bound.args, **keywords)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .guides.base import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import Program, is_bayesian, is_plate, runnable, untouched_store
+from .programs import Program, is_bayesian, runnable, untouched_store, values_of
 from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -138,8 +138,7 @@ def ancestral_sample(model: TVAE, n_sequences: int) -> tuple[Any, dict[str, Tens
     with untouched_store():
         trace = poutine.block(poutine.trace(runnable(model)).get_trace)(n_sequences=n_sequences)
     sites: Mapping[str, Any] = trace.nodes
-    values = {name: sites[name]["value"] for name in trace.stochastic_nodes if not is_plate(sites[name])}
-    return sites["x"]["fn"], values
+    return sites["x"]["fn"], values_of(trace)
 
 
 @torch.no_grad()
