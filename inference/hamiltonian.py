@@ -83,8 +83,7 @@ class Path:
             jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
             log_q = log_q + q.log_prob(value) + jacobian
             log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
-        t = self.model.compose(values)
-        return log_q, log_prior + self.model.decode(t).log_prob(self.x).sum(-1)
+        return log_q, log_prior + self.model.decode(self.model.compose(values)).log_prob(self.x).sum(-1)
 
     def at(self, y: Tensor) -> Point:
         """Densities and gradients at y, from one pass through the decoder and one back."""

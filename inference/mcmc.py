@@ -109,8 +109,7 @@ def nuts(
             f"max_tree_depth={max_tree_depth}; expected at least 1 of each."
         )
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
-    steps = num_chains * (num_samples + warmup_steps)
-    bar = progress_bar(steps, "NUTS", shown=progress, leave=False)
+    bar = progress_bar(num_chains * (num_samples + warmup_steps), "NUTS", shown=progress, leave=False)
     # Gradients are what NUTS moves by, whatever the caller has switched off.
     with seeded(seed), torch.enable_grad(), untouched_store(), bar:
         for chain, start in enumerate(_starts(model, init, x, covariates, num_chains)):

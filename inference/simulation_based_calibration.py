@@ -177,5 +177,5 @@ def _nuts_draws(model: TVAE, guide: Any, x: Tensor, n: int, warmup_steps: int, t
 @torch.no_grad()
 def _quantities(model: TVAE, latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """What is ranked: (…, B, *site) of each identified latent, and log p(x | t) (…, B)."""
-    t = model.compose(latents)
-    return identified(model, latents) | {LOG_LIKELIHOOD: model.decode(t).log_prob(x).sum(-1)}
+    frames = model.decode(model.compose(latents))
+    return identified(model, latents) | {LOG_LIKELIHOOD: frames.log_prob(x).sum(-1)}

@@ -29,6 +29,8 @@ class Components(LatentPrior):
     Parameters of one lattice cannot serve another, and fresh ones would change the model that had them first.
     """
 
+    n_components: int
+
     def __init__(self, n_components: int) -> None:
         super().__init__()
         if not isinstance(n_components, Integral) or isinstance(n_components, bool) or n_components < 1:

@@ -200,7 +200,7 @@ def _call(part: type[Part], arguments: dict[str, Any], references: Mapping[str, 
     signature = inspect.signature(part)
     renamed = _renamed(part, signature.parameters)
     own = {name: value for name, value in references.items() if name in signature.parameters}
-    bound = inspect.BoundArguments(signature, own | arguments)  # type: ignore[arg-type]
+    bound = inspect.BoundArguments(signature, own | arguments)
     further = {name: value for name, value in arguments.items() if name not in signature.parameters}
     keywords = {current(name, renamed): value for name, value in (further | bound.kwargs).items()}
     return part(*bound.args, **keywords)

@@ -137,8 +137,8 @@ def ancestral_sample(model: TVAE, n_sequences: int) -> tuple[Any, dict[str, Tens
     """The distribution of the frames in a run of the model's program from the prior, and the values of all sites."""
     with untouched_store():
         trace = poutine.block(poutine.trace(runnable(model)).get_trace)(n_sequences=n_sequences)
-    sites: Mapping[str, Any] = trace.nodes
-    return sites["x"]["fn"], values_of(trace)
+    distribution: Any = trace.nodes["x"]["fn"]
+    return distribution, values_of(trace)
 
 
 @torch.no_grad()
