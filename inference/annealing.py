@@ -274,7 +274,7 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
     """
     if n_sequences < 1:
         raise ValueError(f"simulate: n_sequences is {n_sequences!r}; expected at least 1.")
-    refuse_own_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "simulate")
+    refuse_own_terms(model, model.blank_sequence, "simulate")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
         _, values = ancestral_sample(model, n_sequences)
@@ -335,7 +335,7 @@ def _run(
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
-    check_judged(model, guide, x, None)
+    check_judged(model, guide, x)
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)

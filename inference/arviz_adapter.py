@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -72,11 +73,13 @@ def read(path: Path) -> ArvizData:
         return tree.load()
 
 
-def diagnose(kind: str, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank-normalised R-hat (``"rhat"``) or bulk ESS (``"ess"``) of every column: (chain, draw, N) -> (N,)."""
+def diagnose(kind: str, draws: Tensor) -> Tensor:
+    """Rank-normalised R-hat (``"rhat"``) or bulk ESS (``"ess"``) of every latent: (chain, draw, …) -> (…)."""
     from xarray import Dataset
 
-    columns = Dataset({"value": (("chain", "draw", "column"), draws)})
+    flat = draws.reshape(*draws.shape[:2], -1)  # a random scalar has no further dimension
+    columns = Dataset({"value": (("chain", "draw", "column"), flat.double().numpy())})
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few draws: the answer is nan
-        return np.asarray(getattr(arviz(), kind)(columns)["value"].values, dtype=np.float64)
+        values = np.asarray(getattr(arviz(), kind)(columns)["value"].values, dtype=np.float64)
+    return torch.from_numpy(values).reshape(draws.shape[2:])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .randomness import random_states, restore
 
-__all__ = ["Batch", "batch_of", "frames_of", "peek"]
+__all__ = ["Batch", "batch_of", "peek"]
 
 
 class Batch(NamedTuple):
@@ -30,21 +30,17 @@ class Batch(NamedTuple):
     others: Mapping[str, Any]
 
 
-def frames_of(batch: Any) -> Tensor:
-    """The sequences of a batch: a tensor, the entry ``x`` of a mapping, or the first item of a tuple."""
+def batch_of(batch: Any) -> Batch:
+    """A batch in parts: x is a tensor, the entry of that name in a mapping, or the first item of a tuple.
+
+    ``observed`` is the entry of that name, or a tuple's second item if it is (B, S) booleans.
+    """
     if isinstance(batch, Mapping):
         if "x" not in batch:
             raise ValueError(f"fit: a batch has the entries {', '.join(map(str, batch))}; expected one called x.")
-        return batch["x"]
-    return batch[0] if isinstance(batch, list | tuple) else batch
-
-
-def batch_of(batch: Any) -> Batch:
-    """A batch in parts; ``observed`` is the entry of that name, or a tuple's second item if it is (B, S) booleans."""
-    x = frames_of(batch)
-    if isinstance(batch, Mapping):
         others = {str(name): value for name, value in batch.items() if name not in ("x", "observed")}
-        return Batch(x, batch.get("observed"), others)
+        return Batch(batch["x"], batch.get("observed"), others)
+    x = batch[0] if isinstance(batch, list | tuple) else batch
     if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(x, Tensor):
         second = batch[1]
         if isinstance(second, Tensor) and second.dtype == torch.bool and second.shape == x.shape[:2]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from pyro import poutine
 from torch import Tensor, nn
@@ -132,11 +133,7 @@ def check_data(given: Mapping[str, object], patience: object) -> bool:
             continue
         if not isinstance(data, Tensor | DataLoader | lightning.LightningDataModule):
             raise TypeError(f"fit: {name} is a {type(data).__name__}; expected a tensor, a loader or a data module.")
-        try:
-            empty = isinstance(data, DataLoader) and len(data) == 0
-        except TypeError:  # a stream has no length
-            continue
-        if empty:
+        if isinstance(data, DataLoader) and sized_len(data) == 0:  # a stream has no length
             raise ValueError(f"fit: the loader of {name} has no batches; give it sequences, or a smaller batch_size.")
     data, validates = given["data"], given["validation"] is not None
     if isinstance(data, lightning.LightningDataModule):

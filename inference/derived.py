@@ -24,9 +24,10 @@ def consequences(
     model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int
 ) -> FromDistributions | FromProgram:
     """By its distributions where these are all of a model, else by running it."""
+    chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     if plain_program(model):
-        return FromDistributions(model, x, chunk_bytes)
-    return FromProgram(model, x, covariates, chunk_bytes)
+        return FromDistributions(model, x, chunk)
+    return FromProgram(model, x, covariates, chunk)
 
 
 class FromDistributions:
@@ -39,8 +40,8 @@ class FromDistributions:
 
     shared = frozenset[str]()
 
-    def __init__(self, model: TVAE, x: Tensor, chunk_bytes: int) -> None:
-        self.model, self.x, self.chunk_bytes, self.observed = model, x, chunk_bytes, {"x": x}
+    def __init__(self, model: TVAE, x: Tensor, chunk: int) -> None:
+        self.model, self.x, self.chunk, self.observed = model, x, chunk, {"x": x}
         self.site = next(iter(model.energies), None)
 
     def prior(self, draws: int) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ class FromDistributions:
             return [{}, {}]
         shape, x = latents["z"].shape[:2], self.x
         frames, nats = [], []
-        for part in _chunks(latents, max(1, self.chunk_bytes // (x.numel() * x.element_size()))):
+        for part in _chunks(latents, self.chunk):
             # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
             distribution = self.model.decode(self.model.compose(part))
             if predict:
@@ -90,10 +91,9 @@ class FromDistributions:
 class FromProgram:
     """A model with statements of its own: what follows from draws is what its program says when it is given them."""
 
-    def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> None:
-        self.tvae, self.n_sequences = tvae_of(model), len(x)
+    def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk: int) -> None:
+        self.tvae, self.chunk = tvae_of(model), chunk
         self.program = call(model, x, None, covariates)
-        self.chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
         sites = scored(prior_trace(model, x, covariates))
         self.latents = [name for name, site in sites if not site["is_observed"]]
         self.shared = frozenset(name for name, site in sites if not site["is_observed"] and not in_plate(site))

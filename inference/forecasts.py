@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.model import TVAE
-from pyro_tvae.programs import check_covariates
 from pyro_tvae.topographies.base import roll
 from pyro_tvae.verbs import posterior_means, weights_at
 
@@ -153,8 +152,7 @@ def forward_roll(
         )
     if batch_size < 1:
         raise ValueError(f"forward_roll: batch_size is {batch_size!r}; expected at least 1.")
-    check_judged(model, guide, x, None)
-    check_covariates(model, guide, covariates, len(x))
+    check_judged(model, guide, x, None, covariates)
     for one in (guide, *([] if baseline is None else baseline[1:])):
         refuse_fixed(one, "forward_roll")
     n, m = len(x), x.shape[1] // 2 if context is None else context

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar, cast
+
+from pyro_tvae.former_names import warn
 
 __all__ = ["gathered"]
 
@@ -39,12 +40,7 @@ def gathered(option: str, kind: type[Any]) -> Callable[[Callable[P, T]], Callabl
                 given = ", ".join(f"{key}=…" for key in former)
                 if options.get(option) is not None:
                     raise TypeError(f"{name}: {given} beside {option}; expected {option}={kind.__name__}({given}).")
-                warnings.warn(
-                    f"{name}({given}) is now {name}({option}={kind.__name__}({given})); the former keywords go with "
-                    "the next version.",
-                    DeprecationWarning,
-                    stacklevel=2,
-                )
+                warn(f"{name}({given})", f"{name}({option}={kind.__name__}({given}))", 2)
                 kept = {key: value for key, value in options.items() if key not in moved}
                 options = cast(Any, kept | {option: kind(**former)})
             return function(*args, **options)

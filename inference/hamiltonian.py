@@ -10,7 +10,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
-from pyro_tvae.posteriors import standalone
+from pyro_tvae.posteriors import all_events, standalone
 
 from .inspection import refuse_own_terms
 
@@ -58,7 +58,7 @@ class Path:
                 f"whose posterior(x) has a density; {type(guide).__name__} is none: use default_guide(model)."
             )
         self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}
-        self.posterior = {site: q.to_event(len(q.batch_shape) - 1) for site, q in posterior.items()}
+        self.posterior = {site: all_events(q) for site, q in posterior.items()}
         # Beyond these bounds numbers overflow; a trajectory that leaves them is rejected, as its reverse would be.
         bounds = {site: 1e6 if q.support is constraints.real else 80.0 for site, q in posterior.items()}
         self.bound = torch.cat([x.new_full((q.event_shape.numel(),), bounds[s]) for s, q in self.posterior.items()])
@@ -83,8 +83,7 @@ class Path:
             jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
             log_q = log_q + q.log_prob(value) + jacobian
             log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
-        t = self.model.compose(values)
-        return log_q, log_prior + self.model.decode(t).log_prob(self.x).sum(-1)
+        return log_q, log_prior + self.model.decode(self.model.compose(values)).log_prob(self.x).sum(-1)
 
     def at(self, y: Tensor) -> Point:
         """Densities and gradients at y, from one pass through the decoder and one back."""

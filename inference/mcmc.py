@@ -17,11 +17,11 @@ from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.posteriors import draw, moments
-from pyro_tvae.programs import call, check_covariates, untouched_store
+from pyro_tvae.programs import call, untouched_store
 
 from .arviz_adapter import diagnose
 from .densities import scored
-from .inspection import plain_program, prior_trace, shared_sites
+from .inspection import prior_trace, shared_sites
 from .likelihood import seeded, summarize, weighted_particles
 from .progress import progress_bar
 
@@ -102,16 +102,14 @@ def nuts(
         torch.Size([1, 5, 2, 3, 1, 3])
     """
     tvae = tvae_of(model)
-    check_judged(tvae, init, x, None)
-    check_covariates(model, init, covariates, len(x))
+    check_judged(tvae, init, x, None, covariates)
     if min(num_samples, warmup_steps, num_chains, max_tree_depth) < 1:
         raise ValueError(
             f"nuts: num_samples={num_samples}, warmup_steps={warmup_steps}, num_chains={num_chains}, "
             f"max_tree_depth={max_tree_depth}; expected at least 1 of each."
         )
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
-    steps = num_chains * (num_samples + warmup_steps)
-    bar = progress_bar(steps, "NUTS", shown=progress, leave=False)
+    bar = progress_bar(num_chains * (num_samples + warmup_steps), "NUTS", shown=progress, leave=False)
     # Gradients are what NUTS moves by, whatever the caller has switched off.
     with seeded(seed), torch.enable_grad(), untouched_store(), bar:
         for chain, start in enumerate(_starts(model, init, x, covariates, num_chains)):
@@ -135,7 +133,7 @@ def nuts(
             diverging[chain, divergences] = True
     draws = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
     latents = identified(tvae, draws)
-    rhat, ess = ({name: _diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
+    rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     return NUTSResult(draws, rhat, ess, diverging)
 
 
@@ -147,17 +145,12 @@ def _starts(
     posterior = posterior_of(init, x, None, covariates)
     starts = [{name: of_site.mean for name, of_site in moments(posterior).items()}]
     starts += [draw(posterior) for _ in range(num_chains - 1)]
-    if plain_program(model):
-        shapes = {
-            name: (len(x), *distribution.event_shape) for name, distribution in model.prior_distributions().items()
-        }
-    else:
-        # Discrete sites are summed out by Pyro, and have no start.
-        shapes = {
-            name: tuple(site["value"].shape)
-            for name, site in scored(prior_trace(model, x, covariates))
-            if not site["is_observed"] and not site["fn"].has_enumerate_support
-        }
+    # Discrete sites are summed out by Pyro, and have no start.
+    shapes = {
+        name: tuple(site["value"].shape)
+        for name, site in scored(prior_trace(model, x, covariates))
+        if not site["is_observed"] and not site["fn"].has_enumerate_support
+    }
     return [_fitted(start, shapes) for start in starts]
 
 
@@ -176,13 +169,6 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
                 "build the guide for this model and these sequences."
             )
     return {name: start[name].reshape(shape) for name, shape in shapes.items()}
-
-
-def _diagnose(kind: str, draws: Tensor) -> Tensor:
-    """ArviZ's rank-normalised R-hat or bulk ESS of (chain, draw, …), one value per latent."""
-    flat = draws.reshape(*draws.shape[:2], -1)  # a random scalar has no further dimension
-    values = torch.from_numpy(diagnose(kind, flat.double().numpy()))
-    return values.reshape(draws.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -235,8 +221,7 @@ def guide_quality(
         torch.Size([2, 3, 1, 3])
     """
     tvae = tvae_of(model)
-    check_judged(tvae, guide, x, None)
-    check_covariates(model, guide, covariates, len(x))
+    check_judged(tvae, guide, x, None, covariates)
     shared = shared_sites(model, x, covariates)
     if any(value.shape[2] != len(x) for name, value in result.draws.items() if name not in shared):
         raise ValueError(

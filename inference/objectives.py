@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 from torch.func import functional_call
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.posteriors import Posterior, Program, draw, standalone
+from pyro_tvae.posteriors import Posterior, Program, all_events, draw, standalone
 from pyro_tvae.programs import CALLS, call, check_covariates, is_bayesian, propose, runnable
 
 from .densities import Densities, both, densities, log_prob, refuse_shared, reparametrized, replay, run, scored
@@ -87,6 +87,10 @@ class Objective(nn.Module):
             raise TypeError(f"{type(self).__name__}: the model is {what}; expected a TVAE{remedy}.")
         self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
         self.dataset_size = dataset_size
+        self._check_guide()
+
+    def _check_guide(self) -> None:
+        """Raise ValueError where the guide is nothing for this objective."""
 
     def forward(
         self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
@@ -160,24 +164,15 @@ class MeanFieldELBO(ELBO):
         ValueError: MeanFieldELBO: FlowGuide is not mean-field...
     """
 
-    def __init__(
-        self,
-        model: TVAE,
-        guide: Guide,
-        num_particles: int = 1,
-        *,
-        beta: float = 1.0,
-        dataset_size: int | None = None,
-    ) -> None:
-        super().__init__(model, guide, num_particles, beta=beta, dataset_size=dataset_size)
+    def _check_guide(self) -> None:
+        model, guide = self.model, self.guide
         if not isinstance(guide, Guide):
             raise ValueError(
                 f"MeanFieldELBO: {type(guide).__name__} is a program, whose distributions cannot be looked at; use "
                 "ELBO, which samples the KL, or a mean-field guide such as MeanFieldGuide."
             )
-        blank = model.like.new_zeros(1, model.n_frames, *model.frame_shape)
         with torch.no_grad():
-            alone, distributions = standalone(guide.posterior(blank)), model.prior_distributions()
+            alone, distributions = standalone(guide.posterior(model.blank_sequence)), model.prior_distributions()
         if not guide.mean_field or alone is None:
             raise ValueError(
                 f"MeanFieldELBO: {type(guide).__name__} is not mean-field: some of its latents depend on draws of "
@@ -186,7 +181,7 @@ class MeanFieldELBO(ELBO):
             )
         for site, q in alone.items():
             try:
-                kl_divergence(q.to_event(len(q.batch_shape) - 1), distributions[site])
+                kl_divergence(all_events(q), distributions[site])
             except NotImplementedError:
                 raise ValueError(
                     f"MeanFieldELBO: the KL of site {site!r} from {_family(q)} to {_family(distributions[site])} has "
@@ -244,8 +239,8 @@ class DReG(IWAE):
     ``w̃_k²``. The model's gradient is IWAE's. Costs one more pass of the encoders, without gradients.
     """
 
-    def __init__(self, model: TVAE, guide: Any, num_particles: int = 1, **options: Any) -> None:
-        super().__init__(model, guide, num_particles, **options)
+    def _check_guide(self) -> None:
+        guide = self.guide
         if not isinstance(guide, nn.Module) or (
             (isinstance(guide, PyroModule) and (type(guide).__call__ not in CALLS or is_bayesian(guide)))
             # A part that asks the store for its parameters would not see the held ones.
@@ -315,17 +310,12 @@ def divergence(model: TVAE, posterior: Posterior | Program, num_particles: int =
     distributions, alone = model.prior_distributions(), standalone(posterior)
     if alone is not None:
         try:
-            terms = [
-                kl_divergence(q.to_event(len(q.batch_shape) - 1), distributions[site]) for site, q in alone.items()
-            ]
-            return torch.stack(terms).sum(0)
+            return torch.stack([kl_divergence(all_events(q), distributions[site]) for site, q in alone.items()]).sum(0)
         except NotImplementedError:
             pass
     with pyro.plate("particles", num_particles, dim=-2):
         trace = poutine.trace(draw).get_trace(posterior)
     log_q = torch.stack([log_prob(site) for _, site in scored(trace)]).sum(0)
     sites: Any = trace.nodes
-    log_p = torch.stack(
-        [distribution.log_prob(sites[site]["value"]) for site, distribution in distributions.items()]
-    ).sum(0)
+    log_p = torch.stack([prior.log_prob(sites[site]["value"]) for site, prior in distributions.items()]).sum(0)
     return (log_q - log_p).mean(0)

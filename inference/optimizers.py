@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_tvae.parts import dotted
+
 __all__ = ["Clips", "Made", "Optimizers", "adam", "check_optimizer", "check_resumed", "make", "settings", "take_over"]
 
 Optimizers = Callable[[Iterable[Tensor]], Optimizer] | PyroOptim
@@ -132,7 +134,7 @@ def clip(clips: Clips) -> None:
 def settings(optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
     """What optimizer and scheduler were built with, in plain numbers and words, for a checkpoint."""
     return {
-        "name": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+        "name": dotted(type(optimizer)),
         "sizes": [len(group["params"]) for group in optimizer.param_groups],
         "groups": [_plain(group) for group in optimizer.param_groups],
         "scheduler": None if scheduler is None else _plain(scheduler.state_dict()),

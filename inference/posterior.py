@@ -14,7 +14,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import atomic_write
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
-from pyro_tvae.programs import check_covariates, untouched_store
+from pyro_tvae.programs import untouched_store
 
 from .arviz_adapter import ArvizData, assemble, read, write
 from .derived import consequences
@@ -111,8 +111,7 @@ def to_arviz(
         ('chain', 'draw', 'sequence', 'frame', 'capsule', 'position')
     """
     tvae = tvae_of(model)
-    check_judged(tvae, guide, x, None)
-    check_covariates(model, guide, covariates, len(x))
+    check_judged(tvae, guide, x, None, covariates)
     _check(method, groups, draws, num_particles, num_chains)
     following = consequences(model, x, covariates, chunk_bytes)
     shared = following.shared

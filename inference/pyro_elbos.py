@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.programs import call
+from pyro_tvae.programs import call, is_plate
 
 from .densities import both
 from .objectives import ELBO, Objective, Terms
@@ -29,7 +29,7 @@ class _Weigh(Messenger):
         self.beta = beta
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+        if not msg["is_observed"] and not is_plate(msg):
             msg["scale"] = msg["scale"] * self.beta
 
 

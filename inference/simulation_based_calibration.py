@@ -140,7 +140,7 @@ def calibration(
             f"calibration: n_simulations={n_simulations}, n_draws={n_draws}, batch_size={batch_size}, "
             f"warmup_steps={warmup_steps}, thin={thin}; expected at least 1 of each."
         )
-    refuse_further_terms(model, model.like.new_zeros(1, model.n_frames, *model.frame_shape), "calibration")
+    refuse_further_terms(model, model.blank_sequence, "calibration")
     refuse_fixed(guide, "calibration")
     parts: list[dict[str, Tensor]] = []
     with seeded(seed), progress_bar(n_simulations, "calibration", shown=progress, leave=False) as bar:
@@ -177,5 +177,5 @@ def _nuts_draws(model: TVAE, guide: Any, x: Tensor, n: int, warmup_steps: int, t
 @torch.no_grad()
 def _quantities(model: TVAE, latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
     """What is ranked: (…, B, *site) of each identified latent, and log p(x | t) (…, B)."""
-    t = model.compose(latents)
-    return identified(model, latents) | {LOG_LIKELIHOOD: model.decode(t).log_prob(x).sum(-1)}
+    frames = model.decode(model.compose(latents))
+    return identified(model, latents) | {LOG_LIKELIHOOD: frames.log_prob(x).sum(-1)}

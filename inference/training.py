@@ -12,12 +12,14 @@ from typing import Any, cast
 import lightning.pytorch as lightning
 import pyro.infer
 import torch
+from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.likelihoods import SLACK
 from pyro_tvae.model import frame_mask
 from pyro_tvae.programs import untouched_store
 
@@ -51,9 +53,6 @@ __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
 
 Objectives = Callable[[TVAE, Guide, int], Objective]
 Schedules = Callable[[Optimizer, int], LRScheduler | ReduceLROnPlateau]
-
-
-SLACK = 1e-5  # beyond an end of the likelihood's interval: what rounding leaves of interpolated pixels
 
 
 class Fitting(lightning.LightningModule):
@@ -259,8 +258,8 @@ class Fitting(lightning.LightningModule):
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
         loader = self.trainer.train_dataloader
-        if isinstance(loader, DataLoader) and loader.batch_size is not None and _sized(loader.dataset):
-            self.objective.dataset_size = len(loader.dataset)  # type: ignore[arg-type]
+        if isinstance(loader, DataLoader) and loader.batch_size is not None:
+            self.objective.dataset_size = sized_len(loader.dataset) or self.objective.dataset_size
         self._before = [(p, p.detach().clone()) for p in self.parameters() if p.requires_grad]
         self._stop_at_the_limit()
 
@@ -328,7 +327,7 @@ class Fitting(lightning.LightningModule):
         given = {"the first batch": trainer.train_dataloader, "validation": trainer.val_dataloaders}
         for what, loaders in given.items():
             many = loaders if isinstance(loaders, list | tuple) else [loaders]
-            empty = not many or any(_sized(one) and len(one) == 0 for one in many)
+            empty = not many or any(sized_len(one) == 0 for one in many)
             if empty and what == "validation" and trainer.datamodule is not None and self.validates:
                 raise ValueError(
                     "fit: the data module's val_dataloader has no batches; give it sequences, or leave it out."
@@ -345,8 +344,7 @@ class Fitting(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         if self._trainer is not None and not self._rehearsed:
             self._look_at_data()
-        made = make(self.optimizer, self._by_name())
-        optimizer, scheduler, self._clips = made
+        optimizer, scheduler, self._clips = make(self.optimizer, self._by_name())
         interval = "epoch"
         if self.schedule is not None:
             if scheduler is not None:
@@ -374,10 +372,7 @@ class Fitting(lightning.LightningModule):
                     "and the fit validation data."
                 )
             watched, interval = {"monitor": "val/elbo"}, "epoch"
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": interval, **watched},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, **watched}}
 
     def _by_name(self) -> dict[str, Tensor]:
         """Parameters by the names that they have in Pyro's store."""
@@ -389,14 +384,6 @@ class Fitting(lightning.LightningModule):
             owner = ".".join(name.split(".", 2)[:2])
             parameters[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
         return parameters
-
-
-def _sized(loader: object) -> bool:
-    try:
-        len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
 
 
 def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:

@@ -41,6 +41,11 @@ class Normal(dist.Normal):
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
 
+def standard_normal(like: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
+    """``Normal(0, 1)`` iid over a shape, all of it event dimensions, in ``like``'s dtype and device."""
+    return Normal(like.new_zeros(()), like.new_ones(())).expand(shape).to_event(len(shape))
+
+
 @torch.distributions.register_kl(Normal, Normal)
 def _kl_normal_normal(q: Normal, p: Normal) -> Tensor:
     (q_loc, q_scale), (p_loc, p_scale) = q._parameters, p._parameters

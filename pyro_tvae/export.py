@@ -54,7 +54,7 @@ class Encoder(nn.Module):
                 "sites stand by themselves, such as MeanFieldGuide."
             )
         guide.check(model)
-        x = next(model.decoder.parameters()).new_zeros(1, model.n_frames, *model.frame_shape)
+        x = model.blank_sequence
         closed = not isinstance(guide, SemiAmortizedGuide)
         with torch.no_grad():
             if not closed or any(isinstance(one, MonteCarlo) for one in moments(guide.posterior(x)).values()):

@@ -13,8 +13,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .distributions import Normal
-from .parts import Part
+from .distributions import Normal, standard_normal
+from .parts import Part, hold
 
 __all__ = ["AutoregressiveLatent", "LaplaceLatent", "LatentPrior", "NormalLatent", "StudentLatent"]
 
@@ -44,7 +44,7 @@ class NormalLatent(LatentPrior):
     """The paper's: ``z ~ Normal(0, 1)``, iid over (S, C, D)."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return Normal(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
+        return standard_normal(like, self.shape)
 
 
 class LaplaceLatent(LatentPrior):
@@ -95,11 +95,7 @@ class AutoregressiveLatent(LatentPrior):
                 f"AutoregressiveLatent: coefficient is {coefficient!r}; expected a number between −1 and 1: no other "
                 "process of this kind is stationary."
             )
-        raw = torch.tensor(math.atanh(coefficient))
-        if learned:
-            self.raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("raw", raw)
+        hold(self, "raw", torch.tensor(math.atanh(coefficient)), learned=learned)
 
     def distribution(self, like: Tensor) -> TorchDistribution:
         return Autoregressive(self.raw.to(like).tanh(), self.shape)

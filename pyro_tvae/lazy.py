@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
+
+from .former_names import warn
 
 __all__ = ["attach"]
 
@@ -55,9 +56,5 @@ def attach(
 def _renamed(package: str, old: str, new: str) -> Any:
     home, _, name = new.rpartition(":")
     home = home or package
-    warnings.warn(
-        f"{package}.{old} is now {home}.{name}; the former name goes with the next version.",
-        DeprecationWarning,
-        stacklevel=3,
-    )
+    warn(f"{package}.{old}", f"{home}.{name}", 3)
     return getattr(import_module(home), name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .guides.base import Guide
 from .model import TVAE
 from .storage import rebuild, record
@@ -43,11 +41,9 @@ def with_n_frames(model: TVAE, guide: Guide, n_frames: int) -> tuple[TVAE, Guide
             f"with_n_frames: the constructor of {type(model).__name__} has no argument n_frames; expected one, so that "
             "it can be built for another length."
         )
-    description = contents.description | {
-        "model": contents.description["model"] | {"arguments": arguments | {"n_frames": n_frames}}
-    }
+    arguments["n_frames"] = n_frames
     try:
-        pair = rebuild(replace(contents, description=description))
+        pair = rebuild(contents)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"with_n_frames: {type(model).__name__} with {type(model.topography).__name__} and {type(guide).__name__} "
@@ -56,5 +52,5 @@ def with_n_frames(model: TVAE, guide: Guide, n_frames: int) -> tuple[TVAE, Guide
         ) from None
     if pair[0].n_frames != n_frames:
         raise ValueError(f"with_n_frames: {type(model).__name__} makes {pair[0].n_frames} frames, not {n_frames}.")
-    device = next(model.decoder.parameters()).device
+    device = model.like.device
     return pair[0].to(device).train(model.training), pair[1].to(device).train(guide.training)

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from . import distributions
-from .parts import Part
+from .parts import Part, hold
 
 __all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
 
@@ -191,6 +191,7 @@ class Normal(Likelihood):
     """
 
     pixels = (-math.inf, math.inf)
+    log_scale: Tensor
 
     def __init__(self, scale: float = 0.1, *, learned: bool = False, activation: str = "identity") -> None:
         super().__init__()
@@ -199,12 +200,7 @@ class Normal(Likelihood):
         if activation not in ("identity", "sigmoid"):
             raise ValueError(f"Normal likelihood: activation is {activation!r}; expected 'identity' or 'sigmoid'.")
         self.activation = activation
-        log_scale = torch.tensor(math.log(scale))
-        self.log_scale: Tensor
-        if learned:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
+        hold(self, "log_scale", torch.tensor(math.log(scale)), learned=learned)
 
     def forward(self, parameters: Tensor) -> TorchDistribution:
         mean = parameters.sigmoid() if self.activation == "sigmoid" else parameters

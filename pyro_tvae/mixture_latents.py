@@ -23,7 +23,32 @@ __all__ = ["MixtureLatent", "PseudoInputLatent"]
 UNITS = ("sequence", "frame")
 
 
-class MixtureLatent(LatentPrior):
+class Components(LatentPrior):
+    """Base of mixtures of K components, whose parameters belong to the lattice of one model.
+
+    Parameters of one lattice cannot serve another, and fresh ones would change the model that had them first.
+    """
+
+    n_components: int
+
+    def __init__(self, n_components: int) -> None:
+        super().__init__()
+        if not isinstance(n_components, Integral) or isinstance(n_components, bool) or n_components < 1:
+            owner = type(self).__name__
+            raise ValueError(f"{owner}: n_components is {n_components!r}; expected a whole number of at least 1.")
+        self.n_components = int(n_components)
+
+    def fit_to(self, n_frames: int, n_capsules: int, n_positions: int) -> None:
+        shape = (n_frames, n_capsules, n_positions)
+        if getattr(self, "shape", shape) != shape:
+            raise ValueError(
+                f"{type(self).__name__}: it belongs to a model with latents of shape {self.shape}, this one has "
+                f"{shape}; make one for each model."
+            )
+        super().fit_to(*shape)
+
+
+class MixtureLatent(Components):
     """A mixture of K learned Normals with diagonal covariance, one component a sequence or one a frame.
 
     ``per="sequence"``: ``p(z) = Σ_k π_k Π_l Normal(z[l]; m_k, s_k)``, one component for what all frames show.
@@ -54,8 +79,7 @@ class MixtureLatent(LatentPrior):
     separation: float
 
     def __init__(self, n_components: int = 10, *, per: str = "sequence", separation: float = 2.0) -> None:
-        super().__init__()
-        self.n_components = _at_least_one("MixtureLatent", n_components)
+        super().__init__(n_components)
         if per not in UNITS:
             raise ValueError(f"MixtureLatent: per is {per!r}; expected 'sequence' or 'frame'.")
         if not isinstance(separation, Real) or not 0 <= separation < math.inf:
@@ -63,10 +87,9 @@ class MixtureLatent(LatentPrior):
         self.per, self.separation = per, separation
 
     def fit_to(self, n_frames: int, n_capsules: int, n_positions: int) -> None:
-        _check_lattice(self, (n_frames, n_capsules, n_positions))
-        if hasattr(self, "shape"):
-            return
         super().fit_to(n_frames, n_capsules, n_positions)
+        if hasattr(self, "logits"):
+            return
         block = (n_capsules, n_positions)
         n = math.prod(block) * (n_frames if self.per == "sequence" else 1)
         self.logits = nn.Parameter(torch.zeros(self.n_components))
@@ -78,7 +101,7 @@ class MixtureLatent(LatentPrior):
         return Mixture(self.logits.to(like), means, scales, self.shape, per_frame=self.per == "frame")
 
 
-class PseudoInputLatent(LatentPrior):
+class PseudoInputLatent(Components):
     """A VampPrior whose encoder is its own: ``p(z) = 1/K Σ_k Π_l Normal(z[l]; m(y_k[l]), s(y_k[l]))``.
 
     The K pseudo-inputs y_k are learned sequences of frames; an encoder of single frames reads means and variances off
@@ -114,17 +137,12 @@ class PseudoInputLatent(LatentPrior):
     def __init__(
         self, n_components: int = 10, *, network: Network | None = None, initial_log_variance: float = 0.0
     ) -> None:
-        super().__init__()
-        self.n_components = _at_least_one("PseudoInputLatent", n_components)
+        super().__init__(n_components)
         if network is not None and not isinstance(network, Network):
             raise ArgumentError(
                 f"PseudoInputLatent: network is {network!r}; expected a pyro_tvae.Network, such as MLP(), or None."
             )
         self.network, self.initial_log_variance = network, initial_log_variance
-
-    def fit_to(self, n_frames: int, n_capsules: int, n_positions: int) -> None:
-        _check_lattice(self, (n_frames, n_capsules, n_positions))
-        super().fit_to(n_frames, n_capsules, n_positions)
 
     def look_at(self, model: TVAE) -> None:
         frames = (self.n_components, model.n_frames, *model.frame_shape)
@@ -206,18 +224,3 @@ class Mixture(SequenceDistribution):
         if self.per_frame:
             return (frames + weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
         return (frames.sum(-1) + weights).logsumexp(-1)
-
-
-def _at_least_one(owner: str, n_components: int) -> int:
-    if not isinstance(n_components, Integral) or isinstance(n_components, bool) or n_components < 1:
-        raise ValueError(f"{owner}: n_components is {n_components!r}; expected a whole number of at least 1.")
-    return int(n_components)
-
-
-def _check_lattice(latent: LatentPrior, shape: tuple[int, int, int]) -> None:
-    """Parameters of one lattice cannot serve another, and fresh ones would change the model that had them first."""
-    if getattr(latent, "shape", shape) != shape:
-        raise ValueError(
-            f"{type(latent).__name__}: it belongs to a model with latents of shape {latent.shape}, this one has "
-            f"{shape}; make one for each model."
-        )

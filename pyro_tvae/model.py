@@ -144,6 +144,11 @@ class TVAE(Part, NamedModule):
         return next(self.decoder.parameters(), self._like)
 
     @property
+    def blank_sequence(self) -> Tensor:
+        """One sequence of zeros, (1, S, channel, height, width), in the model's dtype and device."""
+        return self.like.new_zeros(1, self.n_frames, *self.frame_shape)
+
+    @property
     def n_latents(self) -> int:
         """Topographic variables per frame, C·D."""
         return self.n_capsules * self.capsule_dim
@@ -319,16 +324,14 @@ class TVAE(Part, NamedModule):
 
     def _decoder_outputs(self, t: Tensor) -> Tensor:
         """What the decoder says of t (..., C·D), under one set of random weights for each particle."""
-        if not self._pyro_context.active:
-            outputs: Tensor = self.decoder(t)
-            return outputs
+        sites = self.weight_sites() if self._pyro_context.active else {}
         flat = {
             site: values
-            for site, (part, name) in self.weight_sites().items()
+            for site, (part, name) in sites.items()
             if (values := _particles(part, name, getattr(part, name))) is not None and name != "mu"
         }
         if not flat:
-            outputs = self.decoder(t)
+            outputs: Tensor = self.decoder(t)
             return outputs
         for part in self.decoder.modules():  # parameters enter Pyro's store when they are read, which vmap forbids
             if isinstance(part, PyroModule):

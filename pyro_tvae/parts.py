@@ -13,6 +13,8 @@ from collections.abc import Callable, Container, Mapping
 from importlib import import_module
 from typing import Any
 
+from torch import Tensor, nn
+
 from .former_names import ARGUMENTS, current, follow_methods, warn
 
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
@@ -34,7 +36,7 @@ class Part:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Part._classes[_dotted(cls)] = cls
+        Part._classes[dotted(cls)] = cls
         follow_methods(cls)
         if "__init__" in cls.__dict__:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
@@ -77,6 +79,14 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def hold(module: nn.Module, name: str, value: Tensor, *, learned: bool) -> None:
+    """Give a part a tensor of its own: a parameter where it is learned, else a buffer."""
+    if learned:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
 def _short(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}…"
@@ -86,15 +96,8 @@ def _names(signature: inspect.Signature) -> str:
     return ", ".join(list(signature.parameters)[1:]) or "no argument"
 
 
-class _NotPlainError(TypeError):
-    """An argument that no file can describe; ``bare`` while its sentence does not say whose it is."""
-
-    @property
-    def bare(self) -> bool:
-        return str(self).startswith("a ")
-
-
-def _dotted(cls: type) -> str:
+def dotted(cls: type) -> str:
+    """Module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -107,7 +110,7 @@ def _public(name: str) -> type[Part] | None:
 
 def _path(cls: type) -> str:
     """What a file calls a class: the public path of ours, which outlives any move, and the dotted name of others."""
-    return f"pyro_tvae.{cls.__name__}" if _public(cls.__name__) is cls else _dotted(cls)
+    return f"pyro_tvae.{cls.__name__}" if _public(cls.__name__) is cls else dotted(cls)
 
 
 def _named(name: str) -> type[Part]:
@@ -116,22 +119,22 @@ def _named(name: str) -> type[Part]:
     Raises:
         UnknownPartError: there is none.
     """
-    now = current(name)
-    package, _, attribute = now.rpartition(".")
-    part = (_public(attribute) if package == "pyro_tvae" else None) or Part._classes.get(now)
+    package, _, attribute = current(name).rpartition(".")
+    part = (_public(attribute) if package == "pyro_tvae" else None) or Part._classes.get(name)
     if part is None:
-        ours = now.startswith("pyro_tvae.")
+        ours = name.startswith("pyro_tvae.")
         remedy = "update pyro-tvae, if a newer one wrote it" if ours else "import its module first, then retry"
         raise UnknownPartError(f"the file describes a part {name!r} that is not loaded; {remedy}.")
     return part
 
 
-def describe(value: Any, references: Mapping[str, object] | None = None) -> Any:
+def describe(value: Any, references: Mapping[str, object] | None = None, whose: str = "") -> Any:
     """A JSON-ready description of a part and, recursively, of the parts it was built from.
 
     Args:
         value: the part.
         references: objects that are described elsewhere, by the names under which :func:`build` will be given them.
+        whose: how the sentence about what no file can hold begins, ``"MLP: decoder_widths holds "``.
 
     Raises:
         TypeError: an argument is neither a part nor plain data.
@@ -140,22 +143,21 @@ def describe(value: Any, references: Mapping[str, object] | None = None) -> Any:
         if value is one:
             return {"known": name}
     if isinstance(value, Part):
-        cls, arguments = type(value), {}
-        for name, argument in value.arguments().items():
-            try:
-                arguments[name] = describe(argument, references)
-            except _NotPlainError as error:
-                raise _NotPlainError(f"{cls.__name__}: {name} holds {error}" if error.bare else str(error)) from None
+        cls = type(value)
+        arguments = {
+            name: describe(argument, references, f"{cls.__name__}: {name} holds ")
+            for name, argument in value.arguments().items()
+        }
         return {"part": _path(cls), "arguments": arguments}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: describe(item, references) for key, item in value.items()}
+        return {key: describe(item, references, whose) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [describe(item, references) for item in value]
+        return [describe(item, references, whose) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     kind = "dict of other keys than strings" if isinstance(value, dict) else type(value).__name__
-    raise _NotPlainError(
-        f"a {kind} cannot be written into a model file; parts take numbers, strings, lists and other "
+    raise TypeError(
+        f"{whose}a {kind} cannot be written into a model file; parts take numbers, strings, lists and other "
         "parts (classes that inherit from pyro_tvae.Part)."
     )
 
@@ -195,23 +197,10 @@ def _renamed(cls: type, parameters: Container[str]) -> dict[str, str]:
 
 def _call(part: type[Part], arguments: dict[str, Any], references: Mapping[str, Any]) -> Any:
     """Call a constructor with arguments as they were bound, those of ``*args`` and ``**kwargs`` among them."""
-    parameters = inspect.signature(part.__init__).parameters
-    renamed = _renamed(part, parameters)
-    own = {name: value for name, value in references.items() if name in parameters}
-    arguments = own | {current(name, renamed): value for name, value in arguments.items()}
-    kinds = {name: parameters[name].kind for name in arguments if name in parameters}
-    rest = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_POSITIONAL]
-    gathered = [name for name, kind in kinds.items() if kind is inspect.Parameter.VAR_KEYWORD]
-    # What stands before *args can be given by position alone, if anything stands in *args.
-    first = [name for name, one in parameters.items() if name in arguments and one.kind in _POSITIONAL]
-    if not any(arguments[name] for name in rest):
-        first = [name for name in first if kinds[name] is inspect.Parameter.POSITIONAL_ONLY]
-    positional = [arguments.pop(name) for name in first]
-    positional += [item for name in rest for item in arguments.pop(name)]
-    keywords = [arguments.pop(name) for name in gathered]
-    for more in keywords:
-        arguments |= {current(name, renamed): value for name, value in more.items()}
-    return part(*positional, **arguments)
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.signature(part)
+    renamed = _renamed(part, signature.parameters)
+    own = {name: value for name, value in references.items() if name in signature.parameters}
+    bound = inspect.BoundArguments(signature, own | arguments)
+    further = {name: value for name, value in arguments.items() if name not in signature.parameters}
+    keywords = {current(name, renamed): value for name, value in (further | bound.kwargs).items()}
+    return part(*bound.args, **keywords)

@@ -10,8 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from .distributions import Normal
-from .parts import Part
+from .distributions import standard_normal
+from .parts import Part, hold
 from .topographies.base import Topography
 
 __all__ = ["EnergyPrior", "GammaEnergy", "GaussianEnergy", "OrbitEnergy"]
@@ -66,7 +66,7 @@ class GaussianEnergy(EnergyPrior):
     """The paper's: ``u ~ Normal(0, 1)`` iid over (S, C, D) and ``V = W u²``."""
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return Normal(like.new_zeros(()), like.new_ones(())).expand(self.shape).to_event(3)
+        return standard_normal(like, self.shape)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
         return topography.energy(value)
@@ -98,11 +98,7 @@ class GammaEnergy(EnergyPrior):
         super().__init__()
         if not concentration > 0:
             raise ValueError(f"GammaEnergy: concentration is {concentration!r}; expected a number above 0.")
-        raw = torch.tensor(math.log(concentration))
-        if learned:
-            self.raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("raw", raw)
+        hold(self, "raw", torch.tensor(math.log(concentration)), learned=learned)
 
     @property
     def concentration(self) -> Tensor:

@@ -83,13 +83,8 @@ def accepted(program: Any) -> frozenset[str]:
     told = getattr(program, "covariates", None)
     if told is not None:
         return frozenset(told)
-    return frozenset() if not callable(program) else keywords(_function(program))
-
-
-def _function(program: Any) -> Any:
-    if isinstance(program, nn.Module):
-        return type(program).forward
-    return program
+    function = type(program).forward if isinstance(program, nn.Module) else program
+    return keywords(function) if callable(program) else frozenset()
 
 
 def keywords(function: Any) -> frozenset[str]:
@@ -153,20 +148,20 @@ def call(
                 "it a second parameter, observed=None."
             )
         positional = (x, observed)
-    if not covariates:
-        return functools.partial(run, *positional)
-    takes = accepted(program)
-    return functools.partial(run, *positional, **{name: v for name, v in covariates.items() if name in takes})
+    takes = accepted(program) if covariates else ()
+    return functools.partial(run, *positional, **{name: v for name, v in (covariates or {}).items() if name in takes})
 
 
 def _takes_two(program: Any) -> bool:
     try:
-        parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
+        signature = inspect.signature(program.forward if isinstance(program, nn.Module) else program)
     except (TypeError, ValueError):
         return True
-    kinds = [p.kind for p in parameters.values()]
-    positional = [kind for kind in kinds if kind in (inspect.Parameter.POSITIONAL_ONLY, 1)]
-    return len(positional) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _name(program: Any) -> str:
@@ -256,12 +251,13 @@ class Program:
         """One draw of every site that is no auxiliary one, as sample statements."""
         # Not the program's return value, which may be anything.
         trace = propose(self.program(), self.x)
-        sites: Mapping[str, Mapping[str, Any]] = trace.nodes
-        return {
-            name: sites[name]["value"]
-            for name in trace.stochastic_nodes
-            if not is_plate(sites[name]) and not auxiliary(trace, name)
-        }
+        return {name: value for name, value in values_of(trace).items() if not auxiliary(trace, name)}
+
+
+def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The values of all sample sites that are not observed, plates left out."""
+    sites: Mapping[str, Mapping[str, Any]] = trace.nodes
+    return {name: sites[name]["value"] for name in trace.stochastic_nodes if not is_plate(sites[name])}
 
 
 def is_plate(site: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from .files import atomic_write
 from .guides.base import Guide
 from .model import TVAE
 from .naming import restoring
-from .parts import Part, UnknownPartError, build, describe
+from .parts import Part, UnknownPartError, build, describe, dotted
 
 __all__ = ["load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
 FORMAT, VERSION = "pyro-tvae", 3
+SAID = ("description", "ties", "frozen", "derived", "trained_first")  # fields of a record that are JSON in a file
 
 
 class _NewerError(Exception):
@@ -59,9 +60,9 @@ class Record:
 
     description: dict[str, Any]
     tensors: dict[str, Tensor]
-    ties: dict[str, str]
-    frozen: list[str] | None
-    derived: dict[str, str]
+    ties: dict[str, str] = field(default_factory=dict)
+    frozen: list[str] | None = None
+    derived: dict[str, str] = field(default_factory=dict)
     trained_first: bool = False
 
 
@@ -82,15 +83,8 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
                 f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
             )
     path, contents = Path(path), record(model, guide)
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "description": json.dumps(contents.description),
-        "ties": json.dumps(contents.ties),
-        "frozen": json.dumps(contents.frozen),
-        "derived": json.dumps(contents.derived),
-        "trained_first": json.dumps(contents.trained_first),
-    }
+    said = {name: json.dumps(getattr(contents, name)) for name in SAID}
+    metadata = {"format": FORMAT, "version": str(VERSION), **said}
     with atomic_write(path) as partial:
         try:
             save_file(contents.tensors, partial, metadata=metadata)
@@ -107,11 +101,12 @@ def record(model: TVAE, guide: Guide) -> Record:
         ValueError: something of it would not come back the same.
     """
     description = {"model": describe(model), "guide": describe(guide, {"model": model})}
-    state = _state(model, guide)
+    pair = _pair(model, guide)
+    state = pair.state_dict()
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
-    objects = _objects(model, guide)
+    objects = _objects(pair)
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or isinstance(value, _LAZY):
             raise _refusal(name, f"is of type {type(value).__name__}", "a file holds dense tensors")
@@ -124,7 +119,8 @@ def record(model: TVAE, guide: Guide) -> Record:
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     _refuse_overlap({name: state[name] for name in tensors})
     frozen = [name for name, value in objects.items() if isinstance(value, nn.Parameter) and not value.requires_grad]
-    derived = {name: str(value.dtype).removeprefix("torch.") for name, value in _derived(model, guide).items()}
+    # Buffers that are in no state dict, since they follow from how a module was built.
+    derived = {name: str(value.dtype).removeprefix("torch.") for name, value in objects.items() if name not in state}
     contents = Record(description, tensors, ties, frozen, derived)
     fault: ValueError | None = None
     # A guide may have read the weights that its model had when it was built: those of the start, or these.
@@ -147,29 +143,19 @@ def _refusal(name: str, what: str, remedy: str) -> ValueError:
     return ValueError(f"save: {name} {what}, and would not come back from the file the same; {remedy}.")
 
 
-def _both(model: nn.Module, guide: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    return (("model", model), ("guide", guide))
+def _pair(model: nn.Module, guide: nn.Module) -> nn.ModuleDict:
+    """Both as one module, in which everything has the name that it has in a file."""
+    return nn.ModuleDict({"model": model, "guide": guide})
 
 
-def _state(model: nn.Module, guide: nn.Module) -> dict[str, Any]:
-    states = {prefix: one.state_dict() for prefix, one in _both(model, guide)}
-    return {f"{prefix}.{name}": value for prefix, state in states.items() for name, value in state.items()}
-
-
-def _objects(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+def _objects(pair: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by each of its names, as the object itself."""
-    objects: dict[str, Tensor] = {}
-    for prefix, one in _both(model, guide):
-        for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
-            named = {**module._parameters, **module._buffers}
-            objects |= {f"{path}.{name}": value for name, value in named.items() if value is not None}
-    return objects
-
-
-def _derived(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
-    """Buffers that are in no state dict, since they follow from how a module was built."""
-    stored = _state(model, guide)
-    return {name: value for name, value in _objects(model, guide).items() if name not in stored}
+    return {
+        f"{path}.{name}": value
+        for path, module in pair.named_modules(remove_duplicate=False)
+        for name, value in {**module._parameters, **module._buffers}.items()
+        if value is not None
+    }
 
 
 def _refuse_overlap(state: Mapping[str, Tensor]) -> None:
@@ -198,16 +184,17 @@ def rebuild(contents: Record) -> tuple[TVAE, Guide]:
     if contents.frozen is None and len(precisions) == 1:  # of version 1, which does not say that of derived buffers
         (precision,) = precisions
         model, guide = model.to(precision), guide.to(precision)
-    for prefix, module in _both(model, guide):
-        _fill(module, prefix, values, dtypes)
-    homes = _objects(model, guide)
+    _fill(model, "model", values, dtypes)
+    _fill(guide, "guide", values, dtypes)
+    pair = _pair(model, guide)
+    homes = _objects(pair)
     for name, home in contents.ties.items():
         path, _, key = name.rpartition(".")
-        module = _owner(model, guide, path)
+        module = pair.get_submodule(path)
         (module._parameters if key in module._parameters else module._buffers)[key] = homes[home]  # type: ignore[assignment]
     if contents.frozen is not None:
         frozen = {*contents.frozen}
-        for name, value in _objects(model, guide).items():
+        for name, value in _objects(pair).items():
             if isinstance(value, nn.Parameter):
                 value.requires_grad_(name not in frozen)
     return model, guide
@@ -228,11 +215,6 @@ def _built(
         if not isinstance(guide, Guide):
             raise TypeError("it describes no Guide")
     return model, guide
-
-
-def _owner(model: nn.Module, guide: nn.Module, path: str) -> nn.Module:
-    prefix, _, inner = path.partition(".")
-    return dict(_both(model, guide))[prefix].get_submodule(inner)
 
 
 def _fill(module: nn.Module, prefix: str, values: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
@@ -263,18 +245,19 @@ def _fill(module: nn.Module, prefix: str, values: Mapping[str, Tensor], dtypes: 
 
 def _verify(contents: Record, model: TVAE, guide: Guide) -> None:
     """Rebuild the pair from its record and raise ValueError at the first thing that is not the same."""
+    pair = _pair(model, guide)
     try:
         twins = rebuild(contents)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, _UnfitError):  # without its weights, the part to blame can be named
-            _compare(model, guide, _built(contents, {}))
+            _compare(pair, _pair(*_built(contents, {})))
         raise ValueError(
             f"save: the model or the guide cannot be built again from the arguments of its constructor as it is now "
             f"({_line(error)}); build it with the parts it is to have, so that the arguments say them, or keep "
             "its state_dict by torch.save."
         ) from None
-    _compare(model, guide, twins)
-    old, new = _objects(model, guide), _objects(*twins)
+    _compare(pair, _pair(*twins))
+    old, new = _objects(pair), _objects(_pair(*twins))
     homes: dict[int, int] = {}
     for name, value in old.items():
         twin = new[name]
@@ -293,11 +276,11 @@ def _verify(contents: Record, model: TVAE, guide: Guide) -> None:
         )
 
 
-def _compare(model: TVAE, guide: Guide, twins: tuple[TVAE, Guide]) -> None:
+def _compare(pair: nn.ModuleDict, twins: nn.ModuleDict) -> None:
     """Raise ValueError where parts, parameters or buffers of a pair and its twins differ in name, kind or shape."""
-    for prefix, one, two in zip(("model", "guide"), (model, guide), twins, strict=True):
-        _compare_parts(prefix, one, two)
-    old, new = ({n: value.shape for n, value in _objects(*pair).items()} for pair in ((model, guide), twins))
+    for prefix in pair:
+        _compare_parts(prefix, pair[prefix], twins[prefix])
+    old, new = ({n: value.shape for n, value in _objects(one).items()} for one in (pair, twins))
     if old != new:
         name = min(name for name in {*old} | {*new} if old.get(name) != new.get(name))
         raise _refusal(name, "is not what the constructors' arguments make", "make it in the constructor")
@@ -317,7 +300,7 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
     others = dict(twins)
     for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
         twin = others.pop(path, None)
-        if twin is None or _name(module) != _name(twin):
+        if twin is None or dotted(type(module)) != dotted(type(twin)):
             made = "nothing" if twin is None else f"a {type(twin).__name__}"
             raise _refusal(
                 path,
@@ -339,10 +322,6 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
         raise _refusal(min(others), "was taken away after it was built", "build the pair without it")
 
 
-def _name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
 def _attributes(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
 
@@ -356,7 +335,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {repr(key): _plain(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return [_plain(getattr(value, field.name)) for field in fields(value)]
+        return [_plain(getattr(value, one.name)) for one in fields(value)]
     if isinstance(value, Part) and not isinstance(value, nn.Module):
         return json.dumps(describe(value))
     return None
@@ -365,8 +344,7 @@ def _plain(value: Any) -> Any:
 def _param_statements(model: TVAE, guide: Guide) -> list[str]:
     """Names of the param statements of the pair's programs whose parameters are in neither module: one run on zeros."""
     own = {id(parameter) for one in (model, guide) for parameter in one.parameters()}
-    like = next(model.decoder.parameters(), torch.zeros(()))
-    x = like.new_zeros(1, model.n_frames, *model.frame_shape)
+    x = model.blank_sequence
     loose: list[str] = []
     for program in (guide.eval().forward, model.eval().forward):
         store = pyro.get_param_store()
@@ -417,7 +395,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         version = int(metadata["version"])
         if version > VERSION:
             raise _NewerError
-        model, guide = rebuild(_read(metadata, tensors))
+        # Files of version 1 have no more than a description and tensors.
+        said = {name: json.loads(metadata[name]) for name in SAID if name in metadata or name == "description"}
+        model, guide = rebuild(Record(tensors=tensors, **said))
     except _NewerError:
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
@@ -432,21 +412,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             "expected a file written by pyro_tvae.save."
         ) from None
     return model.to(device).eval(), guide.to(device).eval()
-
-
-def _read(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Record:
-    """The record of a file; one of version 1 has no more than a description and tensors."""
-    optional = ("ties", "frozen", "derived", "trained_first")
-    said = {name: json.loads(metadata[name]) for name in optional if name in metadata}
-    description = json.loads(metadata["description"])
-    return Record(
-        description,
-        tensors,
-        said.get("ties", {}),
-        said.get("frozen"),
-        said.get("derived", {}),
-        said.get("trained_first", False),
-    )
 
 
 def _line(error: Exception) -> str:

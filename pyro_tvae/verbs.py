@@ -14,7 +14,7 @@ from torch import Tensor
 from .guides.base import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
-from .programs import Program, check_covariates, is_bayesian, is_plate, runnable, untouched_store
+from .programs import Program, is_bayesian, runnable, untouched_store, values_of
 from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
@@ -41,16 +41,19 @@ def encode(
     Returns:
         t of shape (B, S, C, D).
     """
-    return point_estimate(model, _posterior(model, guide, x, observed, covariates))
+    with _at_means(model, guide, x, observed, covariates) as means:
+        return model.compose(means)
 
 
-def _posterior(
+@contextmanager
+def _at_means(
     model: TVAE, guide: Any, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None
-) -> Posterior | Program:
-    """What a guide says of x, after what can be seen to be wrong with either was refused."""
-    check_judged(model, guide, x, observed)
-    check_covariates(model, guide, covariates, len(x))
-    return posterior_of(guide, x, observed, covariates)
+) -> Iterator[dict[str, Tensor]]:
+    """The posterior means given x, random weights at theirs, after what can be seen to be wrong was refused."""
+    check_judged(model, guide, x, observed, covariates)
+    means = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    with weights_at(model, means):
+        yield means
 
 
 def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
@@ -91,8 +94,7 @@ def reconstruct(
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Mean frames (B, S, channel, height, width) decoded from :func:`encode`, random weights at their means; pixels."""
-    means = posterior_means(model, _posterior(model, guide, x, observed, covariates))
-    with weights_at(model, means):
+    with _at_means(model, guide, x, observed, covariates) as means:
         return model.decode(model.compose(means)).mean
 
 
@@ -135,9 +137,8 @@ def ancestral_sample(model: TVAE, n_sequences: int) -> tuple[Any, dict[str, Tens
     """The distribution of the frames in a run of the model's program from the prior, and the values of all sites."""
     with untouched_store():
         trace = poutine.block(poutine.trace(runnable(model)).get_trace)(n_sequences=n_sequences)
-    sites: Mapping[str, Any] = trace.nodes
-    values = {name: sites[name]["value"] for name in trace.stochastic_nodes if not is_plate(sites[name])}
-    return sites["x"]["fn"], values
+    distribution: Any = trace.nodes["x"]["fn"]
+    return distribution, values_of(trace)
 
 
 @torch.no_grad()
@@ -162,10 +163,9 @@ def traverse(
     Returns:
         Mean frames (B, R, channel, height, width).
     """
-    means = posterior_means(model, _posterior(model, guide, x, None, covariates))
     if shifts is None:
         shifts = torch.arange(model.n_frames) - frame
-    with weights_at(model, means):
+    with _at_means(model, guide, x, None, covariates) as means:
         t = model.compose(means)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
@@ -207,7 +207,7 @@ def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int
     if path not in PATHS:
         raise ValueError(f"interpolate: path is {path!r}; expected 'latent' or 't'.")
     for x in (x_a, x_b):
-        check_judged(model, guide, x, None)
+        check_judged(model, guide, x)
     if x_a.shape != x_b.shape:
         raise ValueError(
             f"interpolate: x_a has shape {tuple(x_a.shape)}, x_b {tuple(x_b.shape)}; expected equal shapes."

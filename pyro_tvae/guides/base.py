@@ -15,7 +15,7 @@ from ..model import TVAE, check_finite
 from ..naming import NamedModule
 from ..parts import Part
 from ..posteriors import Posterior, Program, draw, for_sequences
-from ..programs import accepted, is_bayesian, keywords
+from ..programs import accepted, check_covariates, is_bayesian, keywords
 
 __all__ = ["Guide", "Posterior", "check_judged", "posterior_of"]
 
@@ -101,10 +101,17 @@ def posterior_of(
     return for_sequences(guide.posterior(x, observed, **given), x.shape[-5])
 
 
-def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None) -> None:
+def check_judged(
+    model: TVAE,
+    guide: object,
+    x: Tensor,
+    observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+) -> None:
     """Raise ValueError or TypeError where x is nothing for the model and its likelihood, or the guide is another's.
 
-    Any object with a posterior will do for a guide; only a :class:`Guide` knows what it was made for.
+    The same for covariates that neither takes. Any object with a posterior will do for a guide; only a :class:`Guide`
+    knows what it was made for.
     """
     if not hasattr(model, "check"):
         raise TypeError(
@@ -116,3 +123,4 @@ def check_judged(model: TVAE, guide: object, x: Tensor, observed: Tensor | None)
         guide.check(model)
     check_finite(x, observed)
     model.likelihood.check(x, observed)
+    check_covariates(model, guide, covariates, x.shape[-5])

@@ -13,6 +13,7 @@ from ..distributions import Normal
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, joint
+from ..topographies.base import pooled
 from .encoders import Coupling, shown
 from .frames import FrameGuide
 
@@ -74,9 +75,8 @@ class FlowGuide(FrameGuide):
     def log_energy(self, value: Tensor) -> Tensor:
         """``log W u²`` (``log W e``) from u (or log e): (..., S, C, D) -> same shape."""
         e = value.exp() if self.coordinates[1].positive else value.square()
-        rows = e.transpose(-3, -2).flatten(-2) @ self.w.mT
         # The small number keeps the slope of u² finite where all of a neighbourhood is near 0.
-        return (rows.unflatten(-1, (self.n_frames, self.capsule_dim)).transpose(-3, -2) + 1e-4).log()
+        return (pooled(e, self.w) + 1e-4).log()
 
 
 class Couplings(Transform):
@@ -103,31 +103,27 @@ class Couplings(Transform):
         """Shift and log-scale of layer i: of u given z in even layers, of z given the energies in odd ones."""
         coupling, context = self.layers[i]
         drawn = z if i % 2 == 0 else self.guide.log_energy(self.loc[..., 1, :, :] + self.scale[..., 1, :, :] * u)
-        shift, log_scale = coupling(context, drawn, self.mask)
-        return shift, log_scale
+        moves: tuple[Tensor, Tensor] = coupling(context, drawn, self.mask)
+        return moves
 
     def _call(self, x: Tensor) -> Tensor:
-        z, u = x.unbind(-3)
+        values = [*x.unbind(-3)]  # z and u
         total = self.scale.log().sum((-1, -2, -3, -4))
         for i in range(len(self.layers)):
-            shift, log_scale = self._move(i, z, u)
-            if i % 2 == 0:
-                u = u * log_scale.exp() + shift
-            else:
-                z = z * log_scale.exp() + shift
+            shift, log_scale = self._move(i, *values)
+            moved = 1 - i % 2
+            values[moved] = values[moved] * log_scale.exp() + shift
             total = total + log_scale.sum((-1, -2, -3))
         self.last = x, total
-        return self.loc + self.scale * torch.stack([z, u], -3)
+        return self.loc + self.scale * torch.stack(values, -3)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        z, u = ((y - self.loc) / self.scale).unbind(-3)
+        values = [*((y - self.loc) / self.scale).unbind(-3)]
         for i in reversed(range(len(self.layers))):
-            shift, log_scale = self._move(i, z, u)
-            if i % 2 == 0:
-                u = (u - shift) * (-log_scale).exp()
-            else:
-                z = (z - shift) * (-log_scale).exp()
-        return torch.stack([z, u], -3)
+            shift, log_scale = self._move(i, *values)
+            moved = 1 - i % 2
+            values[moved] = (values[moved] - shift) * (-log_scale).exp()
+        return torch.stack(values, -3)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         if self.last is None or self.last[0] is not x:

@@ -70,16 +70,24 @@ class FrameGuide(EncoderGuide):
         initial_log_variance: float = -5.0,
         name: str | None = None,
     ) -> None:
+        biases = self.biases(model, initial_log_variance)
+        super().__init__(model, biases, network=network, shared_trunk=self.shared_trunk, name=name)
+        self.coordinates = coordinates(model, type(self).__name__)
+        self.couple(model)
+
+    def biases(self, model: TVAE, initial_log_variance: float) -> dict[str, tuple[float, ...]]:
+        """For each ``{key}_encoder``, what is added to its outputs before anything was learned.
+
+        Raises:
+            ValueError: the guide is not made for such a model.
+        """
         sites = coordinates(model, type(self).__name__)
         if self.couples and len(sites) < 2:
             raise ValueError(
                 f"{type(self).__name__}: it couples z with the energies, and a model with NoTopography has none; "
                 "choose a topography or MeanFieldGuide."
             )
-        biases = dict.fromkeys("zu"[: len(sites)], (0.0, initial_log_variance))
-        super().__init__(model, biases, network=network, shared_trunk=self.shared_trunk, name=name)
-        self.coordinates = sites
-        self.couple(model)
+        return dict.fromkeys("zu"[: len(sites)], (0.0, initial_log_variance))
 
     def locate(self, outputs: Sequence[Tensor], mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Location and scale of every coordinate from the encoders' outputs, those of the prior in unseen frames."""

@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from ..model import TVAE
-from ..networks import Network
 from ..posteriors import Posterior
 from ..priors import GammaEnergy
 from .encoders import energies_of, shown
-from .frames import EncoderGuide
+from .frames import FrameGuide
 
 __all__ = ["GammaGuide"]
 
 
-class GammaGuide(EncoderGuide):
+class GammaGuide(FrameGuide):
     """``q(z_l | x_l) q(e_l | x_l)``, Normals and Gammas: ``e ~ Gamma(α exp(b), ½ exp(b − a))``, of mean ``2α exp(a)``.
 
     With a = b = 0 this is the prior Gamma(α, ½), which no log-normal is (see :class:`MeanFieldGuide`). Draws are
@@ -37,23 +36,18 @@ class GammaGuide(EncoderGuide):
         torch.Size([4, 6, 2, 6])
     """
 
-    def __init__(
-        self,
-        model: TVAE,
-        *,
-        network: Network | None = None,
-        initial_log_variance: float = -5.0,
-        name: str | None = None,
-    ) -> None:
+    def biases(self, model: TVAE, initial_log_variance: float) -> dict[str, tuple[float, ...]]:
         if not isinstance(model.prior, GammaEnergy):
             raise ValueError(
                 f"GammaGuide: the model's energies are {energies_of(model)}; expected GammaEnergy (prior=gamma), or "
                 "another guide, such as MeanFieldGuide (guide=mean_field)."
             )
-        alpha = float(model.prior.concentration.detach())
-        start = -initial_log_variance - float(torch.tensor(alpha).log())
-        super().__init__(model, {"z": (0.0, initial_log_variance), "e": (0.0, start)}, network=network, name=name)
-        self.alpha = alpha
+        start = -initial_log_variance - float(torch.tensor(float(model.prior.concentration.detach())).log())
+        return {"z": (0.0, initial_log_variance), "e": (0.0, start)}
+
+    def couple(self, model: TVAE) -> None:
+        assert isinstance(model.prior, GammaEnergy)
+        self.alpha = float(model.prior.concentration.detach())
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)

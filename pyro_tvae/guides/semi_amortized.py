@@ -11,7 +11,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..distributions import Normal
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, all_events
@@ -78,39 +77,26 @@ class SemiAmortizedGuide(Guide):
         return super().__call__(*args, **kwargs)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
-        start = self.start.posterior(x, observed)
-        parameters = {site: _parameters(q) for site, q in start.items()}
-        positive = {site: isinstance(q, dist.LogNormal) for site, q in start.items()}
+        start: Any = self.start.posterior(x, observed)
+        for q in start.values():
+            if not isinstance(q, torch.distributions.Normal | torch.distributions.LogNormal):
+                raise TypeError(
+                    f"SemiAmortizedGuide: the start has a {type(q).__name__}; expected Normals and log-normals."
+                )
         # Evaluations run without gradients, some in inference mode, whose tensors cannot be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
-            moves = self._refine(
-                shown(x, observed)[0].detach().clone(),
-                observed,
-                {site: (loc.detach().clone(), scale.detach().clone()) for site, (loc, scale) in parameters.items()},
-                positive,
-            )
-        return {
-            site: _distribution(positive[site], loc + scale * moves[site][0], scale * moves[site][1].exp())
-            for site, (loc, scale) in parameters.items()
-        }
+            fixed = {site: type(q)(q.loc.detach().clone(), q.scale.detach().clone()) for site, q in start.items()}
+            moves = self._refine(shown(x, observed)[0].detach().clone(), observed, fixed)
+        return {site: _moved(q, *moves[site]) for site, q in start.items()}
 
-    def _refine(
-        self,
-        x: Tensor,
-        observed: Tensor | None,
-        start: Mapping[str, tuple[Tensor, Tensor]],
-        positive: Mapping[str, bool],
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _refine(self, x: Tensor, observed: Tensor | None, start: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
         """The moves (a, b) of every site that k steps of Adam on the ELBO of x make."""
         generator = torch.Generator(x.device).manual_seed(0)
-        moves = [torch.zeros_like(loc).requires_grad_() for loc, _ in start.values() for _ in range(2)]
+        moves = [torch.zeros_like(q.loc).requires_grad_() for q in start.values() for _ in range(2)]
         state = [(torch.zeros_like(move), torch.zeros_like(move)) for move in moves]
         for step in range(1, self.steps + 1):
             pairs = zip(moves[::2], moves[1::2], strict=True)
-            distributions = {
-                site: _distribution(positive[site], loc + scale * a, scale * b.exp())
-                for (site, (loc, scale)), (a, b) in zip(start.items(), pairs, strict=True)
-            }
+            distributions = {site: _moved(q, *pair) for (site, q), pair in zip(start.items(), pairs, strict=True)}
             slopes = torch.autograd.grad(self._bound(x, observed, distributions, generator).sum(), moves)
             for move, slope, (first, second) in zip(moves, slopes, state, strict=True):
                 first.lerp_(slope, 1 - BETA[0])
@@ -122,20 +108,15 @@ class SemiAmortizedGuide(Guide):
         return dict(zip(start, zip(fixed[::2], fixed[1::2], strict=True), strict=True))
 
     def _bound(
-        self,
-        x: Tensor,
-        observed: Tensor | None,
-        distributions: Mapping[str, TorchDistribution],
-        generator: torch.Generator,
+        self, x: Tensor, observed: Tensor | None, distributions: Mapping[str, Any], generator: torch.Generator
     ) -> Tensor:
         """The ELBO of every sequence, (B,): the pixels' term from antithetic draws, KL closed where it can be."""
         (model,) = self._model
         priors, values, bound = model.prior_distributions(), {}, x.new_zeros(())
         for site, q in distributions.items():
-            loc, scale = _parameters(q)
-            shape = (self.num_particles, *loc.shape)
-            half = torch.randn(shape, generator=generator, device=loc.device, dtype=loc.dtype)
-            value = loc + scale * torch.cat([half, -half])
+            shape = (self.num_particles, *q.loc.shape)
+            half = torch.randn(shape, generator=generator, device=q.loc.device, dtype=q.loc.dtype)
+            value = q.loc + q.scale * torch.cat([half, -half])
             values[site] = value.exp() if isinstance(q, dist.LogNormal) else value
             whole = all_events(q)
             try:
@@ -148,11 +129,7 @@ class SemiAmortizedGuide(Guide):
         return bound + frames.sum(-1).mean(0)
 
 
-def _parameters(q: object) -> tuple[Tensor, Tensor]:
-    if not isinstance(q, torch.distributions.Normal | torch.distributions.LogNormal):
-        raise TypeError(f"SemiAmortizedGuide: the start has a {type(q).__name__}; expected Normals and log-normals.")
-    return q.loc, q.scale
-
-
-def _distribution(positive: bool, loc: Tensor, scale: Tensor) -> TorchDistribution:
-    return dist.LogNormal(loc, scale) if positive else Normal(loc, scale)
+def _moved(q: Any, a: Tensor, b: Tensor) -> TorchDistribution:
+    """A Normal or log-normal of the start, moved by a of its standard deviations and widened by exp(b)."""
+    moved: TorchDistribution = type(q)(q.loc + q.scale * a, q.scale * b.exp())
+    return moved

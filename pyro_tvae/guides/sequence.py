@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior
+from ..topographies.base import pooled
 from .base import Guide
 from .encoders import FrameEncoder, coordinates, shown
 
@@ -74,16 +75,11 @@ class SequenceGuide(Guide):
         if observed_frames is not None:
             mask = observed_frames.to(first).expand(n, -1, -1, -1)
         vote = log_precision.exp() * mask
-        pooled = self._pool(torch.stack([vote, vote * first, vote * second]))
-        total = pooled[0]
+        evidence = pooled(torch.stack([vote, vote * first, vote * second]), self.w.mT)
+        total = evidence[0]
         own = [first * mask, second * mask, vote]
-        pool = [total.log1p(), *(pooled[1:] / total.clamp(min=1e-6))]
+        pool = [total.log1p(), *(evidence[1:] / total.clamp(min=1e-6))]
         features = torch.cat([*(value.flatten(-2) for value in (*own, *pool)), mask.flatten(-2)], -1)
         outputs = self.head(features).unflatten(-1, (-1, self.n_capsules, self.capsule_dim)).unbind(-3)
         # Unseen frames are inferred as well, so that no prior takes their place.
         return {one.site: one.independent(outputs[2 * i : 2 * i + 2], None) for i, one in enumerate(self.coordinates)}
-
-    def _pool(self, votes: Tensor) -> Tensor:
-        """``Wᵀ votes`` for every capsule: (..., S, C, D) -> same shape."""
-        rows = votes.transpose(-3, -2).flatten(-2) @ self.w
-        return rows.unflatten(-1, (self.n_frames, self.capsule_dim)).transpose(-3, -2)

@@ -6,14 +6,16 @@ neighbourhood matrix W, shared by all capsules, and one matrix product applies i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..parts import Part
 
-__all__ = ["Orbits", "Topography", "roll", "window"]
+__all__ = ["Orbits", "Topography", "pooled", "roll", "window"]
 
 BOUNDARIES = ("circular", "truncate")
 
@@ -49,6 +51,12 @@ def roll(t: Tensor, shift: int | Tensor) -> Tensor:
     return t.expand(shape).gather(-1, source.expand(shape))
 
 
+def pooled(e: Tensor, w: Tensor) -> Tensor:
+    """``W e`` for every capsule, with W of shape (S·D, S·D): (..., S, C, D) -> same shape."""
+    rows = e.transpose(-3, -2).flatten(-2) @ w.mT
+    return rows.unflatten(-1, (e.shape[-3], e.shape[-1])).transpose(-3, -2)
+
+
 @dataclass(frozen=True)
 class Orbits:
     """Disjoint neighbourhoods: ``index[l, p]`` names the orbit of (frame, position); ``size[o]`` counts its members."""
@@ -67,7 +75,12 @@ class Topography(Part, nn.Module):
         boundary: ``"circular"`` wraps frames; ``"truncate"`` drops the terms before the first and after the last frame
             (for sequences that do not close). Positions always wrap.
         learned: make the weight of every offset a positive parameter (softplus), initialised to 1 as in the paper.
+
+    Attributes:
+        grid: lengths of the position axes, a tuple whose product is the number of positions D; None is one axis of D.
     """
+
+    grid: Any = None
 
     def __init__(self, *, boundary: str = "circular", learned: bool = False) -> None:
         super().__init__()
@@ -90,7 +103,8 @@ class Topography(Part, nn.Module):
 
     def lattice(self, n_frames: int, n_positions: int) -> tuple[int, ...]:
         """Lengths of the axes that the offsets run over, frames first; their product is S·D."""
-        return (n_frames, n_positions)
+        self.check(n_frames, n_positions)
+        return (n_frames, *(self.grid or (n_positions,)))
 
     def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
         """W of shape (S·D, S·D): row = (frame, position) of v, column = (frame, position) of u.
@@ -137,11 +151,7 @@ class Topography(Part, nn.Module):
             raise ValueError(
                 f"energies (u or e) have shape {tuple(e.shape)}; expected (..., frame, capsule, position)."
             )
-        n_frames, n_capsules, n_positions = e.shape[-3:]
-        w = self.matrix(n_frames, n_positions, e)
-        rows = e.transpose(-3, -2).reshape(*e.shape[:-3], n_capsules, n_frames * n_positions)
-        pooled = rows @ w.mT
-        return pooled.reshape(*e.shape[:-3], n_capsules, n_frames, n_positions).transpose(-3, -2)
+        return pooled(e, self.matrix(e.shape[-3], e.shape[-1], e))
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies (variances) ``v = W u²``: (..., S, C, D) -> same shape."""
@@ -166,6 +176,11 @@ class Topography(Part, nn.Module):
 
     def check(self, n_frames: int, n_positions: int) -> None:
         """Raise ValueError where this topography does not fit a lattice of that size."""
+        if self.grid is not None and math.prod(self.grid) != n_positions:
+            raise ValueError(
+                f"{type(self).__name__}: grid {' x '.join(map(str, self.grid))} has {math.prod(self.grid)} positions, "
+                f"but the capsule has {n_positions}; make capsule_dim the product of the grid."
+            )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())

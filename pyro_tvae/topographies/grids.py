@@ -82,17 +82,6 @@ class GridRoll(Topography):
     def coefficients(self) -> list[float]:
         return list(self._terms.values())
 
-    def lattice(self, n_frames: int, n_positions: int) -> tuple[int, ...]:
-        self.check(n_frames, n_positions)
-        return (n_frames, *(self.grid or (n_positions,)))
-
-    def check(self, n_frames: int, n_positions: int) -> None:
-        if self.grid is not None and math.prod(self.grid) != n_positions:
-            raise ValueError(
-                f"GridRoll: grid {' x '.join(map(str, self.grid))} has {math.prod(self.grid)} positions, but the "
-                f"capsule has {n_positions}; make capsule_dim the product of the grid."
-            )
-
 
 class Matrix(Topography):
     """A neighbourhood matrix of a user's own: ``v = w u²`` with frame and position flattened, the same per capsule.

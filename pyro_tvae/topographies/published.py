@@ -59,6 +59,8 @@ class Torus(Topography):
         grid: (rows, columns) of the grid; their product is the number of positions D.
     """
 
+    grid: tuple[int, int]
+
     def __init__(
         self, kernel: Sequence[int] = (5, 5), grid: Sequence[int] = (18, 18), *, learned: bool = False
     ) -> None:
@@ -68,18 +70,6 @@ class Torus(Topography):
 
     def offsets(self) -> list[tuple[int, ...]]:
         return [(0, dr, dc) for dr in window(self.kernel[0]) for dc in window(self.kernel[1])]
-
-    def lattice(self, n_frames: int, n_positions: int) -> tuple[int, ...]:
-        self.check(n_frames, n_positions)
-        return (n_frames, *self.grid)
-
-    def check(self, n_frames: int, n_positions: int) -> None:
-        rows, columns = self.grid
-        if rows * columns != n_positions:
-            raise ValueError(
-                f"Torus: grid {rows} x {columns} has {rows * columns} positions, but the capsule has {n_positions}; "
-                "make capsule_dim the product of the grid."
-            )
 
 
 class NoTopography(Topography):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
-from pyro_tvae.inference.mcmc import NUTSResult, _diagnose, guide_quality, identified, nuts
+from pyro_tvae.inference.arviz_adapter import diagnose
+from pyro_tvae.inference.mcmc import NUTSResult, guide_quality, identified, nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf
 
 FRAME = (1, 2, 2)
@@ -71,7 +72,7 @@ def test_mean_and_variance_are_the_exact_ones(exact: tuple[Toy, Tensor, NUTSResu
     scaled = (result.draws["z"] - toy.mean(x)) / toy.sd
     # 16 numbers within 5 of their Monte-Carlo standard errors: one false alarm in 100,000 seeds, were ESS exact.
     assert (scaled.mean((0, 1)).abs() * result.ess["z"].sqrt()).max() < 5
-    ess = _diagnose("ess", scaled.square())
+    ess = diagnose("ess", scaled.square())
     assert ((scaled.square().mean((0, 1)) - 1).abs() * (ess / 2).sqrt()).max() < 5
     assert ess.min() > 100
 

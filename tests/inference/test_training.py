@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
 from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, TrainerOptions, fit
-from pyro_tvae.inference.batches import frames_of
+from pyro_tvae.inference.batches import batch_of
 from pyro_tvae.inference.training import NonFiniteError
 
 FRAME = (1, 2, 3)
@@ -485,10 +485,10 @@ def test_what_was_loaded_is_trained_in_training_mode() -> None:
     assert all(seen)
 
 
-def test_frames_of_a_batch() -> None:
+def test_batch_of_a_batch() -> None:
     x = torch.zeros(1)
     for batch in (x, (x, 1), [x], {"x": x, "y": 1}):
-        assert frames_of(batch) is x
+        assert batch_of(batch).x is x
 
 
 def test_fitting_a_copy_leaves_the_original_alone() -> None:
