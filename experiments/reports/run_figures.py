@@ -1,4 +1,4 @@
-"""The figures of a run: what its folder shows of the fitted model, as PNG files in the order of its page."""
+"""The figures of a run: what its folder shows of the fitted model, as PNG files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,10 @@ from . import figures
 
 __all__ = ["draw", "pictures"]
 
-ORDER = (
-    "training_curves",
-    "reconstructions",
-    "capsule_traversal",
-    "forward_roll_strip",
-    "forward_roll_curve",
-    "capsule_stripes",
-)
-
 
 def pictures(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder by name, those of a run first."""
-    files = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    return {name: files[name] for name in ORDER if name in files} | files
+    """The pictures in a folder by name."""
+    return {path.stem: path for path in sorted(folder.glob("*.png"))}
 
 
 @torch.no_grad()

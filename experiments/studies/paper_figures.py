@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,8 @@ import pyro_tvae
 from pyro_tvae.topographies.base import roll
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..reports.mosaics import (
-    DPI,
-    MAX_COLUMNS,
-    WIDTH,
-    Floats,
-    as_array,
-    as_frames,
-    mosaic,
-    pick,
-    save,
-    seen_and_unseen,
-    wrap,
-)
+from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
+from ..reports.style import WIDTH, canvas, save, wrap
 from ..reports.tables import format_number
 from ..runs.run import EVALUATION, SELECTIVITY, Run, Trained
 from .unit_map import UnitMap, map_units
@@ -83,12 +72,11 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
         capsules = _colored(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
         rows += [[_enlarged(_rgb(source[n, i])) for i in shown] for source in (truth, decoded)]
         rows.append([_enlarged(capsules[i]) for i in shown])
-    figure, axis, edge = mosaic(
-        rows, ["true", "decoded", "capsules, t"] * len(x), [str(i) for i in shown], title,
+    figure = mosaic(
+        rows, ["true", "decoded", "capsules, t"] * len(x), shown, title,
         row_breaks=[3 * n for n in range(1, len(x))], column_break=len(first),
     )  # fmt: skip
-    seen_and_unseen(axis, edge)
-    axis.set_xlabel(
+    figure.axes[0].set_xlabel(
         "frame; to the right, t of the last seen frame, every capsule (a row) rolled on by one position per frame",
         fontsize=9,
     )
@@ -105,16 +93,11 @@ def _traversals(run: Trained, numbers: Mapping[str, float], title: str) -> Figur
     chosen = [int(n) for k in range(len(names)) for n in (batch["moving"] == k).nonzero()[:each]]
     x = batch["x"][chosen]
     parts = {
-        "true": as_frames(x),
-        "reconstructed": as_frames(pyro_tvae.reconstruct(run.model, run.guide, x)),
-        "frame 0, rolled": as_frames(pyro_tvae.traverse(run.model, run.guide, x)),
+        "true": x,
+        "reconstructed": pyro_tvae.reconstruct(run.model, run.guide, x),
+        "frame 0, rolled": pyro_tvae.traverse(run.model, run.guide, x),
     }
-    shown = pick(x.shape[1], MAX_COLUMNS)
-    rows = [[frames[n, i] for i in shown] for n in range(len(x)) for frames in parts.values()]
-    moving = [names[int(batch["moving"][n])] for n in chosen]
-    labels = [f"{name}: true" if part == "true" else part for name in moving for part in parts]
-    breaks = [len(parts) * n for n in range(1, len(x))]
-    return mosaic(rows, labels, [str(i) for i in shown], title, row_breaks=breaks)[0]
+    return stack(parts, title, len(x), [names[int(batch["moving"][n])] for n in chosen])
 
 
 def _map(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
@@ -133,7 +116,7 @@ def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure
         numbers: what :func:`.organization` returns; panels say what it holds.
         title: of the figure.
     """
-    figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")
+    figure = canvas(9.2)
     figure.suptitle(wrap(title, WIDTH), x=0.01, ha="left", fontsize=11)
     images, classes, slant, width = figure.subplots(2, 2).flat
     _show(images, _sheet(units.strongest), "The image that activates each unit most", cmap="gray", vmin=0, vmax=1)
@@ -195,7 +178,7 @@ def _rgb(frame: Floats) -> Floats:
     return frame.repeat(3, axis=0) if len(frame) == 1 else frame
 
 
-def _enlarged(frame: Floats, size: int = SHARPNESS) -> Floats:
-    """A picture (channel, height, width) on a square of so many pixels, by the nearest of its own."""
-    across: Sequence[Any] = [np.arange(size) * length // size for length in frame.shape[1:]]
-    return frame[:, across[0]][:, :, across[1]]
+def _enlarged(frame: Floats) -> Floats:
+    """A picture (channel, height, width) on a square of many pixels, by the nearest of its own."""
+    rows, columns = (np.arange(SHARPNESS) * length // SHARPNESS for length in frame.shape[1:])
+    return frame[:, rows[:, None], columns]

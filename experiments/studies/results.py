@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..interruption import command
-from ..reports.mosaics import save
+from ..reports.style import save
 from ..reports.tables import format_seconds
 from ..runs.files import write_text
 from .claims import Claim, claims_of, remarks_of

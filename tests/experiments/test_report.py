@@ -386,16 +386,13 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, np.ndarray]:
     return {str(line.get_label()): np.asarray(line.get_xydata()) for line in figure.axes[panel].lines}
 
 
-@pytest.mark.parametrize("columns", [False, True])
-def test_training_curves_draw_the_history(columns: bool) -> None:
+def test_training_curves_draw_the_history() -> None:
     records: list[dict[str, Any]] = [
         {"step": 1, "train/elbo": -3.0, "train/reconstruction": -2.0, "train/kl": 1.0},
         {"step": 2, "train/elbo": float("nan"), "val/elbo": -2.5, "val/reconstruction": -2.25, "val/kl": 0.25},
         {"step": 3, "train/elbo": -2.0, "train/reconstruction": -1.5, "train/kl": 0.5},
     ]
-    keys = dict.fromkeys(key for record in records for key in record)
-    history: Any = {key: [record.get(key) for record in records] for key in keys} if columns else records
-    figure = figures.training_curves(history)
+    figure = figures.training_curves(records)
     np.testing.assert_array_equal(lines(figure, 0)["training"], [[1, -3], [3, -2]])
     np.testing.assert_array_equal(lines(figure, 0)["validation"], [[2, -2.5]])
     np.testing.assert_array_equal(lines(figure, 1)["training"], [[1, -2], [3, -1.5]])
