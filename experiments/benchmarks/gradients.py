@@ -17,7 +17,7 @@ from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from ..reports.terminal import plain_table, wide_console
+from ..reports.terminal import plain_table
 from .record import with_threads
 
 __all__ = ["print_record", "run", "signal_to_noise"]
@@ -104,7 +104,7 @@ def _ratio(gradients: Tensor) -> Tensor:
     return (signal / noise).sqrt()
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     ratios = record["signal_to_noise"]
     table = plain_table("signal to noise of the guide's gradient: K", *ratios, "DReG / IWAE", gap=3)
@@ -112,6 +112,5 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
         (iwae, _), (dreg, _) = entries
         ratio = f"{dreg / iwae:.1f}" if iwae > 0 else "–"
         table.add_row(f"{k:,}", *(f"{value:.3f} ± {error:.3f}" for value, error in entries), ratio)
-    console = console or wide_console()
     console.print(table)
     console.print(f"Higher is better; {record['repeats']} gradients each; {record['setting']}.")

@@ -1,10 +1,11 @@
-"""Records: what every benchmark shares, from the machine it ran on to the file it leaves."""
+"""What benchmarks share: the machine they ran on, and the threads, seed and bar of those that take a time."""
 
 from __future__ import annotations
 
+import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,11 +13,12 @@ import lightning.pytorch as lightning
 import pyro
 import torch
 
+from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
 from ..provenance import processor
 
-__all__ = ["Bar", "machine", "with_threads"]
+__all__ = ["machine", "measuring", "with_threads"]
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -32,29 +34,28 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-class Bar:
-    """A bar over the time of the run; the time that is left is known, since it is what was asked for."""
+@contextmanager
+def measuring(threads: int, seconds: float, shown: bool) -> Iterator[Callable[[str, float], None]]:
+    """Threads, seed, parameters and a bar of a benchmark that takes so many seconds.
 
-    def __init__(self, seconds: float, shown: bool) -> None:
-        self.bar = progress_bar(
-            seconds,
-            "benchmark",
-            shown=shown,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-        )
-        self.start = time.perf_counter()
+    Yields:
+        What moves the bar to the present, and shows the name and the ratio of the latest turn.
 
-    def __call__(self, name: str, ratio: float) -> None:
-        """Move to the present, and show the ratio of the latest turn."""
-        elapsed = min(self.bar.total, time.perf_counter() - self.start)
-        self.bar.set_postfix({name: f"{ratio:.2f}"}, refresh=False)
-        self.bar.update(elapsed - self.bar.n)
+    Raises:
+        ValueError: no threads, or no time.
+    """
+    if threads < 1 or not 0 < seconds < math.inf:
+        raise ValueError(f"benchmark: threads={threads}, seconds={seconds}; expected at least 1 thread and some time.")
+    start = time.perf_counter()
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    bar = progress_bar(seconds, "benchmark", shown=shown, bar_format=form)
 
-    def __enter__(self) -> Bar:
-        return self
+    def report(name: str, ratio: float) -> None:
+        bar.set_postfix({name: f"{ratio:.2f}"}, refresh=False)
+        bar.update(min(seconds, time.perf_counter() - start) - bar.n)
 
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
+    with with_threads(threads), seeded(0), pyro.get_param_store().scope(), bar:
+        yield report
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rich.text import Text
 from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table, wide_console
+from ..reports.terminal import plain_table
 from .children import together
 from .speed import Setting, step_products
 from .throughput import turning_digits
@@ -134,7 +134,7 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
     return {"training": timed.steps, "products": timed.others}
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     first = "sequences per second here, one thread per process"
     table = plain_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
@@ -147,7 +147,6 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             Text(f"{rates['ratio']:.2f}", "bold"),
             f"{rates['low']:.2f} to {rates['high']:.2f}",
         )
-    console = console or wide_console()
     console.print(table)
     console.print(
         f"2 is perfect; every process has a batch of its own of {record['setting']['n_sequences']} sequences."

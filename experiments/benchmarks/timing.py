@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["StepTimer", "ratios", "seconds_of", "spread"]
+__all__ = ["StepTimer", "between", "in_turns", "ratios", "seconds_of", "spread"]
 
 
 class StepTimer(Callback):
@@ -65,16 +65,34 @@ def seconds_of(action: Callable[[], object], times: int = 1) -> float:
     return (time.perf_counter() - since) / times
 
 
+def in_turns(
+    action: Callable[[], object],
+    other: Callable[[], object],
+    enough: Callable[[int], bool],
+    report: Callable[[float, float], None],
+) -> tuple[list[float], list[float]]:
+    """Seconds of an action's calls, and of another's before and after each; the arguments are those of StepTimer."""
+    seconds, others = list[float](), [seconds_of(other, 2)]
+    while not enough(len(seconds)):
+        seconds.append(seconds_of(action))
+        others.append(seconds_of(other))
+        report(seconds[-1], others[-1])
+    return seconds, others
+
+
+def between(values: Sequence[float]) -> list[float]:
+    """Means of neighbours: what was measured before and after something else, so that a steady drift cancels."""
+    return [(before + after) / 2 for before, after in itertools.pairwise(values)]
+
+
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Ratios of neighbouring turns; ``below`` was measured before and after every turn of ``above``.
-
-    Each is compared with the mean of its two neighbours, so that a steady drift of the machine cancels.
 
     Example:
         >>> ratios([3.0, 3.0], [1.0, 2.0, 4.0])
         [2.0, 1.0]
     """
-    return [a / ((before + after) / 2) for a, (before, after) in zip(above, itertools.pairwise(below), strict=True)]
+    return [a / b for a, b in zip(above, between(below), strict=True)]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["plain_table", "wide_console"]
+__all__ = ["plain_table", "wide_console", "yes_or_no"]
 
 
 def wide_console(least: int = 100) -> Console:
@@ -22,3 +23,8 @@ def plain_table(first: str, *headings: str, gap: int, wraps: bool = False) -> Ta
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def yes_or_no(met: bool | None) -> Text:
+    """Whether a target was met, in its colour; a dash where there is none."""
+    return Text("–" if met is None else "yes" if met else "no", {True: "green", False: "bold red"}.get(met, ""))
