@@ -66,6 +66,14 @@ def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
         yield Allowlist.importing(imports or ())
 
 
+def _whole_numbers(option: str, text: str, example: str) -> list[int]:
+    """An option's numbers, separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{option} is {text!r}; expected whole numbers, such as {example}.") from None
+
+
 @app.command()
 def evaluate(
     run: RunFolder,
@@ -118,12 +126,8 @@ def likelihood(
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
     with _stored(run, imports) as allow:
-        try:
-            counts = [int(part) for part in particles.split(",")]
-        except ValueError:
-            raise ValueError(f"--particles is {particles!r}; expected whole numbers, such as 1,10,100.") from None
-        from .commands.likelihood import likelihood_run
-        from .reports.likelihood_table import print_likelihood
+        counts = _whole_numbers("particles", particles, "1,10,100")
+        from .commands.likelihood import likelihood_run, print_likelihood
 
         record = likelihood_run(
             run,
@@ -154,10 +158,7 @@ def reproduce(
     Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
     with _answered():
-        try:
-            numbers = [int(part) for part in seeds.split(",")]
-        except ValueError:
-            raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
+        numbers = _whole_numbers("seeds", seeds, "0,1,2")
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
         from .config.former_names import announced

@@ -18,7 +18,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..datasets import SequenceDataModule, Transformations, digits
 from ..reports.terminal import plain_table
-from .record import with_threads
+from .timing import with_threads
 
 __all__ = ["print_record", "run", "signal_to_noise"]
 

@@ -24,8 +24,7 @@ from pyro_tvae.inference.training import Optimizers, TrainerOptions, fit
 
 from ..datasets.transformations import Transformations
 from ..reports.terminal import plain_table, yes_or_no
-from .record import measuring
-from .timing import StepTimer, between, in_turns, seconds_of, spread
+from .timing import StepTimer, between, in_turns, measuring, seconds_of, spread
 
 __all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 

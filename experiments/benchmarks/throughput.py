@@ -15,9 +15,8 @@ from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
 
 from ..datasets import SequenceDataModule, Transformations, digits
 from ..reports.terminal import plain_table
-from .record import measuring
 from .speed import Setting, step_products, weight_products
-from .timing import StepTimer, in_turns, ratios, spread
+from .timing import StepTimer, in_turns, measuring, ratios, spread
 
 __all__ = ["measure", "print_record", "run", "turning_digits"]
 

@@ -1,17 +1,27 @@
-"""Timing: a few steps inside a fit, then what they are compared with, so that a machine that drifts slows both."""
+"""Timing: a few steps inside a fit, then what they are compared with, so that a machine that drifts slows both.
+
+Benchmarks that take a time share their threads, seed and bar here too.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as lightning
+import pyro
+import torch
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["StepTimer", "between", "in_turns", "ratios", "seconds_of", "spread"]
+from pyro_tvae.inference.likelihood import seeded
+from pyro_tvae.inference.progress import progress_bar
+
+__all__ = ["StepTimer", "between", "in_turns", "measuring", "ratios", "seconds_of", "spread", "with_threads"]
 
 
 class StepTimer(Callback):
@@ -98,3 +108,38 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median, lowest, highest and number of values, ready for JSON."""
     return {"ratio": statistics.median(values), "low": min(values), "high": max(values), "repeats": len(values)}
+
+
+@contextmanager
+def measuring(threads: int, seconds: float, shown: bool) -> Iterator[Callable[[str, float], None]]:
+    """Threads, seed, parameters and a bar of a benchmark that takes so many seconds.
+
+    Yields:
+        What moves the bar to the present, and shows the name and the ratio of the latest turn.
+
+    Raises:
+        ValueError: no threads, or no time.
+    """
+    if threads < 1 or not 0 < seconds < math.inf:
+        raise ValueError(f"benchmark: threads={threads}, seconds={seconds}; expected at least 1 thread and some time.")
+    start = time.perf_counter()
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    bar = progress_bar(seconds, "benchmark", shown=shown, bar_format=form)
+
+    def report(name: str, ratio: float) -> None:
+        bar.set_postfix({name: f"{ratio:.2f}"}, refresh=False)
+        bar.update(min(seconds, time.perf_counter() - start) - bar.n)
+
+    with with_threads(threads), seeded(0), pyro.get_param_store().scope(), bar:
+        yield report
+
+
+@contextmanager
+def with_threads(n: int) -> Iterator[None]:
+    """Let torch use n threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

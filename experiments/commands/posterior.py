@@ -26,7 +26,6 @@ def posterior_run(
     draws: int = 100,
     sequences: int = 8,
     method: str = "guide",
-    split: str = "test",
     seed: int = 0,
     allow: Allowlist = PARTS_ONLY,
 ) -> tuple[Path, Path]:
@@ -35,9 +34,8 @@ def posterior_run(
     Args:
         run: the run's folder.
         draws: draws per sequence (and chain, for NUTS).
-        sequences: the first ones of the split.
+        sequences: the first ones of the test split.
         method: ``"guide"``, ``"importance"`` or ``"nuts"``; see :func:`.to_arviz`.
-        split: ``"test"`` or ``"validation"``.
         seed: of the draws.
         allow: what the run's configuration may call.
 
@@ -52,8 +50,8 @@ def posterior_run(
     if sequences < 1:
         raise ValueError(f"posterior: sequences is {sequences!r}; expected at least 1.")
     config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
-    described = data.datasets[split]
-    batch = next(data.batches(split, loaded.device, batch_size=sequences))
+    described = data.datasets["test"]
+    batch = next(data.batches("test", loaded.device, batch_size=sequences))
     order = interleaved(batch["moving"])
     batch = {name: value[order] for name, value in batch.items()}
     coords: dict[str, Any] = {"label": batch["label"]}
@@ -76,7 +74,7 @@ def posterior_run(
     )
     file = to_netcdf(drawn, run / POSTERIOR)
     facts = {
-        "Sequences": f"the first {len(batch['x'])} of the {split} split",
+        "Sequences": f"the first {len(batch['x'])} of the test split",
         "Draws": f"{drawn['posterior'].sizes['draw']} per sequence, method {method}, seed {seed}",
         "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
     }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["CLASSES", "FACTORS", "SHAPES", "SIDE", "flat_index", "frames", "latents", "render", "silhouettes"]
+__all__ = ["CLASSES", "SHAPES", "SIDE", "flat_index", "frames", "latents", "render", "silhouettes"]
 
 SHAPES = ("square", "ellipse", "heart")
-FACTORS = ("shape", "scale", "orientation", "x", "y")
-CLASSES = (3, 6, 40, 32, 32)  # values of each factor; dSprites counts one colour before them, which changes nothing
+# Values of shape, scale, orientation, x and y; dSprites counts one colour before them, which changes nothing.
+CLASSES = (3, 6, 40, 32, 32)
 
 SIDE = 64
 # A position is a whole pixel: the sprite's centre is pixel REACH + position of its row or column, so that the 32
@@ -26,21 +27,17 @@ HEART = 10.6
 HEART_LIFT = 0.2  # from the origin of the heart's equation to about the middle of its area, in its own units
 
 
-def flat_index(latents: Tensor) -> Tensor:
+def flat_index(latents: Tensor, sizes: Sequence[int] = CLASSES) -> Tensor:
     """Place of an image in dSprites: row-major over (shape, scale, orientation, x, y); (..., 5) int64 -> (...)."""
     flat = torch.zeros_like(latents[..., 0])
-    for factor, size in enumerate(CLASSES):
+    for factor, size in enumerate(sizes):
         flat = flat * size + latents[..., factor]
     return flat
 
 
 def latents(flat: Tensor) -> Tensor:
     """Factor indices of the images at these places, the inverse of :func:`flat_index`: (...) int64 -> (..., 5)."""
-    columns = []
-    for size in reversed(CLASSES):
-        columns.append(flat % size)
-        flat = flat // size
-    return torch.stack(columns[::-1], -1)
+    return torch.stack(torch.unravel_index(flat, CLASSES), -1)
 
 
 def render(latents: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch import Tensor
 from . import dsprites_file, silhouettes
 from .sequences import mix
 from .splits import Batch, Splits, cuts
-from .transformations import Draw
+from .transformations import Draw, nearest
 
 __all__ = ["FULL_CIRCLE", "PUBLISHED_CIRCLE", "DrawnPixels", "Pixels", "Sprites", "StoredPixels", "dsprites"]
 
@@ -80,9 +79,7 @@ class StoredPixels:
         self.frame_shape = (1, *dsprites_file.FILE_SHAPE[1:])
 
     def __call__(self, index: Tensor) -> Tensor:
-        row = torch.zeros_like(index[..., 0])
-        for factor, size in enumerate(self.sizes):
-            row = row * size + index[..., factor]
+        row = silhouettes.flat_index(index, self.sizes)
         # Looked up where the file's images are, so that a device only ever gets the packed bytes of its batch.
         packed = self.packed[row.to(self.packed.device)].to(index.device)
         return dsprites_file.unpack(packed, self.frame_shape)
@@ -177,10 +174,9 @@ def dsprites(
     moving = (moving,) if isinstance(moving, str) else tuple(moving)
     for name in moving:
         if name not in NAMES:
-            nearest = difflib.get_close_matches(str(name), NAMES, n=1)
             raise ValueError(
                 f"dsprites: moving names {name!r}, which is not a factor here; expected one of {', '.join(NAMES)}"
-                f"{f' (nearest: {nearest[0]})' if nearest else ''}."
+                f"{nearest(str(name), NAMES)}."
             )
     if not moving:
         raise ValueError(f"dsprites: moving is empty; expected at least one of {', '.join(NAMES)}.")

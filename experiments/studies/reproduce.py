@@ -147,7 +147,7 @@ def _draw(
     assert study.drawing is not None
     if study.drawing == "map" and not run.has(SELECTIVITY):
         progress(f"{said}, organisation of the map")
-        run.write(SELECTIVITY, organization(run, allow=allow))
+        run.write(SELECTIVITY, organization(run, allow))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
