@@ -30,6 +30,7 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
+Split = Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -77,7 +78,7 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 @app.command()
 def evaluate(
     run: RunFolder,
-    split: Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")] = "test",
+    split: Split = "test",
     imports: Imports = None,
 ) -> None:
     """Judge a trained run again and rewrite its report."""
@@ -120,7 +121,7 @@ def likelihood(
     sequences: Annotated[int, typer.Option(min=1, help="The first sequences of the split.")] = 32,
     temperatures: Annotated[int, typer.Option(min=0, help="Of annealed importance sampling; 0 leaves it out.")] = 0,
     chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
-    split: Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")] = "test",
+    split: Split = "test",
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     imports: Imports = None,
 ) -> None:

@@ -17,9 +17,9 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table
 from .children import call
-from .memory import ONE_CPU, begin, needed
+from .memory import begin, needed
 from .speed import Setting, step_products
-from .timing import StepTimer, seconds_of
+from .timing import ONE_CPU, StepTimer, seconds_of
 
 __all__ = ["print_record", "run", "step", "summary"]
 
@@ -124,7 +124,7 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     timed = StepTimer(products, steps=times, warm_up=WARM_UP_STEPS, enough=lambda count: count >= turns)
     again = x.expand(times * turns + WARM_UP_STEPS + 1, *x.shape)
     loader = DataLoader(TensorDataset(again), batch_size=None)
-    fit(model, guide, loader, max_epochs=1, progress=False, trainer=replace(ONE_CPU, callbacks=[timed]))
+    timed.during(model, guide, loader, ONE_CPU)
     return {
         "seconds": statistics.median(timed.steps),
         "products": statistics.median(timed.others),

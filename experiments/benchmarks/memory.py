@@ -15,19 +15,19 @@ from rich.console import Console
 from torch import Tensor
 
 from pyro_tvae import TVAE, MeanFieldGuide
-from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
+from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table
 from .children import call
 from .speed import Setting
+from .timing import ONE_CPU
 
-__all__ = ["ONE_CPU", "begin", "needed", "peak", "print_record", "run", "train", "weigh"]
+__all__ = ["begin", "needed", "peak", "print_record", "run", "train", "weigh"]
 
 LIMIT = 1.05  # of the peak with the most particles to that with the fewest
 AXES = {"S": "n_frames", "batch": "n_sequences"}
 STEPS = 4
-ONE_CPU = TrainerOptions(accelerator="cpu", devices=1)
 FEW = 2  # sequences for which many particles are drawn: a chunk of them is then as large as with more
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
+from pyro_tvae.inference import log_likelihood
 
 from ..datasets import SequenceDataModule, Transformations, digits
 from ..reports.terminal import plain_table
 from .speed import Setting, step_products, weight_products
-from .timing import StepTimer, in_turns, measuring, ratios, spread
+from .timing import ONE_CPU, StepTimer, in_turns, measuring, ratios, spread
 
-__all__ = ["measure", "print_record", "run", "turning_digits"]
+__all__ = ["measure", "print_record", "rates_in_words", "run", "turning_digits"]
 
 STEPS, WARM_UP_STEPS = 10, 20
 MIN_REPEATS = 3
@@ -63,14 +63,7 @@ def run(
             enough=lambda count: count >= MIN_REPEATS and time.perf_counter() > start + 0.6 * seconds,
             report=lambda step, products: report("sequences", products / step),
         )
-        fit(
-            model,
-            guide,
-            turning_digits(setting),
-            max_epochs=1_000_000,  # never reached: the clock stops the run
-            progress=False,
-            trainer=TrainerOptions(accelerator="cpu", devices=1, callbacks=[turns]),
-        )
+        turns.during(model, guide, turning_digits(setting), ONE_CPU)
         x = next(turning_digits(setting).batches("train", batch_size=n))["x"]
         products = weight_products(model, n, k)
         log_likelihood(model, guide, x, 1, batch_size=n)  # the first calls allocate and plan
@@ -124,17 +117,17 @@ def measure(name: str, count: int, seconds: Sequence[float], bare: Sequence[floa
     }
 
 
+def rates_in_words(what: str, rates: Iterable[float], ratio: Mapping[str, Any]) -> tuple[str | Text, ...]:
+    """A line of a table: rates per second, and their ratio with its range, as in :func:`.spread`."""
+    shares = (Text(f"{ratio['ratio']:.2f}", "bold"), f"{ratio['low']:.2f} to {ratio['high']:.2f}")
+    return (what, *(f"{rate:,.0f}" for rate in rates), *shares)
+
+
 def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     table = plain_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
     for rate in record["measures"].values():
-        table.add_row(
-            rate["what"],
-            f"{rate['rate']:,.0f}",
-            f"{rate['bare_rate']:,.0f}",
-            Text(f"{rate['ratio']:.2f}", "bold"),
-            f"{rate['low']:.2f} to {rate['high']:.2f}",
-        )
+        table.add_row(*rates_in_words(rate["what"], (rate["rate"], rate["bare_rate"]), rate))
     console.print(table)
     size = record["setting"]
     console.print(

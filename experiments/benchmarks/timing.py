@@ -11,17 +11,26 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as lightning
 import pyro
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
 
+from pyro_tvae import TVAE, Guide
+from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
-__all__ = ["StepTimer", "between", "in_turns", "measuring", "ratios", "seconds_of", "spread", "with_threads"]
+from ..datasets import SequenceDataModule
+
+__all__ = ["ONE_CPU", "StepTimer", "between", "in_turns", "measuring", "ratios", "seconds_of", "spread", "with_threads"]
+
+
+ONE_CPU = TrainerOptions(accelerator="cpu", devices=1)
 
 
 class StepTimer(Callback):
@@ -52,6 +61,11 @@ class StepTimer(Callback):
         self.steps: list[float] = []
         self.others: list[float] = []
         self._since = 0.0
+
+    def during(self, model: TVAE, guide: Guide, data: DataLoader | SequenceDataModule, trainer: TrainerOptions) -> None:
+        """Time steps of a fit, which goes on until there are enough turns."""
+        options = replace(trainer, callbacks=[self])
+        fit(model, guide, data, max_epochs=1_000_000, progress=False, trainer=options)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         done = trainer.global_step - self.warm_up

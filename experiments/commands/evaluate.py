@@ -32,14 +32,14 @@ def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY)
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
     """
-    run = Run(path)
-    judge(run, run.load(allow), run.history(), split)
+    run = Run(path, allow)
+    judge(run, run.load(), run.history(), split)
 
 
 def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
     """Write ``report.html`` again from what the run's folder holds."""
-    run = Run(path)
-    config = run.config(allow)
+    run = Run(path, allow)
+    config = run.config()
     if not run.has(EVALUATION):
         run.check_trained()
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; run 'pyro-tvae evaluate {run}' first.")

@@ -104,8 +104,8 @@ def likelihood_run(
     ):
         if not sound:
             raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
-    stored = Run(run)
-    loaded = stored.load(allow)
+    stored = Run(run, allow)
+    loaded = stored.load()
     model, guide, data = loaded.model, loaded.guide, loaded.data
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
     record: LikelihoodRecord = {

@@ -46,7 +46,7 @@ def posterior_run(
         FileNotFoundError: the folder is not a run's, or its training has not ended.
         ValueError: fewer than one sequence, or what :func:`.to_arviz` refuses.
     """
-    loaded = Run(run).load(allow)
+    loaded = Run(run, allow).load()
     if sequences < 1:
         raise ValueError(f"posterior: sequences is {sequences!r}; expected at least 1.")
     config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data

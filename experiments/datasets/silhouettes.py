@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["CLASSES", "SHAPES", "SIDE", "flat_index", "frames", "latents", "render", "silhouettes"]
+__all__ = ["CLASSES", "SHAPES", "SIDE", "flat_index", "frames", "latents", "silhouettes"]
 
 SHAPES = ("square", "ellipse", "heart")
 # Values of shape, scale, orientation, x and y; dSprites counts one colour before them, which changes nothing.
@@ -38,28 +37,6 @@ def flat_index(latents: Tensor, sizes: Sequence[int] = CLASSES) -> Tensor:
 def latents(flat: Tensor) -> Tensor:
     """Factor indices of the images at these places, the inverse of :func:`flat_index`: (...) int64 -> (..., 5)."""
     return torch.stack(torch.unravel_index(flat, CLASSES), -1)
-
-
-def render(latents: Tensor) -> Tensor:
-    """Draw the frames of these factor indices; nothing is stored.
-
-    Scale index i is a size of 0.5 + i / 10. Orientation index i is an angle of i · 360° / 39, counter-clockwise as
-    displayed, so that the last of the 40 equals the first; fractions lie between. x counts pixels to the right and y
-    pixels downwards.
-
-    Args:
-        latents: (..., 5), each below its number of values in ``CLASSES``; all but the orientation whole.
-
-    Returns:
-        (..., 1, 64, 64) float32, zeros and ones.
-
-    Example:
-        >>> render(latents(torch.tensor([0, 737279]))).shape
-        torch.Size([2, 1, 64, 64])
-    """
-    shape, scale, orientation, x, y = latents.unbind(-1)
-    pictures = silhouettes(shape.long(), 0.5 + scale.double() / 10, orientation.double() * 2 * math.pi / 39)
-    return frames(pictures, x.long(), y.long())
 
 
 def silhouettes(shape: Tensor, scale: Tensor, radians: Tensor) -> Tensor:

@@ -192,21 +192,19 @@ def forward_roll_curve(forward_roll: ForwardRollRecord) -> Figure:
     return figure
 
 
-def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None) -> Figure:
-    """T and its energy V of one capsule over one sequence: a capsule that rolls shows diagonal stripes.
+def capsule_stripes(t: Array, v: Array | None = None) -> Figure:
+    """T and its energy V of the capsule whose t varies most over one sequence: one that rolls shows diagonal stripes.
 
     Args:
         t: (S, C, D), the topographic variables of one sequence.
         v: (S, C, D), their local energies; None (a plain VAE has none) draws T alone.
-        capsule: which capsule; None takes the one whose t varies most over the frames.
     """
     values = {"T": as_array(t)} | ({} if v is None else {"V = W U², the local energy": as_array(v)})
     for name, value in values.items():
         if value.ndim != 3 or value.shape != values["T"].shape:
             raise ValueError(f"capsule_stripes: {name} has shape {value.shape}; expected (frame, capsule, position).")
     n_frames, n_capsules, n_positions = values["T"].shape
-    if capsule is None:
-        capsule = int(values["T"].var(axis=0).mean(axis=-1).argmax())
+    capsule = int(values["T"].var(axis=0).mean(axis=-1).argmax())
     figure = style.canvas(4.4, style.WIDTH if len(values) == 2 else style.WIDTH / 2)
     for axis, (name, value) in zip(figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True):
         image = value[:, capsule]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -55,7 +55,7 @@ def gridded(axis: Axes, title: str, size: float = 11) -> None:
     axis.set_title(title, loc="left", fontsize=size)
 
 
-def whole_numbers(axis: Axis, most: int | str = "auto") -> None:
+def whole_numbers(axis: Axis, most: int | Literal["auto"] = "auto") -> None:
     """Ticks at whole numbers, of which there may be one alone."""
     axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 

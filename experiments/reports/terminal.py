@@ -27,4 +27,6 @@ def plain_table(first: str, *headings: str, gap: int, wraps: bool = False) -> Ta
 
 def yes_or_no(met: bool | None) -> Text:
     """Whether a target was met, in its colour; a dash where there is none."""
-    return Text("–" if met is None else "yes" if met else "no", {True: "green", False: "bold red"}.get(met, ""))
+    if met is None:
+        return Text("–")
+    return Text("yes", "green") if met else Text("no", "bold red")

@@ -17,7 +17,6 @@ from torch import Tensor
 import pyro_tvae
 from pyro_tvae.topographies.base import roll
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
 from ..reports.style import WIDTH, canvas, save, wrap
 from ..reports.tables import format_number
@@ -32,7 +31,7 @@ SHARPNESS = 112  # pixels of a frame on the canvas, so that the cells of a capsu
 N_SEQUENCES = 3
 
 
-def draw_run(drawing: str, run: Run, title: str, stem: Path, allow: Allowlist = PARTS_ONLY) -> list[Path]:
+def draw_run(drawing: str, run: Run, title: str, stem: Path) -> list[Path]:
     """Draw a run as PNG and PDF.
 
     Args:
@@ -40,7 +39,6 @@ def draw_run(drawing: str, run: Run, title: str, stem: Path, allow: Allowlist = 
         run: trained and evaluated.
         title: of the figure; what the run explains is added.
         stem: the files' path without a suffix.
-        allow: what the run's configuration may call.
 
     Returns:
         The paths of the two files.
@@ -49,7 +47,7 @@ def draw_run(drawing: str, run: Run, title: str, stem: Path, allow: Allowlist = 
     explained = record["measures"]["trained"]["explained"]
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
     numbers = run.read(SELECTIVITY) if run.has(SELECTIVITY) else {}
-    figure = DRAWINGS[drawing](run.load(allow), numbers, title)
+    figure = DRAWINGS[drawing](run.load(), numbers, title)
     return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".pdf")]
 
 

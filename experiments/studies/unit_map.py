@@ -21,7 +21,6 @@ from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import draw
 from pyro_tvae.verbs import point_estimate
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets import SequenceDataModule
 from ..evaluation.handwriting import slant, stroke_width
 from ..runs.run import UNTRAINED, Run
@@ -86,19 +85,15 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule) -> UnitMap:
     )
 
 
-def organization(run: Run, allow: Allowlist = PARTS_ONLY) -> dict[str, float]:
+def organization(run: Run) -> dict[str, float]:
     """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
-
-    Args:
-        run: trained.
-        allow: what the run's configuration may call.
 
     Returns:
         ``selective`` (units with d′ ≥ 0.85), ``classes`` (that any of them prefers), and for ``selectivity``, ``slant``
         and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements, and ``…_p``;
         each again with ``_untrained``.
     """
-    loaded = run.load(allow)
+    loaded = run.load()
     models = {"": (loaded.model, loaded.guide)}
     if run.has(UNTRAINED):
         models["_untrained"] = pyro_tvae.load(run.path / UNTRAINED, loaded.device)

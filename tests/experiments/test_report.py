@@ -438,7 +438,7 @@ def test_the_forward_roll_curve_never_cuts_the_model() -> None:
     assert "undefined" in words_of(undefined)
 
 
-def test_capsule_stripes_show_one_capsule_the_liveliest_unless_told() -> None:
+def test_capsule_stripes_show_one_capsule_the_liveliest() -> None:
     t = 0.1 * torch.rand(6, 3, 5) + 1.0
     t[:, 2] *= torch.arange(6.0)[:, None]
     v = torch.rand(6, 3, 5)
@@ -446,7 +446,7 @@ def test_capsule_stripes_show_one_capsule_the_liveliest_unless_told() -> None:
     for axis, expected in zip(figure.axes[:2], (t, v), strict=True):
         np.testing.assert_allclose(np.asarray(axis.images[0].get_array()), expected[:, 2].numpy(), rtol=1e-6)
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("position in the capsule", "frame")
-    alone = figures.capsule_stripes(t.numpy() - 1.05, None, capsule=0)
+    alone = figures.capsule_stripes(t[:, :1].numpy() - 1.05)
     image = alone.axes[0].images[0]
     np.testing.assert_allclose(np.asarray(image.get_array()), t[:, 0].numpy() - 1.05, atol=1e-6)
     assert image.get_clim()[0] == -image.get_clim()[1]
