@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae.inference import fit
@@ -105,11 +106,8 @@ def summary(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
     """
     if len({*sizes}) < 3 or len(sizes) != len(values) or min(*sizes, *values) <= 0:
         raise ValueError(f"an exponent of {list(values)} over {list(sizes)}: expected 3 positive pairs at least.")
-    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
-    exponent, intercept = statistics.linear_regression(x, y)
-    residual = sum((b - intercept - exponent * a) ** 2 for a, b in zip(x, y, strict=True))
-    error = math.sqrt(residual / (len(x) - 2) / (statistics.pvariance(x) * len(x)))
-    return {"values": list(values), "exponent": exponent, "standard_error": error}
+    line = stats.linregress(np.log(sizes), np.log(values))
+    return {"values": list(values), "exponent": float(line.slope), "standard_error": float(line.stderr)}
 
 
 def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.record import EvaluationRecord, ForwardRollRecord
 from ..runs.files import write_text
 from .pages import Caption, Picture, render, shown
-from .tables import BLIND, MISSING, describe_data, format_number, format_seconds, rows
+from .tables import BLIND, MISSING, describe_data, filled, format_number, format_seconds, rows
 
 if TYPE_CHECKING:
     from .figures import History
@@ -115,10 +115,7 @@ def write_report(
         verdict=[str(sentence) for sentence in evaluation.get("verdict") or ()],
         collapsed=bool(evaluation.get("collapsed")),
         rows=entries,
-        columns={
-            field: any(getattr(row, field) not in ("", MISSING) for row in entries)
-            for field in ("unit", "better", "untrained", "plain_vae")
-        },
+        columns=filled(entries),
         standard_errors=any("±" in row.trained for row in entries),
         blind=BLIND,
         notes=[str(note) for note in evaluation.get("notes") or ()],

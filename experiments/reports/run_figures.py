@@ -17,12 +17,7 @@ from ..evaluation.evaluate import Evaluation
 from ..runs.run import Trained
 from . import figures
 
-__all__ = ["draw", "pictures"]
-
-
-def pictures(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder by name."""
-    return {path.stem: path for path in sorted(folder.glob("*.png"))}
+__all__ = ["draw"]
 
 
 @torch.no_grad()

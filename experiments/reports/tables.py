@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "describe_data",
     "evaluation_table",
+    "filled",
     "format_number",
     "format_seconds",
     "print_evaluation",
@@ -125,10 +126,11 @@ def evaluation_table(evaluation: EvaluationRecord) -> Table:
     labels = [f"{entry.label} [{marks[entry.note]}]" if entry.note else entry.label for entry in entries]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("measure", min_width=min(24, _longest_word(labels)))
-    columns = [("unit", "unit"), ("better", "better"), (_trained_heading(evaluation), "trained")]
-    columns += [("untrained", "untrained"), ("plain VAE", "plain_vae")]
-    columns = [(heading, field) for heading, field in columns if field == "trained" or _filled(entries, field)]
-    for heading, field in columns:
+    shown = filled(entries)
+    columns = {"unit": "unit", "better": "better", "trained": _trained_heading(evaluation)}
+    columns |= {"untrained": "untrained", "plain_vae": "plain VAE"}
+    columns = {field: heading for field, heading in columns.items() if shown.get(field, True)}
+    for field, heading in columns.items():
         cells = [heading, *(getattr(entry, field) for entry in entries)]
         if field in ("unit", "better"):
             table.add_column(heading, min_width=min(24, _longest_word(cells)))
@@ -137,7 +139,7 @@ def evaluation_table(evaluation: EvaluationRecord) -> Table:
             table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(cell) for cell in cells))
     for label, entry in zip(labels, entries, strict=True):
         # Text, not markup: a name with brackets in it is a name.
-        cells = [label, *(getattr(entry, field) for _, field in columns)]
+        cells = [label, *(getattr(entry, field) for field in columns)]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
@@ -211,8 +213,10 @@ def _undefined(value: float | None) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _filled(entries: list[Row], field: str) -> bool:
-    return any(getattr(entry, field) not in ("", MISSING) for entry in entries)
+def filled(entries: list[Row]) -> dict[str, bool]:
+    """Which of the columns that may be empty are not."""
+    fields = ("unit", "better", "untrained", "plain_vae")
+    return {field: any(getattr(entry, field) not in ("", MISSING) for entry in entries) for field in fields}
 
 
 def _trained_heading(evaluation: EvaluationRecord) -> str:

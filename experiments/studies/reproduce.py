@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import train_run
+from ..config.allowlist import Allowlist
 from ..config.composition import compose, fitting_overrides
 from ..config.errors import ConfigurationError
 from ..runs.files import finite
@@ -102,7 +103,7 @@ def reproduce_all(
                 config = composed[row].copy()
                 config.seed = seed
                 if study.labels is None:
-                    _train(config, run)
+                    _run(config, run.path, run.allow)
                 else:
                     follow(config, run.path)
             if study.annealing and not run.has(ANNEALED):
@@ -110,7 +111,7 @@ def reproduce_all(
                 start = time.monotonic()
                 annealed = _anneal(run, **study.annealing)
                 run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-            if study.reference and not run.has(REFITTED):
+            if study.reference and study.annealing and not run.has(REFITTED):
                 progress(f"{said}, its guide fitted to the model of {study.reference}")
                 reference = ledger.run(study.reference, seed)
                 run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
@@ -150,12 +151,12 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
         draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem)
 
 
-def _train(config: DictConfig, run: Run) -> None:
+def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:
     """Train and evaluate, or go on where an earlier attempt stopped."""
-    if run.has(CONFIG):
+    if (folder / CONFIG).is_file():
         with open_dict(config):
-            config.resume = str(run)
-    train_run(config, run.path, run.allow)
+            config.resume = str(folder)
+    train_run(config, folder, allow)
 
 
 def _anneal(run: Run, sequences: int, num_chains: int, num_temperatures: int) -> dict[str, float | None]:
