@@ -76,11 +76,7 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 
 
 @app.command()
-def evaluate(
-    run: RunFolder,
-    split: Split = "test",
-    imports: Imports = None,
-) -> None:
+def evaluate(run: RunFolder, split: Split = "test", imports: Imports = None) -> None:
     """Judge a trained run again and rewrite its report."""
     with _stored(run, imports) as allow:
         from .commands.evaluate import evaluate_run

@@ -19,7 +19,7 @@ from pyro_tvae.inference.progress import progress_bar
 from ..reports.terminal import plain_table
 from .children import call
 from .memory import begin, needed
-from .speed import Setting, step_products
+from .speed import PAPER, Setting, step_products
 from .timing import ONE_CPU, StepTimer, seconds_of
 
 __all__ = ["print_record", "run", "step", "summary"]
@@ -36,7 +36,7 @@ def run(
     sizes: Mapping[str, Sequence[int]] | None = None,
     turns: int = 3,
     turn_seconds: float = 0.3,
-    setting: Setting | None = None,
+    setting: Setting = PAPER,
 ) -> dict[str, Any]:
     """Double one size at a time, from half the paper's, and fit ``value ~ size^exponent``.
 
@@ -58,7 +58,6 @@ def run(
         ValueError: unknown axes, or fewer than three sizes of one.
         RuntimeError: a process failed.
     """
-    setting = setting or Setting()
     sizes = sizes or {"S": DOUBLINGS, "C": DOUBLINGS, "D": DOUBLINGS, "N": (4, 8, 16, 32)}
     if turns < 1 or any(axis not in AXES or len({*values}) < 3 for axis, values in sizes.items()):
         raise ValueError(

@@ -20,7 +20,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table
 from .children import call
-from .speed import Setting
+from .speed import PAPER, Setting
 from .timing import ONE_CPU
 
 __all__ = ["begin", "needed", "peak", "print_record", "run", "train", "weigh"]
@@ -38,7 +38,7 @@ def run(
     particles: Sequence[int] = (1_000, 10_000),
     frames: Sequence[int] = (9, 18, 36, 72),
     sequences: Sequence[int] = (4, 8, 16, 32),
-    setting: Setting | None = None,
+    setting: Setting = PAPER,
 ) -> dict[str, Any]:
     """Peak memory of ``log_likelihood`` over K, and of it and of training over S and the batch.
 
@@ -59,7 +59,6 @@ def run(
     Raises:
         RuntimeError: a process failed, or the system does not say how much memory one used.
     """
-    setting = setting or Setting()
     sizes = {"S": frames, "batch": sequences}
     peaks = {}
     for k in particles:

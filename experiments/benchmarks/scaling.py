@@ -16,7 +16,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.terminal import plain_table
 from .children import together
-from .speed import Setting, step_products
+from .speed import PAPER, Setting, step_products
 from .throughput import rates_in_words, turning_digits
 from .timing import StepTimer, ratios, spread
 
@@ -32,7 +32,7 @@ def run(
     rounds: int = 3,
     turns: int = 3,
     steps: int = 10,
-    setting: Setting | None = None,
+    setting: Setting = PAPER,
 ) -> dict[str, Any]:
     """Train with one process and with two in turns: Lightning's DDP over gloo, a batch per process of the same size.
 
@@ -58,7 +58,6 @@ def run(
         raise ValueError(f"benchmark: rounds={rounds}, turns={turns}, steps={steps}; expected at least 1 of each.")
     if not torch.distributed.is_available():
         raise RuntimeError("benchmark scaling: PyTorch was built without torch.distributed; leave scaling out.")
-    setting = setting or Setting()
     call = {"sizes": asdict(setting), "turns": turns, "steps": steps}
     seconds: dict[int, dict[str, list[float]]] = {n: {"training": [], "products": []} for n in (1, 2)}
     plan = [1, *[2, 1] * rounds]

@@ -6,9 +6,10 @@ that a machine that slows down slows both sides.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,13 +21,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
 from pyro_tvae.inference.likelihood import log_weights
-from pyro_tvae.inference.training import Optimizers, TrainerOptions, fit
+from pyro_tvae.inference.training import Optimizers
 
 from ..datasets.transformations import Transformations
 from ..reports.terminal import plain_table, yes_or_no
-from .timing import StepTimer, between, in_turns, measuring, seconds_of, spread
+from .timing import ONE_CPU, StepTimer, between, in_turns, measuring, seconds_of, spread
 
-__all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
+__all__ = ["PAPER", "TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 
 TARGETS: dict[str, float | None] = {"step": 1.3, "step_sgd": 1.3, "step_bfloat16": None, "batch": 0.05, "iwae": 1.3}
 WHAT = {
@@ -69,11 +70,14 @@ class Setting:
         return model, MeanFieldGuide(model)
 
 
+PAPER = Setting()
+
+
+@dataclass
 class Products:
     """Matrix products ``a @ b`` into memory allocated beforehand: calling it multiplies and does nothing else."""
 
-    def __init__(self, operands: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
-        self.operands = list(operands)
+    operands: Sequence[tuple[Tensor, Tensor, Tensor]]
 
     def __call__(self) -> None:
         for a, b, out in self.operands:
@@ -117,13 +121,7 @@ def weight_products(model: TVAE, n_sequences: int, num_particles: int) -> Produc
     return Products([(x[:rows], weight, out[:rows]) for rows in passes for x, weight, out in layers])
 
 
-def run(
-    *,
-    threads: int = 2,
-    seconds: float = 60.0,
-    progress: bool = True,
-    setting: Setting | None = None,
-) -> dict[str, Any]:
+def run(*, threads: int = 2, seconds: float = 60.0, progress: bool = True, setting: Setting = PAPER) -> dict[str, Any]:
     """Measure in turns for about ``seconds``.
 
     Args:
@@ -139,15 +137,15 @@ def run(
     Raises:
         ValueError: no threads, or no time.
     """
-    setting = setting or Setting()
     start = time.perf_counter()
+    published = functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9, fused=True)  # the paper's optimizer
     with measuring(threads, seconds, progress) as report:
         model, guide = setting.build()
         n_parameters = sum(p.numel() for module in (model, guide) for p in module.parameters())
         measures: dict[str, Any] = {}
         for name, optimizer, precision, share in (
             ("step", None, "highest", 0.35),
-            ("step_sgd", _published, "highest", 0.55),
+            ("step_sgd", published, "highest", 0.55),
             ("step_bfloat16", None, "medium", 0.75),
         ):
             turns = _time_steps(model, guide, setting, optimizer, precision, start + share * seconds, report)
@@ -170,11 +168,6 @@ def run(
         "n_parameters": n_parameters,
         "seconds": time.perf_counter() - start,
     }
-
-
-def _published(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The paper's optimizer."""
-    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
 
 
 def summary(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
@@ -204,8 +197,7 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
     headings = ("measured", "lowest to highest", "target", "met", "seconds here")
     table = plain_table("what", *headings, gap=1, wraps=True)
     for name, measure in record["measures"].items():
-        show = _percent if name == "batch" else _times
-        target = measure["target"]
+        show, target = functools.partial(_shown, name), measure["target"]
         table.add_row(
             Text(measure["what"]),
             Text(show(measure["ratio"]), "bold"),
@@ -259,16 +251,7 @@ def _time_steps(
     # The same few batches over and over, so that nothing but the step is timed; the clock stops the run.
     few = [make() for _ in range(4)]
     loader = DataLoader(TensorDataset(torch.stack(few)), batch_size=None, sampler=[*range(len(few))] * 250_000)
-    fit(
-        model,
-        guide,
-        loader,
-        optimizer=optimizer,
-        matmul_precision=precision,
-        max_epochs=1,
-        progress=False,
-        trainer=TrainerOptions(accelerator="cpu", devices=1, callbacks=[turns]),
-    )
+    turns.during(model, guide, loader, ONE_CPU, optimizer, precision)
     return {"step": turns.steps, "batch": batches, "products": turns.others}
 
 
@@ -286,9 +269,5 @@ def _linears(network: nn.Module | None) -> list[nn.Linear]:
     return [] if network is None else [module for module in network.modules() if isinstance(module, nn.Linear)]
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} x"
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f} %"
+def _shown(name: str, ratio: float) -> str:
+    return f"{100 * ratio:.1f} %" if name == "batch" else f"{ratio:.2f} x"

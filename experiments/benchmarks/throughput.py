@@ -15,7 +15,7 @@ from pyro_tvae.inference import log_likelihood
 
 from ..datasets import SequenceDataModule, Transformations, digits
 from ..reports.terminal import plain_table
-from .speed import Setting, step_products, weight_products
+from .speed import PAPER, Setting, step_products, weight_products
 from .timing import ONE_CPU, StepTimer, in_turns, measuring, ratios, spread
 
 __all__ = ["measure", "print_record", "rates_in_words", "run", "turning_digits"]
@@ -28,9 +28,7 @@ WHAT = {
 }
 
 
-def run(
-    *, threads: int = 2, progress: bool = True, seconds: float = 40.0, setting: Setting | None = None
-) -> dict[str, Any]:
+def run(*, threads: int = 2, progress: bool = True, seconds: float = 40.0, setting: Setting = PAPER) -> dict[str, Any]:
     """Measure both rates in turns with bare matrix products for about ``seconds``.
 
     Training sequences come from ``fit`` with a data module: scikit-learn's digits, one of three factors moving, drawn
@@ -51,7 +49,6 @@ def run(
     Raises:
         ValueError: no threads, or no time.
     """
-    setting = setting or Setting()
     n, k = setting.n_sequences, setting.num_particles
     start = time.perf_counter()
     with measuring(threads, seconds, progress) as report:

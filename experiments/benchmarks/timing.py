@@ -24,10 +24,11 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
+from pyro_tvae.inference.training import Optimizers
 
 from ..datasets import SequenceDataModule
 
-__all__ = ["ONE_CPU", "StepTimer", "between", "in_turns", "measuring", "ratios", "seconds_of", "spread", "with_threads"]
+__all__ = ["ONE_CPU", "StepTimer", "between", "in_turns", "isolated", "measuring", "ratios", "seconds_of", "spread"]
 
 
 ONE_CPU = TrainerOptions(accelerator="cpu", devices=1)
@@ -62,10 +63,22 @@ class StepTimer(Callback):
         self.others: list[float] = []
         self._since = 0.0
 
-    def during(self, model: TVAE, guide: Guide, data: DataLoader | SequenceDataModule, trainer: TrainerOptions) -> None:
+    def during(
+        self,
+        model: TVAE,
+        guide: Guide,
+        data: DataLoader | SequenceDataModule,
+        trainer: TrainerOptions,
+        optimizer: Optimizers | None = None,
+        precision: str | None = None,
+    ) -> None:
         """Time steps of a fit, which goes on until there are enough turns."""
         options = replace(trainer, callbacks=[self])
-        fit(model, guide, data, max_epochs=1_000_000, progress=False, trainer=options)
+        end = 1_000_000  # never reached
+        fit(
+            model, guide, data, optimizer=optimizer, max_epochs=end, matmul_precision=precision, progress=False,
+            trainer=options,
+        )  # fmt: skip
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         done = trainer.global_step - self.warm_up
@@ -126,10 +139,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 @contextmanager
 def measuring(threads: int, seconds: float, shown: bool) -> Iterator[Callable[[str, float], None]]:
-    """Threads, seed, parameters and a bar of a benchmark that takes so many seconds.
-
-    Yields:
-        What moves the bar to the present, and shows the name and the ratio of the latest turn.
+    """Threads, seed, parameters and a bar, which is told the name and ratio of each turn, of a benchmark of so long.
 
     Raises:
         ValueError: no threads, or no time.
@@ -144,16 +154,17 @@ def measuring(threads: int, seconds: float, shown: bool) -> Iterator[Callable[[s
         bar.set_postfix({name: f"{ratio:.2f}"}, refresh=False)
         bar.update(min(seconds, time.perf_counter() - start) - bar.n)
 
-    with with_threads(threads), seeded(0), pyro.get_param_store().scope(), bar:
+    with isolated(threads), bar:
         yield report
 
 
 @contextmanager
-def with_threads(n: int) -> Iterator[None]:
-    """Let torch use n threads for a while."""
+def isolated(threads: int) -> Iterator[None]:
+    """Let torch use so many threads for a while, from a seed of its own, with no parameters of Pyro's at first."""
     before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    torch.set_num_threads(threads)
     try:
-        yield
+        with seeded(0), pyro.get_param_store().scope():
+            yield
     finally:
         torch.set_num_threads(before)

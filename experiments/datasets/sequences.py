@@ -39,11 +39,7 @@ class SequenceDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self,
-        source: Items,
-        transformations: Transformations | None,
-        n_frames: int = 18,
-        seed: int = 0,
+        self, source: Items, transformations: Transformations | None, n_frames: int = 18, seed: int = 0
     ) -> None:
         if not isinstance(n_frames, int) or not isinstance(seed, int) or n_frames < 1 or seed < 0:
             raise ValueError(f"n_frames is {n_frames} and seed is {seed!r}; expected n_frames >= 1 and seed >= 0.")

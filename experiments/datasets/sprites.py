@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,17 +26,6 @@ POSITIONS = tuple(range(0, 30, 2))
 PUBLISHED_CIRCLE = tuple(float(index) for index in range(0, 30, 2))
 # 39 steps are a whole turn in dSprites, whose last orientation is its first.
 FULL_CIRCLE = tuple(39 * frame / 15 for frame in range(15))
-
-
-class Pixels(Protocol):
-    """Frames of factor values: indices (..., 5) of shape, scale, orientation, x, y -> (..., 1, height, width)."""
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(channel, height, width)."""
-
-    def __call__(self, index: Tensor) -> Tensor:
-        """Indices count the values in use (5 scales, 15 of each other factor), not dSprites' own."""
 
 
 class DrawnPixels:
@@ -83,6 +72,11 @@ class StoredPixels:
         # Looked up where the file's images are, so that a device only ever gets the packed bytes of its batch.
         packed = self.packed[row.to(self.packed.device)].to(index.device)
         return dsprites_file.unpack(packed, self.frame_shape)
+
+
+# Frames of factor values: indices (..., 5) of shape, scale, orientation, x, y -> (..., 1, height, width). Indices count
+# the values in use (5 scales, 15 of each other factor), not dSprites' own.
+Pixels: TypeAlias = DrawnPixels | StoredPixels
 
 
 @dataclass(frozen=True)

@@ -226,9 +226,6 @@ def capsule_stripes(t: Array, v: Array | None = None) -> Figure:
     return figure
 
 
-# ---- arrays
-
-
 def interleaved(moving: Tensor) -> Tensor:
     """Order of sequences in which the moving factors take turns, so that the first few show all of them."""
     factors = moving.tolist()
@@ -241,9 +238,6 @@ def _series(history: History, key: str) -> Floats:
     points = [(record.get("step", index), record.get(key)) for index, record in enumerate(history)]
     numbers = np.array(points, dtype=np.float64).reshape(-1, 2)
     return numbers[np.isfinite(numbers).all(axis=1)].T
-
-
-# ---- axes
 
 
 def _instead(axis: Axes, word: str) -> None:

@@ -49,14 +49,7 @@ def pick(n: int, limit: int) -> NDArray[np.int64]:
 
 
 def stack(named: Mapping[str, Array], title: str, most: int, moving: Sequence[str] = ()) -> Figure:
-    """One row of frames per name and sequence, the sequences apart.
-
-    Args:
-        named: frames by what they are, those called ``true`` among them.
-        title: of the figure.
-        most: sequences to draw.
-        moving: what moves in each sequence, for its label; empty where that goes without saying.
-    """
+    """One row of frames per name and sequence, at most so many, the sequences apart; labels say what moves in each."""
     frames = {name: as_frames(value) for name, value in named.items()}
     shape = frames["true"].shape
     for name, value in frames.items():
@@ -77,15 +70,10 @@ def mosaic(
     row_breaks: Sequence[int] = (),
     column_break: int | None = None,
 ) -> Figure:
-    """All frames on one white canvas, drawn by one ``imshow``.
+    """All frames, (channel, height, width) each, on one white canvas, drawn by one ``imshow``.
 
-    Args:
-        rows: frames, each (channel, height, width); None leaves its place white.
-        labels: of the rows.
-        numbers: of the frames, below the columns.
-        title: of the figure.
-        row_breaks: rows before which there is a gap.
-        column_break: the column before which a wide gap divides what a model has seen from what it has not.
+    ``numbers`` of the frames stand below the columns; a break is a gap before a row, or before a column the wide one
+    that divides what a model has seen from what it has not.
     """
     channels, height, width = next(frame for row in rows for frame in row if frame is not None).shape
     # Small pictures are enlarged first, so that the gaps between them stay thin lines.

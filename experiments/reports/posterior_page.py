@@ -26,15 +26,7 @@ from .style import BLUE, GRAY, VERMILLION, canvas, whole_numbers
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
-__all__ = [
-    "POSTERIOR",
-    "energies",
-    "forest",
-    "intensity_check",
-    "likelihoods",
-    "pareto_k_plot",
-    "write_page",
-]
+__all__ = ["POSTERIOR", "energies", "forest", "intensity_check", "likelihoods", "pareto_k_plot", "write_page"]
 
 POSTERIOR = "posterior.nc"
 

@@ -82,11 +82,7 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
     mean_frame = data.mean_frame(device)
     mean, best = (float(end.double().mean()) / model.n_frames for end in ends_of_explained(model, mean_frame, x))
     elbo = float(bound.elbo.mean()) / model.n_frames
-    point: Values = {
-        "elbo": elbo,
-        "iwae": bound.per_frame,
-        "explained": (elbo - mean) / (best - mean),
-    }
+    point: Values = {"elbo": elbo, "iwae": bound.per_frame, "explained": (elbo - mean) / (best - mean)}
     if model.n_frames > 1:
         means = forward_roll(model, guide, x, mean_frame=mean_frame).means()
         point["forward_roll"] = means.pop("model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,22 @@ SHARPNESS = 112  # pixels of a frame on the canvas, so that the cells of a capsu
 N_SEQUENCES = 3
 
 
-def draw_run(drawing: str, run: Run, title: str, stem: Path) -> list[Path]:
-    """Draw a run as PNG and PDF.
+def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
+    """Draw a run, the same figure into all files.
 
     Args:
         drawing: one of :data:`DRAWINGS`.
         run: trained and evaluated.
         title: of the figure; what the run explains is added.
-        stem: the files' path without a suffix.
-
-    Returns:
-        The paths of the two files.
+        paths: of the files, whose suffixes choose their formats.
     """
     record = run.read(EVALUATION)
     explained = record["measures"]["trained"]["explained"]
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
     numbers = run.read(SELECTIVITY) if run.has(SELECTIVITY) else {}
     figure = DRAWINGS[drawing](run.load(), numbers, title)
-    return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".pdf")]
+    for path in paths:
+        save(figure, path)
 
 
 @torch.inference_mode()
@@ -68,7 +66,7 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     rows: list[list[Floats | None]] = []
     for n in range(len(x)):
         capsules = _colored(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
-        rows += [[_enlarged(_rgb(source[n, i])) for i in shown] for source in (truth, decoded)]
+        rows += [[_enlarged(source[n, i]) for i in shown] for source in (truth, decoded)]
         rows.append([_enlarged(capsules[i]) for i in shown])
     figure = mosaic(
         rows, ["true", "decoded", "capsules, t"] * len(x), shown, title,
@@ -98,16 +96,15 @@ def _traversals(run: Trained, numbers: Mapping[str, float], title: str) -> Figur
     return stack(parts, title, len(x), [names[int(batch["moving"][n])] for n in chosen])
 
 
-def _map(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
-    """Fig. 3: the map of units."""
-    return draw_map(map_units(run.model, run.guide, run.data), numbers, title)
-
-
-DRAWINGS: dict[str, Drawing] = {"forecast": _forecast, "traversals": _traversals, "map": _map}
+DRAWINGS: dict[str, Drawing] = {
+    "forecast": _forecast,
+    "traversals": _traversals,
+    "map": lambda run, numbers, title: draw_map(map_units(run.model, run.guide, run.data), numbers, title),
+}
 
 
 def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure:
-    """Four panels of a map: the strongest image of every unit, the class it prefers, and its slant and stroke width.
+    """Fig. 3: the strongest image of every unit of a map, the class it prefers, and its slant and stroke width.
 
     Args:
         units: what :func:`.map_units` returns.
@@ -172,11 +169,8 @@ def _colored(t: Floats) -> Floats:
     return np.asarray(colormaps["viridis"](scaled.clip(0, 1)))[..., :3].transpose(0, 3, 1, 2)
 
 
-def _rgb(frame: Floats) -> Floats:
-    return frame.repeat(3, axis=0) if len(frame) == 1 else frame
-
-
 def _enlarged(frame: Floats) -> Floats:
-    """A picture (channel, height, width) on a square of many pixels, by the nearest of its own."""
+    """A picture (channel, height, width) in colour, on a square of many pixels, by the nearest of its own."""
+    frame = frame.repeat(3, axis=0) if len(frame) == 1 else frame
     rows, columns = (np.arange(SHARPNESS) * length // SHARPNESS for length in frame.shape[1:])
     return frame[:, rows[:, None], columns]

@@ -100,12 +100,7 @@ STUDIES: dict[str, Study] = {
     "table2": Study("Table 2: dSprites, one of x, y, orientation and scale moves", _table("dsprites")),
     "fig1": _figure("Fig. 1: unseen frames, forecast by rolling capsules", "forecast", GENERALIZATION),
     "fig3": _figure("Fig. 3: MNIST on a torus, what every unit prefers", "map", "tvae_2d_mnist"),
-    "fig4": _figure(
-        "Fig. 4: one factor at a time",
-        "traversals",
-        "tvae_lpartial_mnist",
-        "tvae_lpartial_dsprites",
-    ),
+    "fig4": _figure("Fig. 4: one factor at a time", "traversals", "tvae_lpartial_mnist", "tvae_lpartial_dsprites"),
     "fig6": _figure(
         "Fig. 6: rotation and hue together, after training on one factor at a time", "traversals", GENERALIZATION
     ),

@@ -148,7 +148,7 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
     judged = (run.path / EVALUATION).stat().st_mtime
     if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
-        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem)
+        draw_run(study.drawing, run, f"{study.title}; {stem.name}", pictures)
 
 
 def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:

@@ -10,12 +10,7 @@ from torch import Tensor
 import pyro_tvae
 from pyro_tvae import TVAE, Guide, Torus
 from pyro_tvae.guides.base import posterior_of
-from pyro_tvae.inference import (
-    class_selectivity,
-    neighbor_correlation,
-    preferred_class,
-    preferred_value,
-)
+from pyro_tvae.inference import class_selectivity, neighbor_correlation, preferred_class, preferred_value
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import draw

@@ -252,7 +252,7 @@ def test_every_step_is_compared_with_products_in_float32(monkeypatch: pytest.Mon
         return fit(*arguments, **options | {"trainer": replace(trainer, callbacks=[*trainer.callbacks, witness])})
 
     monkeypatch.setattr(speed, "Products", Spied)
-    monkeypatch.setattr(speed, "fit", spied_fit)
+    monkeypatch.setattr(timing, "fit", spied_fit)
     monkeypatch.setattr(speed, "WARM_UP_STEPS", 1)
     monkeypatch.setattr(speed, "STEPS", 1)
     record = speed.run(threads=1, seconds=0.1, progress=False, setting=TINY)
