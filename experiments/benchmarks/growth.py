@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae.inference import fit
@@ -105,8 +104,8 @@ def summary(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
     """
     if len({*sizes}) < 3 or len(sizes) != len(values) or min(*sizes, *values) <= 0:
         raise ValueError(f"an exponent of {list(values)} over {list(sizes)}: expected 3 positive pairs at least.")
-    line = stats.linregress(np.log(sizes), np.log(values))
-    return {"values": list(values), "exponent": float(line.slope), "standard_error": float(line.stderr)}
+    (exponent, _), covariance = np.polyfit(np.log(sizes), np.log(values), 1, cov=True)
+    return {"values": list(values), "exponent": float(exponent), "standard_error": float(covariance[0, 0]) ** 0.5}
 
 
 def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float) -> dict[str, float]:

@@ -54,10 +54,7 @@ def run(
     seconds: dict[str, list[float]] = {name: [] for name in (first, COLD, *names)}
     bare: list[float] = []
     heavy = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        progress_bar(repeats + len(names), "start-up", shown=progress) as bar,
-    ):
+    with tempfile.TemporaryDirectory() as folder, progress_bar(repeats + len(names), "start-up", shown=progress) as bar:
         for name, command in names.items():
             heavy[name] = heavy_imports(_start([sys.executable, "-X", "importtime", *command[1:]], folder))
             bar.update()

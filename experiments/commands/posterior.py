@@ -62,16 +62,8 @@ def posterior_run(
             coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
-    drawn = to_arviz(
-        model,
-        guide,
-        batch["x"],
-        draws=draws,
-        method=method,
-        coords=coords,
-        seed=seed,
-        progress=config.fit.progress,
-    )
+    show = config.fit.progress
+    drawn = to_arviz(model, guide, batch["x"], draws=draws, method=method, coords=coords, seed=seed, progress=show)
     file = to_netcdf(drawn, run / POSTERIOR)
     facts = {
         "Sequences": f"the first {len(batch['x'])} of the test split",

@@ -35,7 +35,12 @@ def flat_index(latents: Tensor, sizes: Sequence[int] = CLASSES) -> Tensor:
 
 
 def latents(flat: Tensor) -> Tensor:
-    """Factor indices of the images at these places, the inverse of :func:`flat_index`: (...) int64 -> (..., 5)."""
+    """Factor indices of the images at these places, the inverse of :func:`flat_index`: (...) int64 -> (..., 5).
+
+    Example:
+        >>> latents(torch.tensor([0, 737279])).tolist()
+        [[0, 0, 0, 0, 0], [2, 5, 39, 31, 31]]
+    """
     return torch.stack(torch.unravel_index(flat, CLASSES), -1)
 
 
