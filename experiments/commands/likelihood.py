@@ -120,12 +120,14 @@ def likelihood_run(
         "rows": [],
     }
     show = bool(loaded.config.fit.progress)
-    first: Tensor | None = None
+    bounds_of_k: list[Tensor] = []
     for k in sorted(set(particles)):
         since = time.perf_counter()
         bound = log_likelihood(model, guide, x, k, seed=seed + k, progress=show)
-        first = bound.iwae if first is None else first
-        row = _row(f"IWAE, K = {k:,}", bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, k)
+        bounds_of_k.append(bound.iwae)
+        row = _row(
+            f"IWAE, K = {k:,}", bound.iwae, bounds_of_k[0], bound.standard_error, bound.ess, since, model.n_frames, k
+        )
         if k > 20:  # without a tail of five weights there is no Pareto k to count
             row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
         record["rows"].append(row)
@@ -139,9 +141,7 @@ def likelihood_run(
         since = time.perf_counter()
         annealed = annealed_importance(model, guide, x, **options)
         what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
-        record["rows"].append(
-            _row(what, log_p, log_p if first is None else first, error, annealed.ess, since, model.n_frames)
-        )
+        record["rows"].append(_row(what, log_p, bounds_of_k[0], error, annealed.ess, since, model.n_frames))
         stored.write(LIKELIHOOD, record)
         bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {

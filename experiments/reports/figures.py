@@ -297,13 +297,10 @@ def _label_ends(axis: Axes, series: Mapping[str, Floats], colors: Mapping[str, s
         top = places[i] - gap
     for name, place in zip(order, places, strict=True):
         below, model = ends[name] < low, name == "model"
+        # The light colours of the palette are good lines and faint letters.
+        color = colors[name] if model else tuple(0.65 * part for part in to_rgb(colors[name]))
         axis.annotate(
             f"{name} ↓" if below else name, (1.0, place), xytext=(6, 0), xycoords="axes fraction",
             textcoords="offset points", va="center", annotation_clip=False, fontsize=10,
-            color=colors[name] if model else _darker(colors[name]), fontweight="bold" if model else "normal",
+            color=color, fontweight="bold" if model else "normal",
         )  # fmt: skip
-
-
-def _darker(color: str) -> tuple[float, ...]:
-    # The light colours of the palette are good lines and faint letters.
-    return tuple(0.65 * part for part in to_rgb(color))
