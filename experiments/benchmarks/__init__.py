@@ -41,7 +41,7 @@ def run_suite(
         ValueError: there is no such benchmark, or no thread.
     """
     from ..provenance import machine
-    from ..reports.terminal import wide_console
+    from ..reports.tables import wide_console
     from ..runs.files import write_text
 
     names = list(dict.fromkeys(names or NAMES))

@@ -15,7 +15,7 @@ from pyro_tvae.inference import IWAE, DReG, Objective, TrainerOptions, fit
 from pyro_tvae.inference.progress import progress_bar
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from ..reports.terminal import plain_table
+from ..reports.tables import plain_table
 from .timing import isolated
 
 __all__ = ["print_record", "run", "signal_to_noise"]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table
+from ..reports.tables import plain_table
 from .children import call
 from .memory import begin, needed
 from .speed import PAPER, Setting, step_products
@@ -121,11 +121,8 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     again = x.expand(times * turns + WARM_UP_STEPS + 1, *x.shape)
     loader = DataLoader(TensorDataset(again), batch_size=None)
     timed.during(model, guide, loader, ONE_CPU)
-    return {
-        "seconds": statistics.median(timed.steps),
-        "products": statistics.median(timed.others),
-        "memory": memory,
-    }
+    seconds, bare = statistics.median(timed.steps), statistics.median(timed.others)
+    return {"seconds": seconds, "products": bare, "memory": memory}
 
 
 def print_record(record: Mapping[str, Any], console: Console) -> None:

@@ -18,7 +18,7 @@ from pyro_tvae import TVAE, MeanFieldGuide
 from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table
+from ..reports.tables import plain_table
 from .children import call
 from .speed import PAPER, Setting
 from .timing import ONE_CPU

@@ -14,7 +14,7 @@ from rich.console import Console
 from pyro_tvae.inference import TrainerOptions
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table
+from ..reports.tables import plain_table
 from .children import together
 from .speed import PAPER, Setting, step_products
 from .throughput import rates_in_words, turning_digits

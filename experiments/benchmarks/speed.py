@@ -24,7 +24,7 @@ from pyro_tvae.inference.likelihood import log_weights
 from pyro_tvae.inference.training import Optimizers
 
 from ..datasets.transformations import Transformations
-from ..reports.terminal import plain_table, yes_or_no
+from ..reports.tables import plain_table, yes_or_no
 from .timing import ONE_CPU, StepTimer, between, in_turns, measuring, seconds_of, spread
 
 __all__ = ["PAPER", "TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table, yes_or_no
+from ..reports.tables import plain_table, yes_or_no
 from .timing import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]

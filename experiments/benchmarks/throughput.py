@@ -14,7 +14,7 @@ from rich.text import Text
 from pyro_tvae.inference import log_likelihood
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from ..reports.terminal import plain_table
+from ..reports.tables import plain_table
 from .speed import PAPER, Setting, step_products, weight_products
 from .timing import ONE_CPU, StepTimer, in_turns, measuring, ratios, spread
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..reports.terminal import plain_table, wide_console
+from ..reports.tables import plain_table, wide_console
 from ..runs.run import Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
@@ -120,14 +120,12 @@ def likelihood_run(
         "rows": [],
     }
     show = bool(loaded.config.fit.progress)
-    bounds_of_k: list[Tensor] = []
+    iwaes: list[Tensor] = []
     for k in sorted(set(particles)):
         since = time.perf_counter()
         bound = log_likelihood(model, guide, x, k, seed=seed + k, progress=show)
-        bounds_of_k.append(bound.iwae)
-        row = _row(
-            f"IWAE, K = {k:,}", bound.iwae, bounds_of_k[0], bound.standard_error, bound.ess, since, model.n_frames, k
-        )
+        iwaes.append(bound.iwae)
+        row = _row(f"IWAE, K = {k:,}", bound.iwae, iwaes[0], bound.standard_error, bound.ess, since, model.n_frames, k)
         if k > 20:  # without a tail of five weights there is no Pareto k to count
             row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
         record["rows"].append(row)
@@ -141,7 +139,7 @@ def likelihood_run(
         since = time.perf_counter()
         annealed = annealed_importance(model, guide, x, **options)
         what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
-        record["rows"].append(_row(what, log_p, bounds_of_k[0], error, annealed.ess, since, model.n_frames))
+        record["rows"].append(_row(what, log_p, iwaes[0], error, annealed.ess, since, model.n_frames))
         stored.write(LIKELIHOOD, record)
         bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {

@@ -1,4 +1,4 @@
-"""Tables: the numbers of an evaluation as text, with as many digits as they can carry.
+"""Tables: the numbers of an evaluation as text, with as many digits as they can carry, and tables for the terminal.
 
 :func:`rows` turns an evaluation into strings once; the terminal and the report show the same ones.
 """
@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.record import EvaluationRecord, MeasureRow
-from .terminal import wide_console
 
 __all__ = [
     "BLIND",
@@ -26,8 +25,11 @@ __all__ = [
     "filled",
     "format_number",
     "format_seconds",
+    "plain_table",
     "print_evaluation",
     "rows",
+    "wide_console",
+    "yes_or_no",
 ]
 
 SCHEMA = 1
@@ -124,7 +126,7 @@ def evaluation_table(evaluation: EvaluationRecord) -> Table:
     entries = rows(evaluation)
     marks = {note: number for number, note in enumerate(_notes(entries), start=1)}
     labels = [f"{entry.label} [{marks[entry.note]}]" if entry.note else entry.label for entry in entries]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table = _frameless(1)
     table.add_column("measure", min_width=min(24, _longest_word(labels)))
     shown = filled(entries)
     columns = {"unit": "unit", "better": "better", "trained": _trained_heading(evaluation)}
@@ -252,3 +254,32 @@ def _longest_word(texts: Iterable[str]) -> int:
 def _hanging(mark: str, text: str, width: int) -> Text:
     indent = " " * (len(mark) + 1)
     return Text(textwrap.fill(f"{mark} {text}", max(width, 40), subsequent_indent=indent, break_long_words=False))
+
+
+# ---- the terminal
+
+
+def wide_console(least: int = 100) -> Console:
+    """Standard output; at least so many columns wide where it is no terminal (a pipe, a file)."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(least, console.width))
+
+
+def plain_table(first: str, *headings: str, gap: int, wraps: bool = False) -> Table:
+    """A table with names in the first column, which may wrap, and numbers in the others, which never do."""
+    table = _frameless(gap)
+    table.add_column(first, no_wrap=not wraps)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def yes_or_no(met: bool | None) -> Text:
+    """Whether a target was met, in its colour; a dash where there is none."""
+    if met is None:
+        return Text("–")
+    return Text("yes", "green") if met else Text("no", "bold red")
+
+
+def _frameless(gap: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0))
