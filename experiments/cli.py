@@ -30,6 +30,7 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
+Split = Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -66,12 +67,16 @@ def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
         yield Allowlist.importing(imports or ())
 
 
+def _whole_numbers(option: str, text: str, example: str) -> list[int]:
+    """An option's numbers, separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{option} is {text!r}; expected whole numbers, such as {example}.") from None
+
+
 @app.command()
-def evaluate(
-    run: RunFolder,
-    split: Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")] = "test",
-    imports: Imports = None,
-) -> None:
+def evaluate(run: RunFolder, split: Split = "test", imports: Imports = None) -> None:
     """Judge a trained run again and rewrite its report."""
     with _stored(run, imports) as allow:
         from .commands.evaluate import evaluate_run
@@ -112,18 +117,14 @@ def likelihood(
     sequences: Annotated[int, typer.Option(min=1, help="The first sequences of the split.")] = 32,
     temperatures: Annotated[int, typer.Option(min=0, help="Of annealed importance sampling; 0 leaves it out.")] = 0,
     chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
-    split: Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")] = "test",
+    split: Split = "test",
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
     with _stored(run, imports) as allow:
-        try:
-            counts = [int(part) for part in particles.split(",")]
-        except ValueError:
-            raise ValueError(f"--particles is {particles!r}; expected whole numbers, such as 1,10,100.") from None
-        from .commands.likelihood import likelihood_run
-        from .reports.likelihood_table import print_likelihood
+        counts = _whole_numbers("particles", particles, "1,10,100")
+        from .commands.likelihood import likelihood_run, print_likelihood
 
         record = likelihood_run(
             run,
@@ -154,10 +155,7 @@ def reproduce(
     Further arguments are Hydra overrides of every row that has such a setting, such as data.source.root=DIR.
     """
     with _answered():
-        try:
-            numbers = [int(part) for part in seeds.split(",")]
-        except ValueError:
-            raise ValueError(f"--seeds is {seeds!r}; expected whole numbers, such as 0,1,2.") from None
+        numbers = _whole_numbers("seeds", seeds, "0,1,2")
         if fresh and (keep or records):
             raise ValueError("--fresh leaves records out, so it goes with neither --keep nor --records; choose one.")
         from .config.former_names import announced

@@ -6,10 +6,13 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as lightning
+import pyro
 import torch
 
-__all__ = ["hardware", "processor", "versions"]
+__all__ = ["hardware", "machine", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -22,6 +25,19 @@ def hardware(device: torch.device) -> str:
     """The processor, its cores, and what computes: a number of threads or a named device."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"{processor()}, {os.cpu_count()} cores, {where}"
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the seconds of a benchmark depend on."""
+    return {
+        "cpu": processor(),
+        "threads": threads,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "lightning": lightning.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+    }
 
 
 def processor() -> str:

@@ -139,7 +139,7 @@ def test_no_room_imports_a_higher_one(name: str) -> None:
     ("where", "source"),
     [
         ("experiments/datasets/sources.py", "from ..config.composition import compose"),
-        ("experiments/runs/unfinished.py", "from ..commands import train"),
+        ("experiments/runs/run.py", "from ..commands import train"),
         ("experiments/config/loggers.py", "def f():\n    from ..runs.run import Run"),
         ("experiments/config/loggers.py", "if TYPE_CHECKING:\n    from pyro_tvae.experiments.cli import app"),
         ("experiments/studies/ledger.py", "from ..benchmarks import timing"),

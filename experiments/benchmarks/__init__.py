@@ -40,9 +40,9 @@ def run_suite(
     Raises:
         ValueError: there is no such benchmark, or no thread.
     """
-    from ..reports.terminal import wide_console
+    from ..provenance import machine
+    from ..reports.tables import wide_console
     from ..runs.files import write_text
-    from . import record as records
 
     names = list(dict.fromkeys(names or NAMES))
     unknown = [name for name in names if name not in NAMES]
@@ -51,7 +51,7 @@ def run_suite(
     if threads < 1:
         raise ValueError(f"benchmark: threads is {threads}; expected at least 1.")
     start = time.perf_counter()
-    record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": records.machine(threads)}
+    record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": machine(threads)}
 
     def write() -> None:
         record["seconds"] = time.perf_counter() - start

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -13,12 +12,11 @@ from tqdm.auto import tqdm
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
 from pyro_tvae.inference import IWAE, DReG, Objective, TrainerOptions, fit
-from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from ..reports.terminal import plain_table, wide_console
-from .record import with_threads
+from ..reports.tables import plain_table
+from .timing import isolated
 
 __all__ = ["print_record", "run", "signal_to_noise"]
 
@@ -51,7 +49,7 @@ def run(
         A mapping ready for JSON: ``particles``, and ``signal_to_noise`` with a list of [value, standard error] for
         each objective.
     """
-    with with_threads(threads), seeded(0), pyro.get_param_store().scope():
+    with isolated(threads):
         data = SequenceDataModule(digits(size=14), Transformations(rotation=True), n_frames=6, n_test=1, seed=0)
         model = TVAE(data.frame_shape, 6, 4, 6, CapsuleRoll(5, 1), mu=5.0)
         guide = MeanFieldGuide(model)
@@ -104,7 +102,7 @@ def _ratio(gradients: Tensor) -> Tensor:
     return (signal / noise).sqrt()
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     ratios = record["signal_to_noise"]
     table = plain_table("signal to noise of the guide's gradient: K", *ratios, "DReG / IWAE", gap=3)
@@ -112,6 +110,5 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
         (iwae, _), (dreg, _) = entries
         ratio = f"{dreg / iwae:.1f}" if iwae > 0 else "–"
         table.add_row(f"{k:,}", *(f"{value:.3f} ± {error:.3f}" for value, error in entries), ratio)
-    console = console or wide_console()
     console.print(table)
     console.print(f"Higher is better; {record['repeats']} gradients each; {record['setting']}.")

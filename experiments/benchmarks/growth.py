@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
+import numpy as np
 from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_tvae.inference import TrainerOptions, fit
+from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table, wide_console
+from ..reports.tables import plain_table
 from .children import call
 from .memory import begin, needed
-from .speed import Setting, step_products
-from .timing import StepTimer, seconds_of
+from .speed import PAPER, Setting, step_products
+from .timing import ONE_CPU, StepTimer, seconds_of
 
 __all__ = ["print_record", "run", "step", "summary"]
 
@@ -35,7 +35,7 @@ def run(
     sizes: Mapping[str, Sequence[int]] | None = None,
     turns: int = 3,
     turn_seconds: float = 0.3,
-    setting: Setting | None = None,
+    setting: Setting = PAPER,
 ) -> dict[str, Any]:
     """Double one size at a time, from half the paper's, and fit ``value ~ size^exponent``.
 
@@ -57,30 +57,30 @@ def run(
         ValueError: unknown axes, or fewer than three sizes of one.
         RuntimeError: a process failed.
     """
-    setting = setting or Setting()
     sizes = sizes or {"S": DOUBLINGS, "C": DOUBLINGS, "D": DOUBLINGS, "N": (4, 8, 16, 32)}
     if turns < 1 or any(axis not in AXES or len({*values}) < 3 for axis, values in sizes.items()):
         raise ValueError(
             f"benchmark: turns={turns}, sizes={dict(sizes)}; expected at least 1 turn, and at least 3 sizes for some "
             f"of {', '.join(AXES)}."
         )
+
+    @functools.cache  # the axes share a setting
+    def measured(here: Setting) -> dict[str, float]:
+        options = {"sizes": asdict(here), "threads": threads, "turns": turns, "turn_seconds": turn_seconds}
+        values: dict[str, float] = call(step, options)
+        return values
+
     costs: dict[str, Any] = {}
-    done: dict[Setting, dict[str, float]] = {}
     total = sum(len(values) for values in sizes.values())
     with progress_bar(total, "growth", shown=progress, unit="size") as bar:
         for axis, values in sizes.items():
             points = []
             for n in values:
                 bar.set_postfix({axis: n}, refresh=False)
-                here = replace(setting, **{AXES[axis]: n})
-                if here not in done:
-                    options = {"sizes": asdict(here), "threads": threads, "turns": turns, "turn_seconds": turn_seconds}
-                    done[here] = call(step, options)
-                points.append(done[here])
+                points.append(measured(replace(setting, **{AXES[axis]: n})))
                 bar.update()
-            names = ("seconds", "products", "memory")
             costs[axis] = {"sizes": list(values)}
-            costs[axis] |= {name: summary(values, [point[name] for point in points]) for name in names}
+            costs[axis] |= {name: summary(values, [point[name] for point in points]) for name in points[0]}
     return {"axes": costs, "setting": asdict(setting)}
 
 
@@ -104,21 +104,15 @@ def summary(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
     """
     if len({*sizes}) < 3 or len(sizes) != len(values) or min(*sizes, *values) <= 0:
         raise ValueError(f"an exponent of {list(values)} over {list(sizes)}: expected 3 positive pairs at least.")
-    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
-    exponent, intercept = statistics.linear_regression(x, y)
-    residual = sum((b - intercept - exponent * a) ** 2 for a, b in zip(x, y, strict=True))
-    error = math.sqrt(residual / (len(x) - 2) / (statistics.pvariance(x) * len(x)))
-    return {"values": list(values), "exponent": exponent, "standard_error": error}
+    (exponent, _), covariance = np.polyfit(np.log(sizes), np.log(values), 1, cov=True)
+    return {"values": list(values), "exponent": float(exponent), "standard_error": float(covariance[0, 0]) ** 0.5}
 
 
 def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float) -> dict[str, float]:
     """Median seconds of a training step and of its bare products, and bytes that this process needed for it."""
-    setting, before = begin(sizes, threads)
-    model, guide = setting.build()
+    before, setting, model, guide, x = begin(sizes, threads)
     n = setting.n_sequences
-    x = torch.rand(n, setting.n_frames, *setting.frame_shape)
-    one_cpu = TrainerOptions(accelerator="cpu", devices=1)
-    fit(model, guide, x, batch_size=n, max_epochs=WARM_UP_STEPS, progress=False, trainer=one_cpu)
+    fit(model, guide, x, batch_size=n, max_epochs=WARM_UP_STEPS, progress=False, trainer=ONE_CPU)
     memory = needed(before)  # the products that follow have matrices of their own
     products = step_products(model, guide, n)
     products()
@@ -126,15 +120,12 @@ def step(sizes: Mapping[str, int], threads: int, turns: int, turn_seconds: float
     timed = StepTimer(products, steps=times, warm_up=WARM_UP_STEPS, enough=lambda count: count >= turns)
     again = x.expand(times * turns + WARM_UP_STEPS + 1, *x.shape)
     loader = DataLoader(TensorDataset(again), batch_size=None)
-    fit(model, guide, loader, max_epochs=1, progress=False, trainer=replace(one_cpu, callbacks=[timed]))
-    return {
-        "seconds": statistics.median(timed.steps),
-        "products": statistics.median(timed.others),
-        "memory": memory,
-    }
+    timed.during(model, guide, loader, ONE_CPU)
+    seconds, bare = statistics.median(timed.steps), statistics.median(timed.others)
+    return {"seconds": seconds, "products": bare, "memory": memory}
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     table = plain_table("step, as this grows", "ms here", "exponent", "bare products'", "MB", "exponent", gap=2)
     for axis, costs in record["axes"].items():
@@ -147,7 +138,6 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
             f"{memory['values'][0] / 1e6:,.0f} to {memory['values'][-1] / 1e6:,.0f}",
             _power(memory),
         )
-    console = console or wide_console()
     console.print(table)
     size = record["setting"]
     console.print(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import mmap
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
+from pyro_tvae import TVAE, MeanFieldGuide
+from pyro_tvae.inference import fit, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table, wide_console
+from ..reports.tables import plain_table
 from .children import call
-from .speed import Setting
+from .speed import PAPER, Setting
+from .timing import ONE_CPU
 
 __all__ = ["begin", "needed", "peak", "print_record", "run", "train", "weigh"]
 
@@ -33,7 +38,7 @@ def run(
     particles: Sequence[int] = (1_000, 10_000),
     frames: Sequence[int] = (9, 18, 36, 72),
     sequences: Sequence[int] = (4, 8, 16, 32),
-    setting: Setting | None = None,
+    setting: Setting = PAPER,
 ) -> dict[str, Any]:
     """Peak memory of ``log_likelihood`` over K, and of it and of training over S and the batch.
 
@@ -54,24 +59,24 @@ def run(
     Raises:
         RuntimeError: a process failed, or the system does not say how much memory one used.
     """
-    setting = setting or Setting()
     sizes = {"S": frames, "batch": sequences}
-    settings = {(axis, n): replace(setting, **{AXES[axis]: n}) for axis in sizes for n in sizes[axis]}
     peaks = {}
     for k in particles:
         many = asdict(replace(setting, num_particles=k, n_sequences=FEW))
         peaks[k] = int(call(weigh, {"sizes": many, "threads": threads, "progress": progress}))
-    grown: dict[str, dict[str, dict[str, int]]] = {}
-    done: dict[tuple[str, Setting], int] = {}
-    todo = [(name, *key) for name in ("weights", "training") for key in settings]
-    with progress_bar(len(todo), "memory over S and batch", shown=progress, unit="process") as bar:
-        for name, axis, n in todo:
-            key = name, settings[axis, n]
-            if key not in done:
-                options = {"sizes": asdict(key[1]), "threads": threads}
-                done[key] = int(call(weigh if name == "weights" else train, options))
-            grown.setdefault(name, {}).setdefault(axis, {})[str(n)] = done[key]
-            bar.update()
+
+    @functools.cache  # two sizes share a setting
+    def bytes_of(job: Callable[..., int], here: Setting) -> int:
+        return int(call(job, {"sizes": asdict(here), "threads": threads}))
+
+    jobs = {"weights": weigh, "training": train}
+    grown: dict[str, dict[str, dict[str, int]]] = {name: {axis: {} for axis in sizes} for name in jobs}
+    total = len(jobs) * sum(map(len, sizes.values()))
+    with progress_bar(total, "memory over S and batch", shown=progress, unit="process") as bar:
+        for name, axis in itertools.product(jobs, sizes):
+            for n in sizes[axis]:
+                grown[name][axis][str(n)] = bytes_of(jobs[name], replace(setting, **{AXES[axis]: n}))
+                bar.update()
     ratio = peaks[particles[-1]] / peaks[particles[0]]
     return {
         "peaks": {str(k): value for k, value in peaks.items()},
@@ -83,7 +88,7 @@ def run(
     }
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     table = plain_table("peak memory in MB, the libraries' left out", "importance weights", "training", gap=3)
     for k, value in record["peaks"].items():
@@ -91,7 +96,6 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
     for axis in AXES:
         for n, value in record["weights"][axis].items():
             table.add_row(f"{axis} = {n}", f"{value / 1e6:,.0f}", f"{record['training'][axis][n] / 1e6:,.0f}")
-    console = console or wide_console()
     console.print(table)
     met, size = "met" if record["met"] else "NOT met", record["setting"]
     console.print(
@@ -118,27 +122,15 @@ def peak() -> int:
 
 def weigh(sizes: Mapping[str, int], threads: int, progress: bool = False) -> int:
     """Bytes that this process needs for the importance weights of one batch."""
-    setting, before = begin(sizes, threads)
-    model, guide = setting.build()
-    x = torch.rand(setting.n_sequences, setting.n_frames, *setting.frame_shape)
+    before, setting, model, guide, x = begin(sizes, threads)
     log_likelihood(model, guide, x, setting.num_particles, batch_size=setting.n_sequences, progress=progress)
     return needed(before)
 
 
 def train(sizes: Mapping[str, int], threads: int) -> int:
     """Bytes that this process needs for a few training steps."""
-    setting, before = begin(sizes, threads)
-    model, guide = setting.build()
-    x = torch.rand(setting.n_sequences, setting.n_frames, *setting.frame_shape)
-    fit(
-        model,
-        guide,
-        x,
-        batch_size=setting.n_sequences,
-        max_epochs=STEPS,
-        progress=False,
-        trainer=TrainerOptions(accelerator="cpu", devices=1),
-    )
+    before, setting, model, guide, x = begin(sizes, threads)
+    fit(model, guide, x, batch_size=setting.n_sequences, max_epochs=STEPS, progress=False, trainer=ONE_CPU)
     return needed(before)
 
 
@@ -147,14 +139,13 @@ def needed(before: int) -> int:
     return max(peak() - before, mmap.PAGESIZE)
 
 
-def begin(sizes: Mapping[str, int], threads: int) -> tuple[Setting, int]:
-    """The sizes, and the peak so far, of a process whose libraries have all done something small."""
+def begin(sizes: Mapping[str, int], threads: int) -> tuple[int, Setting, TVAE, MeanFieldGuide, Tensor]:
+    """The peak so far of a process whose libraries have all done something small; then what it is to work on."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    small = Setting(2, 3, 4, 1, 3, 3, 0)
+    small, setting = Setting(2, 3, 4, 1, 3, 3, 0), Setting(**sizes)
     model, guide = small.build()
     x = torch.rand(2, 3, *small.frame_shape)
-    one_cpu = TrainerOptions(accelerator="cpu", devices=1)
-    fit(model, guide, x, batch_size=2, max_epochs=1, progress=False, trainer=one_cpu)
+    fit(model, guide, x, batch_size=2, max_epochs=1, progress=False, trainer=ONE_CPU)
     log_likelihood(model, guide, x, 30)
-    return Setting(**sizes), peak()
+    return peak(), setting, *setting.build(), torch.rand(setting.n_sequences, setting.n_frames, *setting.frame_shape)

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.text import Text
 
-from pyro_tvae.inference import TrainerOptions, fit
+from pyro_tvae.inference import TrainerOptions
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table, wide_console
+from ..reports.tables import plain_table
 from .children import together
-from .speed import Setting, step_products
-from .throughput import turning_digits
+from .speed import PAPER, Setting, step_products
+from .throughput import rates_in_words, turning_digits
 from .timing import StepTimer, ratios, spread
 
 __all__ = ["print_record", "run", "summary", "train"]
@@ -33,7 +32,7 @@ def run(
     rounds: int = 3,
     turns: int = 3,
     steps: int = 10,
-    setting: Setting | None = None,
+    setting: Setting = PAPER,
 ) -> dict[str, Any]:
     """Train with one process and with two in turns: Lightning's DDP over gloo, a batch per process of the same size.
 
@@ -59,7 +58,6 @@ def run(
         raise ValueError(f"benchmark: rounds={rounds}, turns={turns}, steps={steps}; expected at least 1 of each.")
     if not torch.distributed.is_available():
         raise RuntimeError("benchmark scaling: PyTorch was built without torch.distributed; leave scaling out.")
-    setting = setting or Setting()
     call = {"sizes": asdict(setting), "turns": turns, "steps": steps}
     seconds: dict[int, dict[str, list[float]]] = {n: {"training": [], "products": []} for n in (1, 2)}
     plan = [1, *[2, 1] * rounds]
@@ -121,33 +119,20 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
         # All processes have to stop after the same step, so that none waits for another's gradients.
         enough=lambda count: count >= turns,
     )
-    fit(
-        model,
-        guide,
-        turning_digits(setting),
-        max_epochs=1_000_000,  # never reached
-        progress=False,
-        trainer=TrainerOptions("cpu", n_processes, "ddp" if n_processes > 1 else "auto", callbacks=[timed]),
-    )
+    trainer = TrainerOptions("cpu", n_processes, "ddp" if n_processes > 1 else "auto")
+    timed.during(model, guide, turning_digits(setting), trainer)
     if n_processes > 1:
         torch.distributed.destroy_process_group()
     return {"training": timed.steps, "products": timed.others}
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     first = "sequences per second here, one thread per process"
     table = plain_table(first, "1 process", "2 processes", "ratio", "lowest to highest", gap=1, wraps=True)
     for name, what in (("training", "training, DDP over gloo"), ("products", "bare products, no DDP")):
         rates = record["measures"][name]
-        table.add_row(
-            what,
-            f"{rates['one']:,.0f}",
-            f"{rates['two']:,.0f}",
-            Text(f"{rates['ratio']:.2f}", "bold"),
-            f"{rates['low']:.2f} to {rates['high']:.2f}",
-        )
-    console = console or wide_console()
+        table.add_row(*rates_in_words(what, (rates["one"], rates["two"]), rates))
     console.print(table)
     console.print(
         f"2 is perfect; every process has a batch of its own of {record['setting']['n_sequences']} sequences."

@@ -6,31 +6,28 @@ that a machine that slows down slows both sides.
 
 from __future__ import annotations
 
-import itertools
-import math
+import functools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyro
 import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
-from pyro_tvae.inference.likelihood import log_weights, seeded
-from pyro_tvae.inference.training import Optimizers, TrainerOptions, fit
+from pyro_tvae.inference.likelihood import log_weights
+from pyro_tvae.inference.training import Optimizers
 
 from ..datasets.transformations import Transformations
-from ..reports.terminal import plain_table, wide_console
-from .record import Bar, with_threads
-from .timing import StepTimer, seconds_of
+from ..reports.tables import plain_table, yes_or_no
+from .timing import ONE_CPU, StepTimer, between, in_turns, measuring, seconds_of, spread
 
-__all__ = ["TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
+__all__ = ["PAPER", "TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
 
 TARGETS: dict[str, float | None] = {"step": 1.3, "step_sgd": 1.3, "step_bfloat16": None, "batch": 0.05, "iwae": 1.3}
 WHAT = {
@@ -73,16 +70,14 @@ class Setting:
         return model, MeanFieldGuide(model)
 
 
+PAPER = Setting()
+
+
+@dataclass
 class Products:
     """Matrix products ``a @ b`` into memory allocated beforehand: calling it multiplies and does nothing else."""
 
-    def __init__(self, operands: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
-        self.operands = list(operands)
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of one call."""
-        return sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b, _ in self.operands)
+    operands: Sequence[tuple[Tensor, Tensor, Tensor]]
 
     def __call__(self) -> None:
         for a, b, out in self.operands:
@@ -126,13 +121,7 @@ def weight_products(model: TVAE, n_sequences: int, num_particles: int) -> Produc
     return Products([(x[:rows], weight, out[:rows]) for rows in passes for x, weight, out in layers])
 
 
-def run(
-    *,
-    threads: int = 2,
-    seconds: float = 60.0,
-    progress: bool = True,
-    setting: Setting | None = None,
-) -> dict[str, Any]:
+def run(*, threads: int = 2, seconds: float = 60.0, progress: bool = True, setting: Setting = PAPER) -> dict[str, Any]:
     """Measure in turns for about ``seconds``.
 
     Args:
@@ -148,25 +137,30 @@ def run(
     Raises:
         ValueError: no threads, or no time.
     """
-    if threads < 1 or not 0 < seconds < math.inf:
-        raise ValueError(f"benchmark: threads={threads}, seconds={seconds}; expected at least 1 thread and some time.")
-    setting = setting or Setting()
     start = time.perf_counter()
-    with with_threads(threads), seeded(0), pyro.get_param_store().scope(), Bar(seconds, progress) as bar:
+    published = functools.partial(torch.optim.SGD, lr=1e-4, momentum=0.9, fused=True)  # the paper's optimizer
+    with measuring(threads, seconds, progress) as report:
         model, guide = setting.build()
         n_parameters = sum(p.numel() for module in (model, guide) for p in module.parameters())
         measures: dict[str, Any] = {}
         for name, optimizer, precision, share in (
             ("step", None, "highest", 0.35),
-            ("step_sgd", _published, "highest", 0.55),
+            ("step_sgd", published, "highest", 0.55),
             ("step_bfloat16", None, "medium", 0.75),
         ):
-            turns = _time_steps(model, guide, setting, optimizer, precision, start + share * seconds, bar)
+            turns = _time_steps(model, guide, setting, optimizer, precision, start + share * seconds, report)
             measures[name] = summary(name, turns["step"], turns["products"])
             if name == "step":
                 measures["batch"] = summary("batch", turns["batch"], turns["step"])
-        turns = _time_weights(model, guide, setting, start + seconds, bar)
-        measures["iwae"] = summary("iwae", turns["weights"], turns["products"])
+        x = make_batches(setting)()
+        log_weights(model, guide, x, 1)  # the first calls allocate and plan
+        turns_of_weights = in_turns(
+            lambda: log_weights(model, guide, x, setting.num_particles),
+            weight_products(model, setting.n_sequences, setting.num_particles),
+            lambda count: count >= MIN_REPEATS and time.perf_counter() >= start + seconds,
+            lambda weights, products: report("IWAE", weights / products),
+        )
+        measures["iwae"] = summary("iwae", *turns_of_weights)
     return {
         "measures": measures,
         "remark": REMARK,
@@ -176,56 +170,42 @@ def run(
     }
 
 
-def _published(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-    """The paper's optimizer."""
-    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
-
-
 def summary(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
     """One measure from the seconds of its turns.
 
-    Where ``below`` has one turn more than ``above``, the turns alternate and each is compared with the mean of its two
-    neighbours: a steady drift of the machine then cancels.
+    Where ``below`` has one turn more than ``above``, the turns alternate: see :func:`.ratios`.
 
     Example:
         >>> summary("step", [3.0, 3.0], [1.0, 2.0, 4.0])["ratio"]
         1.5
     """
     if len(below) == len(above) + 1:
-        below = [(before + after) / 2 for before, after in itertools.pairwise(below)]
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    ratio, target = statistics.median(ratios), TARGETS[name]
+        below = between(below)
+    ratios, target = spread([a / b for a, b in zip(above, below, strict=True)]), TARGETS[name]
     return {
         "what": WHAT[name],
-        "ratio": ratio,
-        "low": min(ratios),
-        "high": max(ratios),
+        **ratios,
         "target": target,
-        "met": None if target is None else ratio <= target,
-        "repeats": len(ratios),
+        "met": None if target is None else ratios["ratio"] <= target,
         "seconds": statistics.median(above),
         "against_seconds": statistics.median(below),
     }
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table: what, measured, target, met or not."""
-    console = console or wide_console()
     headings = ("measured", "lowest to highest", "target", "met", "seconds here")
     table = plain_table("what", *headings, gap=1, wraps=True)
     for name, measure in record["measures"].items():
-        show = _percent if name == "batch" else _times
-        target, met = measure["target"], measure["met"]
-        cells = [
-            measure["what"],
-            show(measure["ratio"]),
+        show, target = functools.partial(_shown, name), measure["target"]
+        table.add_row(
+            Text(measure["what"]),
+            Text(show(measure["ratio"]), "bold"),
             f"{show(measure['low'])} to {show(measure['high'])}",
             "–" if target is None else f"≤ {show(target)}",
-            "–" if met is None else "yes" if met else "no",
-            f"{measure['seconds']:.3g} / {measure['against_seconds']:.3g}",
-        ]
-        styles = ["", "bold", "", "", {True: "green", False: "bold red"}.get(met, ""), "dim"]
-        table.add_row(*(Text(cell, style) for cell, style in zip(cells, styles, strict=True)))
+            yes_or_no(measure["met"]),
+            Text(f"{measure['seconds']:.3g} / {measure['against_seconds']:.3g}", "dim"),
+        )
     size = record["setting"]
     console.print(table)
     console.print(
@@ -237,19 +217,6 @@ def print_record(record: Mapping[str, Any], console: Console | None = None) -> N
     )
 
 
-class _Prepared(Dataset[Tensor]):
-    """The same few batches over and over, so that nothing but the step is timed."""
-
-    def __init__(self, batches: Sequence[Tensor]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return 1_000_000  # never reached: the clock stops the run
-
-    def __getitem__(self, item: int) -> Tensor:
-        return self.batches[item % len(self.batches)]
-
-
 def _time_steps(
     model: TVAE,
     guide: MeanFieldGuide,
@@ -257,7 +224,7 @@ def _time_steps(
     optimizer: Optimizers | None,
     precision: str,
     deadline: float,
-    bar: Bar,
+    show: Callable[[str, float], None],
 ) -> dict[str, list[float]]:
     """Seconds of a step, of its products in float32 and of making its batch, in turns."""
     make = make_batches(setting)
@@ -267,7 +234,7 @@ def _time_steps(
 
     def report(step: float, product: float) -> None:
         batches.append(seconds_of(make, STEPS))
-        bar("step", step / product)
+        show("step", step / product)
 
     def in_float32() -> None:
         torch.set_float32_matmul_precision("highest")
@@ -281,34 +248,11 @@ def _time_steps(
         enough=lambda count: count >= MIN_REPEATS and time.perf_counter() > deadline,
         report=report,
     )
-    loader = DataLoader(_Prepared([make() for _ in range(4)]), batch_size=None)
-    fit(
-        model,
-        guide,
-        loader,
-        optimizer=optimizer,
-        matmul_precision=precision,
-        max_epochs=1,
-        progress=False,
-        trainer=TrainerOptions(accelerator="cpu", devices=1, callbacks=[turns]),
-    )
+    # The same few batches over and over, so that nothing but the step is timed; the clock stops the run.
+    few = [make() for _ in range(4)]
+    loader = DataLoader(TensorDataset(torch.stack(few)), batch_size=None, sampler=[*range(len(few))] * 250_000)
+    turns.during(model, guide, loader, ONE_CPU, optimizer, precision)
     return {"step": turns.steps, "batch": batches, "products": turns.others}
-
-
-def _time_weights(
-    model: TVAE, guide: MeanFieldGuide, setting: Setting, deadline: float, bar: Bar
-) -> dict[str, list[float]]:
-    """Seconds of a batch's importance weights and of the decoder's products for them, in turns."""
-    x = make_batches(setting)()
-    products = weight_products(model, setting.n_sequences, setting.num_particles)
-    weights = lambda: log_weights(model, guide, x, setting.num_particles)  # noqa: E731
-    log_weights(model, guide, x, 1)  # the first calls allocate and plan
-    seconds: dict[str, list[float]] = {"weights": [], "products": [seconds_of(products, 2)]}
-    while len(seconds["weights"]) < MIN_REPEATS or time.perf_counter() < deadline:
-        seconds["weights"].append(seconds_of(weights, 1))
-        seconds["products"].append(seconds_of(products, 1))
-        bar("IWAE", seconds["weights"][-1] / seconds["products"][-1])
-    return seconds
 
 
 def make_batches(setting: Setting) -> Callable[[], Tensor]:
@@ -325,9 +269,5 @@ def _linears(network: nn.Module | None) -> list[nn.Linear]:
     return [] if network is None else [module for module in network.modules() if isinstance(module, nn.Linear)]
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f} x"
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.1f} %"
+def _shown(name: str, ratio: float) -> str:
+    return f"{100 * ratio:.1f} %" if name == "batch" else f"{ratio:.2f} x"

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from pyro_tvae.inference.progress import progress_bar
 
-from ..reports.terminal import plain_table, wide_console
+from ..reports.tables import plain_table, yes_or_no
 from .timing import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]
@@ -55,10 +54,7 @@ def run(
     seconds: dict[str, list[float]] = {name: [] for name in (first, COLD, *names)}
     bare: list[float] = []
     heavy = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        progress_bar(repeats + len(names), "start-up", shown=progress) as bar,
-    ):
+    with tempfile.TemporaryDirectory() as folder, progress_bar(repeats + len(names), "start-up", shown=progress) as bar:
         for name, command in names.items():
             heavy[name] = heavy_imports(_start([sys.executable, "-X", "importtime", *command[1:]], folder))
             bar.update()
@@ -117,34 +113,32 @@ def summary(
         True
     """
     starts = spread(seconds)
+    median = starts.pop("ratio")
     return {
-        "seconds": starts["ratio"],
-        "low": starts["low"],
-        "high": starts["high"],
-        "repeats": starts["repeats"],
+        "seconds": median,
+        **starts,
         "ratio": spread([a / b for a, b in zip(seconds, bare, strict=True)])["ratio"],
         "heavy": list(heavy),
         "target": target,
-        "met": None if target is None else starts["ratio"] <= target,
+        "met": None if target is None else median <= target,
     }
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     table = plain_table("starting pyro-tvae …", "seconds", "lowest to highest", "bare Python", "target", "met", gap=2)
     table.add_column("imports")
     for name, start in record["commands"].items():
-        target, met = start["target"], start["met"]
+        target = start["target"]
         table.add_row(
             name,
             f"{start['seconds']:.2f}",
             f"{start['low']:.2f} to {start['high']:.2f}",
             f"{start['ratio']:.0f} x",
             "–" if target is None else f"≤ {target:.0f}",
-            Text("–" if met is None else "yes" if met else "no", {True: "green", False: "bold red"}.get(met, "")),
+            yes_or_no(start["met"]),
             ", ".join(start["heavy"]) or "none heavy",
         )
-    console = console or wide_console()
     console.print(table)
     repeats = next(iter(record["commands"].values()))["repeats"]
     console.print(

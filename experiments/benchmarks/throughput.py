@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import pyro
 from rich.console import Console
 from rich.text import Text
 
-from pyro_tvae.inference import TrainerOptions, fit, log_likelihood
-from pyro_tvae.inference.likelihood import seeded
+from pyro_tvae.inference import log_likelihood
 
 from ..datasets import SequenceDataModule, Transformations, digits
-from ..reports.terminal import plain_table, wide_console
-from .record import Bar, with_threads
-from .speed import Setting, step_products, weight_products
-from .timing import StepTimer, ratios, seconds_of, spread
+from ..reports.tables import plain_table
+from .speed import PAPER, Setting, step_products, weight_products
+from .timing import ONE_CPU, StepTimer, in_turns, measuring, ratios, spread
 
-__all__ = ["measure", "print_record", "run", "turning_digits"]
+__all__ = ["measure", "print_record", "rates_in_words", "run", "turning_digits"]
 
 STEPS, WARM_UP_STEPS = 10, 20
 MIN_REPEATS = 3
@@ -32,9 +28,7 @@ WHAT = {
 }
 
 
-def run(
-    *, threads: int = 2, progress: bool = True, seconds: float = 40.0, setting: Setting | None = None
-) -> dict[str, Any]:
+def run(*, threads: int = 2, progress: bool = True, seconds: float = 40.0, setting: Setting = PAPER) -> dict[str, Any]:
     """Measure both rates in turns with bare matrix products for about ``seconds``.
 
     Training sequences come from ``fit`` with a data module: scikit-learn's digits, one of three factors moving, drawn
@@ -55,36 +49,27 @@ def run(
     Raises:
         ValueError: no threads, or no time.
     """
-    if threads < 1 or not 0 < seconds < math.inf:
-        raise ValueError(f"benchmark: threads={threads}, seconds={seconds}; expected at least 1 thread and some time.")
-    setting = setting or Setting()
     n, k = setting.n_sequences, setting.num_particles
     start = time.perf_counter()
-    with with_threads(threads), seeded(0), pyro.get_param_store().scope(), Bar(seconds, progress) as bar:
+    with measuring(threads, seconds, progress) as report:
         model, guide = setting.build()
         turns = StepTimer(
             step_products(model, guide, n),
             steps=STEPS,
             warm_up=WARM_UP_STEPS,
             enough=lambda count: count >= MIN_REPEATS and time.perf_counter() > start + 0.6 * seconds,
-            report=lambda step, products: bar("sequences", products / step),
+            report=lambda step, products: report("sequences", products / step),
         )
-        fit(
-            model,
-            guide,
-            turning_digits(setting),
-            max_epochs=1_000_000,  # never reached: the clock stops the run
-            progress=False,
-            trainer=TrainerOptions(accelerator="cpu", devices=1, callbacks=[turns]),
-        )
+        turns.during(model, guide, turning_digits(setting), ONE_CPU)
         x = next(turning_digits(setting).batches("train", batch_size=n))["x"]
         products = weight_products(model, n, k)
         log_likelihood(model, guide, x, 1, batch_size=n)  # the first calls allocate and plan
-        weights, bare = list[float](), [seconds_of(products, 2)]
-        while len(weights) < MIN_REPEATS or time.perf_counter() < start + seconds:
-            weights.append(seconds_of(lambda: log_likelihood(model, guide, x, k, batch_size=n)))
-            bare.append(seconds_of(products))
-            bar("particles", bare[-1] / weights[-1])
+        weights, bare = in_turns(
+            lambda: log_likelihood(model, guide, x, k, batch_size=n),
+            products,
+            lambda count: count >= MIN_REPEATS and time.perf_counter() >= start + seconds,
+            lambda weighing, product: report("particles", product / weighing),
+        )
     return {
         "measures": {
             "sequences": measure("sequences", n, turns.steps, turns.others),
@@ -129,18 +114,17 @@ def measure(name: str, count: int, seconds: Sequence[float], bare: Sequence[floa
     }
 
 
-def print_record(record: Mapping[str, Any], console: Console | None = None) -> None:
+def rates_in_words(what: str, rates: Iterable[float], ratio: Mapping[str, Any]) -> tuple[str | Text, ...]:
+    """A line of a table: rates per second, and their ratio with its range, as in :func:`.spread`."""
+    shares = (Text(f"{ratio['ratio']:.2f}", "bold"), f"{ratio['low']:.2f} to {ratio['high']:.2f}")
+    return (what, *(f"{rate:,.0f}" for rate in rates), *shares)
+
+
+def print_record(record: Mapping[str, Any], console: Console) -> None:
     """Print a record of :func:`run` as a table."""
     table = plain_table("per second, end to end", "here", "bare products", "share of them", "lowest to highest", gap=1)
     for rate in record["measures"].values():
-        table.add_row(
-            rate["what"],
-            f"{rate['rate']:,.0f}",
-            f"{rate['bare_rate']:,.0f}",
-            Text(f"{rate['ratio']:.2f}", "bold"),
-            f"{rate['low']:.2f} to {rate['high']:.2f}",
-        )
-    console = console or wide_console()
+        table.add_row(*rates_in_words(rate["what"], (rate["rate"], rate["bare_rate"]), rate))
     console.print(table)
     size = record["setting"]
     console.print(

@@ -16,7 +16,7 @@ from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.record import EvaluationRecord
 from ..reports.report import write_report
-from ..reports.run_figures import draw, pictures
+from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
 from ..runs.run import EVALUATION, PLAIN_VAE, UNTRAINED, Run, Trained
@@ -32,14 +32,14 @@ def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY)
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
     """
-    run = Run(path)
-    judge(run, run.load(allow), run.history(), split)
+    run = Run(path, allow)
+    judge(run, run.load(), run.history(), split)
 
 
 def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
     """Write ``report.html`` again from what the run's folder holds."""
-    run = Run(path)
-    config = run.config(allow)
+    run = Run(path, allow)
+    config = run.config()
     if not run.has(EVALUATION):
         run.check_trained()
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; run 'pyro-tvae evaluate {run}' first.")
@@ -76,9 +76,8 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    return write_report(
-        run.path, cast(EvaluationRecord, record), pictures(run.path / "figures"), text, history.get("rows")
-    )
+    pictures = {path.stem: path for path in (run.path / "figures").glob("*.png")}
+    return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
 
 
 def check_judgeable(config: DictConfig, parts: Parts) -> None:

@@ -18,8 +18,7 @@ from ..config.allowlist import Allowlist
 from ..config.composition import CONF, ELSEWHERE, check_names, compose, parsed
 from ..config.errors import ConfigurationError, plain_errors
 from ..config.former_names import announced
-from ..runs.run import Run
-from ..runs.unfinished import unfinished
+from ..runs.run import Run, unfinished
 
 __all__ = ["run_with_hydra"]
 

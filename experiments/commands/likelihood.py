@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,12 +18,50 @@ from torch import Tensor
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..reports.likelihood_table import LikelihoodRecord, LikelihoodRow
+from ..reports.tables import plain_table, wide_console
 from ..runs.run import Run
 
-__all__ = ["LIKELIHOOD", "likelihood_run"]
+__all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
 
 LIKELIHOOD = "likelihood.json"
+
+
+class LikelihoodRow(TypedDict):
+    """One estimate; nats per frame, but ``particle_error``, nats per sequence. ``gain`` is over the first estimate."""
+
+    what: str
+    per_frame: float
+    per_frame_error: float
+    particle_error: float
+    gain: float
+    gain_error: float
+    k: NotRequired[int]
+    ess: float
+    unreliable: int | None
+    seconds: float
+
+
+class Bracket(TypedDict):
+    """Upper minus lower bound on simulated sequences, nats per sequence."""
+
+    gap: float
+    gap_error: float
+    what: str
+
+
+class LikelihoodRecord(TypedDict):
+    """The content of ``likelihood.json``."""
+
+    kind: str
+    name: str
+    split: str
+    sequences: int
+    n_frames: int
+    threads: int
+    seed: int
+    remark: str | None
+    rows: list[LikelihoodRow]
+    bracket: NotRequired[Bracket]
 
 
 def likelihood_run(
@@ -66,8 +104,8 @@ def likelihood_run(
     ):
         if not sound:
             raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
-    stored = Run(run)
-    loaded = stored.load(allow)
+    stored = Run(run, allow)
+    loaded = stored.load()
     model, guide, data = loaded.model, loaded.guide, loaded.data
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
     record: LikelihoodRecord = {
@@ -82,12 +120,12 @@ def likelihood_run(
         "rows": [],
     }
     show = bool(loaded.config.fit.progress)
-    first: Tensor | None = None
+    iwaes: list[Tensor] = []
     for k in sorted(set(particles)):
         since = time.perf_counter()
         bound = log_likelihood(model, guide, x, k, seed=seed + k, progress=show)
-        first = bound.iwae if first is None else first
-        row = _row(f"IWAE, K = {k:,}", bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, k)
+        iwaes.append(bound.iwae)
+        row = _row(f"IWAE, K = {k:,}", bound.iwae, iwaes[0], bound.standard_error, bound.ess, since, model.n_frames, k)
         if k > 20:  # without a tail of five weights there is no Pareto k to count
             row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
         record["rows"].append(row)
@@ -101,9 +139,7 @@ def likelihood_run(
         since = time.perf_counter()
         annealed = annealed_importance(model, guide, x, **options)
         what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
-        record["rows"].append(
-            _row(what, log_p, log_p if first is None else first, error, annealed.ess, since, model.n_frames)
-        )
+        record["rows"].append(_row(what, log_p, iwaes[0], error, annealed.ess, since, model.n_frames))
         stored.write(LIKELIHOOD, record)
         bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {
@@ -139,3 +175,33 @@ def _row(
 def _error(values: Tensor) -> float:
     """Standard error of the mean over sequences."""
     return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def print_likelihood(record: LikelihoodRecord) -> None:
+    """Print a record of :func:`likelihood_run` as a table with units."""
+    console = wide_console(110)
+    headings = ("nats / frame", "above the first", "median ESS", f"Pareto k > {RELIABLE_PARETO_K}", "seconds")
+    table = plain_table("lower bound of log p(x)", *headings, gap=2)
+    n = record["sequences"]
+    for row in record["rows"]:
+        unreliable = row["unreliable"]
+        table.add_row(
+            row["what"],
+            f"{row['per_frame']:.2f} ± {row['per_frame_error']:.2f}",
+            f"{row['gain']:.3f} ± {row['gain_error']:.3f}",
+            f"{row['ess']:.1f}",
+            "–" if unreliable is None else f"{unreliable} of {n}",
+            f"{row['seconds']:.1f}",
+        )
+    console.print(f"{record['name']}: {n} {record['split']} sequences of {record['n_frames']} frames", highlight=False)
+    console.print(table)
+    console.print("± is the standard error over sequences; higher is better.", highlight=False)
+    if "bracket" in record:
+        gap = record["bracket"]
+        console.print(
+            f"On simulated sequences, where log p(x) can be bounded from above too, annealing leaves a gap of "
+            f"{gap['gap']:.2f} ± {gap['gap_error']:.2f} nats per sequence.",
+            highlight=False,
+        )
+    if record["remark"]:
+        console.print(record["remark"], highlight=False)

@@ -26,7 +26,6 @@ def posterior_run(
     draws: int = 100,
     sequences: int = 8,
     method: str = "guide",
-    split: str = "test",
     seed: int = 0,
     allow: Allowlist = PARTS_ONLY,
 ) -> tuple[Path, Path]:
@@ -35,9 +34,8 @@ def posterior_run(
     Args:
         run: the run's folder.
         draws: draws per sequence (and chain, for NUTS).
-        sequences: the first ones of the split.
+        sequences: the first ones of the test split.
         method: ``"guide"``, ``"importance"`` or ``"nuts"``; see :func:`.to_arviz`.
-        split: ``"test"`` or ``"validation"``.
         seed: of the draws.
         allow: what the run's configuration may call.
 
@@ -48,12 +46,12 @@ def posterior_run(
         FileNotFoundError: the folder is not a run's, or its training has not ended.
         ValueError: fewer than one sequence, or what :func:`.to_arviz` refuses.
     """
-    loaded = Run(run).load(allow)
+    loaded = Run(run, allow).load()
     if sequences < 1:
         raise ValueError(f"posterior: sequences is {sequences!r}; expected at least 1.")
     config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
-    described = data.datasets[split]
-    batch = next(data.batches(split, loaded.device, batch_size=sequences))
+    described = data.datasets["test"]
+    batch = next(data.batches("test", loaded.device, batch_size=sequences))
     order = interleaved(batch["moving"])
     batch = {name: value[order] for name, value in batch.items()}
     coords: dict[str, Any] = {"label": batch["label"]}
@@ -64,19 +62,11 @@ def posterior_run(
             coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
-    drawn = to_arviz(
-        model,
-        guide,
-        batch["x"],
-        draws=draws,
-        method=method,
-        coords=coords,
-        seed=seed,
-        progress=config.fit.progress,
-    )
+    show = config.fit.progress
+    drawn = to_arviz(model, guide, batch["x"], draws=draws, method=method, coords=coords, seed=seed, progress=show)
     file = to_netcdf(drawn, run / POSTERIOR)
     facts = {
-        "Sequences": f"the first {len(batch['x'])} of the {split} split",
+        "Sequences": f"the first {len(batch['x'])} of the test split",
         "Draws": f"{drawn['posterior'].sizes['draw']} per sequence, method {method}, seed {seed}",
         "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
     }

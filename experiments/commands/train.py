@@ -83,8 +83,8 @@ def resume_run(
         FileNotFoundError: the folder is not a run's.
         ValueError: its configuration or its last checkpoint is damaged.
     """
-    run = Run(path)
-    config = run.config(allow)
+    run = Run(path, allow)
+    config = run.config()
     for name, value in (changes or {}).items():
         OmegaConf.update(config, name, value, merge=False)
     if "logger" not in (changes or {}) and not run.has(WEIGHTS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -84,7 +84,9 @@ def _check_order(classes: np.ndarray) -> None:
 
 
 def _packed(member: IO[bytes], wanted: np.ndarray) -> Tensor:
-    shape, fortran, dtype = _header(member)
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
     if shape != FILE_SHAPE or fortran or dtype != np.uint8:
         raise _Unsuitable(f"holds imgs of shape {shape} and type {dtype}, not {FILE_SHAPE} and uint8")
     n_pixels = int(np.prod(FILE_SHAPE[1:]))
@@ -93,22 +95,12 @@ def _packed(member: IO[bytes], wanted: np.ndarray) -> Tensor:
     ranked = wanted[order]
     for start in range(0, FILE_SHAPE[0], BLOCK):
         n = min(BLOCK, FILE_SHAPE[0] - start)
-        block = np.frombuffer(_exactly(member, n * n_pixels), np.uint8).reshape(n, n_pixels)
+        content = member.read(n * n_pixels)
+        if len(content) < n * n_pixels:
+            raise _Unsuitable("ends before its last image")
+        block = np.frombuffer(content, np.uint8).reshape(n, n_pixels)
         if block.max() > 1:
             raise _Unsuitable(f"holds pixels of up to {block.max()}, not zeros and ones")
         here = slice(*np.searchsorted(ranked, (start, start + n)))
         kept[order[here]] = np.packbits(block[ranked[here] - start], axis=1)
     return torch.from_numpy(kept)
-
-
-def _header(member: IO[bytes]) -> tuple[Any, ...]:
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(member)
-
-
-def _exactly(member: IO[bytes], n: int) -> bytes:
-    content = member.read(n)
-    if len(content) < n:
-        raise _Unsuitable("ends before its last image")
-    return content

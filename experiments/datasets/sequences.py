@@ -39,11 +39,7 @@ class SequenceDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self,
-        source: Items,
-        transformations: Transformations | None,
-        n_frames: int = 18,
-        seed: int = 0,
+        self, source: Items, transformations: Transformations | None, n_frames: int = 18, seed: int = 0
     ) -> None:
         if not isinstance(n_frames, int) or not isinstance(seed, int) or n_frames < 1 or seed < 0:
             raise ValueError(f"n_frames is {n_frames} and seed is {seed!r}; expected n_frames >= 1 and seed >= 0.")
@@ -283,13 +279,10 @@ class SequenceDataModule(lightning.LightningDataModule):
         """
         if split not in self.datasets:
             raise ValueError(f"there is no split {split!r}; expected one of {', '.join(SPLITS)}.")
-        return self._batches(self.datasets[split], torch.device(device), batch_size or self.eval_batch_size)
-
-    @staticmethod
-    def _batches(dataset: SequenceDataset, device: torch.device, size: int) -> Iterator[Batch]:
-        for start in range(0, len(dataset), size):
-            batch = dataset.__getitems__(range(start, min(start + size, len(dataset))))
-            yield dataset.render({name: value.to(device) for name, value in batch.items()})
+        dataset, size = self.datasets[split], batch_size or self.eval_batch_size
+        starts = range(0, len(dataset), size)
+        parts = (dataset.__getitems__(range(start, min(start + size, len(dataset)))) for start in starts)
+        return (dataset.render({name: value.to(device) for name, value in part.items()}) for part in parts)
 
     def mean_frame(self, device: torch.device | str = "cpu") -> Tensor:
         """Average frame (channel, height, width) of the training sequences in the draw of epoch 0; computed once."""

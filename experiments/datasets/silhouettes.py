@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["CLASSES", "FACTORS", "SHAPES", "SIDE", "flat_index", "frames", "latents", "render", "silhouettes"]
+__all__ = ["CLASSES", "SHAPES", "SIDE", "flat_index", "frames", "latents", "silhouettes"]
 
 SHAPES = ("square", "ellipse", "heart")
-FACTORS = ("shape", "scale", "orientation", "x", "y")
-CLASSES = (3, 6, 40, 32, 32)  # values of each factor; dSprites counts one colour before them, which changes nothing
+# Values of shape, scale, orientation, x and y; dSprites counts one colour before them, which changes nothing.
+CLASSES = (3, 6, 40, 32, 32)
 
 SIDE = 64
 # A position is a whole pixel: the sprite's centre is pixel REACH + position of its row or column, so that the 32
@@ -26,43 +26,22 @@ HEART = 10.6
 HEART_LIFT = 0.2  # from the origin of the heart's equation to about the middle of its area, in its own units
 
 
-def flat_index(latents: Tensor) -> Tensor:
+def flat_index(latents: Tensor, sizes: Sequence[int] = CLASSES) -> Tensor:
     """Place of an image in dSprites: row-major over (shape, scale, orientation, x, y); (..., 5) int64 -> (...)."""
     flat = torch.zeros_like(latents[..., 0])
-    for factor, size in enumerate(CLASSES):
+    for factor, size in enumerate(sizes):
         flat = flat * size + latents[..., factor]
     return flat
 
 
 def latents(flat: Tensor) -> Tensor:
-    """Factor indices of the images at these places, the inverse of :func:`flat_index`: (...) int64 -> (..., 5)."""
-    columns = []
-    for size in reversed(CLASSES):
-        columns.append(flat % size)
-        flat = flat // size
-    return torch.stack(columns[::-1], -1)
-
-
-def render(latents: Tensor) -> Tensor:
-    """Draw the frames of these factor indices; nothing is stored.
-
-    Scale index i is a size of 0.5 + i / 10. Orientation index i is an angle of i · 360° / 39, counter-clockwise as
-    displayed, so that the last of the 40 equals the first; fractions lie between. x counts pixels to the right and y
-    pixels downwards.
-
-    Args:
-        latents: (..., 5), each below its number of values in ``CLASSES``; all but the orientation whole.
-
-    Returns:
-        (..., 1, 64, 64) float32, zeros and ones.
+    """Factor indices of the images at these places, the inverse of :func:`flat_index`: (...) int64 -> (..., 5).
 
     Example:
-        >>> render(latents(torch.tensor([0, 737279]))).shape
-        torch.Size([2, 1, 64, 64])
+        >>> latents(torch.tensor([0, 737279])).tolist()
+        [[0, 0, 0, 0, 0], [2, 5, 39, 31, 31]]
     """
-    shape, scale, orientation, x, y = latents.unbind(-1)
-    pictures = silhouettes(shape.long(), 0.5 + scale.double() / 10, orientation.double() * 2 * math.pi / 39)
-    return frames(pictures, x.long(), y.long())
+    return torch.stack(torch.unravel_index(flat, CLASSES), -1)
 
 
 def silhouettes(shape: Tensor, scale: Tensor, radians: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from . import dsprites_file, silhouettes
 from .sequences import mix
 from .splits import Batch, Splits, cuts
-from .transformations import Draw
+from .transformations import Draw, nearest
 
 __all__ = ["FULL_CIRCLE", "PUBLISHED_CIRCLE", "DrawnPixels", "Pixels", "Sprites", "StoredPixels", "dsprites"]
 
@@ -27,17 +26,6 @@ POSITIONS = tuple(range(0, 30, 2))
 PUBLISHED_CIRCLE = tuple(float(index) for index in range(0, 30, 2))
 # 39 steps are a whole turn in dSprites, whose last orientation is its first.
 FULL_CIRCLE = tuple(39 * frame / 15 for frame in range(15))
-
-
-class Pixels(Protocol):
-    """Frames of factor values: indices (..., 5) of shape, scale, orientation, x, y -> (..., 1, height, width)."""
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(channel, height, width)."""
-
-    def __call__(self, index: Tensor) -> Tensor:
-        """Indices count the values in use (5 scales, 15 of each other factor), not dSprites' own."""
 
 
 class DrawnPixels:
@@ -80,12 +68,15 @@ class StoredPixels:
         self.frame_shape = (1, *dsprites_file.FILE_SHAPE[1:])
 
     def __call__(self, index: Tensor) -> Tensor:
-        row = torch.zeros_like(index[..., 0])
-        for factor, size in enumerate(self.sizes):
-            row = row * size + index[..., factor]
+        row = silhouettes.flat_index(index, self.sizes)
         # Looked up where the file's images are, so that a device only ever gets the packed bytes of its batch.
         packed = self.packed[row.to(self.packed.device)].to(index.device)
         return dsprites_file.unpack(packed, self.frame_shape)
+
+
+# Frames of factor values: indices (..., 5) of shape, scale, orientation, x, y -> (..., 1, height, width). Indices count
+# the values in use (5 scales, 15 of each other factor), not dSprites' own.
+Pixels: TypeAlias = DrawnPixels | StoredPixels
 
 
 @dataclass(frozen=True)
@@ -177,10 +168,9 @@ def dsprites(
     moving = (moving,) if isinstance(moving, str) else tuple(moving)
     for name in moving:
         if name not in NAMES:
-            nearest = difflib.get_close_matches(str(name), NAMES, n=1)
             raise ValueError(
                 f"dsprites: moving names {name!r}, which is not a factor here; expected one of {', '.join(NAMES)}"
-                f"{f' (nearest: {nearest[0]})' if nearest else ''}."
+                f"{nearest(str(name), NAMES)}."
             )
     if not moving:
         raise ValueError(f"dsprites: moving is empty; expected at least one of {', '.join(NAMES)}.")

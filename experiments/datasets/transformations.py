@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -145,11 +146,10 @@ class Transformations:
         parts = [part.strip() for part in str(entry).split("+")]
         for part in parts:
             if part not in self.factors:
-                nearest = difflib.get_close_matches(part, self.names, n=1)
                 raise ValueError(
                     f"Transformations: moving names {part!r}, which is not given as a factor; give it too, or name "
                     f"{' or '.join(self.names) or 'no name, as there are no factors'}, joined by '+' to move together"
-                    f"{f' (nearest: {nearest[0]})' if nearest else ''}."
+                    f"{nearest(part, self.names)}."
                 )
             if len(self.factors[part]) == 1:
                 raise ValueError(
@@ -169,7 +169,7 @@ def _warp(pixels: Tensor, matrices: list[Tensor], flat: bool) -> Tensor:
     # Angles and scales live in units of half the longer side; grid_sample measures each axis in its own half side.
     longer = max(height, width)
     sides = pixels.new_tensor([longer / width, longer / height, 1.0])
-    full = sides[:, None] * _product(matrices) / sides
+    full = sides[:, None] * functools.reduce(torch.matmul, matrices) / sides
     full = full.reshape(n * n_frames, 3, 3)
     size = [n * n_frames, 1, height, width]
     grid = functional.affine_grid(full[:, :2], size, align_corners=False)
@@ -184,11 +184,9 @@ def _warp(pixels: Tensor, matrices: list[Tensor], flat: bool) -> Tensor:
     return x.reshape(n, n_frames, 1, height, width)
 
 
-def _product(matrices: list[Tensor]) -> Tensor:
-    result = matrices[0]
-    for matrix in matrices[1:]:
-        result = result @ matrix
-    return result
+def nearest(word: str, names: Sequence[str]) -> str:
+    """The name that was probably meant, in brackets; empty if none comes close."""
+    return "".join(f" (nearest: {name})" for name in difflib.get_close_matches(word, names, n=1))
 
 
 def _table(name: str, values: Sequence[float]) -> Tensor:

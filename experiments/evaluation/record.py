@@ -36,11 +36,11 @@ class DataRecord(TypedDict, total=False):
 
 
 class ForwardRollRecord(TypedDict, total=False):
-    """A :class:`.ForwardRoll` without its frames: forecast -> one number for each unseen frame."""
+    """A :class:`.ForwardRoll` without its frames: forecast -> one number for each unseen frame, by how far it lies."""
 
     context: int
-    log_likelihood: dict[str, list[float]]
-    pixel_error: dict[str, list[float]]
+    log_likelihood: dict[str, list[float | None]]
+    pixel_error: dict[str, list[float | None]]
     conditional: dict[str, float] | None
 
 

@@ -146,12 +146,8 @@ def measure(
 def ends_of_explained(model: TVAE, mean_frame: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Nats per sequence, each (B,), where ``explained`` is 0 (the mean frame) and 1 (the pixels themselves)."""
     at_mean = model.likelihood.at_mean
-    return _nats(at_mean(mean_frame).log_prob(x)), _nats(at_mean(x).log_prob(x))
-
-
-def _nats(log_probability: Tensor) -> Tensor:
-    """Pixels to sequences: (B, S, channel, height, width) -> (B,)."""
-    return log_probability.flatten(1).sum(-1)
+    mean, best = (at_mean(frames).log_prob(x).flatten(1).sum(-1) for frames in (mean_frame, x))
+    return mean, best
 
 
 def _rolls(

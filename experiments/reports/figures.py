@@ -7,30 +7,18 @@ touches pyplot or the backend, so they work in a notebook, in a script and on a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ..evaluation.record import ForwardRollRecord
-from .mosaics import (
-    DPI,
-    MAX_COLUMNS,
-    WIDTH,
-    Array,
-    Floats,
-    as_array,
-    as_frames,
-    mosaic,
-    pick,
-    save,
-    seen_and_unseen,
-    stack,
-    wrap,
-)
+from . import style
+from .mosaics import MAX_COLUMNS, Array, Floats, as_array, as_frames, mosaic, pick, stack
+from .style import save
 
 if TYPE_CHECKING:  # torch takes seconds to import, for which figures of plain numbers do not wait
     from torch import Tensor
@@ -46,37 +34,30 @@ __all__ = [
     "training_curves",
 ]
 
-History: TypeAlias = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+History: TypeAlias = Sequence[Mapping[str, Any]]
 
-# Okabe & Ito's palette: eight colours that stay apart under every common colour vision deficiency.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
-)  # fmt: skip
-FLOORS = (VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 2)))
-MARKERS = "s^Dv*X"
-GRAY = "#555555"
+FLOORS = style.COLORS[1:]
+N_SEQUENCES = 3  # in pictures of more than two rows each
 
 
 def training_curves(history: History) -> Figure:
     """ELBO, reconstruction and KL over training steps, training and validation, in nats per frame.
 
     Args:
-        history: a list of records, or a dictionary of columns, with the keys ``step`` and any of ``train/elbo``,
-            ``train/reconstruction``, ``train/kl``, ``val/elbo``, … (nats per frame). Missing and non-finite entries
-            are left out. Where the first steps would squeeze all others, the axis leaves them out and says so.
+        history: records with the keys ``step`` and any of ``train/elbo``, ``train/reconstruction``, ``train/kl``,
+            ``val/elbo``, … (nats per frame). Missing and non-finite entries are left out. Where the first steps would
+            squeeze all others, the axis leaves them out and says so.
     """
     panels = (
         ("elbo", "ELBO\n(higher is better)"),
         ("reconstruction", "Reconstruction, E log p(x | t)\n(higher is better)"),
         ("kl", "KL from posterior to prior\n(at 0 the code is empty)"),
     )
-    figure = Figure(figsize=(WIDTH, 3.4), dpi=DPI, layout="constrained")
+    figure = style.canvas(3.4)
     axes = figure.subplots(1, 3)
     for axis, (key, title) in zip(axes, panels, strict=True):
-        curves = {split: _series(history, f"{split}/{key}") for split in ("train", "val")}
-        for split, label, color in (("train", "training", SKY), ("val", "validation", VERMILLION)):
-            steps, values = curves[split]
+        for split, label, color in (("train", "training", style.SKY), ("val", "validation", style.VERMILLION)):
+            steps, values = _series(history, f"{split}/{key}")
             if len(steps) == 0:
                 continue
             marked = len(steps) == 1 or (split == "val" and len(steps) <= 60)
@@ -84,12 +65,11 @@ def training_curves(history: History) -> Figure:
                 steps, values, color=color, label=label, linewidth=1.0 if split == "train" else 1.8,
                 marker="o" if marked else None, markersize=3.5, zorder=2 if split == "train" else 3,
             )  # fmt: skip
-        _plain(axis)
-        axis.set_title(title, loc="left", fontsize=10)
+        style.gridded(axis, title, 10)
         axis.set_xlabel("training step")
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+        style.whole_numbers(axis.xaxis, 4)
         if not axis.lines:
-            axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center", va="center", color=GRAY)
+            _instead(axis, "not recorded")
             axis.set_xticks([])
             axis.set_yticks([])
             continue
@@ -101,43 +81,30 @@ def training_curves(history: History) -> Figure:
     return figure
 
 
-def reconstructions(x: Array, reconstruction: Array, *, max_sequences: int = 4) -> Figure:
+def reconstructions(x: Array, reconstruction: Array) -> Figure:
     """For a few sequences, the true frames above the frames decoded from their own posterior.
 
     Args:
         x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1]; 1 or 3 channels.
         reconstruction: same shape as ``x``.
-        max_sequences: how many of the N sequences to draw.
     """
-    return stack(
-        {"true": x, "reconstructed": reconstruction}, max_sequences,
-        "Reconstructions: each pair of rows should show the same shape in the same pose",
-    )  # fmt: skip
+    title = "Reconstructions: each pair of rows should show the same shape in the same pose"
+    return stack({"true": x, "reconstructed": reconstruction}, title, most=4)
 
 
-def capsule_traversal(x: Array, reconstruction: Array, rolled: Array, *, max_sequences: int = 3) -> Figure:
+def capsule_traversal(x: Array, reconstruction: Array, rolled: Array) -> Figure:
     """True frames, their reconstruction, and the frames decoded by rolling the first frame's t through the capsules.
 
     Args:
         x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1]; 1 or 3 channels.
         reconstruction: same shape as ``x``.
         rolled: same shape as ``x``; frame l is decoded from ``Roll_l(t_0)``, so that it saw frame 0 only.
-        max_sequences: how many of the N sequences to draw.
     """
-    return stack(
-        {"true": x, "reconstructed": reconstruction, "t of frame 0, rolled": rolled}, max_sequences,
-        "Capsule traversal: a roll that learned the transformation makes the third row follow the first",
-    )  # fmt: skip
+    title = "Capsule traversal: a roll that learned the transformation makes the third row follow the first"
+    return stack({"true": x, "reconstructed": reconstruction, "t of frame 0, rolled": rolled}, title, N_SEQUENCES)
 
 
-def forward_roll_strip(
-    x: Array,
-    predicted: Array,
-    context: int,
-    floors: Mapping[str, Array] | None = None,
-    *,
-    max_sequences: int = 3,
-) -> Figure:
+def forward_roll_strip(x: Array, predicted: Array, context: int, floors: Mapping[str, Array] | None = None) -> Figure:
     """The seen frames, then the unseen true frames above the frames predicted by rolling t forward.
 
     Args:
@@ -145,7 +112,6 @@ def forward_roll_strip(
         predicted: (N, S − context, channel, height, width), the prediction of every unseen frame.
         context: number of frames the model has seen, m.
         floors: further predictions to draw below, by name; shapes as ``predicted``.
-        max_sequences: how many of the N sequences to draw.
 
     Raises:
         ValueError: the number of predicted frames is not S − context.
@@ -154,31 +120,24 @@ def forward_roll_strip(
     n_frames = truth.shape[1]
     if not 0 < context < n_frames:
         raise ValueError(f"forward_roll_strip: context={context}; expected 1 to {n_frames - 1} of {n_frames} frames.")
-    predictions = {"predicted": as_frames(predicted)}
-    predictions.update({name: as_frames(frames) for name, frames in (floors or {}).items()})
+    predictions = {name: as_frames(frames) for name, frames in ({"predicted": predicted} | dict(floors or {})).items()}
     expected = (truth.shape[0], n_frames - context, *truth.shape[2:])
     for name, frames in predictions.items():
         if frames.shape != expected:
             raise ValueError(f"forward_roll_strip: {name} has shape {frames.shape}; expected {expected}.")
     before = pick(context, MAX_COLUMNS // 2)
     after = pick(n_frames - context, MAX_COLUMNS // 2)
+    shown = [*before, *(context + after)]
     rows: list[list[Floats | None]] = []
-    labels: list[str] = []
-    breaks: list[int] = []
-    for n in range(min(len(truth), max_sequences)):
-        breaks.append(len(rows))
-        rows.append([truth[n, i] for i in (*before, *(context + after))])
-        labels.append("true")
-        for name, frames in predictions.items():
-            rows.append([None] * len(before) + [frames[n, i] for i in after])
-            labels.append(name)
-    ticks = [str(i) for i in (*before, *(context + after))]
-    figure, axis, edge = mosaic(
-        rows, labels, ticks, "Forward roll: below each unseen frame, what the model expected to see",
-        row_breaks=breaks[1:], column_break=len(before),
+    count = min(len(truth), N_SEQUENCES)
+    for n in range(count):
+        rows.append([truth[n, i] for i in shown])
+        rows += [[None] * len(before) + [frames[n, i] for i in after] for frames in predictions.values()]
+    labels = ["true", *predictions]
+    return mosaic(
+        rows, labels * count, shown, "Forward roll: below each unseen frame, what the model expected to see",
+        row_breaks=[n * len(labels) for n in range(1, count)], column_break=len(before),
     )  # fmt: skip
-    seen_and_unseen(axis, edge)
-    return figure
 
 
 def forward_roll_curve(forward_roll: ForwardRollRecord) -> Figure:
@@ -189,33 +148,33 @@ def forward_roll_curve(forward_roll: ForwardRollRecord) -> Figure:
             unseen frame, higher is better. A floor so low that it would squeeze the others runs off the axis, and the
             figure says so.
     """
-    series = {name: _numbers(values) for name, values in forward_roll["log_likelihood"].items()}
+    series = {name: np.array(values, dtype=np.float64) for name, values in forward_roll["log_likelihood"].items()}
     drawn = {name: values for name, values in series.items() if np.isfinite(values).any()}
-    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    figure = style.canvas(4.2)
     axis = figure.subplots()
-    colors: dict[str, str] = {}
-    floor = 0
-    for name, values in drawn.items():
-        horizon = np.arange(1, len(values) + 1)
-        if name == "model":
-            colors[name] = BLUE
-            axis.plot(horizon, values, color=BLUE, linewidth=3.0, marker="o", markersize=6, label=name, zorder=4)
-        else:
-            colors[name] = FLOORS[floor % len(FLOORS)]
-            axis.plot(
-                horizon, values, color=colors[name], label=name, linewidth=1.6, zorder=3,
-                linestyle=DASHES[floor % len(DASHES)], marker=MARKERS[floor % len(MARKERS)], markersize=4.5,
-            )  # fmt: skip
-            floor += 1
+    colors = {"model": style.BLUE}
+    for name, color, dashes, marker in zip(
+        (name for name in drawn if name != "model"),
+        cycle(FLOORS), cycle(style.DASHES), cycle(style.MARKERS), strict=False,
+    ):  # fmt: skip
+        colors[name] = color
+        axis.plot(
+            np.arange(1, len(drawn[name]) + 1), drawn[name], color=color, label=name, linewidth=1.6, zorder=3,
+            linestyle=dashes, marker=marker, markersize=4.5,
+        )  # fmt: skip
+    if "model" in drawn:
+        axis.plot(
+            np.arange(1, len(drawn["model"]) + 1), drawn["model"], color=style.BLUE, label="model", linewidth=3.0,
+            zorder=4, marker="o", markersize=6,
+        )  # fmt: skip
     context = forward_roll.get("context")
-    _plain(axis)
     title = "Forward roll: log-likelihood of frames the model has not seen"
-    axis.set_title(title + (f" (context: {context} frames)" if context else ""), loc="left", fontsize=11)
+    style.gridded(axis, title + (f" (context: {context} frames)" if context else ""))
     axis.set_xlabel("horizon: frames after the last one seen")
     axis.set_ylabel("nats per unseen frame (higher is better)")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    style.whole_numbers(axis.xaxis)
     if not drawn:
-        axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center", va="center", color=GRAY)
+        _instead(axis, "undefined")
         return figure
     off, (low, high) = _squeezers(drawn)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -228,26 +187,25 @@ def forward_roll_curve(forward_roll: ForwardRollRecord) -> Figure:
         ranges = [f"{np.nanmin(series[name]):,.0f} to {np.nanmax(series[name]):,.0f} nats" for name in off]
         # Matplotlib's own tick labels use the typographic minus sign.
         cut = [f"{name} ({text.replace('-', '−')})" for name, text in zip(off, ranges, strict=True)]
-        _footnote(figure, "Cut off below, so that the others stay readable: " + "; ".join(cut) + ".")
+        text = f"Cut off below, so that the others stay readable: {'; '.join(cut)}."
+        figure.supxlabel(style.wrap(text, style.WIDTH, 9), x=0.01, ha="left", fontsize=9, color=style.GRAY)
     return figure
 
 
-def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None) -> Figure:
-    """T and its energy V of one capsule over one sequence: a capsule that rolls shows diagonal stripes.
+def capsule_stripes(t: Array, v: Array | None = None) -> Figure:
+    """T and its energy V of the capsule whose t varies most over one sequence: one that rolls shows diagonal stripes.
 
     Args:
         t: (S, C, D), the topographic variables of one sequence.
         v: (S, C, D), their local energies; None (a plain VAE has none) draws T alone.
-        capsule: which capsule; None takes the one whose t varies most over the frames.
     """
     values = {"T": as_array(t)} | ({} if v is None else {"V = W U², the local energy": as_array(v)})
     for name, value in values.items():
         if value.ndim != 3 or value.shape != values["T"].shape:
             raise ValueError(f"capsule_stripes: {name} has shape {value.shape}; expected (frame, capsule, position).")
     n_frames, n_capsules, n_positions = values["T"].shape
-    if capsule is None:
-        capsule = int(values["T"].var(axis=0).mean(axis=-1).argmax())
-    figure = Figure(figsize=(WIDTH if len(values) == 2 else WIDTH / 2, 4.4), dpi=DPI, layout="constrained")
+    capsule = int(values["T"].var(axis=0).mean(axis=-1).argmax())
+    figure = style.canvas(4.4, style.WIDTH if len(values) == 2 else style.WIDTH / 2)
     for axis, (name, value) in zip(figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True):
         image = value[:, capsule]
         scale: dict[str, Any] = {"cmap": "cividis"}
@@ -261,14 +219,11 @@ def capsule_stripes(t: Array, v: Array | None = None, capsule: int | None = None
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_xlabel("position in the capsule")
         axis.set_ylabel("frame")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        style.whole_numbers(axis.xaxis)
+        style.whole_numbers(axis.yaxis)
     title = f"Capsule {capsule} of {n_capsules} over one sequence: diagonal stripes are a roll"
-    figure.suptitle(wrap(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11)
+    figure.suptitle(style.wrap(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11)
     return figure
-
-
-# ---- arrays
 
 
 def interleaved(moving: Tensor) -> Tensor:
@@ -278,36 +233,16 @@ def interleaved(moving: Tensor) -> Tensor:
     return moving.new_tensor(sorted(range(len(factors)), key=lambda k: (turns[k], factors[k])))
 
 
-def _number(value: Any) -> float:
-    # Logged tables have empty strings where a row has no value.
-    return float("nan") if value is None or value == "" else float(value)
+def _series(history: History, key: str) -> Floats:
+    """Steps and finite values of one metric: (2, n)."""
+    points = [(record.get("step", index), record.get(key)) for index, record in enumerate(history)]
+    numbers = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return numbers[np.isfinite(numbers).all(axis=1)].T
 
 
-def _numbers(values: Sequence[Any] | None) -> Floats:
-    return np.array([_number(value) for value in values or ()], dtype=np.float64)
-
-
-def _series(history: History, key: str) -> tuple[Floats, Floats]:
-    """Steps and finite values of one metric."""
-    if isinstance(history, Mapping):
-        values = _numbers(history.get(key))
-        steps = _numbers(history["step"]) if "step" in history else np.arange(len(values), dtype=np.float64)
-    else:
-        values = _numbers([record.get(key) for record in history])
-        steps = _numbers([record.get("step", index) for index, record in enumerate(history)])
-    steps = steps[: len(values)]
-    kept = np.isfinite(values) & np.isfinite(steps)
-    return steps[kept], values[kept]
-
-
-# ---- axes
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=9)
+def _instead(axis: Axes, word: str) -> None:
+    """Say why nothing is drawn."""
+    axis.text(0.5, 0.5, word, transform=axis.transAxes, ha="center", va="center", color=style.GRAY)
 
 
 def _leave_out_start(axis: Axes, floor: float | None) -> None:
@@ -362,17 +297,10 @@ def _label_ends(axis: Axes, series: Mapping[str, Floats], colors: Mapping[str, s
         top = places[i] - gap
     for name, place in zip(order, places, strict=True):
         below, model = ends[name] < low, name == "model"
+        # The light colours of the palette are good lines and faint letters.
+        color = colors[name] if model else tuple(0.65 * part for part in to_rgb(colors[name]))
         axis.annotate(
             f"{name} ↓" if below else name, (1.0, place), xytext=(6, 0), xycoords="axes fraction",
             textcoords="offset points", va="center", annotation_clip=False, fontsize=10,
-            color=colors[name] if model else _darker(colors[name]), fontweight="bold" if model else "normal",
+            color=color, fontweight="bold" if model else "normal",
         )  # fmt: skip
-
-
-def _darker(color: str) -> tuple[float, ...]:
-    # The light colours of the palette are good lines and faint letters.
-    return tuple(0.65 * part for part in to_rgb(color))
-
-
-def _footnote(figure: Figure, text: str) -> None:
-    figure.supxlabel(wrap(text, figure.get_figwidth(), 9), x=0.01, ha="left", fontsize=9, color=GRAY)

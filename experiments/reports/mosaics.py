@@ -1,11 +1,9 @@
-"""Mosaics: frames of sequences side by side on one canvas, and how any figure is written to a file."""
+"""Mosaics: frames of sequences side by side on one canvas."""
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,49 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pyro_tvae.files import atomic_write
+from .style import DPI, WIDTH, wrap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "DPI",
-    "MAX_COLUMNS",
-    "WIDTH",
-    "Array",
-    "Floats",
-    "as_array",
-    "as_frames",
-    "mosaic",
-    "pick",
-    "save",
-    "seen_and_unseen",
-    "stack",
-    "wrap",
-]
+__all__ = ["MAX_COLUMNS", "Array", "Floats", "as_array", "as_frames", "mosaic", "pick", "stack"]
 
 Array: TypeAlias = "Tensor | NDArray[Any]"
 Floats: TypeAlias = NDArray[np.float64]
 
-DPI = 150
-WIDTH = 9.0  # inches
 MAX_COLUMNS = 24
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure atomically: readers see the old file or the whole new one, never a half.
-
-    Args:
-        figure: any matplotlib figure.
-        path: where to; the suffix chooses the format (``.png``, ``.pdf``, ``.svg``). Missing folders are made.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
-    return path
 
 
 def as_array(value: Array) -> Floats:
@@ -82,40 +48,33 @@ def pick(n: int, limit: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64))
 
 
-def wrap(text: str, width: float, size: float = 11) -> str:
-    """Text of a font size, broken into lines that fit a width in inches."""
-    return textwrap.fill(text, max(20, int(width * 72 / (0.56 * size))))
-
-
-def stack(named: Mapping[str, Array], max_sequences: int, title: str) -> Figure:
-    """One row of frames per name and sequence, the sequences apart."""
+def stack(named: Mapping[str, Array], title: str, most: int, moving: Sequence[str] = ()) -> Figure:
+    """One row of frames per name and sequence, at most so many, the sequences apart; labels say what moves in each."""
     frames = {name: as_frames(value) for name, value in named.items()}
     shape = frames["true"].shape
     for name, value in frames.items():
         if value.shape != shape:
             raise ValueError(f"{name} frames have shape {value.shape}; expected {shape}, as the true ones.")
-    shown = pick(shape[1], MAX_COLUMNS)
-    rows: list[list[Floats | None]] = []
-    labels: list[str] = []
-    count = min(shape[0], max_sequences)
-    for n in range(count):
-        for name, value in frames.items():
-            rows.append([value[n, i] for i in shown])
-            labels.append(name)
-    breaks = [n * len(frames) for n in range(1, count)]
-    return mosaic(rows, labels, [str(i) for i in shown], title, row_breaks=breaks)[0]
+    shown, count = pick(shape[1], MAX_COLUMNS), min(shape[0], most)
+    rows = [[value[n, i] for i in shown] for n in range(count) for value in frames.values()]
+    labels = [f"{moving[n]}: true" if moving and name == "true" else name for n in range(count) for name in frames]
+    return mosaic(rows, labels, shown, title, row_breaks=[n * len(frames) for n in range(1, count)])
 
 
 def mosaic(
     rows: Sequence[Sequence[Floats | None]],
     labels: Sequence[str],
-    ticks: Sequence[str],
+    numbers: Iterable[int],
     title: str,
     *,
     row_breaks: Sequence[int] = (),
     column_break: int | None = None,
-) -> tuple[Figure, Axes, float]:
-    """All frames on one white canvas, drawn by one ``imshow``; returns also the x of the wide gap between columns."""
+) -> Figure:
+    """All frames, (channel, height, width) each, on one white canvas, drawn by one ``imshow``.
+
+    ``numbers`` of the frames stand below the columns; a break is a gap before a row, or before a column the wide one
+    that divides what a model has seen from what it has not.
+    """
     channels, height, width = next(frame for row in rows for frame in row if frame is not None).shape
     # Small pictures are enlarged first, so that the gaps between them stay thin lines.
     factor = math.ceil(56 / max(height, width))
@@ -145,17 +104,17 @@ def mosaic(
         axis.imshow(canvas[..., 0], cmap="gray", vmin=0.0, vmax=1.0)
     else:
         axis.imshow(canvas)
-    axis.set_xticks([x + (width - 1) / 2 for x in left], ticks, fontsize=8)
+    axis.set_xticks([x + (width - 1) / 2 for x in left], [str(i) for i in numbers], fontsize=8)
     axis.set_yticks([y + (height - 1) / 2 for y in top], labels, fontsize=9)
     axis.set_xlabel("frame", fontsize=9)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    edge = left[column_break] - (wide + gap + 1) / 2 if column_break is not None else 0.0
-    return figure, axis, edge
+    if column_break is not None:
+        _divide(axis, left[column_break] - (wide + gap + 1) / 2)
+    return figure
 
 
-def seen_and_unseen(axis: Axes, edge: float) -> None:
-    """Mark the wide gap of a mosaic as the end of what a model has seen."""
+def _divide(axis: Axes, edge: float) -> None:
     axis.axvline(edge, color="black", linewidth=1.2, linestyle="--")
     offset: dict[str, Any] = {"textcoords": "offset points", "xycoords": ("data", "axes fraction"), "va": "bottom"}
     axis.annotate("◂ seen", (edge, 1.0), xytext=(-6, 3), ha="right", **offset)

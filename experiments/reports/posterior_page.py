@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from pyro_tvae import TVAE
@@ -19,36 +19,26 @@ from pyro_tvae.inference.arviz_adapter import ArvizData
 from pyro_tvae.inference.pareto import RELIABLE_PARETO_K
 
 from ..runs.files import write_text
-from .figures import BLUE, DPI, GRAY, VERMILLION, WIDTH
+from .mosaics import pick
 from .pages import Caption, render, shown
+from .style import BLUE, GRAY, VERMILLION, canvas, whole_numbers
 
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
-    from pyro_tvae.inference.simulation_based_calibration import Calibration
-
-__all__ = [
-    "POSTERIOR",
-    "energies",
-    "forest",
-    "intensity_check",
-    "likelihoods",
-    "pareto_k_plot",
-    "rank_histogram",
-    "write_page",
-]
+__all__ = ["POSTERIOR", "energies", "forest", "intensity_check", "likelihoods", "pareto_k_plot", "write_page"]
 
 POSTERIOR = "posterior.nc"
 
 
-def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
+def intensity_check(data: ArvizData) -> Figure:
     """Posterior-predictive check: densities of the mean pixel of a frame, predicted and observed."""
     pixels = ["channel", "height", "width"]
     predicted = data["posterior_predictive"]["x"].mean(pixels).values.astype(np.float64)
     predicted = predicted.reshape(predicted.shape[0] * predicted.shape[1], -1)
-    chosen = predicted[np.linspace(0, len(predicted) - 1, min(max_draws, len(predicted))).round().astype(int)]
+    chosen = predicted[pick(len(predicted), 50)]
     observed = data["observed_data"]["x"].mean(pixels).values.astype(np.float64).ravel()
-    figure = _canvas(3.6)
+    figure = canvas(3.6)
     axis = figure.add_subplot()
     for i, values in enumerate(chosen):
         label = f"predicted, {len(chosen)} draws" if i == 0 else None
@@ -57,10 +47,9 @@ def intensity_check(data: ArvizData, *, max_draws: int = 50) -> Figure:
     axis.plot(*density(observed), color="black", linewidth=1.5, label="observed")
     axis.set_ylim(bottom=0)
     axis.set_yticks([])
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines.left.set_visible(False)
     axis.legend(frameon=False, fontsize=9)
-    axis.set_title("Mean pixel of a frame, predicted and observed", loc="left", fontsize=11)
-    axis.set_xlabel("mean pixel of a frame", fontsize=9)
+    _words(axis, "Mean pixel of a frame, predicted and observed", "mean pixel of a frame")
     return figure
 
 
@@ -96,7 +85,7 @@ def forest(values: DataArray, title: str, label: str, band: tuple[float, float] 
     draws = np.sort(values.values.reshape(-1, len(names)).astype(np.float64), axis=0)
     low, high = shortest_interval(draws, 0.94)
     first, middle, third = np.quantile(draws, [0.25, 0.5, 0.75], axis=0)
-    figure = _canvas(1.2 + 0.22 * len(names))
+    figure = canvas(1.2 + 0.22 * len(names))
     axis = figure.add_subplot()
     if band is not None:
         axis.axvspan(*band, color="#e4e4e4", zorder=-10)
@@ -106,10 +95,7 @@ def forest(values: DataArray, title: str, label: str, band: tuple[float, float] 
     axis.plot(middle, place, "o", color=BLUE, markerfacecolor="white", markersize=4)
     axis.set_yticks(place, names, fontsize=9)
     axis.set_ylim(len(names) - 0.4, -0.6)  # the first on top
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(title, loc="left", fontsize=11)
-    axis.set_xlabel(label, fontsize=9)
-    axis.set_ylabel(str(dimension), fontsize=9)
+    _words(axis, title, label, str(dimension))
     return figure
 
 
@@ -152,7 +138,7 @@ def likelihoods(data: ArvizData) -> Figure:
 def pareto_k_plot(k: ArrayLike) -> Figure:
     """Pareto k of each sequence's importance weights (N,) against the limit of what is reliable."""
     values = np.asarray(k, dtype=np.float64)
-    figure = _canvas(2.8)
+    figure = canvas(2.8)
     axis = figure.add_subplot()
     good = values <= RELIABLE_PARETO_K
     shown = np.where(np.isfinite(values), values, np.nan)
@@ -163,44 +149,18 @@ def pareto_k_plot(k: ArrayLike) -> Figure:
     if np.nanmax(shown, initial=0.0) > 20:
         axis.set_yscale("symlog", linthresh=1.0)
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title("Pareto k of the importance weights", loc="left", fontsize=11)
-    axis.set_xlabel("sequence", fontsize=9)
-    axis.set_ylabel("k (lower is better)", fontsize=9)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _words(axis, "Pareto k of the importance weights", "sequence", "k (lower is better)")
+    whole_numbers(axis.xaxis)
     axis.legend(frameon=False, fontsize=9)
     return figure
 
 
-def rank_histogram(result: Calibration, *, bins: int = 10, level: float = 0.01) -> Figure:
-    """Share of ranks per bin for every quantity, averaged over its latents, with the band of an exact posterior.
-
-    Args:
-        result: of :func:`pyro_tvae.inference.calibration`.
-        bins: bars per histogram; they divide n_draws + 1.
-        level: an exact posterior leaves the band with at most this probability, per quantity.
-    """
-    figure = _canvas(3.0)
-    low, high = result.band(level, bins)
-    place = (np.arange(bins) + 0.5) / bins
-    for axis, name in zip(
-        figure.subplots(1, len(result.ranks), sharey=True, squeeze=False)[0], result.ranks, strict=True
-    ):
-        counts = result.histogram(name, bins).double().reshape(bins, -1).mean(1).numpy()
-        axis.axhspan(low, high, color="#e4e4e4", zorder=0)
-        axis.axhline(1 / bins, color=GRAY, linewidth=1.0, zorder=1)
-        inside = result.p_value(name, bins) * len(result.ranks) > level
-        axis.bar(place, counts / len(result.ranks[name]), 0.9 / bins, color=BLUE if inside else VERMILLION, zorder=2)
-        verdict = "uniform" if inside else "NOT uniform"
-        axis.set_title(f"{name.replace('_', ' ').replace('u squared', 'u²')}: {verdict}", loc="left", fontsize=10)
-        axis.set_xlabel("rank of the truth / draws", fontsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("share of simulations", fontsize=9)
-    return figure
-
-
-def _canvas(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+def _words(axis: Axes, title: str, across: str, up: str = "") -> None:
+    """Title and labels of axes without a frame."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.set_xlabel(across, fontsize=9)
+    axis.set_ylabel(up, fontsize=9)
 
 
 # ---- the page

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation.record import EvaluationRecord, ForwardRollRecord
 from ..runs.files import write_text
 from .pages import Caption, Picture, render, shown
-from .tables import BLIND, MISSING, describe_data, format_number, format_seconds, rows
+from .tables import BLIND, MISSING, describe_data, filled, format_number, format_seconds, rows
 
 if TYPE_CHECKING:
     from .figures import History
@@ -106,7 +106,8 @@ def write_report(
         from .figures import forward_roll_curve
 
         figures["forward_roll_curve"] = forward_roll_curve(forward)
-    pictures = [_picture(name, figures[name]) for name in sorted(figures, key=_rank)]
+    ranks = {kind: rank for rank, kind in enumerate((*CAPTIONS, ""))}
+    pictures = [_picture(name, figures[name]) for name in sorted(figures, key=lambda name: (ranks[_kind(name)], name))]
     entries = rows(evaluation)
     page = render(
         "report.html",
@@ -115,10 +116,7 @@ def write_report(
         verdict=[str(sentence) for sentence in evaluation.get("verdict") or ()],
         collapsed=bool(evaluation.get("collapsed")),
         rows=entries,
-        columns={
-            field: any(getattr(row, field) not in ("", MISSING) for row in entries)
-            for field in ("unit", "better", "untrained", "plain_vae")
-        },
+        columns=filled(entries),
         standard_errors=any("±" in row.trained for row in entries),
         blind=BLIND,
         notes=[str(note) for note in evaluation.get("notes") or ()],
@@ -173,20 +171,13 @@ def _facts(evaluation: EvaluationRecord) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _kind(name: str) -> str | None:
-    """The figure whose caption fits a picture."""
-    return next((key for key in CAPTIONS if name == key or name.startswith((f"{key}_", f"{key}-"))), None)
-
-
-def _rank(name: str) -> tuple[int, str]:
-    kind = _kind(name)
-    return (list(CAPTIONS).index(kind) if kind else len(CAPTIONS), name)
+def _kind(name: str) -> str:
+    """The figure whose caption fits a picture; empty if none does."""
+    return next((key for key in CAPTIONS if name == key or name.startswith((f"{key}_", f"{key}-"))), "")
 
 
 def _picture(name: str, source: Picture) -> dict[str, str]:
     kind = _kind(name)
     words = name.replace("_", " ").replace("-", " ").strip()
-    if kind is None:
-        return shown(name, source, Caption(words[:1].upper() + words[1:], "", words))
-    caption, detail = CAPTIONS[kind], words[len(kind) :].strip()
-    return shown(name, source, caption._replace(title=f"{caption.title}: {detail}") if detail else caption)
+    caption, detail = CAPTIONS.get(kind, Caption(words[:1].upper() + words[1:], "", words)), words[len(kind) :].strip()
+    return shown(name, source, caption._replace(title=f"{caption.title}: {detail}") if kind and detail else caption)

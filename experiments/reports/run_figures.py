@@ -1,4 +1,4 @@
-"""The figures of a run: what its folder shows of the fitted model, as PNG files in the order of its page."""
+"""The figures of a run: what its folder shows of the fitted model, as PNG files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,7 @@ from ..evaluation.evaluate import Evaluation
 from ..runs.run import Trained
 from . import figures
 
-__all__ = ["draw", "pictures"]
-
-ORDER = (
-    "training_curves",
-    "reconstructions",
-    "capsule_traversal",
-    "forward_roll_strip",
-    "forward_roll_curve",
-    "capsule_stripes",
-)
-
-
-def pictures(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder by name, those of a run first."""
-    files = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    return {name: files[name] for name in ORDER if name in files} | files
+__all__ = ["draw"]
 
 
 @torch.no_grad()

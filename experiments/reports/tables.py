@@ -1,4 +1,4 @@
-"""Tables: the numbers of an evaluation as text, with as many digits as they can carry.
+"""Tables: the numbers of an evaluation as text, with as many digits as they can carry, and tables for the terminal.
 
 :func:`rows` turns an evaluation into strings once; the terminal and the report show the same ones.
 """
@@ -16,17 +16,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.record import EvaluationRecord, MeasureRow
-from .terminal import wide_console
 
 __all__ = [
     "BLIND",
     "Row",
     "describe_data",
     "evaluation_table",
+    "filled",
     "format_number",
     "format_seconds",
+    "plain_table",
     "print_evaluation",
     "rows",
+    "wide_console",
+    "yes_or_no",
 ]
 
 SCHEMA = 1
@@ -123,12 +126,13 @@ def evaluation_table(evaluation: EvaluationRecord) -> Table:
     entries = rows(evaluation)
     marks = {note: number for number, note in enumerate(_notes(entries), start=1)}
     labels = [f"{entry.label} [{marks[entry.note]}]" if entry.note else entry.label for entry in entries]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table = _frameless(1)
     table.add_column("measure", min_width=min(24, _longest_word(labels)))
-    columns = [("unit", "unit"), ("better", "better"), (_trained_heading(evaluation), "trained")]
-    columns += [("untrained", "untrained"), ("plain VAE", "plain_vae")]
-    columns = [(heading, field) for heading, field in columns if field == "trained" or _filled(entries, field)]
-    for heading, field in columns:
+    shown = filled(entries)
+    columns = {"unit": "unit", "better": "better", "trained": _trained_heading(evaluation)}
+    columns |= {"untrained": "untrained", "plain_vae": "plain VAE"}
+    columns = {field: heading for field, heading in columns.items() if shown.get(field, True)}
+    for field, heading in columns.items():
         cells = [heading, *(getattr(entry, field) for entry in entries)]
         if field in ("unit", "better"):
             table.add_column(heading, min_width=min(24, _longest_word(cells)))
@@ -137,7 +141,7 @@ def evaluation_table(evaluation: EvaluationRecord) -> Table:
             table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(cell) for cell in cells))
     for label, entry in zip(labels, entries, strict=True):
         # Text, not markup: a name with brackets in it is a name.
-        cells = [label, *(getattr(entry, field) for _, field in columns)]
+        cells = [label, *(getattr(entry, field) for field in columns)]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
@@ -211,8 +215,10 @@ def _undefined(value: float | None) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _filled(entries: list[Row], field: str) -> bool:
-    return any(getattr(entry, field) not in ("", MISSING) for entry in entries)
+def filled(entries: list[Row]) -> dict[str, bool]:
+    """Which of the columns that may be empty are not."""
+    fields = ("unit", "better", "untrained", "plain_vae")
+    return {field: any(getattr(entry, field) not in ("", MISSING) for entry in entries) for field in fields}
 
 
 def _trained_heading(evaluation: EvaluationRecord) -> str:
@@ -248,3 +254,32 @@ def _longest_word(texts: Iterable[str]) -> int:
 def _hanging(mark: str, text: str, width: int) -> Text:
     indent = " " * (len(mark) + 1)
     return Text(textwrap.fill(f"{mark} {text}", max(width, 40), subsequent_indent=indent, break_long_words=False))
+
+
+# ---- the terminal
+
+
+def wide_console(least: int = 100) -> Console:
+    """Standard output; at least so many columns wide where it is no terminal (a pipe, a file)."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(least, console.width))
+
+
+def plain_table(first: str, *headings: str, gap: int, wraps: bool = False) -> Table:
+    """A table with names in the first column, which may wrap, and numbers in the others, which never do."""
+    table = _frameless(gap)
+    table.add_column(first, no_wrap=not wraps)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def yes_or_no(met: bool | None) -> Text:
+    """Whether a target was met, in its colour; a dash where there is none."""
+    if met is None:
+        return Text("–")
+    return Text("yes", "green") if met else Text("no", "bold red")
+
+
+def _frameless(gap: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0))

@@ -1,4 +1,4 @@
-"""A run's folder: what it holds, by name, how that is read and written, and who may."""
+"""A run's folder: what it holds, by name, how that is read and written, who may, and which one was not ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import compose, keys, make
+from ..config.composition import ELSEWHERE, compose, keys, make
 from ..config.former_names import current_settings
 from ..interruption import command
 from .files import finite, read_record, write_text
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from ..datasets import SequenceDataModule
 
-__all__ = ["Run", "Trained", "device_of"]
+__all__ = ["Run", "Trained", "device_of", "unfinished"]
 
 CONFIG, LOCK = "config.yaml", ".lock"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
@@ -57,9 +57,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, by the path of its folder."""
+    """A run, by the path of its folder.
+
+    Args:
+        path: of the folder.
+        allow: what its configuration may call beside parts of the project; the file can be a stranger's.
+    """
 
     path: Path
+    allow: Allowlist = PARTS_ONLY
 
     def __str__(self) -> str:
         return str(self.path)
@@ -105,18 +111,15 @@ class Run:
             raise ValueError(f"{path} cannot be read ({problem}); {EXPECTED}") from None
         raise ValueError(f"{path} holds no mapping; {EXPECTED}")
 
-    def config(self, allow: Allowlist = PARTS_ONLY) -> DictConfig:
+    def config(self) -> DictConfig:
         """What the run was made from: all settings, those that came later with what they were before.
-
-        Args:
-            allow: what the file may call beside parts of the project; it can be a stranger's.
 
         Raises:
             FileNotFoundError: the folder is not a run's.
             ValueError: the file is damaged, lacks a setting, or names what is not allowed.
         """
         config, path = self.stored(), self.path / CONFIG
-        allow.check(config, path)
+        self.allow.check(config, path)
         default = _default()
         for name, value in (LATER | {group: default[group] for group in LATER_GROUPS}).items():
             section, _, key = name.rpartition(".")
@@ -130,19 +133,16 @@ class Run:
                 raise ValueError(f"{path} lacks the setting {name!r}; {EXPECTED}")
         return config
 
-    def load(
-        self, allow: Allowlist = PARTS_ONLY, *, config: DictConfig | None = None, data: SequenceDataModule | None = None
-    ) -> Trained:
+    def load(self, *, config: DictConfig | None = None, data: SequenceDataModule | None = None) -> Trained:
         """The trained run: weights from their file, and what is not at hand already.
 
         Args:
-            allow: see :meth:`config`.
             config, data: of the run, where they are at hand.
 
         Raises:
             FileNotFoundError: the folder is not a run's, or its training has not ended.
         """
-        config = self.config(allow) if config is None else config
+        config = self.config() if config is None else config
         self.check_trained()
         device = device_of(config)
         model, guide = pyro_tvae.load(self.path / WEIGHTS, device)
@@ -207,6 +207,34 @@ def device_of(config: DictConfig) -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     # What was trained on a device that is not here is judged on what is.
     return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
+
+
+def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Run | None:
+    """The latest run of exactly this configuration that was interrupted and that nobody is at work on.
+
+    Args:
+        config: of the run that would be started.
+        folder: of that run, which may hold the interrupted one.
+        beside: look at the folders beside it too.
+    """
+    wanted = _computed(config)
+    others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
+    for run in map(Run, (folder, *others)):
+        try:
+            if not (run.has(EVALUATION) and run.has(REPORT)) and _computed(run.stored()) == wanted:
+                with run.held():
+                    return run
+        except (OSError, ValueError, OmegaConfBaseException):
+            continue  # none, somebody else's, or at work
+    return None
+
+
+def _computed(config: DictConfig) -> DictConfig:
+    """A configuration without the settings that only say where and how it computes."""
+    config = config.copy()
+    for name in ELSEWHERE:
+        OmegaConf.update(config, name, None, merge=False)
+    return config
 
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."

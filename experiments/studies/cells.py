@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from pyro_tvae.inference import ForwardRoll
 
 from ..evaluation.measures import CONTROLLED, flat
-from ..runs.files import finite, read_record
+from ..runs.files import finite
 from ..runs.run import EVALUATION, SELECTIVITY, Run
 from .records import Cell, Values
 
@@ -21,9 +20,9 @@ ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # 
 DIGITS = 7  # more would be noise in the files' diffs
 
 
-def measured(run: Path) -> Cell:
+def measured(run: Run) -> Cell:
     """What an evaluated run holds, flat; nats per frame where not said otherwise."""
-    record = read_record(run / EVALUATION)
+    record = run.read(EVALUATION)
     values: Values = {**flat(record["measures"]["trained"])}
     forecast = record.get("forward_roll")
     if forecast:
@@ -37,20 +36,20 @@ def measured(run: Path) -> Cell:
     untrained = record["measures"].get("untrained") or {}
     values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
     values["collapsed"] = float(record["collapsed"])
-    history = Run(run).history()
+    history = run.history()
     steps = max((row["step"] for row in history.get("rows", ())), default=0)
     if steps:
         values["seconds"] = history["seconds"]
         values["seconds_per_step"] = history["seconds"] / steps
     seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
-    if (run / ANNEALED).is_file():
-        annealed = read_record(run / ANNEALED)
+    if run.has(ANNEALED):
+        annealed = run.read(ANNEALED)
         if "seconds" in annealed:
             seconds["annealing"] = annealed.pop("seconds")
         values |= {f"few/{key}": value for key, value in annealed.items()}
     for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
-        if (run / file).is_file():
-            values |= {f"{prefix}/{key}": value for key, value in read_record(run / file).items()}
+        if run.has(file):
+            values |= {f"{prefix}/{key}": value for key, value in run.read(file).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     if record.get("notes"):
         how["notes"] = record["notes"]

@@ -15,6 +15,7 @@ from .records import TABLE, Record, Row
 __all__ = ["aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
 
 MARK = "†"
+UNITS = "Nats per frame where a measure is in nats; ± is the standard deviation over seeds."
 
 
 def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
@@ -44,8 +45,7 @@ def markdown(record: Record) -> str:
 def table(record: Record) -> str:
     """The table of a record without a heading."""
     rows = record["rows"]
-    lines = ["| | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) for row in rows) + " |"]
+    lines = _head("", rows)
     marked = gaps = False
     for key, label in _columns(record).items():
         cells = [_cell(row, key) for row in rows]
@@ -53,7 +53,7 @@ def table(record: Record) -> str:
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
             marked = marked or any(cell.endswith(MARK) for cell in cells)
             gaps = gaps or any(None in row["values"].get(key, (None,)) for row in rows)
-    lines += ["", "Nats per frame where a measure is in nats; ± is the standard deviation over seeds."]
+    lines += ["", UNITS]
     if gaps:
         lines[-1] += f" Undefined numbers are left out of means; {MISSING}: undefined or not measured in all seeds."
     if marked:
@@ -67,12 +67,18 @@ ENDS = ("seconds", "step", "elbo", "iwae", "explained", "forward_roll", "forward
 def ends(record: Record) -> str:
     """A record of kind ``recipe`` as a table of where its curves end."""
     rows = record["rows"]
-    lines = ["| at the end | " + " | ".join(row["name"] for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    lines += ["| seeds | " + " | ".join(", ".join(map(str, row["seeds"])) or MISSING for row in rows) + " |"]
+    lines = _head(" at the end", rows)
     for key in ENDS:
         last = [aggregate([run["points"][-1].get(key) for run in row["runs"]]) for row in rows]
         lines.append(f"| {HEADINGS[key]} | " + " | ".join(format_number(*value) for value in last) + " |")
-    return "\n".join(lines) + "\n\nNats per frame where a measure is in nats; ± is the standard deviation over seeds.\n"
+    return "\n".join(lines) + f"\n\n{UNITS}\n"
+
+
+def _head(corner: str, rows: Sequence[Row]) -> list[str]:
+    """The first lines of a table: names of the rows, and their seeds."""
+    seeds = [", ".join(map(str, row["seeds"])) or MISSING for row in rows]
+    names = f"|{corner} | " + " | ".join(row["name"] for row in rows) + " |"
+    return [names, "|---" * (len(rows) + 1) + "|", f"| seeds | {' | '.join(seeds)} |"]
 
 
 def _columns(record: Record) -> dict[str, str]:

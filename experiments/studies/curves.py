@@ -8,18 +8,15 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..reports.figures import BLACK, BLUE, DASHES, GRAY, GREEN, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
+from ..reports.style import COLORS, DASHES, GRAY, MARKERS, canvas, gridded, whole_numbers
 from .records import Record, curve
 
 __all__ = ["forecast_curves", "recipe_curves"]
 
 Floats = NDArray[np.float64]
-COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 DPI = 100
-WIDTH = 9.0  # inches
 COMMON_FLOORS = ("repeat last frame", "mean frame")  # those that no model has a part in
 
 
@@ -32,7 +29,7 @@ def recipe_curves(record: Record) -> Figure:
     Args:
         record: of kind ``recipe``, see :mod:`.records`.
     """
-    figure = Figure(figsize=(WIDTH, 4.3), dpi=DPI, layout="constrained")
+    figure = canvas(4.3, dpi=DPI)
     axes = figure.subplots(1, 2)
     panels = (
         ("iwae", "Test IWAE", "nats per frame (higher is better)"),
@@ -42,7 +39,8 @@ def recipe_curves(record: Record) -> Figure:
         for row, color in zip(record["rows"], cycle(COLORS), strict=False):
             curves = [np.array(curve(run, key)).reshape(-1, 2).T for run in row["runs"]]
             _spread(axis, curves, color, row.get("label", row["name"]))
-        _plain(axis, title, unit)
+        gridded(axis, title)
+        axis.set_ylabel(unit)
         axis.set_xlabel("wall-clock minutes of training")
     floors = [n for row in record["rows"] for run in row["runs"] for _, n in curve(run, "forward_roll_floor")]
     if floors:
@@ -75,7 +73,7 @@ def forecast_curves(record: Record) -> Figure | None:
         return None
     if len({len(values) for values in series.values()}) > 1:  # rows on different data, which have no floors in common
         floors = {}
-    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    figure = canvas(4.2, dpi=DPI)
     axis = figure.subplots()
     for n, (name, values) in enumerate(series.items()):
         axis.plot(
@@ -95,12 +93,13 @@ def forecast_curves(record: Record) -> Figure | None:
     low = max(min(float(values.min()) for values in shown), min(ground, best - 6 * max(top - best, 1.0)))
     margin = 0.06 * (top - low) or 1.0
     axis.set_ylim(low - margin, top + margin)
-    _plain(axis, "Forward roll: log-likelihood of frames not seen, mean over seeds", "nats per unseen frame")
+    gridded(axis, "Forward roll: log-likelihood of frames not seen, mean over seeds")
+    axis.set_ylabel("nats per unseen frame")
     below = [name for name, values in series.items() if float(values.max()) < low]
     axis.set_xlabel(
         "horizon: frames after the last one seen" + (f"\n(below the axis: {'; '.join(below)})" if below else "")
     )
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axis.xaxis)
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -122,15 +121,6 @@ def _spread(axis: Axes, curves: Sequence[Floats], color: str, label: str) -> Non
     marker = "o" if len(grid) == 1 else None
     axis.plot(grid, stacked.mean(0), color=color, linewidth=2.2, label=label + count, zorder=4, marker=marker)
     axis.fill_between(grid, stacked.min(0), stacked.max(0), color=color, alpha=0.18, linewidth=0, zorder=1)
-
-
-def _plain(axis: Axes, title: str, unit: str) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=9)
-    axis.set_title(title, loc="left", fontsize=11)
-    axis.set_ylabel(unit)
 
 
 def _leave_out_start(axis: Axes) -> None:

@@ -67,37 +67,22 @@ class Snapshots(Callback):
 
 
 @torch.inference_mode()
-def judge(
-    model: TVAE,
-    guide: Guide,
-    data: SequenceDataModule,
-    *,
-    split: str = "test",
-    sequences: int = 128,
-    num_particles: int = 100,
-    seed: int = 0,
-) -> Values:
+def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, num_particles: int) -> Values:
     """One point of a curve: ``elbo``, ``iwae``, ``explained``, ``forward_roll`` and its best floor, in nats per frame.
 
     Args:
         model, guide: what is judged.
         data: where from.
-        split: ``test``, or ``validation`` while a recipe is being chosen.
-        sequences: how many, the first of the split.
+        sequences: how many, the first of the test split.
         num_particles: K of the importance-weighted bound.
-        seed: of the draws.
     """
     device = model.like.device
-    x = next(data.batches(split, device, batch_size=min(sequences, len(data.datasets[split]))))["x"]
-    bound = log_likelihood(model, guide, x, num_particles, seed=seed, progress=False)
+    x = next(data.batches("test", device, batch_size=sequences))["x"]
+    bound = log_likelihood(model, guide, x, num_particles, seed=0, progress=False)
     mean_frame = data.mean_frame(device)
     mean, best = (float(end.double().mean()) / model.n_frames for end in ends_of_explained(model, mean_frame, x))
     elbo = float(bound.elbo.mean()) / model.n_frames
-    point: Values = {
-        "elbo": elbo,
-        "iwae": bound.per_frame,
-        "explained": (elbo - mean) / (best - mean),
-    }
+    point: Values = {"elbo": elbo, "iwae": bound.per_frame, "explained": (elbo - mean) / (best - mean)}
     if model.n_frames > 1:
         means = forward_roll(model, guide, x, mean_frame=mean_frame).means()
         point["forward_roll"] = means.pop("model")
@@ -127,7 +112,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     points: list[Values] = []
     for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
         model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
-        points.append(moment | judge(model, guide, parts.data, sequences=sequences, num_particles=num_particles))
+        points.append(moment | judge(model, guide, parts.data, sequences, num_particles))
     curves: RunInfo = {
         "hardware": hardware(device_of(config)),
         "versions": versions(),

@@ -13,14 +13,14 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.files import read_record, write_text
-from ..runs.run import CONFIG, EVALUATION, SELECTIVITY
+from ..runs.files import write_text
+from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
 from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
-from .settings import check_settings, settings_of, stored_settings
+from .settings import check_settings, settings_of
 
 __all__ = ["Ledger"]
 
@@ -77,10 +77,14 @@ class Ledger:
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
             for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
-                check_settings(path.parent, stored_settings(path.parent, self.allow), asked, remedy)
+                check_settings(path.parent, settings_of(Run(path.parent, self.allow).config()), asked, remedy)
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.kept
+
+    def run(self, row: str, seed: int) -> Run:
+        """The run of a cell, done or not."""
+        return Run(self.homes[row] / f"seed{seed}", self.allow)
 
     def said(self, cells: Iterable[tuple[str, int]]) -> str:
         """How many of these cells need no run, in words; empty if none."""
@@ -88,12 +92,8 @@ class Ledger:
         count = sum(cell in self for cell in asked)
         return f"{self.name}: {count} of {len(asked)} runs are in {self.file}" if count else ""
 
-    def write(self, figures: list[str] | None = None) -> Record:
-        """Write the study's files, and the kept record; the record is returned.
-
-        Args:
-            figures: names of PNG files that the record is to name.
-        """
+    def write(self) -> Record:
+        """Write the study's files, and the kept record; the record is returned, which names the figures of one."""
         with held(self.target) if self.target is not None else nullcontext():
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
@@ -107,8 +107,8 @@ class Ledger:
                 cells,
                 self.study.labels,
             )
-            if figures is not None:
-                record["figures"] = figures
+            if self.study.drawing:
+                record["figures"] = sorted(path.name for path in self.folder.glob("*.png"))
             if self.target is not None:
                 write_record(self.target, record)
         if self.study.labels is not None:
@@ -123,16 +123,16 @@ class Ledger:
                     partial.write_bytes(picture.read_bytes())
         return record
 
-    def _local(self) -> Iterator[tuple[tuple[str, int], Path]]:
+    def _local(self) -> Iterator[tuple[tuple[str, int], Run]]:
         """All runs that are there and done, asked for or not."""
         for row, place in self.homes.items():
-            for run in place.glob("seed*"):
-                seed = run.name.removeprefix("seed")
-                if seed.isdigit() and all((run / name).is_file() for name in self.needed):
-                    yield (row, int(seed)), run
+            for path in place.glob("seed*"):
+                seed = path.name.removeprefix("seed")
+                if seed.isdigit() and all(Run(path).has(name) for name in self.needed):
+                    yield (row, int(seed)), Run(path)
 
-    def _measured(self, run: Path) -> Cell:
-        return measured(run) if self.study.labels is None else Cell({}, cast(RunInfo, read_record(run / POINTS)))
+    def _measured(self, run: Run) -> Cell:
+        return measured(run) if self.study.labels is None else Cell({}, cast(RunInfo, run.read(POINTS)))
 
     def _read(self) -> dict[tuple[str, int], Cell]:
         """The cells of the study's kept record, if there is one."""

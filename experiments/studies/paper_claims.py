@@ -162,8 +162,7 @@ def _neighbors(record: Record, row: Row, keys: Sequence[str], source: str) -> Cl
         f"Neighbours on the map prefer what is alike ({source}); here: their correlations beat those of units in "
         f"random places at p < {ORGANIZED:g}, in every seed."
     )
-    measured = f"{row['name']}: {'; '.join(parts)}."
-    return judged(record, [row["name"]], said, verdicts, measured, EQUIVARIANCE_VOID)
+    return judged(record, [row["name"]], said, verdicts, f"{row['name']}: {'; '.join(parts)}.", EQUIVARIANCE_VOID)
 
 
 def _map(record: Record, row: Row, keys: Sequence[str], source: str) -> Claim:
@@ -177,8 +176,7 @@ def _map(record: Record, row: Row, keys: Sequence[str], source: str) -> Claim:
         "On a two-dimensional topography, units come to be selective, and neighbours to prefer what is alike "
         f"({source}); here: every measure of it is above that of the untrained model."
     )
-    measured = f"{row['name']}: {'; '.join(parts)}."
-    return judged(record, [row["name"]], said, verdicts, measured, EQUIVARIANCE_VOID)
+    return judged(record, [row["name"]], said, verdicts, f"{row['name']}: {'; '.join(parts)}.", EQUIVARIANCE_VOID)
 
 
 def _property(key: str) -> str:

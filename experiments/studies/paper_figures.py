@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,8 @@ from torch import Tensor
 import pyro_tvae
 from pyro_tvae.topographies.base import roll
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..reports.mosaics import (
-    DPI,
-    MAX_COLUMNS,
-    WIDTH,
-    Floats,
-    as_array,
-    as_frames,
-    mosaic,
-    pick,
-    save,
-    seen_and_unseen,
-    wrap,
-)
+from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
+from ..reports.style import WIDTH, canvas, save, wrap
 from ..reports.tables import format_number
 from ..runs.run import EVALUATION, SELECTIVITY, Run, Trained
 from .unit_map import UnitMap, map_units
@@ -43,25 +31,22 @@ SHARPNESS = 112  # pixels of a frame on the canvas, so that the cells of a capsu
 N_SEQUENCES = 3
 
 
-def draw_run(drawing: str, run: Run, title: str, stem: Path, allow: Allowlist = PARTS_ONLY) -> list[Path]:
-    """Draw a run as PNG and PDF.
+def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
+    """Draw a run, the same figure into all files.
 
     Args:
         drawing: one of :data:`DRAWINGS`.
         run: trained and evaluated.
         title: of the figure; what the run explains is added.
-        stem: the files' path without a suffix.
-        allow: what the run's configuration may call.
-
-    Returns:
-        The paths of the two files.
+        paths: of the files, whose suffixes choose their formats.
     """
     record = run.read(EVALUATION)
     explained = record["measures"]["trained"]["explained"]
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
     numbers = run.read(SELECTIVITY) if run.has(SELECTIVITY) else {}
-    figure = DRAWINGS[drawing](run.load(allow), numbers, title)
-    return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in (".png", ".pdf")]
+    figure = DRAWINGS[drawing](run.load(), numbers, title)
+    for path in paths:
+        save(figure, path)
 
 
 @torch.inference_mode()
@@ -81,14 +66,13 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     rows: list[list[Floats | None]] = []
     for n in range(len(x)):
         capsules = _colored(as_array(t[n] / t[n].abs().mean((-2, -1), keepdim=True)))
-        rows += [[_enlarged(_rgb(source[n, i])) for i in shown] for source in (truth, decoded)]
+        rows += [[_enlarged(source[n, i]) for i in shown] for source in (truth, decoded)]
         rows.append([_enlarged(capsules[i]) for i in shown])
-    figure, axis, edge = mosaic(
-        rows, ["true", "decoded", "capsules, t"] * len(x), [str(i) for i in shown], title,
+    figure = mosaic(
+        rows, ["true", "decoded", "capsules, t"] * len(x), shown, title,
         row_breaks=[3 * n for n in range(1, len(x))], column_break=len(first),
     )  # fmt: skip
-    seen_and_unseen(axis, edge)
-    axis.set_xlabel(
+    figure.axes[0].set_xlabel(
         "frame; to the right, t of the last seen frame, every capsule (a row) rolled on by one position per frame",
         fontsize=9,
     )
@@ -105,35 +89,29 @@ def _traversals(run: Trained, numbers: Mapping[str, float], title: str) -> Figur
     chosen = [int(n) for k in range(len(names)) for n in (batch["moving"] == k).nonzero()[:each]]
     x = batch["x"][chosen]
     parts = {
-        "true": as_frames(x),
-        "reconstructed": as_frames(pyro_tvae.reconstruct(run.model, run.guide, x)),
-        "frame 0, rolled": as_frames(pyro_tvae.traverse(run.model, run.guide, x)),
+        "true": x,
+        "reconstructed": pyro_tvae.reconstruct(run.model, run.guide, x),
+        "frame 0, rolled": pyro_tvae.traverse(run.model, run.guide, x),
     }
-    shown = pick(x.shape[1], MAX_COLUMNS)
-    rows = [[frames[n, i] for i in shown] for n in range(len(x)) for frames in parts.values()]
-    moving = [names[int(batch["moving"][n])] for n in chosen]
-    labels = [f"{name}: true" if part == "true" else part for name in moving for part in parts]
-    breaks = [len(parts) * n for n in range(1, len(x))]
-    return mosaic(rows, labels, [str(i) for i in shown], title, row_breaks=breaks)[0]
+    return stack(parts, title, len(x), [names[int(batch["moving"][n])] for n in chosen])
 
 
-def _map(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
-    """Fig. 3: the map of units."""
-    return draw_map(map_units(run.model, run.guide, run.data), numbers, title)
-
-
-DRAWINGS: dict[str, Drawing] = {"forecast": _forecast, "traversals": _traversals, "map": _map}
+DRAWINGS: dict[str, Drawing] = {
+    "forecast": _forecast,
+    "traversals": _traversals,
+    "map": lambda run, numbers, title: draw_map(map_units(run.model, run.guide, run.data), numbers, title),
+}
 
 
 def draw_map(units: UnitMap, numbers: Mapping[str, float], title: str) -> Figure:
-    """Four panels of a map: the strongest image of every unit, the class it prefers, and its slant and stroke width.
+    """Fig. 3: the strongest image of every unit of a map, the class it prefers, and its slant and stroke width.
 
     Args:
         units: what :func:`.map_units` returns.
         numbers: what :func:`.organization` returns; panels say what it holds.
         title: of the figure.
     """
-    figure = Figure(figsize=(WIDTH, 9.2), dpi=DPI, layout="constrained")
+    figure = canvas(9.2)
     figure.suptitle(wrap(title, WIDTH), x=0.01, ha="left", fontsize=11)
     images, classes, slant, width = figure.subplots(2, 2).flat
     _show(images, _sheet(units.strongest), "The image that activates each unit most", cmap="gray", vmin=0, vmax=1)
@@ -191,11 +169,8 @@ def _colored(t: Floats) -> Floats:
     return np.asarray(colormaps["viridis"](scaled.clip(0, 1)))[..., :3].transpose(0, 3, 1, 2)
 
 
-def _rgb(frame: Floats) -> Floats:
-    return frame.repeat(3, axis=0) if len(frame) == 1 else frame
-
-
-def _enlarged(frame: Floats, size: int = SHARPNESS) -> Floats:
-    """A picture (channel, height, width) on a square of so many pixels, by the nearest of its own."""
-    across: Sequence[Any] = [np.arange(size) * length // size for length in frame.shape[1:]]
-    return frame[:, across[0]][:, :, across[1]]
+def _enlarged(frame: Floats) -> Floats:
+    """A picture (channel, height, width) in colour, on a square of many pixels, by the nearest of its own."""
+    frame = frame.repeat(3, axis=0) if len(frame) == 1 else frame
+    rows, columns = (np.arange(SHARPNESS) * length // SHARPNESS for length in frame.shape[1:])
+    return frame[:, rows[:, None], columns]

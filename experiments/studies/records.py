@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
+from ..evaluation.record import ForwardRollRecord
 from .settings import Settings, portable, shared_settings
 
 __all__ = [
@@ -54,13 +55,6 @@ TABLE, LEARNING_CURVES = "reproduction", "recipe"  # kinds of records, as files 
 Values = dict[str, float | None]
 
 
-class Forecast(TypedDict):
-    """Log-likelihood of frames not seen, by how far they lie ahead: of the model, and of every floor."""
-
-    context: int
-    log_likelihood: dict[str, list[float | None]]
-
-
 class RunInfo(TypedDict):
     """How one run of a row was made, and what of it is no single number."""
 
@@ -68,7 +62,7 @@ class RunInfo(TypedDict):
     versions: dict[str, str]
     seconds: dict[str, float]
     notes: NotRequired[list[str]]
-    forward_roll: NotRequired[Forecast]
+    forward_roll: NotRequired[ForwardRollRecord]
     points: NotRequired[list[Values]]
 
 

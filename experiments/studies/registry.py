@@ -56,6 +56,8 @@ def _learning_curves(title: str, rows: Mapping[str, tuple[str, Sequence[str]]]) 
 
 GAUSSIAN, GAMMA = "prior=gaussian", "prior=gamma"
 ORBIT = ("prior=orbit", "guide=orbit", "guide.shared_trunk=false")  # an encoder each for z and for the energies
+ON_GAUSSIAN = ("mean_field", "shared_trunk", "sequence", "low_rank", "conditional", "flow", "semi_amortized")
+ANNEALING = {"sequences": 32, "num_chains": 8, "num_temperatures": 300}
 # One generative model for all rows: where neighbourhoods are disjoint orbits, Gaussian u, Gamma(½, ½) energies and one
 # χ² energy per orbit give x the same law, so that rows differ in the variables that the guide has to infer alone.
 PARTS = (
@@ -98,12 +100,7 @@ STUDIES: dict[str, Study] = {
     "table2": Study("Table 2: dSprites, one of x, y, orientation and scale moves", _table("dsprites")),
     "fig1": _figure("Fig. 1: unseen frames, forecast by rolling capsules", "forecast", GENERALIZATION),
     "fig3": _figure("Fig. 3: MNIST on a torus, what every unit prefers", "map", "tvae_2d_mnist"),
-    "fig4": _figure(
-        "Fig. 4: one factor at a time",
-        "traversals",
-        "tvae_lpartial_mnist",
-        "tvae_lpartial_dsprites",
-    ),
+    "fig4": _figure("Fig. 4: one factor at a time", "traversals", "tvae_lpartial_mnist", "tvae_lpartial_dsprites"),
     "fig6": _figure(
         "Fig. 6: rotation and hue together, after training on one factor at a time", "traversals", GENERALIZATION
     ),
@@ -115,20 +112,14 @@ STUDIES: dict[str, Study] = {
         "Guides: one generative model (orbits), one recipe",
         {
             "orbit": ORBIT,
-            "mean_field": (GAUSSIAN, "guide=mean_field"),
-            "shared_trunk": (GAUSSIAN, "guide=shared_trunk"),
-            "sequence": (GAUSSIAN, "guide=sequence"),
-            "low_rank": (GAUSSIAN, "guide=low_rank"),
-            "conditional": (GAUSSIAN, "guide=conditional"),
-            "flow": (GAUSSIAN, "guide=flow"),
-            "semi_amortized": (GAUSSIAN, "guide=semi_amortized"),
+            **{name: (GAUSSIAN, f"guide={name}") for name in ON_GAUSSIAN},
             "gamma": (GAMMA, "guide=gamma"),
             "conditional_orbit": ("prior=orbit", "guide=conditional_orbit"),
             "orbit_covariance": ("prior=orbit", "guide=orbit_covariance"),
         },
         PARTS,
         budgets=False,
-        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
+        annealing=ANNEALING,
         reference="orbit",
     ),
     "priors": Study(
@@ -144,7 +135,7 @@ STUDIES: dict[str, Study] = {
         },
         PARTS,
         budgets=False,
-        annealing={"sequences": 32, "num_chains": 8, "num_temperatures": 300},
+        annealing=ANNEALING,
     ),
     "recipe": _learning_curves(
         "Recipes at the paper's MNIST size, 4,000 training sequences",

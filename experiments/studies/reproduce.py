@@ -96,34 +96,30 @@ def reproduce_all(
         for number, (row, seed) in enumerate(cells, start=1):
             if (row, seed) in ledger:
                 continue
-            run = Run(ledger.homes[row] / f"seed{seed}")
+            run = ledger.run(row, seed)
             said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
             if not run.has(ledger.needed[0]):
                 progress(f"{said} -> {run}")
                 config = composed[row].copy()
                 config.seed = seed
                 if study.labels is None:
-                    _run(config, run.path, ledger.allow)
+                    _run(config, run.path, run.allow)
                 else:
                     follow(config, run.path)
             if study.annealing and not run.has(ANNEALED):
                 progress(f"{said}, annealing")
                 start = time.monotonic()
-                annealed = _anneal(run, ledger.allow, **study.annealing)
+                annealed = _anneal(run, **study.annealing)
                 run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-            if study.reference and not run.has(REFITTED):
+            if study.reference and study.annealing and not run.has(REFITTED):
                 progress(f"{said}, its guide fitted to the model of {study.reference}")
-                reference = Run(ledger.homes[study.reference] / run.path.name)
-                run.write(REFITTED, json.dumps(finite(_refit(run, reference, study, ledger.allow))))
+                reference = ledger.run(study.reference, seed)
+                run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
             if study.drawing:
                 stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                _draw(study, run, stem, said, progress, ledger.allow)
-            ledger.write(_pictures(study, ledger.folder))
-        yield ledger.write(_pictures(study, ledger.folder))
-
-
-def _pictures(study: Study, folder: Path) -> list[str] | None:
-    return sorted(path.name for path in folder.glob("*.png")) if study.drawing else None
+                _draw(study, run, stem, said, progress)
+            ledger.write()
+        yield ledger.write()
 
 
 def _composed(
@@ -140,21 +136,19 @@ def _composed(
         raise ValueError(f"reproduce: {error}") from None
 
 
-def _draw(
-    study: Study, run: Run, stem: Path | None, said: str, progress: Callable[[str], object], allow: Allowlist
-) -> None:
+def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callable[[str], object]) -> None:
     """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
     assert study.drawing is not None
     if study.drawing == "map" and not run.has(SELECTIVITY):
         progress(f"{said}, organisation of the map")
-        run.write(SELECTIVITY, organization(run, allow=allow))
+        run.write(SELECTIVITY, organization(run))
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
     judged = (run.path / EVALUATION).stat().st_mtime
     if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
-        draw_run(study.drawing, run, f"{study.title}; {stem.name}", stem, allow)
+        draw_run(study.drawing, run, f"{study.title}; {stem.name}", pictures)
 
 
 def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:
@@ -165,11 +159,9 @@ def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:
     train_run(config, folder, allow)
 
 
-def _anneal(
-    run: Run, allow: Allowlist, sequences: int, num_chains: int, num_temperatures: int
-) -> dict[str, float | None]:
+def _anneal(run: Run, sequences: int, num_chains: int, num_temperatures: int) -> dict[str, float | None]:
     """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
-    loaded = run.load(allow)
+    loaded = run.load()
     model, guide = loaded.model, loaded.guide
     x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
     bound = log_likelihood(model, guide, x, 1000, seed=0)
@@ -182,12 +174,3 @@ def _anneal(
         ais = annealed.per_frame
     best = bound.per_frame if ais is None else max(bound.per_frame, ais)
     return {"elbo": elbo, "iwae": bound.per_frame, "ais": ais, "gap": best - elbo}
-
-
-def _refit(run: Run, reference: Run, study: Study, allow: Allowlist) -> dict[str, float | None]:
-    """What a guide leaves of the gap between its ELBO and log p(x) of the reference's model, as annealing finds it."""
-    assert study.annealing is not None
-    annealed = reference.read(ANNEALED)
-    bounds = refit(run.load(allow), reference.load(allow).model, sequences=study.annealing["sequences"])
-    best = max(value for value in (annealed["ais"], annealed["iwae"], bounds["iwae"]) if value is not None)
-    return {**bounds, "best": best, "gap": best - bounds["elbo"]}

@@ -1,5 +1,8 @@
 """Summary: RESULTS.md, generated from kept records, so that nothing stands there that was not run.
 
+Claims are judged by rules and never by hand: :mod:`.verdicts` says what decides. Collapsed models are named, and their
+measures of equivariance do not count.
+
 A folder of records holds ``<study>-<budget>.json`` or ``<study>.json``, a record each (see :mod:`.records`); pictures,
 ``<record>.png`` and ``<record>-<anything>.png``; ``notes/<record>.md`` or ``notes/<study>.md``, in words what no record
 can hold; and ``robustness.md``, if there.
@@ -10,18 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..evaluation.measures import COLLAPSED
 from ..interruption import command
-from ..reports.mosaics import save
+from ..reports.style import save
 from ..reports.tables import format_seconds
 from ..runs.files import write_text
-from .claims import Claim, claims_of, remarks_of
-from .comparison import ends, table
+from .comparison import collapsed_seeds, ends, table
 from .curves import forecast_curves, recipe_curves
 from .kept import read_kept
+from .own_claims import catching_up, guide_claims, prior_claims, rankings, recipe_claims
+from .paper_claims import figure_claims, table_claims
 from .records import LEARNING_CURVES, TABLE, Record, stem_of
+from .samples import Claim
 from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
 
-__all__ = ["NAME", "results_text", "write_results"]
+__all__ = ["NAME", "claims_of", "remarks_of", "results_text", "write_results"]
 
 NAME = "RESULTS.md"
 NOTES = "notes"
@@ -167,6 +173,31 @@ def _counted(texts: Sequence[str]) -> str:
     if len(kinds) < 2:
         return kinds[0] if kinds else ""
     return "; ".join(f"{kind} ({texts.count(kind)} runs)" for kind in kinds)
+
+
+# ---- claims
+
+
+def claims_of(record: Record) -> list[Claim]:
+    """The claims that a record can speak to, judged; none for a study that has no rules."""
+    if record["kind"] == LEARNING_CURVES:
+        return recipe_claims(record)
+    rules = {"table1": table_claims, "table2": table_claims, "guides": guide_claims, "priors": prior_claims}
+    rule = figure_claims if record["study"].startswith("fig") else rules.get(record["study"])
+    return rule(record) if rule else []
+
+
+def remarks_of(record: Record) -> list[str]:
+    """What else the numbers say, in sentences without a verdict."""
+    if record["kind"] == LEARNING_CURVES:
+        return catching_up(record)
+    sentences = rankings(record) if record["study"] in ("guides", "priors") else []
+    counts = {row["name"]: (len(collapsed_seeds(row)), len(row["seeds"])) for row in record["rows"]}
+    collapsed = [f"{name} ({count} of {n_seeds})" for name, (count, n_seeds) in counts.items() if count]
+    if collapsed:
+        share = f"they explain less than {COLLAPSED} of what there is to explain."
+        sentences.append(f"Collapsed: {', '.join(collapsed)}; {share}")
+    return sentences
 
 
 # ---- pictures

@@ -9,12 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE
 from ..runs.files import finite
-from ..runs.run import Run
 
-__all__ = ["Settings", "check_settings", "portable", "settings_of", "shared_settings", "stored_settings"]
+__all__ = ["Settings", "check_settings", "portable", "settings_of", "shared_settings"]
 
 Settings = Mapping[str, object]
 
@@ -45,11 +43,6 @@ def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def stored_settings(run: Path, allow: Allowlist = PARTS_ONLY) -> Settings:
-    """The settings that a run's folder says it was made from; nothing in the file is called."""
-    return settings_of(Run(run).config(allow))
 
 
 def shared_settings(settings: Iterable[Settings]) -> Settings:

@@ -10,24 +10,19 @@ from torch import Tensor
 import pyro_tvae
 from pyro_tvae import TVAE, Guide, Torus
 from pyro_tvae.guides.base import posterior_of
-from pyro_tvae.inference import (
-    class_selectivity,
-    neighbor_correlation,
-    preferred_class,
-    preferred_value,
-)
+from pyro_tvae.inference import class_selectivity, neighbor_correlation, preferred_class, preferred_value
 from pyro_tvae.inference.likelihood import seeded
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.posteriors import draw
 from pyro_tvae.verbs import point_estimate
 
-from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets import SequenceDataModule
 from ..evaluation.handwriting import slant, stroke_width
 from ..runs.run import UNTRAINED, Run
 
 __all__ = ["UnitMap", "map_units", "organization"]
 
+N_PERMUTATIONS = 9999  # of every test of neighbours
 TOP = 10  # images whose mean slant and stroke width a unit is said to prefer
 
 
@@ -50,14 +45,12 @@ class UnitMap:
 
 
 @torch.inference_mode()
-def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str = "test", seed: int = 0) -> UnitMap:
-    """Show a split of still images to every unit of a torus.
+def map_units(model: TVAE, guide: Guide, data: SequenceDataModule) -> UnitMap:
+    """Show the test split of still images to every unit of a torus.
 
     Args:
         model, guide: a fitted model of single frames with one capsule on a :class:`.Torus`.
         data: its data, with labels.
-        split: which images.
-        seed: of the draws from the guide, one per image.
 
     Raises:
         ValueError: the model is no torus of single frames.
@@ -68,8 +61,8 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
             f"capsules, {model.n_frames} frames and the topography {type(model.topography).__name__}."
         )
     kept: list[tuple[Tensor, ...]] = []
-    with seeded(seed):
-        for batch in data.batches(split, model.like.device):
+    with seeded(0):  # draws from the guide, one per image
+        for batch in data.batches("test", model.like.device):
             posterior = posterior_of(guide, batch["x"])
             drawn = draw(posterior)
             means, draws = point_estimate(model, posterior), model.compose(drawn)
@@ -87,36 +80,27 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule, *, split: str
     )
 
 
-def organization(
-    run: Run, *, n_permutations: int = 9999, seed: int = 0, progress: bool = True, allow: Allowlist = PARTS_ONLY
-) -> dict[str, float]:
+def organization(run: Run) -> dict[str, float]:
     """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
-
-    Args:
-        run: trained.
-        n_permutations: of every test, see :func:`.neighbor_correlation`.
-        seed: of draws and permutations.
-        progress: show a bar.
-        allow: what the run's configuration may call.
 
     Returns:
         ``selective`` (units with d′ ≥ 0.85), ``classes`` (that any of them prefers), and for ``selectivity``, ``slant``
         and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements, and ``…_p``;
         each again with ``_untrained``.
     """
-    loaded = run.load(allow)
+    loaded = run.load()
     models = {"": (loaded.model, loaded.guide)}
     if run.has(UNTRAINED):
         models["_untrained"] = pyro_tvae.load(run.path / UNTRAINED, loaded.device)
     numbers: dict[str, float] = {}
-    with progress_bar(3 * len(models), "permutations", shown=progress, unit="test", leave=False) as bar:
+    with progress_bar(3 * len(models), "permutations", unit="test", leave=False) as bar:
         for suffix, (model, guide) in models.items():
-            units = map_units(model, guide, loaded.data, seed=seed)
+            units = map_units(model, guide, loaded.data)
             numbers[f"selective{suffix}"] = float((units.preferred >= 0).sum())
             numbers[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
             for name in ("selectivity", "slant", "stroke_width"):
                 features = getattr(units, name).reshape(-1, *units.preferred.shape)
-                result = neighbor_correlation(features, n_permutations, seed)
+                result = neighbor_correlation(features, N_PERMUTATIONS, seed=0)
                 numbers[f"{name}{suffix}"] = result.value
                 numbers[f"{name}_null{suffix}"], numbers[f"{name}_p{suffix}"] = result.null_mean, result.p_value
                 bar.update()

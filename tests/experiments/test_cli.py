@@ -119,7 +119,7 @@ def test_mistakes_get_one_sentence_and_a_status(tmp_path: Path, arguments: list[
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("module", ["cli", "commands.hydra_entry", "runs.unfinished"])
+@pytest.mark.parametrize("module", ["cli", "commands.hydra_entry", "runs.run"])
 def test_help_and_mistyped_commands_and_lists_of_runs_do_not_wait_for_torch(module: str, tmp_path: Path) -> None:
     code = f"import sys, pyro_tvae.experiments.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0

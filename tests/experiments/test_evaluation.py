@@ -10,10 +10,9 @@ import torch
 
 from pyro_tvae import MLP, TVAE, BinarizedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
-from pyro_tvae.experiments.evaluation.evaluate import evaluate, measure
+from pyro_tvae.experiments.evaluation.evaluate import evaluate, measure, remarks
 from pyro_tvae.experiments.evaluation.measures import BLIND, CONTROLLED, HEADINGS, MEASURES, flat, score
 from pyro_tvae.experiments.evaluation.record import rows
-from pyro_tvae.experiments.evaluation.verdict import remarks
 from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 

@@ -24,8 +24,7 @@ from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
-from pyro_tvae.experiments.runs.run import Run
-from pyro_tvae.experiments.runs.unfinished import unfinished
+from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.files import atomic_write
 
 TINY = [

@@ -25,8 +25,7 @@ from pyro_tvae.experiments.config.former_names import (
     current_overrides,
     current_settings,
 )
-from pyro_tvae.experiments.runs.run import Run
-from pyro_tvae.experiments.runs.unfinished import unfinished
+from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.experiments.studies import reproduce
 
 FORMER = ["likelihood=binarised_bernoulli", "model.centred=false"]

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 import pyro_tvae
 from pyro_tvae.experiments.commands.posterior import posterior_run
@@ -22,7 +20,6 @@ from pyro_tvae.experiments.datasets import Transformations
 from pyro_tvae.experiments.reports import posterior_page
 from pyro_tvae.experiments.runs.files import write_text
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
-from pyro_tvae.inference.simulation_based_calibration import Calibration
 
 SMALL = ["data.n_train=8", "data.n_validation=4", "data.n_test=6", "model.n_capsules=2", "fit.accelerator=cpu"]
 KINDS = {
@@ -146,23 +143,6 @@ def test_the_forest_shows_medians_quartiles_and_intervals() -> None:
     assert half[1] == pytest.approx([15, 25])
     assert np.diff(whole[0]) == pytest.approx(0.94)
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title(loc="left")) == ("log e", "orbit", "title")
-
-
-def test_the_rank_histogram_says_what_is_not_uniform(tmp_path: Path) -> None:
-    even = torch.randint(0, 100, (500, 2), generator=torch.Generator().manual_seed(0))
-    result = Calibration({"z": even, "u_squared": (even // 50) * 99}, 99)
-    figure = posterior_page.rank_histogram(result)
-    assert isinstance(figure, Figure)
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles == ["z: uniform", "u²: NOT uniform"]
-    heights = [bar.get_height() for bar in figure.axes[1].patches if _is_bar(bar)]  # type: ignore[attr-defined]
-    assert sum(heights) == pytest.approx(1)
-    figure.savefig(tmp_path / "ranks.png")
-
-
-def _is_bar(patch: object) -> bool:
-    """Not the band behind the bars, which Matplotlib makes a polygon or a rectangle of."""
-    return isinstance(patch, Rectangle) and patch.get_width() < 0.5
 
 
 @pytest.mark.parametrize(

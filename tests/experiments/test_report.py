@@ -386,16 +386,13 @@ def lines(figure: Figure, panel: int = 0) -> dict[str, np.ndarray]:
     return {str(line.get_label()): np.asarray(line.get_xydata()) for line in figure.axes[panel].lines}
 
 
-@pytest.mark.parametrize("columns", [False, True])
-def test_training_curves_draw_the_history(columns: bool) -> None:
+def test_training_curves_draw_the_history() -> None:
     records: list[dict[str, Any]] = [
         {"step": 1, "train/elbo": -3.0, "train/reconstruction": -2.0, "train/kl": 1.0},
         {"step": 2, "train/elbo": float("nan"), "val/elbo": -2.5, "val/reconstruction": -2.25, "val/kl": 0.25},
         {"step": 3, "train/elbo": -2.0, "train/reconstruction": -1.5, "train/kl": 0.5},
     ]
-    keys = dict.fromkeys(key for record in records for key in record)
-    history: Any = {key: [record.get(key) for record in records] for key in keys} if columns else records
-    figure = figures.training_curves(history)
+    figure = figures.training_curves(records)
     np.testing.assert_array_equal(lines(figure, 0)["training"], [[1, -3], [3, -2]])
     np.testing.assert_array_equal(lines(figure, 0)["validation"], [[2, -2.5]])
     np.testing.assert_array_equal(lines(figure, 1)["training"], [[1, -2], [3, -1.5]])
@@ -441,7 +438,7 @@ def test_the_forward_roll_curve_never_cuts_the_model() -> None:
     assert "undefined" in words_of(undefined)
 
 
-def test_capsule_stripes_show_one_capsule_the_liveliest_unless_told() -> None:
+def test_capsule_stripes_show_one_capsule_the_liveliest() -> None:
     t = 0.1 * torch.rand(6, 3, 5) + 1.0
     t[:, 2] *= torch.arange(6.0)[:, None]
     v = torch.rand(6, 3, 5)
@@ -449,7 +446,7 @@ def test_capsule_stripes_show_one_capsule_the_liveliest_unless_told() -> None:
     for axis, expected in zip(figure.axes[:2], (t, v), strict=True):
         np.testing.assert_allclose(np.asarray(axis.images[0].get_array()), expected[:, 2].numpy(), rtol=1e-6)
         assert (axis.get_xlabel(), axis.get_ylabel()) == ("position in the capsule", "frame")
-    alone = figures.capsule_stripes(t.numpy() - 1.05, None, capsule=0)
+    alone = figures.capsule_stripes(t[:, :1].numpy() - 1.05)
     image = alone.axes[0].images[0]
     np.testing.assert_allclose(np.asarray(image.get_array()), t[:, 0].numpy() - 1.05, atol=1e-6)
     assert image.get_clim()[0] == -image.get_clim()[1]

@@ -42,7 +42,7 @@ def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatc
     for training in ("_run", "follow"):
         monkeypatch.setattr(study_module, training, lambda config, run, *_: ran.append((config, run)))
     monkeypatch.setattr(study_module, "_anneal", lambda *_, **__: {})
-    monkeypatch.setattr(study_module, "_refit", lambda *_: {})
+    monkeypatch.setattr(study_module, "refit", lambda *_: {})
     monkeypatch.setattr(study_module, "_draw", lambda *_: None)
     reproduce(name, seeds=[3], output=tmp_path, progress=lambda _: None)
     assert len(ran) == len(STUDIES[name].rows)

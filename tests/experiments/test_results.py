@@ -26,14 +26,13 @@ from test_house import ROOT
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.experiments.studies import reproduce as reproducing
-from pyro_tvae.experiments.studies.claims import claims_of, remarks_of
 from pyro_tvae.experiments.studies.comparison import table
 from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
 from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
 from pyro_tvae.experiments.studies.records import Cell, Record, Row, RunInfo, Values, kept_cells, record_of, stem_of
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
 from pyro_tvae.experiments.studies.reproduce import reproduce
-from pyro_tvae.experiments.studies.results import NAME, results_text, write_results
+from pyro_tvae.experiments.studies.results import NAME, claims_of, remarks_of, results_text, write_results
 from pyro_tvae.experiments.studies.settings import check_settings, portable, settings_of
 from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
 

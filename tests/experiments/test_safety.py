@@ -237,15 +237,15 @@ def test_parts_of_ones_own_are_found_where_their_module_is_named(
     assert "add --import my_parts" in refused(lambda: Run(run).config())
     assert "my_parts" not in sys.modules
     allow = Allowlist.importing(["my_parts"])
-    assert type(make(Run(run).config(allow).topography)).__name__ == "Mine"
-    assert len(make(Run(run).config(allow).data.source).train.labels) > 1000
+    assert type(make(Run(run, allow).config().topography)).__name__ == "Mine"
+    assert len(make(Run(run, allow).config().data.source).train.labels) > 1000
     # What one command was allowed, the next is not.
     assert "add --import my_parts" in refused(lambda: Run(run).config())
-    assert "add --import my_parts" in refused(lambda: Run(run).config(Allowlist.importing([])))
+    assert "add --import my_parts" in refused(lambda: Run(run, Allowlist.importing([])).config())
     # What that module merely imported is not its own.
     config["data"]["source"]["_target_"] = "my_parts.pyro_tvae.save"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    refused(lambda: Run(run).config(allow))
+    refused(lambda: Run(run, allow).config())
     assert "there" in refused(lambda: Allowlist.importing(["not_there"]))
 
 

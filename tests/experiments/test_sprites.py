@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_tvae.experiments.datasets import DataNotFound, SequenceDataModule, SequenceRenderer, Sprites, dsprites
 from pyro_tvae.experiments.datasets import dsprites_file as file_module
 from pyro_tvae.experiments.datasets.dsprites_file import packed_images, unpack
-from pyro_tvae.experiments.datasets.silhouettes import flat_index, latents, render, silhouettes
+from pyro_tvae.experiments.datasets.silhouettes import flat_index, frames, latents, silhouettes
 
 SCALES = torch.linspace(0.5, 1, 6, dtype=torch.float64)
 TURN = 2 * math.pi
@@ -26,6 +26,14 @@ SQUARE, ELLIPSE, HEART = range(3)
 
 def windows(shape: int, scale: float | Tensor, radians: float | Tensor) -> Tensor:
     return silhouettes(torch.tensor(shape), torch.as_tensor(scale), torch.as_tensor(radians, dtype=torch.float64))
+
+
+def render(latents: Tensor) -> Tensor:
+    """Frames of dSprites' own indices: scale i is a size of 0.5 + i / 10, orientation i an angle of i · 360° / 39."""
+    shape, scale, orientation, x, y = latents.unbind(-1)
+    return frames(
+        silhouettes(shape.long(), 0.5 + scale.double() / 10, orientation.double() * TURN / 39), x.long(), y.long()
+    )
 
 
 # Pictures
