@@ -163,9 +163,8 @@ def traverse(
     Returns:
         Mean frames (B, R, channel, height, width).
     """
-    if shifts is None:
-        shifts = torch.arange(model.n_frames) - frame
     with _at_means(model, guide, x, None, covariates) as means:
+        shifts = torch.arange(model.n_frames) - frame if shifts is None else shifts
         t = model.compose(means)[:, frame]
         return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
