@@ -163,7 +163,8 @@ def test_a_child_that_fails_ends_the_others_and_is_named() -> None:
 
 
 INTERRUPTED = """
-import functools, os, time
+import functools, os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start in the background
 from pyro_tvae.experiments.benchmarks import children
 print(children.call(os.system, {"command": "echo words"}), flush=True)
 children.call(functools.partial(time.sleep, 300), {})
