@@ -179,11 +179,9 @@ def _terms(
     terms = _Terms(matched_sites(proposal, model), {}, {}, {})
     if weights and b > 1:
         _refuse_joint_latents(model, terms.latents)
-    observed_by_model = set[str]()
     for name, site in scored(model):
         if name not in terms.latents:
             terms.of_model[name] = _of_sequence(log_prob(site), name, site, b, b, alone=weights)
-            observed_by_model |= {name} if site["is_observed"] else set()
         elif closed_form and (exact := _divergence(proposal.nodes[name], site)) is not None:
             terms.exact[name] = _of_sequence(exact, name, site, b, share)
         else:
@@ -192,7 +190,7 @@ def _terms(
         if name in terms.latents:
             if name not in terms.exact:
                 terms.of_guide[name] = _of_sequence(log_prob(site), name, site, b, share)
-        elif name not in observed_by_model:  # a messenger guide runs the model, so that it holds what that observes
+        elif name not in terms.of_model:  # a messenger guide runs the model, so that it holds what that observes
             # Alone, what stands behind shared latents counts as they do; what stands behind those of sequences cannot.
             alone = weights and (site["is_observed"] or _draws_for_sequences(proposal, terms.latents))
             terms.of_guide[name] = _of_sequence(log_prob(site), name, site, b, share, alone=alone)

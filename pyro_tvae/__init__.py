@@ -6,6 +6,7 @@ loaded when first used, so that a command line that only prints its help does no
 
 from typing import TYPE_CHECKING
 
+from .former_names import CLASSES
 from .lazy import attach
 
 CONTENTS = (
@@ -24,7 +25,7 @@ CONTENTS = (
     "export",
     "parts",
 )
-FORMER = {"BinarisedBernoulli": "BinarizedBernoulli", "SemiAmortisedGuide": "SemiAmortizedGuide"}
+FORMER = {old.removeprefix("pyro_tvae."): new.removeprefix("pyro_tvae.") for old, new in CLASSES.items()}
 
 if TYPE_CHECKING:
     __version__: str

@@ -5,7 +5,7 @@ as they are, since names are followed from line to line. Who renames an argument
 class to another module adds nothing: files name it by its public path, ``pyro_tvae.New``, wherever it lives.
 
 Files of any version are read for good. In code, what was renamed is understood for one version, with a
-DeprecationWarning: arguments and methods of parts by these tables, names of the package by its ``FORMER``.
+DeprecationWarning: classes, arguments and methods of parts by these tables, names of ``inference`` by its ``FORMER``.
 """
 
 from __future__ import annotations
