@@ -71,12 +71,15 @@ def class_selectivity(t: Tensor, label: Tensor, n_classes: int | None = None) ->
     return torch.stack(of_classes)
 
 
-def preferred_class(selectivity: Tensor, threshold: float = SELECTIVE) -> Tensor:
+def preferred_class(selectivity: Tensor, threshold: float = SELECTIVE, *, last: bool = False) -> Tensor:
     """The class of the highest d′ of every unit, −1 where even that is below the threshold.
 
     Args:
         selectivity: (K, *units), from :func:`class_selectivity`.
         threshold: of d′.
+        last: the last class that reaches the threshold in place of the best, as the map in the code of `Keller &
+            Welling 2021, Topographic VAEs learn equivariant capsules <https://arxiv.org/abs/2109.01394>`__ has it;
+            where several reach it, that depends on how classes are numbered.
 
     Returns:
         (*units), int64.
@@ -85,6 +88,9 @@ def preferred_class(selectivity: Tensor, threshold: float = SELECTIVE) -> Tensor
         >>> preferred_class(torch.tensor([[0.2, 1.0], [0.5, -1.0]])).tolist()
         [-1, 0]
     """
+    if last:
+        numbered = torch.arange(len(selectivity), device=selectivity.device).reshape(-1, *[1] * (selectivity.dim() - 1))
+        return torch.where(selectivity >= threshold, numbered, -1).amax(0)
     best = selectivity.max(0)
     return torch.where(best.values >= threshold, best.indices, -1)
 

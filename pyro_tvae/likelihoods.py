@@ -92,6 +92,14 @@ def _remedy(least: float, most: float, expected: tuple[float, float]) -> str:
 class Bernoulli(Likelihood):
     """Bernoulli on grey values in [0, 1], logits in: the paper's pseudo-likelihood.
 
+    Args:
+        max_logit: where logits are clamped, so that no pixel costs more nats than this and none beyond it is learned
+            from; None leaves them as they are. 15.942385 is what the `code of the paper
+            <https://github.com/akandykeller/TopographicVAE>`__ does, whose probabilities keep 2⁻²³ from 0 and 1.
+
+    Raises:
+        ValueError: a bound that is not positive.
+
     Example:
         >>> Bernoulli()(torch.zeros(2)).log_prob(torch.tensor([0.3, 1.0]))
         tensor([-0.6931, -0.6931])
@@ -103,7 +111,17 @@ class Bernoulli(Likelihood):
         "on the same pixels and are not densities."
     )
 
+    def __init__(self, max_logit: float | None = None) -> None:
+        super().__init__()
+        if max_logit is not None and not max_logit > 0:
+            raise ValueError(
+                f"Bernoulli: max_logit is {max_logit!r}; expected a positive number, or None for no bound."
+            )
+        self.max_logit = max_logit
+
     def forward(self, parameters: Tensor) -> TorchDistribution:
+        if self.max_logit is not None:
+            parameters = parameters.clamp(-self.max_logit, self.max_logit)
         # Grey values are outside Bernoulli's support {0, 1}: validation is off here and nowhere else.
         return distributions.Bernoulli(logits=parameters, validate_args=False)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .parts import Part
+from .parts import Part, hold
 
 __all__ = ["MLP", "Network"]
 
@@ -31,10 +31,19 @@ class MLP(Network):
     Args:
         encoder_widths: hidden widths of the encoder in units of the number of latents n = C·D.
         decoder_widths: hidden widths of the decoder in the same units.
+        published: a decoder as that of the `code of the paper <https://github.com/akandykeller/TopographicVAE>`__,
+            which is made of transposed convolutions: one output bias per channel instead of one per pixel, and
+            weights that start in ±1/√(outputs of the layer) instead of ±1/√(inputs).
     """
 
-    def __init__(self, encoder_widths: Sequence[float] = (3, 2), decoder_widths: Sequence[float] = (2, 3)) -> None:
+    def __init__(
+        self,
+        encoder_widths: Sequence[float] = (3, 2),
+        decoder_widths: Sequence[float] = (2, 3),
+        published: bool = False,
+    ) -> None:
         self.encoder_widths, self.decoder_widths = tuple(encoder_widths), tuple(decoder_widths)
+        self.published = published
 
     def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
         widths = [round(width * n_latents) for width in self.encoder_widths]
@@ -43,7 +52,18 @@ class MLP(Network):
     def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
         widths = [round(width * n_latents) for width in self.decoder_widths]
         layers = _layers([n_latents, *widths, math.prod(frame_shape)])
-        return nn.Sequential(*layers, nn.Unflatten(-1, tuple(frame_shape)))
+        whole = nn.Unflatten(-1, tuple(frame_shape))
+        if not self.published:
+            return nn.Sequential(*layers, whole)
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        for layer in linear:
+            bound = 1 / math.sqrt(layer.out_features)
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.uniform_(layer.bias, -bound, bound)
+        last = linear[-1]
+        channels = nn.Parameter(last.bias[: frame_shape[0]].detach().reshape(-1, 1, 1).clone())
+        last.register_parameter("bias", None)
+        return nn.Sequential(*layers, whole, Shift(channels))
 
 
 def _layers(sizes: Sequence[int]) -> list[nn.Module]:
@@ -54,13 +74,13 @@ def _layers(sizes: Sequence[int]) -> list[nn.Module]:
 
 
 class Shift(nn.Module):
-    """Adds a number that is not learned to what passes."""
+    """Adds a tensor to what passes: a parameter, or a buffer that is not learned."""
 
     by: Tensor
 
     def __init__(self, by: Tensor) -> None:
         super().__init__()
-        self.register_buffer("by", by)
+        hold(self, "by", by, learned=isinstance(by, nn.Parameter))
 
     def forward(self, value: Tensor) -> Tensor:
         return value + self.by

@@ -19,6 +19,9 @@ HUE = ROTATION
 PERSPECTIVE = ROTATION
 SCALE: tuple[float, ...] = tuple((0.60 * (17 - i) + 1.26 * i) / 17 for i in range(18))
 
+# As the published code lists them: to two decimals, 1.11 in place of 1.1047.
+LISTED_SCALE = tuple(n / 100 for n in (60, 64, 68, 72, 76, 79, 83, 87, 91, 95, 99, 103, 107, 111, 114, 118, 122, 126))
+
 PUBLISHED = {"rotation": ROTATION, "hue": HUE, "scale": SCALE, "perspective": PERSPECTIVE}
 
 # How far the viewer of a plane that turns out of the picture stands, in half image sizes: far enough to be mild.
@@ -47,6 +50,9 @@ class Transformations:
             Past 90° one sees the back of the plane, mirrored; exactly edge-on nothing.
         moving: the factors that can move, one entry is drawn per sequence; ``"rotation+hue"`` moves both together.
             Default: every factor of more than one value, alone.
+        published: what the `code of the paper <https://github.com/akandykeller/TopographicVAE>`__ does in place of the
+            above: True stands for scales of two decimals, and perspective turns by the same angle out
+            of the plane and, clockwise, in it, seen from nearer. The centre is the true one all the same.
 
     Each factor takes a list of values, True for the published ones, or None when it does not vary at all.
 
@@ -67,10 +73,15 @@ class Transformations:
         scale: Values = None,
         perspective: Values = None,
         moving: Sequence[str] | str | None = None,
+        published: bool = False,
     ) -> None:
+        if not isinstance(published, bool):
+            raise ValueError(f"Transformations: published is {published!r}; expected true or false.")
+        self.published = published
         given = {"rotation": rotation, "hue": hue, "scale": scale, "perspective": perspective}
+        given = {name: values for name, values in given.items() if values is not None and values is not False}
         self.factors: dict[str, tuple[float, ...]] = {
-            name: _values(name, values) for name, values in given.items() if values is not None and values is not False
+            name: _values(name, values, published) for name, values in given.items()
         }
         self.names = tuple(self.factors)
         self.periods = tuple(len(values) for values in self.factors.values())
@@ -82,7 +93,7 @@ class Transformations:
 
     def __repr__(self) -> str:
         factors = "".join(f"{name}={list(values)}, " for name, values in self.factors.items())
-        return f"Transformations({factors}moving={list(self.moving)})"
+        return f"Transformations({factors}moving={list(self.moving)}{', published=True' if self.published else ''})"
 
     @property
     def n_channels(self) -> int:
@@ -130,8 +141,11 @@ class Transformations:
         # In double precision rotations by 90 degrees are exact, and it costs a CPU nothing; MPS has only float32.
         dtype = torch.float32 if images.device.type == "mps" else torch.float64
         pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        tables = self._tables
+        if self.published and "perspective" in tables:
+            tables = tables | {"perspective": _turned_both_ways(self.factors["perspective"], *images.shape[-2:])}
         looked_up = {
-            name: self._tables[name].to(images.device, dtype)[index[..., f].to(images.device) % self.periods[f]]
+            name: tables[name].to(images.device, dtype)[index[..., f].to(images.device) % self.periods[f]]
             for f, name in enumerate(self.names)
         }
         color = looked_up.pop("hue", None)
@@ -208,9 +222,24 @@ def _table(name: str, values: Sequence[float]) -> Tensor:
     return torch.stack(rows, -1).reshape(-1, 3, 3)
 
 
-def _values(name: str, values: Iterable[float] | bool) -> tuple[float, ...]:
+def _turned_both_ways(values: Sequence[float], height: int, width: int) -> Tensor:
+    """The published perspective, (V, 3, 3) maps from displayed to source coordinates; angles in degrees.
+
+    A point (X, Y, z) of the plane, z one pixel, is turned by the angle about the line of sight and then about the
+    vertical axis, and projected from the distance f = diagonal / (2 sin angle): (f X' / (f + Z'), f Y' / (f + Z')).
+    """
+    half = max(height, width) / 2  # the unit of length
+    angle = torch.tensor([181.0 if value == 180 else value for value in values], dtype=torch.float64) * math.pi / 180
+    cos, sin, zero, one = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle), torch.ones_like(angle)
+    depth, nearness = 1 / half, 2 * sin * half / math.hypot(height, width)  # z and 1 / f
+    forward = [cos * cos, -cos * sin, -sin * depth, sin, cos, zero]
+    forward += [nearness * sin * cos, -nearness * sin * sin, one + nearness * cos * depth]
+    return torch.linalg.inv(torch.stack(forward, -1).reshape(-1, 3, 3))
+
+
+def _values(name: str, values: Iterable[float] | bool, published: bool) -> tuple[float, ...]:
     if values is True:
-        return PUBLISHED[name]
+        return LISTED_SCALE if published and name == "scale" else PUBLISHED[name]
     try:
         if isinstance(values, str):
             raise TypeError

@@ -96,6 +96,7 @@ MEASURES = (
     Measure("map/selective", "units with d′ ≥ 0.85", "count", "higher"),
     Measure("map/selective_untrained", "such units, untrained", "count"),
     Measure("map/classes", "classes they prefer", "count"),
+    Measure("map/last_class", "units of another colour if the last such class is shown, as published", "count"),
     Measure("map/selectivity", "neighbours' d′: correlation", direction="higher"),
     Measure("map/selectivity_p", "neighbours' d′: p"),
     Measure("map/selectivity_untrained", "neighbours' d′: untrained"),

@@ -84,9 +84,10 @@ def organization(run: Run) -> dict[str, float]:
     """How many units of a run's map are selective, and how alike neighbours are; the same for the untrained model.
 
     Returns:
-        ``selective`` (units with d′ ≥ 0.85), ``classes`` (that any of them prefers), and for ``selectivity``, ``slant``
-        and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements, and ``…_p``;
-        each again with ``_untrained``.
+        ``selective`` (units with d′ ≥ 0.85), ``classes`` (that any of them prefers), ``last_class`` (selective units
+        that the published map shows in another colour, see :func:`.preferred_class`), and for ``selectivity``,
+        ``slant`` and ``stroke_width`` the correlation between neighbours, ``…_null``, its mean over arrangements,
+        and ``…_p``; each again with ``_untrained``.
     """
     loaded = run.load()
     models = {"": (loaded.model, loaded.guide)}
@@ -98,6 +99,8 @@ def organization(run: Run) -> dict[str, float]:
             units = map_units(model, guide, loaded.data)
             numbers[f"selective{suffix}"] = float((units.preferred >= 0).sum())
             numbers[f"classes{suffix}"] = float(len(units.preferred[units.preferred >= 0].unique()))
+            last = preferred_class(units.selectivity, last=True)
+            numbers[f"last_class{suffix}"] = float((last != units.preferred).sum())
             for name in ("selectivity", "slant", "stroke_width"):
                 features = getattr(units, name).reshape(-1, *units.preferred.shape)
                 result = neighbor_correlation(features, N_PERMUTATIONS, seed=0)

@@ -20,7 +20,7 @@ from pyro_tvae.experiments.commands.train import train_run
 from pyro_tvae.experiments.config.building import build
 from pyro_tvae.experiments.config.composition import compose, make, options
 from pyro_tvae.experiments.config.errors import plain_errors
-from pyro_tvae.experiments.datasets import Images, Splits
+from pyro_tvae.experiments.datasets import SCALE, Images, Splits
 from pyro_tvae.networks import Shift
 
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1e-4, "momentum": 0.9}
@@ -42,6 +42,7 @@ class Row:
     tested: tuple[str, ...] = ALONE
     mu: float | None = 30.0
     eps: float = 1e-6
+    sizes_tested: tuple[float, ...] = ()
     batch: int = 8
     epochs: int = 100
 
@@ -53,6 +54,7 @@ def sprite_row(topography: str, arguments: dict[str, Any], **options: Any) -> Ro
 
 
 PARTIAL = ("CapsuleRoll", {"kernel": 13, "width": 1})
+ROUNDED = (0.6, 0.64, 0.68, 0.72, 0.76, 0.79, 0.83, 0.87, 0.91, 0.95, 0.99, 1.03, 1.07, 1.11, 1.14, 1.18, 1.22, 1.26)
 ROWS = {
     "tvae_2d_mnist": Row(
         "Torus",
@@ -66,19 +68,19 @@ ROWS = {
         batch=128,
         epochs=250,
     ),
-    "tvae_lhalf_mnist": Row("CapsuleRoll", {"kernel": 18, "width": 1}),
-    "tvae_lpartial_mnist": Row(*PARTIAL),
-    "tvae_lshort_mnist": Row("CapsuleRoll", {"kernel": 5, "width": 1}),
-    "bubbles_mnist": Row("Stationary", {"kernel": (5, 3)}),
-    "tvae_l0_mnist": Row("Stationary", {"kernel": (1, 3)}),
-    "nontvae_mnist": Row("NoTopography", {}, mu=None),
+    "tvae_lhalf_mnist": Row("CapsuleRoll", {"kernel": 18, "width": 1}, sizes_tested=ROUNDED),
+    "tvae_lpartial_mnist": Row(*PARTIAL, sizes_tested=ROUNDED),
+    "tvae_lshort_mnist": Row("CapsuleRoll", {"kernel": 5, "width": 1}, sizes_tested=ROUNDED),
+    "bubbles_mnist": Row("Stationary", {"kernel": (5, 3)}, sizes_tested=ROUNDED),
+    "tvae_l0_mnist": Row("Stationary", {"kernel": (1, 3)}, sizes_tested=ROUNDED),
+    "nontvae_mnist": Row("NoTopography", {}, mu=None, sizes_tested=ROUNDED),
     "tvae_lhalf_dsprites": sprite_row("CapsuleRoll", {"kernel": 15, "width": 0}),
     "tvae_lpartial_dsprites": sprite_row("CapsuleRoll", {"kernel": 10, "width": 0}),
     "tvae_lshort_dsprites": sprite_row("CapsuleRoll", {"kernel": 5, "width": 0}),
     "bubbles_dsprites": sprite_row("Stationary", {"kernel": (5, 5)}),
     "tvae_l0_dsprites": sprite_row("Stationary", {"kernel": (1, 3)}, eps=1e-3),
     "nontvae_dsprites": sprite_row("NoTopography", {}, mu=None),
-    "tvae_lpartial_mnist_generalization": Row(*PARTIAL, tested=BOTH),
+    "tvae_lpartial_mnist_generalization": Row(*PARTIAL, tested=BOTH, sizes_tested=(1.0,)),
     "tvae_lpartial_rotcolor_mnist": Row(*PARTIAL, moving=BOTH, tested=BOTH),
     "tvae_lpartial_perspective_mnist": Row(*PARTIAL, moving=("perspective+hue",), tested=("perspective+hue",)),
 }
@@ -122,11 +124,17 @@ def differences(name: str, row: Row) -> list[str]:
         "guide": (type(guide), pyro_tvae.MeanFieldGuide),
         "log-variance": (config.guide.initial_log_variance, 0.0),
         "likelihood": (type(model.likelihood), pyro_tvae.Bernoulli),
+        "dearest pixel": (
+            pytest.approx(float(-model.likelihood(torch.tensor(-1e3)).log_prob(torch.tensor(1.0)))),
+            15.942385,
+        ),
         "mu": (None if plain else pytest.approx(model.mu.item()), row.mu),
         "eps": (model.eps, row.eps),
         "encoder": (weights(guide.z_encoder), encoder),
         "decoder": (weights(model.decoder), decoder),
-        "centered": (any(isinstance(module, Shift) for module in model.decoder.modules()), False),
+        "centered": (isinstance(model.decoder[0], Shift), False),
+        "output biases": ([*model.decoder.parameters()][-1].shape, (row.frame[0], 1, 1)),
+        "sizes tested": (sizes(data.datasets["test"].renderer), row.sizes_tested),
         "training": ((data.moving, data.datasets["validation"].moving), (row.moving, row.moving)),
         "test": (data.datasets["test"].moving, row.tested),
         "batch": (data.batch_size, row.batch),
@@ -138,6 +146,12 @@ def differences(name: str, row: Row) -> list[str]:
         "baseline": (config.baseline.enabled, False),
     }
     return [f"{name}: {what} is {is_}, published {was}" for what, (is_, was) in found.items() if is_ != was]
+
+
+def sizes(renderer: Any) -> tuple[float, ...]:
+    """The values of scale that sequences are rendered with; none where they keep their size."""
+    transformations = getattr(renderer, "transformations", None)
+    return () if transformations is None else transformations.factors.get("scale", ())
 
 
 def weights(network: torch.nn.Module) -> list[tuple[int, ...]]:
@@ -164,6 +178,7 @@ CHANGES: list[Callable[[Row], Row]] = [
     lambda row: replace(row, moving=ALONE[:2]),
     lambda row: replace(row, batch=128),
     lambda row: replace(row, epochs=250),
+    lambda row: replace(row, sizes_tested=SCALE),
 ]
 
 

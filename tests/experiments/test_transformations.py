@@ -110,6 +110,51 @@ def test_perspective_shows_the_mirrored_back_and_nothing_edge_on() -> None:
     assert float(x[:, 1].abs().max()) == 0
 
 
+def turned_both_ways(image: np.ndarray, degrees: float) -> np.ndarray:
+    """The published perspective, a point at a time: turned in space, projected, and solved for where it came from."""
+    height, width = image.shape
+    cy, cx = (height - 1) / 2, (width - 1) / 2
+    angle = math.radians(181.0 if degrees == 180 else degrees)
+    c, s = math.cos(angle), math.sin(angle)
+    focal = math.hypot(height, width) / (2 * s)
+    about_sight = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    about_vertical = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])
+    turn = about_vertical @ about_sight
+    frame = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            # (focal x', focal y') = (z' + focal) (right, down): two equations for the point (x, y, 1) before it turned.
+            right, down = column - cx, row - cy
+            rows = np.stack([focal * turn[0] - right * turn[2], focal * turn[1] - down * turn[2]])
+            x, y = np.linalg.solve(rows[:, :2], focal * np.array([right, down]) - rows[:, 2])
+            frame[row, column] = sampled(image, cy + y, cx + x)
+    return frame
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (11, 8)])
+def test_the_published_perspective_turns_in_the_plane_and_out_of_it(height: int, width: int) -> None:
+    pictures, angles = images(2, height, width), [0, 20, 100, 180, 260, 340]
+    factors = Transformations(perspective=angles, published=True)
+    x = factors.render(pictures, torch.arange(6).reshape(1, 6, 1).expand(2, 6, 1))
+    torch.testing.assert_close(x[:, 0], pictures, rtol=0, atol=1e-6)
+    for n in range(2):
+        for k in range(1, 6):
+            expected = turned_both_ways(pictures[n, 0].double().numpy(), angles[k])
+            np.testing.assert_allclose(x[n, k, 0].numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_published_scales_are_as_listed() -> None:
+    listed = "0.60 0.64 0.68 0.72 0.76 0.79 0.83 0.87 0.91 0.95 0.99 1.03 1.07 1.11 1.14 1.18 1.22 1.26"
+    rounded = Transformations(scale=True, rotation=True, published=True)
+    assert rounded.factors["scale"] == tuple(map(float, listed.split()))
+    assert rounded.factors["rotation"] == ROTATION
+    assert Transformations(scale=True).factors["scale"] == SCALE
+    assert Transformations(scale=[0.123], published=True).factors["scale"] == (0.123,)
+    assert "published=True" in repr(rounded)
+    with pytest.raises(ValueError, match="published is 'yes'; expected true or false"):
+        Transformations(published="yes")  # type: ignore[arg-type]
+
+
 def test_a_batch_equals_its_members_one_by_one() -> None:
     pictures, factors = images(4), Transformations(rotation=True, hue=True, scale=True, perspective=True)
     index, _ = factors.draw(4, 6, seeded())

@@ -44,6 +44,10 @@ def test_what_never_changes_and_what_is_hardly_known_is_not_selective() -> None:
     assert bool((found[2:] == 0).all())  # classes of one image and of none
     assert bool((found[:2, 1:] != 0).all())
     assert preferred_class(torch.tensor([[0.84, 0.85, 0.2], [0.0, 0.1, 2.0]])).tolist() == [-1, 0, 1]
+    # Unit 1 answers most to class 0, and class 2 is the last to reach the threshold: the published map shows that.
+    several = torch.tensor([[0.2, 3.0, 0.9], [0.1, 0.1, 0.9], [0.3, 0.9, 0.1]])
+    assert preferred_class(several, last=True).tolist() == [-1, 2, 1]
+    assert preferred_class(several).tolist() == [-1, 0, 0]
 
 
 def test_preferred_values_are_means_over_the_strongest_images() -> None:

@@ -40,6 +40,20 @@ def test_bernoulli_on_grey_values_is_the_cross_entropy() -> None:
     assert "pseudo-likelihood" in Bernoulli.remark
 
 
+def test_a_bounded_bernoulli_is_that_of_torch_with_probabilities_in_single_precision() -> None:
+    # From 10 to 16 the sigmoid itself has no digits left of its distance to 1.
+    logits = torch.cat([torch.linspace(-40, -17, 24), torch.linspace(-10, 10, 41), torch.linspace(17, 40, 24)])
+    published = torch.distributions.Bernoulli(probs=logits.sigmoid(), validate_args=False)
+    for x in (0.0, 0.3, 1.0):
+        pixel = torch.full_like(logits, x)
+        ours = Bernoulli(max_logit=15.942385)(logits).log_prob(pixel)
+        torch.testing.assert_close(ours, published.log_prob(pixel), rtol=2e-3, atol=2e-4)
+        assert float(ours.min()) >= -15.9424
+    assert float(Bernoulli()(logits).log_prob(torch.ones(len(logits))).min()) == -40
+    with pytest.raises(ValueError, match=r"max_logit is -1; expected a positive number, or None"):
+        Bernoulli(max_logit=-1)
+
+
 def test_bernoulli_keeps_its_gradient_where_a_clamped_sigmoid_has_none() -> None:
     logits = torch.tensor([-60.0, 60.0], requires_grad=True)
     Bernoulli()(logits).log_prob(torch.tensor([1.0, 0.0])).sum().backward()
