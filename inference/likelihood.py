@@ -1,7 +1,7 @@
 """Likelihood: per-sequence importance weights, and what they say about log p(x).
 
 Frames are coupled through V, so the sequence is the unit of independence: one weight per particle and sequence, summed
-over all frames. Averaging weights frame by frame is not a bound.
+over all frames. Averaging weights frame by frame is no bound; averaging z frame by frame, given V, is one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
 from .densities import INNER_PLATE, log_weight, refuse_plates, replay
+from .frame_averages import frame_averaged_weights
 from .inspection import refuse_further_terms
 from .memory import keep_freed_memory
 from .pareto import pareto_shape
@@ -56,6 +57,7 @@ def log_weights(
     x: Tensor,
     num_particles: int,
     *,
+    frame_particles: int = 1,
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     posterior: Posterior | Program | None = None,
@@ -75,6 +77,7 @@ def log_weights(
             then run once per chunk).
         x: (B, S, channel, height, width).
         num_particles: draws K per sequence.
+        frame_particles: draws M of z per frame within each of them, see :func:`log_likelihood`.
         observed: (S,) or (B, S) booleans: the guide sees and the model scores only these frames, so that the weights
             estimate log p of them. None means all.
         covariates: what the programs take beside them by name, one entry per sequence, such as labels.
@@ -86,11 +89,22 @@ def log_weights(
         (K, B), nats per sequence.
 
     Raises:
-        ValueError: x does not fit the model, num_particles is below one, or a term belongs to no single sequence.
+        ValueError: x does not fit the model, a number of particles is below one, a term belongs to no single sequence,
+            or frames are coupled by more than the energies.
     """
     check_judged(tvae_of(model), guide, x, observed)
     with seeded(seed), untouched_store():
-        chunks = _chunks(model, guide, x, num_particles, observed, covariates, posterior, chunk_bytes)
+        chunks = _chunks(
+            model,
+            guide,
+            x,
+            num_particles,
+            observed,
+            covariates,
+            posterior,
+            chunk_bytes,
+            frame_particles=frame_particles,
+        )
         return torch.cat(list(chunks))
 
 
@@ -104,22 +118,27 @@ def _chunks(
     posterior: Posterior | Program | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     per_frame: bool = False,
+    frame_particles: int = 1,
 ) -> Iterator[Tensor]:
     """Log-weights (k, B), or (k, B, S) per frame, in chunks that make up all the particles."""
     tvae_of(model).check(x)
-    if num_particles < 1:
-        raise ValueError(f"log_weights: num_particles is {num_particles!r}; expected at least 1.")
+    for name, value in (("num_particles", num_particles), ("frame_particles", frame_particles)):
+        if value < 1:
+            raise ValueError(f"log_weights: {name} is {value!r}; expected at least 1.")
     check_covariates(model, guide, covariates, x.shape[-5])
     keep_freed_memory()
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
-    for start in range(0, num_particles, chunk):
-        size = min(chunk, num_particles - start)
+    step = max(1, chunk // frame_particles)
+    for start in range(0, num_particles, step):
+        size = min(step, num_particles - start)
         # All chunks share their parameters and draw from the distributions that score them: what is checked once holds
         # for all, and checking every draw anew would take a tenth of the time.
         with contextlib.nullcontext() if start == 0 else pyro.validation_enabled(False):
             if per_frame:
                 log_w = _chunk_by_frame(model, posterior, x, observed, covariates, size)
+            elif frame_particles > 1:
+                log_w = frame_averaged_weights(model, posterior, x, observed, size, frame_particles, chunk)
             else:
                 log_w = _chunk_of_weights(model, posterior, x, observed, covariates, size)
         yield log_w
@@ -317,6 +336,7 @@ def log_likelihood(
     x: Tensor,
     num_particles: int = 100,
     *,
+    frame_particles: int = 1,
     estimator: str = "sequence",
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
@@ -334,6 +354,11 @@ def log_likelihood(
         guide: the proposal.
         x: (N, S, channel, height, width), any N.
         num_particles: draws K per sequence, 1 to 100,000 and more; the bound grows with K.
+        frame_particles: draws M of z per frame within each of the K draws of the energies, which the frames share:
+            given them frames are independent, and the average over z is taken frame by frame. A bound as well, which
+            grows in both numbers, at the price of K M draws and far above the bound of K M whole sequences; see
+            :mod:`.frame_averages`. A plain VAE has no energies, and needs M alone. Only where frames of z are
+            independent otherwise.
         estimator: ``"sequence"``, the bound. Two more serve comparison with published numbers, and warn:
             ``"frame"`` averages weights frame by frame, ``sum over l of (logsumexp_k log w_kl − log K)``, and is no
             bound because V couples frames; ``"frame_unnormalised"`` also leaves the log K out, and is no likelihood.
@@ -359,6 +384,7 @@ def log_likelihood(
     """
     for name, value, least in (
         ("num_particles", num_particles, 1),
+        ("frame_particles", frame_particles, 1),
         ("batch_size", batch_size, 1),
         ("seed", 0 if seed is None else seed, 0),
     ):
@@ -370,17 +396,31 @@ def log_likelihood(
     if estimator not in ESTIMATORS:
         raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
     per_frame = estimator != "sequence"
+    if per_frame and frame_particles > 1:
+        raise ValueError(
+            f"log_likelihood: frame_particles={frame_particles} goes with estimator='sequence' alone; leave one out."
+        )
     if per_frame:
         warnings.warn(REMARKS[estimator], stacklevel=3)
     whole = frame_mask(observed, len(x), tvae.n_frames).expand(len(x), -1) if observed is not None else None
     masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
     parts = []
-    bar = progress_bar(len(x) * num_particles, f"IWAE, K = {num_particles}", shown=progress, leave=False)
+    by_frame = "" if frame_particles == 1 else f", M = {frame_particles}"
+    bar = progress_bar(len(x) * num_particles, f"IWAE, K = {num_particles}{by_frame}", shown=progress, leave=False)
     with torch.no_grad(), seeded(seed), untouched_store(), bar:
         for i, (batch, mask) in enumerate(zip(x.split(batch_size), masks, strict=False)):
             of_batch = {name: value.split(batch_size)[i] for name, value in (covariates or {}).items()}
             summary = Summary(num_particles)
-            for log_w in _chunks(model, guide, batch, num_particles, mask, of_batch, per_frame=per_frame):
+            for log_w in _chunks(
+                model,
+                guide,
+                batch,
+                num_particles,
+                mask,
+                of_batch,
+                per_frame=per_frame,
+                frame_particles=frame_particles,
+            ):
                 summary.add(log_w)
                 bar.update(log_w.shape[0] * log_w.shape[1])
             part = summary.estimates(tvae.n_frames)

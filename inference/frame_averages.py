@@ -1,0 +1,119 @@
+"""Frame averages: importance weights of sequences in which z is averaged over frame by frame, given the energies.
+
+Frames are coupled through the energies e alone: given them, and where prior and posterior of z are independent over
+frames, ``p(x | e)`` is a product over frames. Each factor is estimated by an average over M draws of its own,
+
+``w_k = p(e_k) / q(e_k | x) · prod over l of mean over m of p(z_klm) p(x_l | z_klm, e_k) / q(z_klm | x, e_k)``,
+
+and a product of independent unbiased estimates is unbiased: E[w_k] = p(x), so that ``log mean w_k`` is a lower bound of
+log p(x) in expectation, for any K and M. It counts M^S combinations of draws at the price of M. (Importance sampling
+with an estimated likelihood: `Tran, Scharth, Pitt & Kohn 2013, Importance sampling squared
+<https://arxiv.org/abs/1309.3339>`__.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from pyro_tvae import TVAE
+from pyro_tvae.model import frame_mask
+from pyro_tvae.posteriors import Posterior, Program, all_events, standalone
+
+from .inspection import plain_program
+
+__all__ = ["frame_averaged_weights", "refuse_coupled_frames"]
+
+REMEDY = "use frame_particles=1, whose weights are of whole sequences."
+
+
+def refuse_coupled_frames(model: Any, posterior: Posterior | Program) -> None:
+    """Raise ValueError where z cannot be averaged over frame by frame.
+
+    The frames of z have to be independent in its prior, and in the posterior once the energies are drawn.
+    """
+    if not plain_program(model):
+        raise ValueError(
+            f"frame_particles: {type(model).__name__} has statements of its own, or a handler around it, which may "
+            f"couple frames; expected a plain TVAE: {REMEDY}"
+        )
+    alone = not isinstance(posterior, Program) and {*posterior} == {"z", *model.energies}
+    if not alone or not ([*posterior][-1] == "z" or standalone(posterior)):
+        raise ValueError(
+            "frame_particles: this guide does not draw the energies, and z by itself or given them, each as a site of "
+            f"its own, so that z cannot be averaged over given the energies: {REMEDY}"
+        )
+    if _base(model.prior_distributions()["z"]).batch_shape[:1] != (model.n_frames,):
+        raise ValueError(f"frame_particles: {type(model.latent).__name__} couples the frames of z: {REMEDY}")
+
+
+def frame_averaged_weights(
+    model: TVAE,
+    posterior: Posterior,
+    x: Tensor,
+    observed: Tensor | None,
+    num_particles: int,
+    frame_particles: int,
+    chunk: int,
+) -> Tensor:
+    """Log-weights of K draws of the energies, each with M draws of z per frame.
+
+    Args:
+        model: a plain TVAE.
+        posterior: energies first, then z.
+        x: (B, S, channel, height, width).
+        observed: (S,) or (B, S) booleans, or None for all.
+        num_particles: K.
+        frame_particles: M.
+        chunk: draws of z that are decoded at once, for each of the K.
+
+    Returns:
+        (K, B), nats per sequence.
+    """
+    refuse_coupled_frames(model, posterior)
+    priors, plates = model.prior_distributions(), (num_particles, x.shape[-5])
+    values: dict[str, Tensor] = {}
+    log_w = x.new_zeros(plates)
+    for site in model.energies:
+        energies: Any = posterior[site]
+        energies = all_events(energies)
+        values[site] = energies.sample(torch.Size(plates[:1]))
+        log_w = log_w + priors[site].log_prob(values[site]) - energies.log_prob(values[site])
+    z: Any = posterior["z"]
+    # By type: Pyro's distributions can be called as well.
+    q = _base(z if isinstance(z, Distribution) else z(values))
+    prior = _base(priors["z"])
+    independent = 3 - len(q.event_shape)  # of the dimensions (S, C, D)
+    if independent < 1:
+        raise ValueError(f"frame_particles: this guide couples the frames of z: {REMEDY}")
+    q = q.expand(torch.Size((*plates, *model.latent_shape[:independent])))
+    if observed is not None:  # what was not seen may hold anything
+        mask = frame_mask(observed, *x.shape[:2]).to(x.device)
+        x = torch.where(mask[..., None, None, None], x, model.likelihood.blank)
+    total = x.new_full((*plates, model.n_frames), -math.inf)
+    for start in range(0, frame_particles, chunk):
+        size = min(chunk, frame_particles - start)
+        drawn = q.sample(torch.Size([size]))
+        log_frame = model.decode(model.compose(values | {"z": drawn})).log_prob(x)
+        log_frame = log_frame + _per_frame(prior.log_prob(drawn)) - _per_frame(q.log_prob(drawn))
+        total = torch.logaddexp(total, log_frame.logsumexp(0))
+    log_frame = total - math.log(frame_particles)
+    if observed is not None:  # what was not seen is averaged over exactly: there draws of z weigh 1 on average
+        log_frame = torch.where(mask, log_frame, 0)
+    return log_w + log_frame.sum(-1)
+
+
+def _base(distribution: Any) -> Any:
+    """A distribution with its independent dimensions as batch dimensions."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _per_frame(log_prob: Tensor) -> Tensor:
+    """(draws, particles, sequences, frames, …), summed over what follows."""
+    return log_prob.flatten(4).sum(-1) if log_prob.dim() > 4 else log_prob
