@@ -65,14 +65,13 @@ def test_the_bound_holds_grows_in_both_numbers_and_beats_draws_of_whole_sequence
     exact = toy.log_p(x)
     bounds = {
         (k, m): log_likelihood(toy.model, toy.guide, x, k, frame_particles=m, batch_size=4000).iwae
-        for k, m in ((1, 1), (1, 4), (1, 16), (4, 16), (16, 1), (64, 1))
+        for k, m in ((1, 1), (1, 4), (1, 16), (4, 16), (16, 1))
     }
     for smaller, larger in (
         ((1, 1), (1, 4)),
         ((1, 4), (1, 16)),
         ((1, 16), (4, 16)),
         ((16, 1), (1, 16)),
-        ((64, 1), (4, 16)),
     ):
         gain = bounds[larger] - bounds[smaller]
         assert gain.mean() > 5 * gain.std() / math.sqrt(len(gain)), (smaller, larger)
