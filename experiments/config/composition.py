@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -19,7 +20,18 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import ConfigurationError
 from .former_names import current_overrides
 
-__all__ = ["CONF", "ELSEWHERE", "check_names", "compose", "fitting_overrides", "keys", "make", "options", "parsed"]
+__all__ = [
+    "CONF",
+    "ELSEWHERE",
+    "check_names",
+    "compose",
+    "fitting_overrides",
+    "keys",
+    "make",
+    "options",
+    "parsed",
+    "quoted",
+]
 
 CONF = "pyro_tvae.experiments.conf"
 # Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
@@ -172,3 +184,14 @@ def make(node: Any) -> Any:
 def parsed(overrides: Sequence[str]) -> list[Any]:
     """Hydra's override objects."""
     return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def quoted(value: object) -> str:
+    """A value as an override gives it, whatever is in it: quoted as Hydra's grammar asks.
+
+    Example:
+        >>> quoted("runs/a=b, ${c}")
+        '"runs/a=b, \\\\${c}"'
+    """
+    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), str(value))
+    return f'"{text.replace("${", chr(92) + "${")}"'
