@@ -21,7 +21,7 @@ from pyro_tvae.files import PARTIAL
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, compose, keys, make
 from ..config.former_names import current_settings
-from ..interruption import command
+from ..interruption import command, override
 from .files import finite, read_record, write_text
 
 try:
@@ -154,9 +154,18 @@ class Run:
             raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
 
     @property
+    def ended(self) -> bool:
+        """Whether all that a run makes is there."""
+        return self.has(EVALUATION) and self.has(REPORT)
+
+    def is_of(self, config: DictConfig) -> bool:
+        """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
+        return self.has(CONFIG) and _computed(self.stored()) == _computed(config)
+
+    @property
     def resume(self) -> str:
         """The command that goes on with the run."""
-        return command("train", f"resume={self}")
+        return command("train", override("resume", self))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -217,11 +226,10 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Run | None:
         folder: of that run, which may hold the interrupted one.
         beside: look at the folders beside it too.
     """
-    wanted = _computed(config)
     others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
     for run in map(Run, (folder, *others)):
         try:
-            if not (run.has(EVALUATION) and run.has(REPORT)) and _computed(run.stored()) == wanted:
+            if not run.ended and run.is_of(config):
                 with run.held():
                     return run
         except (OSError, ValueError, OmegaConfBaseException):
