@@ -21,7 +21,7 @@ from ..interruption import goes_on_with
 from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
 
-__all__ = ["resume_run", "train_run"]
+__all__ = ["measured", "resume_run", "train_run"]
 
 MEASURES = ("val/elbo", "val/reconstruction", "val/kl")
 
@@ -46,20 +46,20 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
     if config.measure not in MEASURES:
         raise ConfigurationError(f"measure is {config.measure!r}; expected one of {', '.join(MEASURES)}.")
     if config.resume is not None:  # one of several, under --multirun
-        return _measured(resume_run(Path(config.resume), allow=allow), config.measure)
+        return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     check_loggers(config)
     if not _first():
         parts = build(config)
         check_judgeable(config, parts)
-        return _measured(_finish(Run(path), config, parts), config.measure)
+        return measured(_finish(Run(path), config, parts), config.measure)
     with claimed(path) as run, run.undone_after_mistakes():
         parts = build(config)
         check_judgeable(config, parts)
         run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        return _measured(_finish(run, config, parts), config.measure)
+        return measured(_finish(run, config, parts), config.measure)
 
 
-def _measured(history: Mapping[str, Any], measure: str) -> float | None:
+def measured(history: Mapping[str, Any], measure: str) -> float | None:
     """A measure in the row of the history with the best validation ELBO, whose weights are the ones kept."""
     rows = [row for row in history.get("rows", []) if "val/elbo" in row]
     return float(max(rows, key=lambda row: row["val/elbo"])[measure]) if rows else None
