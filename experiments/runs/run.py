@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Trained", "claimed", "device_of", "unfinished"]
 
-CONFIG, LOCK, HYDRA = "config.yaml", ".lock", ".hydra"
+CONFIG, LOCK, HYDRA, ROOM = "config.yaml", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
@@ -259,6 +259,8 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                 raise
             try:
                 run.check_new()
+                run.write(ROOM, " " * 2**16)  # Hydra writes first, and says that a disk is full in a traceback
+                (run.path / ROOM).unlink()
                 yield run
             finally:
                 if made and {entry.name for entry in run.path.iterdir()} <= {HYDRA, LOCK}:
