@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PARTIAL", "atomic_write"]
+__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
@@ -55,6 +55,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def check_room(partial: Path, size: int) -> None:
+    """Raise OSError where a file that is being written cannot grow to so many bytes, before anything is in it.
+
+    For writers that cannot be trusted with a full disk: HDF5 ends the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(partial, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(0)
 
 
 def _refusal(path: Path, error: Exception) -> str:

@@ -76,8 +76,8 @@ def test_a_writer_that_finds_no_room_says_so_in_one_sentence(name: str, size: in
 
 
 def test_what_fails_with_room_left_is_said_as_it_is(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="^of another kind$"), atomic_write(tmp_path / "a"):
-        raise RuntimeError("of another kind")
+    with pytest.raises(RuntimeError, match="another kind"), atomic_write(tmp_path / "a"):
+        raise RuntimeError("another kind")
     with pytest.raises(PermissionError, match="choose a place that can be"), atomic_write(tmp_path / "a"):
         raise PermissionError(errno.EPERM, "not allowed")
     assert not list(tmp_path.iterdir())
