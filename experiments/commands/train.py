@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import pyro_tvae
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.building import Parts, build, fit_parts
+from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..interruption import goes_on_with
@@ -53,6 +53,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
             f"{run} holds a run already, which is left as it is; choose another folder, or go on with: {run.resume}"
         )
     with run.removed_after_mistakes() if _first() else nullcontext():
+        check_fit(config)
         parts = build(config)
         check_judgeable(config, parts)
         if _first():

@@ -150,9 +150,9 @@ def measure(
         "roll": lambda: {name: result.correlation for name, result in rolls().items()},
         "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
         "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase)),
-        "commutation": lambda: _commutations(whole("t"), whole("further"), whole("moving"), dataset)
-        if "further" in kept
-        else {},
+        "commutation": lambda: (
+            _commutations(whole("t"), whole("further"), whole("moving"), dataset) if "further" in kept else {}
+        ),
         "active": lambda: {name: active_latents(whole(name)) for name in ("z", "energy") if name in kept},
         "probe": lambda: probe(*codes()[::2], whole("t"), whole("label")) if codes() else math.nan,
         "pose": lambda: _poses(*codes()[:2], whole("t"), whole("index"), dataset) if codes() else {},

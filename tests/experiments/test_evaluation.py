@@ -23,7 +23,7 @@ from pyro_tvae import (
     default_guide,
 )
 from pyro_tvae.experiments.datasets import SequenceDataModule, Splits, Transformations, digits
-from pyro_tvae.experiments.datasets.splits import Items
+from pyro_tvae.experiments.datasets.splits import Frames
 from pyro_tvae.experiments.evaluation.evaluate import evaluate, measure, remarks
 from pyro_tvae.experiments.evaluation.measures import BLIND, CONTROLLED, HEADINGS, MEASURES, flat, score
 from pyro_tvae.experiments.evaluation.record import EvaluationRecord, rows
@@ -182,8 +182,8 @@ def test_a_rival_that_fails_costs_its_column(
 @pytest.mark.parametrize("gray", [0.0, 0.3, 1.0])
 def test_a_constant_film_leaves_nothing_to_explain(gray: float) -> None:
     """Its mean frame is each of its frames: the share is that of nothing, and no number."""
-    images = Splits(*(Items(torch.full((n, 1, 8, 8), gray), torch.zeros(n).long()) for n in (20, 10, 10)))
-    film = SequenceDataModule(images, Transformations(rotation=range(0, 360, 60)), n_frames=6, eval_batch_size=8)
+    films = Splits(*(Frames(torch.full((n, 6, 1, 8, 8), gray), torch.zeros(n).long()) for n in (20, 10, 10)))
+    film = SequenceDataModule(films, n_frames=6, eval_batch_size=8)
     record = evaluate(*make(), film, untrained=make(), num_particles=2, progress=False).record
     assert math.isnan(score(record["measures"]["trained"], "explained"))
     assert record["collapsed"] is None
