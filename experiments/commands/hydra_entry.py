@@ -9,6 +9,7 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -22,7 +23,7 @@ from ..config.composition import CONF, ELSEWHERE, check_names, compose, parsed
 from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
 from ..interruption import INTERRUPTED, goes_on_with, override, typed
-from ..runs.run import Run, unfinished
+from ..runs.run import Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]
@@ -55,8 +56,17 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
         if not (_one_of_several() or arguments.cfg or arguments.info):
             _swept(overrides, arguments, allow)
             return
-    elif _resumed(arguments, allow):
-        return
+    elif not (arguments.hydra_help or arguments.shell_completion):
+        # Hydra prints a mistake as a page; composing first answers it in a sentence.
+        config = compose(arguments.overrides)
+        if not (arguments.cfg or arguments.info):
+            _one(overrides, arguments.overrides, config, allow)
+            return
+    _under_hydra(overrides, allow)
+
+
+def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
+    """A run, or a sweep of one of several processes, in the folder that Hydra names."""
     before = sys.argv
 
     def job(config: DictConfig) -> float | None:
@@ -100,7 +110,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         status: object = None
         with goes_on_with(f"what is done is in {sweep}; go on with: {again}", decides=True):
             try:
-                _hydra([*(text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"), *added], job)
+                own_folder = [text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"]
+                _hydra(_with(own_folder, arguments.overrides, added), job)
             except SystemExit as error:
                 if _interruption(error):
                     raise
@@ -173,36 +184,62 @@ def _one_of_several() -> bool:
     return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
 
 
-def _resumed(arguments: Namespace, allow: Allowlist) -> bool:
-    """Go on with the run that is named, or that the same command began and did not end; whether there is one."""
-    # Hydra prints a mistake as a page; composing first answers it in a sentence.
-    config = compose(arguments.overrides)
-    if arguments.cfg or arguments.info:
-        return False
-    given = [str(override.key_or_group) for override in parsed(arguments.overrides)]
-    if config.resume is None:
-        if _one_of_several():
-            return False
-        folder = Path(compose(arguments.overrides, hydra=True).hydra.run.dir).absolute()
-        run = unfinished(config, folder, beside="hydra.run.dir" not in given)
-        if run is None:
-            return False
-        print(f"{run}: this command was interrupted before, and goes on; another name=… starts anew", flush=True)
-        sys.argv = [*sys.argv, override("hydra.run.dir", run)]  # for the further processes that Lightning starts by it
-        allow = allow.typed(config)  # the stored one names what was typed
-    else:
-        run = Run(Path(config.resume))
+def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, allow: Allowlist) -> None:
+    """The run that is named, or that the same command began and did not end, gone on with; or a new one.
+
+    Args:
+        overrides: as they were given, with Hydra's options.
+        settings: those among them that are no options.
+        config: what they compose.
+        allow: what a stored configuration may call.
+    """
+    given = [str(one.key_or_group) for one in parsed(settings)]
+    if config.resume is not None:
         others = [name for name in given if not _touches([name], "resume", "hydra", *ELSEWHERE)]
         if others:
             raise ConfigurationError(
                 f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given beside it; "
                 f"leave it out (only {', '.join(ELSEWHERE)} may differ), or train a new run."
             )
+        _go_on(Run(Path(config.resume)), config, given, allow)
+        return
+    folder, automatic = Path(compose(settings, hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
+    if _helping():  # the first of several processes writes, and tells the others where
+        with TemporaryDirectory() as nowhere:
+            place = [override("hydra.run.dir", nowhere)] if automatic else []
+            _under_hydra(_with(overrides, settings, [*place, "hydra.output_subdir=null"]), allow)
+        return
+    if not _one_of_several():
+        with unfinished(config, folder, beside=automatic) as run:
+            if run is not None:
+                print(
+                    f"{run}: this command was interrupted before, and goes on; another name=… starts anew", flush=True
+                )
+                # For the further processes that Lightning starts by it.
+                sys.argv = [*sys.argv, override("hydra.run.dir", run)]
+                _go_on(run, config, given, allow.typed(config))  # the stored one names what was typed
+                return
+    with claimed(folder, automatic=automatic) as run:
+        _under_hydra(_with(overrides, settings, [override("hydra.run.dir", run)]), allow)
+
+
+def _helping() -> bool:
+    """Whether this process is not the first of several, by what Lightning goes by."""
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return next((os.environ[name] for name in ranks if name in os.environ), "0") != "0"
+
+
+def _with(overrides: Sequence[str], settings: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Overrides with others after the last of them: Hydra takes them in one row, with options before and after it."""
+    at = max((place for place, word in enumerate(overrides) if word in settings), default=len(overrides) - 1) + 1
+    return [*overrides[:at], *others, *overrides[at:]]
+
+
+def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist) -> None:
     from .train import resume_run
 
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
     resume_run(run.path, changes, allow)
-    return True
 
 
 def _touches(given: Sequence[str], *names: str) -> bool:

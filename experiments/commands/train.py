@@ -18,7 +18,7 @@ from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..interruption import goes_on_with
-from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run
+from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
@@ -40,6 +40,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
 
     Raises:
         FileExistsError: the folder holds a run already.
+        BlockingIOError: another process is at work on it.
         ConfigurationError: there is no such measure, or a logger's package is not installed.
     """
     if config.measure not in MEASURES:
@@ -47,17 +48,15 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
     if config.resume is not None:  # one of several, under --multirun
         return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     check_loggers(config)
-    run = Run(path)
-    if _first() and run.has(CONFIG):
-        raise FileExistsError(
-            f"{run} holds a run already, which is left as it is; choose another folder, or go on with: {run.resume}"
-        )
-    with run.removed_after_mistakes() if _first() else nullcontext():
-        check_fit(config)
+    check_fit(config)
+    if not _first():
         parts = build(config)
         check_judgeable(config, parts)
-        if _first():
-            run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        return measured(_finish(Run(path), config, parts), config.measure)
+    with claimed(path) as run, run.undone_after_mistakes():
+        parts = build(config)
+        check_judgeable(config, parts)
+        run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
         return measured(_finish(run, config, parts), config.measure)
 
 
@@ -82,22 +81,24 @@ def resume_run(
 
     Raises:
         FileNotFoundError: the folder is not a run's.
+        BlockingIOError: another process is at work on it.
         ValueError: its configuration or its last checkpoint is damaged.
     """
     run = Run(path, allow)
-    config = run.config()
-    for name, value in (changes or {}).items():
-        OmegaConf.update(config, name, value, merge=False)
-    if "logger" not in (changes or {}) and not run.has(WEIGHTS):
-        check_stored_loggers(config, path)
-    check_loggers(config)
-    return _finish(run, config)
+    run.stored()  # nothing is written, not even a lock, in a folder that is no run's
+    with run.held() if _first() else nullcontext():
+        config = run.config()
+        for name, value in (changes or {}).items():
+            OmegaConf.update(config, name, value, merge=False)
+        if "logger" not in (changes or {}) and not run.has(WEIGHTS):
+            check_stored_loggers(config, path)
+        check_loggers(config)
+        return _finish(run, config)
 
 
 def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping[str, Any]:
-    """All steps of a run whose files are not there yet; its training history."""
-    held = run.held() if _first() else nullcontext()
-    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), held:
+    """All steps of a run whose files are not there yet, in a folder that is held; its training history."""
+    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"):
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()

@@ -88,7 +88,7 @@ def rows(scores: Mapping[str, Scores], num_particles: int) -> list[MeasureRow]:
 
     listed = sorted((measure for measure in scored if not measure.error_of), key=lambda measure: measure.place)
     table = []
-    for key, group in itertools.groupby(listed, key=lambda measure: measure.beside or measure.key):
+    for _, group in itertools.groupby(listed, key=lambda measure: measure.beside or measure.key):
         together = list(group)
         values = [trained[measure.key] for measure in together]
         parts = dict.fromkeys(part for value in values for part in (value if isinstance(value, dict) else ("",)))

@@ -203,7 +203,7 @@ def test_every_setting_is_taken_or_refused_by_name_before_the_first_step(
             continue  # so many processes are what was asked for
         config = whole.copy()
         OmegaConf.update(config, name, value)
-        begun = 0
+        begun, status = 0, None
         try:
             with plain_errors():
                 check_fit(config)
@@ -213,10 +213,10 @@ def test_every_setting_is_taken_or_refused_by_name_before_the_first_step(
                         fit_parts(one, parts)
                     begun += 1
         except SystemExit as refusal:
-            assert refusal.code == 2
-            text = capsys.readouterr().err
-            assert text.count("\n") == 1
-            assert name.rpartition(".")[2] in text.lower(), text
+            status = refusal.code
+        text = capsys.readouterr().err
+        assert (status, text.count("\n")) in ((None, 0), (2, 1)), text
+        assert status is None or name.rpartition(".")[2] in text.lower(), text
         assert begun != 1 or not config.baseline.enabled, "the model is trained, and then the baseline is refused"
 
 

@@ -92,6 +92,6 @@ def test_a_figure_that_fails_costs_that_figure(
 def test_the_baseline_is_looked_at_before_the_model_is_trained(tmp_path: Path) -> None:
     for value in ("-1", "null", "text", "0.5"):
         config = compose([*SMALL, arrays(tmp_path, 40, 1), f"baseline.warmup_steps={value}"])
-        with pytest.raises(ConfigurationError, match="baseline.warmup_steps is"):
+        with pytest.raises(ConfigurationError, match=r"baseline\.warmup_steps is"):
             train_run(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
