@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
         parts = build(config)
         check_judgeable(config, parts)
         run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        run = replace(run, allow=allow.naming(config))  # so that the command to go on with names what it needs
         return measured(_finish(run, config, parts), config.measure)
 
 
