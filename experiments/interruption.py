@@ -55,7 +55,7 @@ def override(name: str, value: object) -> str:
     """
     from hydra.core.override_parser.types import Quote, QuotedString  # takes a tenth of a second
 
-    text = str(value)
+    text = str(value) if value != Path("???") else "./???"  # which OmegaConf takes for a value that is missing
     if PLAIN.fullmatch(text) and not any(word in WORDS for word in text.lower().split("/")):
         return f"{name}={text}"
     # OmegaConf would look up what a ${ names; backslashes before it count, and are doubled.

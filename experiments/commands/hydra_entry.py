@@ -216,11 +216,11 @@ def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, 
                     f"{run}: this command was interrupted before, and goes on; another name=… starts anew", flush=True
                 )
                 # For the further processes that Lightning starts by it.
-                sys.argv = [*sys.argv, override("hydra.run.dir", run)]
+                sys.argv = [*sys.argv, override("hydra.run.dir", run.path)]
                 _go_on(run, config, given, allow.typed(config))  # the stored one names what was typed
                 return
     with claimed(folder, automatic=automatic) as run:
-        _under_hydra(_with(overrides, settings, [override("hydra.run.dir", run)]), allow)
+        _under_hydra(_with(overrides, settings, [override("hydra.run.dir", run.path)]), allow)
 
 
 def _helping() -> bool:

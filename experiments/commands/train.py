@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyro_tvae
 from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.building import Parts, build, fit_parts
+from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..interruption import goes_on_with
@@ -49,6 +50,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
     if config.resume is not None:  # one of several, under --multirun
         return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     check_loggers(config)
+    check_fit(config)
     if not _first():
         parts = build(config)
         check_judgeable(config, parts)
@@ -57,6 +59,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
         parts = build(config)
         check_judgeable(config, parts)
         run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        run = replace(run, allow=allow.naming(config))  # so that the command to go on with names what it needs
         return measured(_finish(run, config, parts), config.measure)
 
 

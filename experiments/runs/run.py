@@ -177,7 +177,8 @@ class Run:
     @property
     def resume(self) -> str:
         """The command that goes on with the run."""
-        return command("train", override("resume", self))
+        imports = (word for module in sorted(self.allow.modules) for word in ("--import", module))
+        return command("train", override("resume", self.path), *imports)
 
     @contextmanager
     def held(self) -> Iterator[None]:

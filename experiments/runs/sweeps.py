@@ -117,5 +117,5 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
 
 def _free(folder: Path) -> Iterator[Sweep]:
     """Sweeps of this name and of the next ones, without end."""
-    names = chain([folder.name], (f"{folder.name}_{number}" for number in count(2)))
+    names = chain([folder.name], (f"{folder.name}-{number}" for number in count(1)))
     return (Sweep(path) for path in map(folder.with_name, names) if not path.exists())
