@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from ..config.building import Parts
 from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.record import EvaluationRecord
+from ..interruption import command
 from ..reports.report import write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
@@ -22,6 +24,8 @@ from ..runs.files import finite
 from ..runs.run import EVALUATION, PLAIN_VAE, UNTRAINED, Run, Trained
 
 __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page"]
+
+MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 
 
 def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY) -> None:
@@ -42,7 +46,7 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
     config = run.config()
     if not run.has(EVALUATION):
         run.check_trained()
-        raise FileNotFoundError(f"{run} holds no {EVALUATION}; run 'pyro-tvae evaluate {run}' first.")
+        raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
     return write_page(run, config, run.read(EVALUATION), run.history())
 
 
@@ -66,7 +70,9 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         progress=config.fit.progress,
     )
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
-    draw(run.path / "figures", trained, result, history.get("rows"))
+    result.record["failed"] |= draw(run.path / "figures", trained, result, history.get("rows"))
+    for name, sentence in result.record["failed"].items():
+        print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
     run.write(EVALUATION, result.record)
     page = write_page(run, config, finite(result.record), history)
     print_evaluation(result.record)
@@ -76,7 +82,8 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    pictures = {path.stem: path for path in (run.path / "figures").glob("*.png")}
+    failed = record.get("failed") or {}  # what an earlier evaluation drew is not this one's
+    pictures = {path.stem: path for path in (run.path / "figures").glob("*.png") if f"figure {path.stem}" not in failed}
     return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
 
 
@@ -90,16 +97,32 @@ def check_judgeable(config: DictConfig, parts: Parts) -> None:
                 "items, or another share of them."
             )
     context, n_frames = config.evaluation.context, parts.model.n_frames
-    if context is not None and not (isinstance(context, int) and 1 <= context < n_frames):
+    if context is not None and not (_whole(context, 1) and context < n_frames):
         raise ConfigurationError(
             f"evaluation.context is {context!r}; expected 1 to {n_frames - 1} of {n_frames} frames, so that some stay "
             "unseen, or null for half of them."
         )
-    particles, epochs = config.evaluation.num_particles, config.baseline.max_epochs
-    if not isinstance(particles, int) or particles < 1:
-        raise ConfigurationError(f"evaluation.num_particles is {particles!r}; expected a whole number of at least 1.")
-    if config.baseline.enabled and (not isinstance(epochs, int) or epochs == 0 or epochs < -1):
+    particles, baseline = config.evaluation.num_particles, config.baseline
+    if not _whole(particles, 1) or particles > MOST_PARTICLES:
         raise ConfigurationError(
-            f"baseline.max_epochs is {epochs!r}; expected a whole number of at least 1, -1 for no limit by epochs, or "
-            "baseline.enabled=false."
+            f"evaluation.num_particles is {particles!r}; expected a whole number from 1 to {MOST_PARTICLES:,}."
         )
+    if not isinstance(baseline.enabled, bool):
+        raise ConfigurationError(f"baseline.enabled is {baseline.enabled!r}; expected true or false.")
+    if baseline.enabled and (not _whole(baseline.max_epochs, -1) or baseline.max_epochs == 0):
+        raise ConfigurationError(
+            f"baseline.max_epochs is {baseline.max_epochs!r}; expected a whole number of at least 1, -1 for no limit "
+            "by epochs, or baseline.enabled=false."
+        )
+    if baseline.enabled and baseline.max_epochs == config.fit.max_steps == -1:
+        raise ConfigurationError(
+            "baseline.max_epochs and fit.max_steps are -1, so that the plain VAE would train without end; limit one."
+        )
+    if baseline.enabled and not _whole(baseline.warmup_steps, 0):
+        raise ConfigurationError(
+            f"baseline.warmup_steps is {baseline.warmup_steps!r}; expected a whole number of at least 0."
+        )
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

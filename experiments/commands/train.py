@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
+from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.building import Parts, build, fit_parts
+from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..interruption import goes_on_with
-from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run
+from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
 
-__all__ = ["resume_run", "train_run"]
+__all__ = ["measured", "resume_run", "train_run"]
 
 MEASURES = ("val/elbo", "val/reconstruction", "val/kl")
 
@@ -40,27 +42,28 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
 
     Raises:
         FileExistsError: the folder holds a run already.
+        BlockingIOError: another process is at work on it.
         ConfigurationError: there is no such measure, or a logger's package is not installed.
     """
     if config.measure not in MEASURES:
         raise ConfigurationError(f"measure is {config.measure!r}; expected one of {', '.join(MEASURES)}.")
     if config.resume is not None:  # one of several, under --multirun
-        return _measured(resume_run(Path(config.resume), allow=allow), config.measure)
+        return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     check_loggers(config)
-    run = Run(path)
-    if _first() and run.has(CONFIG):
-        raise FileExistsError(
-            f"{run} holds a run already, which is left as it is; choose another folder, or go on with: {run.resume}"
-        )
-    with run.removed_after_mistakes() if _first() else nullcontext():
+    check_fit(config)
+    if not _first():
         parts = build(config)
         check_judgeable(config, parts)
-        if _first():
-            run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        return _measured(_finish(run, config, parts), config.measure)
+        return measured(_finish(Run(path), config, parts), config.measure)
+    with claimed(path) as run, run.undone_after_mistakes():
+        parts = build(config)
+        check_judgeable(config, parts)
+        run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        run = replace(run, allow=allow.naming(config))  # so that the command to go on with names what it needs
+        return measured(_finish(run, config, parts), config.measure)
 
 
-def _measured(history: Mapping[str, Any], measure: str) -> float | None:
+def measured(history: Mapping[str, Any], measure: str) -> float | None:
     """A measure in the row of the history with the best validation ELBO, whose weights are the ones kept."""
     rows = [row for row in history.get("rows", []) if "val/elbo" in row]
     return float(max(rows, key=lambda row: row["val/elbo"])[measure]) if rows else None
@@ -81,22 +84,24 @@ def resume_run(
 
     Raises:
         FileNotFoundError: the folder is not a run's.
+        BlockingIOError: another process is at work on it.
         ValueError: its configuration or its last checkpoint is damaged.
     """
     run = Run(path, allow)
-    config = run.config()
-    for name, value in (changes or {}).items():
-        OmegaConf.update(config, name, value, merge=False)
-    if "logger" not in (changes or {}) and not run.has(WEIGHTS):
-        check_stored_loggers(config, path)
-    check_loggers(config)
-    return _finish(run, config)
+    run.stored()  # nothing is written, not even a lock, in a folder that is no run's
+    with run.held() if _first() else nullcontext():
+        config = run.config()
+        for name, value in (changes or {}).items():
+            OmegaConf.update(config, name, value, merge=False)
+        if "logger" not in (changes or {}) and not run.has(WEIGHTS):
+            check_stored_loggers(config, path)
+        check_loggers(config)
+        return _finish(run, config)
 
 
 def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping[str, Any]:
-    """All steps of a run whose files are not there yet; its training history."""
-    held = run.held() if _first() else nullcontext()
-    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), held:
+    """All steps of a run whose files are not there yet, in a folder that is held; its training history."""
+    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _making_room(run):
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()
@@ -117,6 +122,19 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         else:
             judge(run, run.load(config=config, data=data), history)
         return history
+
+
+@contextmanager
+def _making_room(run: Run) -> Iterator[None]:
+    """Say of a full disk which run it stops, where a logger meets it, which says nothing of the kind."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise type(error)(
+            f"{run} has no room left on its disk ({error.strerror}); make room, and go on with: {run.resume}"
+        ) from error
 
 
 def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:

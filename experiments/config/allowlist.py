@@ -60,6 +60,14 @@ class Allowlist:
         targets = {str(target) for container in containers for _, target in _targets(container)}
         return replace(self, targets=self.targets | targets)
 
+    def naming(self, config: DictConfig) -> Allowlist:
+        """This list, and the modules of what a built configuration calls beside the project's parts: it was typed."""
+        named = {str(target) for _, target in _targets(OmegaConf.to_container(config, resolve=True))}
+        foreign = {
+            target.rpartition(".")[0] for target in named - {*FILE_LOGGERS, *SERVICES} if not self._allows(target)
+        }
+        return replace(self, modules=self.modules | (foreign & {*sys.modules}))
+
     def check(self, config: DictConfig, source: object) -> None:
         """Refuse a stored configuration that names what it may not call, before anything of it is built.
 

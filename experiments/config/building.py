@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
+from pyro.optim import PyroOptim
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import History, TrainerOptions, fit
@@ -18,7 +21,7 @@ from .composition import make
 from .errors import ConfigurationError
 from .loggers import loggers
 
-__all__ = ["Parts", "build", "fit_parts"]
+__all__ = ["Parts", "build", "check_fit", "fit_parts"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,39 @@ class Parts:
     model: TVAE
     guide: Guide
     data: SequenceDataModule
+
+
+# By name or number, as Lightning takes them; "true" ones other than 32 would convert the weights and not the data.
+PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
+ENGINE = ("transformer-engine", "transformer-engine-float16")
+
+
+def check_fit(config: DictConfig) -> None:
+    """Raise ConfigurationError where no fit could compute as a configuration says, before anything is made for one."""
+    precision, optimizer = config.fit.precision, make(config.optimizer.optimizer)
+    if precision not in PRECISIONS and not (precision in ENGINE and find_spec("transformer_engine")):
+        raise ConfigurationError(
+            f"fit.precision is {precision!r}; expected 32-true, bf16-mixed or 16-mixed, since data and weights are "
+            "float32."
+        )
+    if isinstance(optimizer, PyroOptim) or not callable(optimizer):
+        return
+    try:
+        made = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = {key: value for key, value in config.optimizer.optimizer.items() if not str(key).startswith("_")}
+        settings = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise ConfigurationError(
+            f"optimizer.optimizer cannot be made from {settings}: {error}; look at these settings."
+        ) from None
+    if "32" not in str(precision) and config.fit.gradient_clip is not None and getattr(made, FUSED, False):
+        raise ConfigurationError(
+            f"fit.gradient_clip goes with fit.precision={precision} only where the optimizer is not fused; add "
+            "optimizer.optimizer.fused=false, or leave one of them out."
+        )
+
+
+FUSED = "_step_supports_amp_scaling"  # an optimizer that unscales gradients itself, so that nothing else can clip them
 
 
 def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:

@@ -19,7 +19,17 @@ from omegaconf.errors import OmegaConfBaseException
 from .errors import ConfigurationError
 from .former_names import current_overrides
 
-__all__ = ["CONF", "ELSEWHERE", "check_names", "compose", "fitting_overrides", "keys", "make", "options", "parsed"]
+__all__ = [
+    "CONF",
+    "ELSEWHERE",
+    "check_names",
+    "compose",
+    "fitting_overrides",
+    "keys",
+    "make",
+    "options",
+    "parsed",
+]
 
 CONF = "pyro_tvae.experiments.conf"
 # Where and how a run computes: what may differ when it goes on, since it does not change what is computed.

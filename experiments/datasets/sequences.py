@@ -133,6 +133,9 @@ class EpochSampler(DistributedSampler[Any]):
         return iter((start + order[self.rank : n : self.num_replicas]).tolist())
 
 
+MOST_WORKERS = 256  # a mistyped number must not take a machine down
+
+
 class SequenceDataModule(lightning.LightningDataModule):
     """Sequences for training, validation and test; works with a Lightning Trainer and without one.
 
@@ -185,6 +188,8 @@ class SequenceDataModule(lightning.LightningDataModule):
             if not isinstance(number, int) or number < least[name]:
                 raise ValueError(f"{name} is {number!r}; expected a whole number of at least {least[name]}.")
         self.n_frames, self.batch_size, self.eval_batch_size = n_frames, batch_size, eval_batch_size
+        if num_workers > MOST_WORKERS:
+            raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MOST_WORKERS} processes.")
         self.num_workers, self.seed = num_workers, seed
         limits = (n_train, n_validation, n_test)
         moves = (transformations, transformations, test_transformations or transformations)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from pyro_tvae.inference import ForwardRoll, forward_roll
 
 from ..datasets import SequenceDataModule
 from ..provenance import hardware, versions
+from .attempts import Attempts
 from .measures import COLLAPSED, Scores, score
 from .record import EvaluationRecord, rows
 from .scoring import ends_of_explained, measure
@@ -65,32 +68,50 @@ def evaluate(
         An :class:`Evaluation`.
     """
     start = time.monotonic()
-    rivals: Mapping[str, Rival | None] = {"trained": (model, guide), "untrained": untrained, "plain_vae": plain_vae}
-    scores = {
-        role: measure(*rival, data, split=split, num_particles=num_particles, seed=seed, label=role, progress=progress)
-        for role, rival in rivals.items()
-        if rival is not None
-    }
+    attempts = Attempts()
+
+    def scored(role: str, rival: Rival, own: Attempts) -> Scores:
+        return measure(
+            *rival,
+            data,
+            split=split,
+            num_particles=num_particles,
+            seed=seed,
+            label=role,
+            progress=progress,
+            attempts=own,
+        )
+
+    scores = {"trained": scored("trained", (model, guide), attempts)}
+    for role, rival in (("untrained", untrained), ("plain_vae", plain_vae)):
+        if rival is not None:
+            own = Attempts()
+            scores[role] = attempts(role, partial(scored, role, rival, own), {})
+            # What the data are to blame for is said once.
+            differing = {name: said for name, said in own.failed.items() if attempts.failed.get(name) != said}
+            attempts.failed |= {f"{name} ({role})": said for name, said in differing.items()}
     device = model.like.device
     x = torch.cat([batch["x"] for batch in data.batches(split, device)])
-    forecast = None
-    if model.n_frames > 1:
-        mean_frame = data.mean_frame(device)
-        forecast = forward_roll(
+
+    def forecasts() -> ForwardRoll:
+        return forward_roll(
             model,
             guide,
             x,
             context=context,
-            mean_frame=mean_frame,
+            mean_frame=data.mean_frame(device),
             baseline=plain_vae,
             num_particles=min(num_particles, CONDITIONAL_K),
             seed=seed,
         )
+
+    forecast = attempts("forward_roll", forecasts, None) if model.n_frames > 1 else None
+    explained = score(scores["trained"], "explained")
     record: EvaluationRecord = {
         "schema": 1,
         "name": name,
-        "collapsed": score(scores["trained"], "explained") < COLLAPSED,
-        "verdict": verdict(scores, forecast),
+        "collapsed": explained < COLLAPSED if math.isfinite(explained) else None,
+        "verdict": attempts("verdict", lambda: verdict(scores, forecast), []),
         "data": {
             "name": name,
             "split": split,
@@ -100,7 +121,8 @@ def evaluate(
         },
         "rows": rows(scores, num_particles),
         "measures": scores,
-        "notes": remarks(model, x),
+        "notes": attempts("remarks", lambda: remarks(model, x), []),
+        "failed": attempts.failed,
         "seed": seed,
         "versions": versions(),
         "hardware": hardware(device),
@@ -122,7 +144,9 @@ def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[
     trained, untrained = scores["trained"], scores.get("untrained")
     explained = score(trained, "explained")
     share = f"{explained:.2f} of what there is to explain beyond the mean frame"
-    if explained < COLLAPSED:
+    if not math.isfinite(explained):
+        sentences = ["Whether the model has collapsed is not known: what it explains is undefined."]
+    elif explained < COLLAPSED:
         sentences = [
             f"Collapsed: the model explains {share} (below {COLLAPSED}), with a KL of {score(trained, 'kl'):.2f} nats "
             "per frame. Its measures of equivariance mean nothing; train longer, lengthen fit.warmup_steps or lower "
@@ -146,7 +170,7 @@ def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[
                 f"{mean:.1f} ± {error:.1f} nats per unseen frame, over all {len(forecast.log_likelihood['model'])} of "
                 "them: a difference of two importance-weighted bounds."
             )
-    roll = trained["roll"]
+    roll = trained.get("roll")
     if isinstance(roll, dict) and roll:
         parts = []
         for name, value in roll.items():

@@ -118,14 +118,14 @@ HEADINGS = {key: heading for measure in MEASURES for key, heading in measure.hea
 
 
 def score(scores: Scores, name: str) -> float:
-    """The number called ``key`` or ``key/part``; nan where a model has no such part.
+    """The number called ``key`` or ``key/part``; nan where a model has no such part, or it could not be measured.
 
     Example:
         >>> score({"kl": 2.0, "roll": {"rotation": 0.5}}, "roll/rotation")
         0.5
     """
     key, _, part = name.partition("/")
-    value = scores[key]
+    value = scores.get(key, math.nan)
     return value.get(part, math.nan) if isinstance(value, dict) else value
 
 

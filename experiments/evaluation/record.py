@@ -49,12 +49,13 @@ class EvaluationRecord(TypedDict, total=False):
 
     schema: int
     name: str
-    collapsed: bool
+    collapsed: bool | None  # null where `explained` is undefined
     verdict: list[str]
     data: DataRecord
     rows: list[MeasureRow]
     measures: dict[str, Scores]
     notes: list[str]
+    failed: dict[str, str]  # what could not be measured or drawn, and why
     seed: int
     versions: dict[str, str]
     hardware: str
@@ -87,7 +88,9 @@ def rows(scores: Mapping[str, Scores], num_particles: int) -> list[MeasureRow]:
 
     listed = sorted((measure for measure in scored if not measure.error_of), key=lambda measure: measure.place)
     table = []
-    for key, group in itertools.groupby(listed, key=lambda measure: measure.beside or measure.key):
-        value, together = trained[key], list(group)
-        table += [row(measure, part) for part in (value if isinstance(value, dict) else ("",)) for measure in together]
+    for _, group in itertools.groupby(listed, key=lambda measure: measure.beside or measure.key):
+        together = list(group)
+        values = [trained[measure.key] for measure in together]
+        parts = dict.fromkeys(part for value in values for part in (value if isinstance(value, dict) else ("",)))
+        table += [row(measure, part) for part in parts for measure in together]
     return table

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,16 +30,21 @@ from pyro_tvae.inference.inspection import plain_program
 from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarize
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
-from pyro_tvae.posteriors import moments
+from pyro_tvae.posteriors import Moments, moments
 from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule, SequenceDataset
-from .measures import Scores
+from .attempts import Attempts
+from .measures import Scores, score
 
 __all__ = ["ends_of_explained", "measure"]
 
+T = TypeVar("T")
+
 PUBLISHED_K = 10
+ROUNDING = 1e-6  # of sums of log-probabilities in float32, relative
+OF_PARTS = ("roll", "roll_exact", "cap_corr", "commutation", "active", "pose")
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
@@ -51,6 +58,7 @@ def measure(
     seed: int = 0,
     label: str = "evaluate",
     progress: bool = True,
+    attempts: Attempts | None = None,
 ) -> Scores:
     """Score a model on a whole split: measure -> number, or a number per part; nats per frame if not said otherwise.
 
@@ -65,82 +73,119 @@ def measure(
         seed: of the draws from the guide.
         label: of the progress bar.
         progress: show it.
+        attempts: keeps what went wrong with a measure, which is then nan, or without parts.
     """
     if is_bayesian(model):
         raise ValueError(
             f"evaluate: {type(model).__name__} has random weights, which all sequences share, so that the table's KL "
             "and reconstruction are no sequence's; use log_likelihood, to_arviz and forward_roll."
         )
+    attempts = Attempts() if attempts is None else attempts
     program = ELBO(model, guide, num_particles=KL_DRAWS)  # of a model with statements of its own
-    device = model.like.device
-    estimates: list[LogLikelihood] = []
-    kept: dict[str, list[Tensor]] = defaultdict(list)
-    mean_frame = data.mean_frame(device)
-    dataset = data.datasets[split]
-    published: list[LogLikelihood] = []
-    n_batches = math.ceil(len(data.datasets[split]) / data.eval_batch_size)
+    device, n_frames = model.like.device, model.n_frames
+    dataset, mean_frame = data.datasets[split], data.mean_frame(device)
+    published = plain_program(model)
+    kept: dict[str, list[Any]] = defaultdict(list)
+    of_batches = Attempts()
+    n_batches = math.ceil(len(dataset) / data.eval_batch_size)
+
+    def scored(batch: Mapping[str, Tensor]) -> dict[str, Callable[[], Any]]:
+        """What is kept of a batch, in the order in which it draws."""
+        x = batch["x"]
+        posterior, marginals = posterior_of(guide, x), cache(lambda: moments(posterior))
+        weights = partial(log_weights, model, guide, x, num_particles, posterior=posterior)
+        kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: summarize(weights().cpu(), n_frames)}
+        if published and has_frame_weights(model, posterior):
+            kinds["published"] = lambda: _published(model, guide, x, seed)
+        kinds |= {
+            "t": lambda: point_estimate(model, posterior),
+            "z": lambda: marginals()["z"].mean,
+            **{name: partial(batch.__getitem__, name) for name in ("index", "moving", "label")},
+            "kl": lambda: divergence(model, posterior) if published else program(x).kl,
+            "ends": lambda: torch.stack(ends_of_explained(model, mean_frame, x), -1),
+        }
+        if model.energies:
+            kinds["energy"] = lambda: _energy(model, marginals())
+        if n_frames > 1 and (further := dataset.moved_on(batch)) is not None:
+            kinds["further"] = lambda: point_estimate(model, posterior_of(guide, further["x"]))
+        return kinds
+
     with torch.inference_mode(), seeded(seed):
         batches = progress_bar(
             n_batches, label, shown=progress, unit="batch", leave=False, iterable=data.batches(split, device)
         )
         for batch in batches:
-            x = batch["x"]
-            posterior = posterior_of(guide, x)
-            weights = log_weights(model, guide, x, num_particles, posterior=posterior)
-            estimates.append(summarize(weights.cpu(), model.n_frames))
-            if plain_program(model) and has_frame_weights(model, posterior):
-                with warnings.catch_warnings():  # the table says in words what this number is not
-                    warnings.simplefilter("ignore")
-                    published.append(
-                        log_likelihood(
-                            model, guide, x, PUBLISHED_K, estimator="frame_unnormalised", batch_size=len(x), seed=seed
-                        )
-                    )
-            further, marginals = dataset.moved_on(batch), moments(posterior)
-            values = {
-                "t": point_estimate(model, posterior),
-                "z": marginals["z"].mean,
-                "index": batch["index"],
-                "moving": batch["moving"],
-                "label": batch["label"],
-                "kl": divergence(model, posterior) if plain_program(model) else program(x).kl,
-            }
-            values["mean"], values["best"] = ends_of_explained(model, mean_frame, x)
-            for site in model.energies:
-                energy = marginals[site].mean
-                # Orbits belong to no frame; positive energies count by their logarithm.
-                energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
-                values["energy"] = energy.log() if bool((energy > 0).all()) else energy
-            if further is not None and model.n_frames > 1:
-                values["further"] = point_estimate(model, posterior_of(guide, further["x"]))
-            for name, value in values.items():
-                kept[name].append(value.cpu())
-    whole = {name: torch.cat(values) for name, values in kept.items()}
-    likelihood = concatenate(estimates)
-    n_frames = model.n_frames
-    elbo = float(likelihood.elbo.mean()) / n_frames
-    kl = float(whole["kl"].double().mean()) / n_frames
-    mean, best = (float(whole[name].double().mean()) / n_frames for name in ("mean", "best"))
-    roll, exact, cap_corr = _rolls(whole["t"], whole["index"], whole["moving"], dataset)
-    label_probe, poses = _probes(model, guide, data, whole, dataset)
-    return {
-        "elbo": elbo,
-        "reconstruction": elbo + kl,
-        "kl": kl,
-        "iwae": likelihood.per_frame,
-        "iwae_error": likelihood.per_frame_error,
-        "ess": float(likelihood.ess.median()),
-        "explained": (elbo - mean) / (best - mean),
-        "e_eq": equivariance_error(whole["t"]) if n_frames > 1 else math.nan,
-        "roll": roll,
-        "roll_exact": exact,
-        "cap_corr": cap_corr,
-        "commutation": _commutations(whole, dataset),
-        "active": {name: active_latents(whole[name]) for name in ("z", "energy") if name in whole},
-        "probe": label_probe,
-        "pose": poses,
-        "frame_unnormalised": concatenate(published).per_frame if published else math.nan,
+            for name, make in scored(batch).items():
+                if name not in of_batches.failed:
+                    value = of_batches(name, make, None)
+                    kept[name].append(value.cpu() if isinstance(value, Tensor) else value)
+
+    def whole(name: str) -> Tensor:
+        return torch.cat(pieces(name))
+
+    def pieces(name: str) -> list[Any]:
+        if name in of_batches.failed:
+            raise ValueError(of_batches.failed[name])
+        return kept[name]
+
+    def mean(values: Tensor) -> float:
+        return float(values.double().mean()) / n_frames
+
+    def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
+        return _by_factor(whole("t"), whole("index"), whole("moving"), dataset, compute)
+
+    likelihood = cache(lambda: concatenate(pieces("likelihood")))
+    rolls = cache(lambda: by_factor(lambda t, phase, period: roll_correlation(t, phase, period, turn=period)))
+    codes = cache(lambda: _codes(model, guide, data, dataset))
+    scores: dict[str, float | dict[str, float]] = {}
+    makers: dict[str, Callable[[], Any]] = {
+        "elbo": lambda: float(likelihood().elbo.mean()) / n_frames,
+        "kl": lambda: mean(whole("kl")),
+        "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
+        "iwae": lambda: likelihood().per_frame,
+        "iwae_error": lambda: likelihood().per_frame_error,
+        "ess": lambda: float(likelihood().ess.median()),
+        "explained": lambda: _explained(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
+        "e_eq": lambda: equivariance_error(whole("t")) if n_frames > 1 else math.nan,
+        "roll": lambda: {name: result.correlation for name, result in rolls().items()},
+        "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
+        "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase)),
+        "commutation": lambda: (
+            _commutations(whole("t"), whole("further"), whole("moving"), dataset) if "further" in kept else {}
+        ),
+        "active": lambda: {name: active_latents(whole(name)) for name in ("z", "energy") if name in kept},
+        "probe": lambda: probe(*codes()[::2], whole("t"), whole("label")) if codes() else math.nan,
+        "pose": lambda: _poses(*codes()[:2], whole("t"), whole("index"), dataset) if codes() else {},
+        "frame_unnormalised": lambda: concatenate(pieces("published")).per_frame if "published" in kept else math.nan,
     }
+    for name, make in makers.items():
+        scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)
+    return scores
+
+
+def _published(model: TVAE, guide: Guide, x: Tensor, seed: int) -> LogLikelihood:
+    """The published estimator, which is no likelihood."""
+    with warnings.catch_warnings():  # the table says in words what this number is not
+        warnings.simplefilter("ignore")
+        return log_likelihood(
+            model, guide, x, PUBLISHED_K, estimator="frame_unnormalised", batch_size=len(x), seed=seed
+        )
+
+
+def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:
+    """Mean energies, which count by their logarithm where they are positive; orbits belong to no frame."""
+    energy = marginals[[*model.energies][-1]].mean
+    energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
+    return energy.log() if bool((energy > 0).all()) else energy
+
+
+def _explained(elbo: float, mean: float, best: float) -> float:
+    """How far an ELBO lies from that of the mean frame to that of the pixels themselves, all in nats per frame."""
+    if best - mean <= ROUNDING * (abs(best) + abs(mean)):
+        raise ValueError(
+            "every frame equals the mean frame of the training split, so that there is nothing to explain beyond it."
+        )
+    return (elbo - mean) / (best - mean)
 
 
 def ends_of_explained(model: TVAE, mean_frame: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,51 +195,47 @@ def ends_of_explained(model: TVAE, mean_frame: Tensor, x: Tensor) -> tuple[Tenso
     return mean, best
 
 
-def _rolls(
-    t: Tensor, index: Tensor, moving: Tensor, data: SequenceDataset
-) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Roll correlation, its share of exact hits, and CapCorr, for the sequences of every moving factor."""
-    correlation, exact, published = {}, {}, {}
+def _by_factor(
+    t: Tensor, index: Tensor, moving: Tensor, data: SequenceDataset, compute: Callable[[Tensor, Tensor, int], T]
+) -> dict[str, T]:
+    """A measure of t, phase and period, for the sequences of every moving factor."""
+    values = {}
     for k, name in enumerate(data.moving):
         chosen = moving == k
-        if t.shape[1] < 2 or not bool(chosen.any()):
-            continue
-        factor = data.factor_names.index(name.split("+")[0])
-        phase, period = index[chosen][..., factor], data.periods[factor]
-        result = roll_correlation(t[chosen], phase, period, turn=period)
-        correlation[name], exact[name] = result.correlation, result.exact
-        published[name] = capsule_correlation(t[chosen], phase)
-    return correlation, exact, published
+        if t.shape[1] > 1 and bool(chosen.any()):
+            factor = data.factor_names.index(name.split("+")[0])
+            values[name] = compute(t[chosen], index[chosen][..., factor], data.periods[factor])
+    return values
 
 
-def _commutations(whole: Mapping[str, Tensor], data: SequenceDataset) -> dict[str, float]:
+def _commutations(t: Tensor, further: Tensor, moving: Tensor, data: SequenceDataset) -> dict[str, float]:
     """Commutation of rolling and transforming, for the sequences of every moving factor."""
-    if "further" not in whole:
-        return {}
-    rows = {name: whole["moving"] == k for k, name in enumerate(data.moving)}
+    rows = {name: moving == k for k, name in enumerate(data.moving)}
     return {
-        name: commutation(whole["t"][chosen], whole["further"][chosen]) if int(chosen.sum()) > 1 else math.nan
+        name: commutation(t[chosen], further[chosen]) if int(chosen.sum()) > 1 else math.nan
         for name, chosen in rows.items()
     }
 
 
 @torch.inference_mode()
-def _probes(
-    model: TVAE, guide: Guide, data: SequenceDataModule, whole: Mapping[str, Tensor], judged: SequenceDataset
-) -> tuple[float, dict[str, float]]:
-    """Linear probes of class and pose: fitted on the validation split's codes, judged on the whole of a split."""
+def _codes(
+    model: TVAE, guide: Guide, data: SequenceDataModule, judged: SequenceDataset
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """t, index and label of the validation split, on which linear probes are fitted; None where none can be."""
     fitted = data.datasets["validation"]
     if judged is fitted or min(len(fitted), len(judged)) < 2 or fitted.factor_names != judged.factor_names:
-        return math.nan, {}
-    device = model.like.device
+        return None
     parts = [
         (point_estimate(model, posterior_of(guide, batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
-        for batch in data.batches("validation", device)
+        for batch in data.batches("validation", model.like.device)
     ]
     t, index, label = (torch.cat(column) for column in zip(*parts, strict=True))
-    factors = zip(fitted.factor_names, fitted.periods, strict=True)
-    poses = {
-        name: pose_probe(t, index[..., k], whole["t"], whole["index"][..., k], period)
-        for k, (name, period) in enumerate(factors)
+    return t, index, label
+
+
+def _poses(t: Tensor, index: Tensor, judged_t: Tensor, judged_index: Tensor, data: SequenceDataset) -> dict[str, float]:
+    """Linear probes of pose: fitted on one split's codes, judged on another's."""
+    return {
+        name: pose_probe(t, index[..., k], judged_t, judged_index[..., k], period)
+        for k, (name, period) in enumerate(zip(data.factor_names, data.periods, strict=True))
     }
-    return probe(t, label, whole["t"], whole["label"]), poses

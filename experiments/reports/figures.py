@@ -85,7 +85,7 @@ def reconstructions(x: Array, reconstruction: Array) -> Figure:
     """For a few sequences, the true frames above the frames decoded from their own posterior.
 
     Args:
-        x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1]; 1 or 3 channels.
+        x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1].
         reconstruction: same shape as ``x``.
     """
     title = "Reconstructions: each pair of rows should show the same shape in the same pose"
@@ -96,7 +96,7 @@ def capsule_traversal(x: Array, reconstruction: Array, rolled: Array) -> Figure:
     """True frames, their reconstruction, and the frames decoded by rolling the first frame's t through the capsules.
 
     Args:
-        x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1]; 1 or 3 channels.
+        x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1].
         reconstruction: same shape as ``x``.
         rolled: same shape as ``x``; frame l is decoded from ``Roll_l(t_0)``, so that it saw frame 0 only.
     """
@@ -108,7 +108,7 @@ def forward_roll_strip(x: Array, predicted: Array, context: int, floors: Mapping
     """The seen frames, then the unseen true frames above the frames predicted by rolling t forward.
 
     Args:
-        x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1]; 1 or 3 channels.
+        x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1].
         predicted: (N, S − context, channel, height, width), the prediction of every unseen frame.
         context: number of frames the model has seen, m.
         floors: further predictions to draw below, by name; shapes as ``predicted``.

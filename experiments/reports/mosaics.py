@@ -22,6 +22,7 @@ Array: TypeAlias = "Tensor | NDArray[Any]"
 Floats: TypeAlias = NDArray[np.float64]
 
 MAX_COLUMNS = 24
+MAX_CHANNELS = 8  # of frames that are neither gray nor RGB
 
 
 def as_array(value: Array) -> Floats:
@@ -32,15 +33,21 @@ def as_array(value: Array) -> Floats:
 
 
 def as_frames(value: Array) -> Floats:
-    """Frames (N, S, channel, height, width), pixels in [0, 1]; a single sequence gets its N."""
+    """Frames (N, S, channel, height, width), pixels in [0, 1]; a single sequence gets its N.
+
+    Channels that are neither gray nor red, green and blue come side by side in gray, the first few of them.
+    """
     frames = as_array(value)
     if frames.ndim == 4:
         frames = frames[None]
-    if frames.ndim != 5 or frames.shape[2] not in (1, 3):
-        raise ValueError(
-            f"frames have shape {frames.shape}; expected (sequence, frame, channel, height, width), 1 or 3 channels."
-        )
-    return frames.clip(0.0, 1.0)
+    if frames.ndim != 5 or frames.shape[2] == 0:
+        raise ValueError(f"frames have shape {frames.shape}; expected (sequence, frame, channel, height, width).")
+    frames = frames.clip(0.0, 1.0)
+    if frames.shape[2] not in (1, 3):
+        line = np.ones((*frames.shape[:2], 1, frames.shape[3], 1))  # white, as the gaps between frames
+        channels = np.split(frames[:, :, :MAX_CHANNELS], min(frames.shape[2], MAX_CHANNELS), axis=2)
+        frames = np.concatenate([part for channel in channels for part in (line, channel)][1:], axis=-1)
+    return frames
 
 
 def pick(n: int, limit: int) -> NDArray[np.int64]:

@@ -6,13 +6,15 @@ All inputs are plain data, so that the page can be rebuilt from a run folder at 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.attempts import Attempts
 from ..evaluation.record import EvaluationRecord, ForwardRollRecord
 from ..runs.files import write_text
 from .pages import Caption, Picture, render, shown
-from .tables import BLIND, MISSING, describe_data, filled, format_number, format_seconds, rows
+from .tables import BLIND, MISSING, describe_data, filled, format_number, format_seconds, remarks, rows
 
 if TYPE_CHECKING:
     from .figures import History
@@ -98,14 +100,15 @@ def write_report(
     """
     figures = dict(figures)
     forward = evaluation.get("forward_roll") or {}
-    if history and not any(name.startswith("training_curves") for name in figures):
-        from .figures import training_curves
+    attempts = Attempts()
+    numbers = {"training_curves": history, "forward_roll_curve": forward if forward.get("log_likelihood") else None}
+    for name, drawn_from in numbers.items():
+        left_out = f"figure {name}" in (evaluation.get("failed") or {})
+        if drawn_from and not left_out and not any(given.startswith(name) for given in figures):
+            from . import figures as drawing  # matplotlib takes a second
 
-        figures["training_curves"] = training_curves(history)
-    if forward.get("log_likelihood") and not any(name.startswith("forward_roll_curve") for name in figures):
-        from .figures import forward_roll_curve
-
-        figures["forward_roll_curve"] = forward_roll_curve(forward)
+            figure = attempts(f"figure {name}", partial(getattr(drawing, name), drawn_from), None)
+            figures |= {name: figure} if figure is not None else {}
     ranks = {kind: rank for rank, kind in enumerate((*CAPTIONS, ""))}
     pictures = [_picture(name, figures[name]) for name in sorted(figures, key=lambda name: (ranks[_kind(name)], name))]
     entries = rows(evaluation)
@@ -119,7 +122,7 @@ def write_report(
         columns=filled(entries),
         standard_errors=any("±" in row.trained for row in entries),
         blind=BLIND,
-        notes=[str(note) for note in evaluation.get("notes") or ()],
+        notes=remarks(evaluation, attempts.failed),
         forward=_forward(forward),
         forward_pictures=[p for p in pictures if p["name"].startswith("forward_roll")],
         pictures=[p for p in pictures if not p["name"].startswith("forward_roll")],

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.inference import ForwardRoll
 from pyro_tvae.posteriors import moments
 
+from ..evaluation.attempts import Attempts
 from ..evaluation.evaluate import Evaluation
 from ..runs.run import Trained
 from . import figures
@@ -21,43 +24,64 @@ __all__ = ["draw"]
 
 
 @torch.no_grad()
-def draw(folder: Path, trained: Trained, result: Evaluation, rows: Sequence[Mapping[str, float]] | None) -> None:
-    """Draw all figures of a run into a folder; one that cannot be drawn is left out, and said.
+def draw(
+    folder: Path, trained: Trained, result: Evaluation, rows: Sequence[Mapping[str, float]] | None
+) -> dict[str, str]:
+    """Draw all figures of a run into a folder; one that cannot be drawn is left out.
 
     Args:
         folder: where to.
         trained: the run.
         result: its evaluation.
         rows: of its training history.
+
+    Returns:
+        Why a figure was left out, by ``figure <name>``.
     """
-    model, guide = trained.model, trained.guide
-    batch = next(trained.data.batches("test", model.like.device, batch_size=8))
-    order = figures.interleaved(batch["moving"])
-    x = batch["x"][order]
-    t = pyro_tvae.encode(model, guide, x)
-    reconstruction = model.decode(t).mean.cpu()
-    made: dict[str, Callable[[], Any]] = {
-        "reconstructions": lambda: figures.reconstructions(x.cpu(), reconstruction),
-        "capsule_stripes": lambda: figures.capsule_stripes(t[0].cpu(), _energy(model, guide, x)),
-    }
+    model, guide, forecast = trained.model, trained.guide, result.forward_roll
+
+    @cache
+    def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A few sequences of all motions and their places in the batch, t, and their reconstruction."""
+        batch = next(trained.data.batches("test", model.like.device, batch_size=8))
+        order = figures.interleaved(batch["moving"])
+        x = batch["x"][order]
+        t = pyro_tvae.encode(model, guide, x)
+        return x, order.cpu(), t, model.decode(t).mean.cpu()
+
+    def stripes() -> Figure:
+        x, _, t, _ = shown()
+        return figures.capsule_stripes(t[0].cpu(), _energy(model, guide, x))
+
+    def reconstructions() -> Figure:
+        x, _, _, reconstruction = shown()
+        return figures.reconstructions(x.cpu(), reconstruction)
+
+    def traversal() -> Figure:
+        x, _, _, reconstruction = shown()
+        return figures.capsule_traversal(x.cpu(), reconstruction, pyro_tvae.traverse(model, guide, x).cpu())
+
+    def strip(forecast: ForwardRoll) -> Figure:
+        x, order, _, _ = shown()
+        predicted, hold = (forecast.frames[name][order] for name in ("model", "hold"))
+        return figures.forward_roll_strip(x.cpu(), predicted, forecast.context, {"hold": hold})
+
+    made: dict[str, Callable[[], Figure]] = {"reconstructions": reconstructions, "capsule_stripes": stripes}
     if rows:
         made["training_curves"] = lambda: figures.training_curves(rows)
-    forecast = result.forward_roll
+    if model.n_frames > 1:
+        made["capsule_traversal"] = traversal
     if forecast is not None:
-        rolled = pyro_tvae.traverse(model, guide, x).cpu()
-        made["capsule_traversal"] = lambda: figures.capsule_traversal(x.cpu(), reconstruction, rolled)
         made["forward_roll_curve"] = lambda: figures.forward_roll_curve(result.record["forward_roll"])
-        made["forward_roll_strip"] = lambda: figures.forward_roll_strip(
-            x.cpu(),
-            forecast.frames["model"][order.cpu()],
-            forecast.context,
-            {"hold": forecast.frames["hold"][order.cpu()]},
-        )
+        made["forward_roll_strip"] = lambda: strip(forecast)
+    attempts = Attempts()
     for name, figure in made.items():
-        try:
-            figures.save(figure(), folder / f"{name}.png")
-        except ValueError as error:  # such as frames of two channels: the judgement is not lost to a picture
-            print(f"figure {name} is left out: {error}", flush=True)
+        attempts(f"figure {name}", partial(_save, figure, folder / f"{name}.png"), None)
+    return attempts.failed
+
+
+def _save(figure: Callable[[], Figure], path: Path) -> None:
+    figures.save(figure(), path)
 
 
 def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rich import box
@@ -27,6 +27,7 @@ __all__ = [
     "format_seconds",
     "plain_table",
     "print_evaluation",
+    "remarks",
     "rows",
     "wide_console",
     "yes_or_no",
@@ -171,8 +172,15 @@ def print_evaluation(evaluation: EvaluationRecord, console: Console | None = Non
             console.print()
         console.print(Text(str(sentence), style=style))
     console.print()
-    for note in (*(evaluation.get("notes") or ()), BLIND):
-        console.print(_hanging("Note:", str(note), console.width))
+    for note in (*remarks(evaluation), BLIND):
+        console.print(_hanging("Note:", note, console.width))
+
+
+def remarks(evaluation: EvaluationRecord, failed: Mapping[str, str] | None = None) -> list[str]:
+    """What is said beside the table: the evaluation's notes, and what could not be measured or drawn, then or now."""
+    left_out = {**(evaluation.get("failed") or {}), **(failed or {})}
+    notes = [str(note) for note in evaluation.get("notes") or ()]
+    return notes + [f"{name} is left out: {sentence}" for name, sentence in left_out.items()]
 
 
 def describe_data(evaluation: EvaluationRecord) -> str:

@@ -1,14 +1,66 @@
-"""Text and JSON files, written whole or not at all, and read with a sentence where they are damaged."""
+"""Files of a run: written whole or not at all, read with a sentence where damaged, and never outside its folder."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from pyro_tvae.files import atomic_write
 
-__all__ = ["finite", "read_record", "write_text"]
+__all__ = ["check_inside", "finite", "inside", "read_record", "write_text"]
+
+SERVICES = "logs"  # below it services keep links of their own, which nothing here reads or writes
+OWN_LOGS = ("csv", "tensorboard")
+
+
+def inside(folder: Path, name: str | Path) -> Path:
+    """The path of a file or folder in a folder, which no link leads out of, and which is no pipe and no device.
+
+    The folder itself may be a link, or lie behind one: that is its owner's choice, what lies in it can be a stranger's.
+    A path where nothing is yet is good.
+
+    Raises:
+        ValueError: there is such a link, or what is neither a file nor a folder.
+    """
+    path, home = folder / name, os.path.realpath(folder)
+    real = os.path.realpath(path)
+    if os.path.commonpath([home, real]) != home:
+        link = next(
+            (p for p in (*reversed(path.parents), path) if p.is_symlink() and _leads_out(home, folder, p)), path
+        )
+        raise ValueError(
+            f"{link} leads out of {folder}, to {os.path.realpath(link)}, which is neither read nor written; put in its "
+            "place what it should hold, or remove it."
+        )
+    try:
+        mode = os.stat(real).st_mode
+    except FileNotFoundError:
+        return path
+    except OSError as error:  # such as a link to itself
+        raise ValueError(f"{path} cannot be looked at ({error.strerror}); remove it.") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path} is a pipe, a socket or a device, and is not opened; expected a file: remove it.")
+    return path
+
+
+def _leads_out(home: str, folder: Path, link: Path) -> bool:
+    """Whether a link below a folder ends outside it."""
+    return folder in link.parents and os.path.commonpath([home, os.path.realpath(link)]) != home
+
+
+def check_inside(folder: Path) -> None:
+    """Raise ValueError, as :func:`inside` does, where anything in a run's folder leads out of it or is no file."""
+    for place, folders, files in os.walk(folder):
+        where = Path(place)
+        for name in (*folders, *files):
+            entry = where / name
+            if not entry.is_file() or entry.is_symlink():
+                inside(folder, entry.relative_to(folder))
+        if where == folder / SERVICES:
+            folders[:] = [name for name in folders if name in OWN_LOGS]
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,9 @@ from pyro_tvae.files import PARTIAL
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, compose, keys, make
 from ..config.former_names import current_settings
-from ..interruption import command
-from .files import finite, read_record, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows, where folders go unguarded
-    fcntl = None  # type: ignore[assignment]
+from ..interruption import command, override
+from .files import check_inside, finite, read_record, write_text
+from .holding import holding
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +33,9 @@ if TYPE_CHECKING:
 
     from ..datasets import SequenceDataModule
 
-__all__ = ["Run", "Trained", "device_of", "unfinished"]
+__all__ = ["Run", "Trained", "claimed", "device_of", "unfinished"]
 
-CONFIG, LOCK = "config.yaml", ".lock"
+CONFIG, LOCK, HYDRA, ROOM = "config.yaml", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
@@ -74,6 +71,10 @@ class Run:
         """Whether the folder holds this file."""
         return (self.path / name).is_file()
 
+    def names(self) -> set[str]:
+        """What lies in the folder; nothing where there is none."""
+        return {*os.listdir(self.path)} if self.path.is_dir() else set()
+
     def read(self, name: str) -> dict[str, Any]:
         """A record in the folder; ValueError where it is damaged."""
         return read_record(self.path / name)
@@ -97,6 +98,7 @@ class Run:
         path = self.path / CONFIG
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self}; 'pyro-tvae list' shows the runs.")
+        check_inside(self.path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
@@ -148,15 +150,39 @@ class Run:
         model, guide = pyro_tvae.load(self.path / WEIGHTS, device)
         return Trained(config, model, guide, make(config.data) if data is None else data, device)
 
+    def check_new(self) -> None:
+        """Raise FileExistsError where the folder holds a run, or parts of one that a new run would take for its own."""
+        if self.has(CONFIG):
+            raise FileExistsError(
+                f"{self} holds a run already, which is left as it is; choose another folder, or go on with: "
+                f"{self.resume}"
+            )
+        steps = (UNTRAINED, WEIGHTS, HISTORY, PLAIN_VAE, EVALUATION, "checkpoints", "plain_vae")
+        part = next((name for name in steps if (self.path / name).exists()), None)
+        if part is not None:
+            raise FileExistsError(
+                f"{self} holds {part} of a run whose {CONFIG} is missing; choose another folder, or move that away."
+            )
+
     def check_trained(self) -> None:
         """Raise FileNotFoundError where the training has not ended."""
         if not self.has(WEIGHTS):
             raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
 
     @property
+    def ended(self) -> bool:
+        """Whether all that a run makes is there."""
+        return self.has(EVALUATION) and self.has(REPORT)
+
+    def is_of(self, config: DictConfig) -> bool:
+        """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
+        return self.has(CONFIG) and _computed(self.stored()) == _computed(config)
+
+    @property
     def resume(self) -> str:
         """The command that goes on with the run."""
-        return command("train", f"resume={self}")
+        imports = (word for module in sorted(self.allow.modules) for word in ("--import", module))
+        return command("train", override("resume", self.path), *imports)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -165,21 +191,21 @@ class Run:
         Raises:
             BlockingIOError: another process is at work on it.
             OSError: the folder cannot be written.
+            ValueError: something in it leads out of it, or is no file.
         """
-        try:
-            file = open(self.path / LOCK, "ab")  # noqa: SIM115 - the errors of opening are not those of the block
-        except OSError as error:
-            raise type(error)(f"{self} cannot be written ({error.strerror}); choose a folder that can be.") from error
-        with file:
-            if fcntl is not None:
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError):
-                    raise BlockingIOError(
-                        f"another process is at work on {self}; wait for its end or stop it, then: {self.resume}"
-                    ) from None
-                except OSError:
-                    pass  # a file system that knows no locks
+        with ExitStack() as stack:
+            try:
+                if self.path.is_dir():
+                    check_inside(self.path)
+                stack.enter_context(holding(self.path / LOCK))
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"another process is at work on {self}; wait for its end or stop it, then: {self.resume}"
+                ) from None
+            except OSError as error:
+                raise type(error)(
+                    f"{self} cannot be written ({error.strerror}); choose a folder that can be."
+                ) from error
             yield
 
     def sweep(self) -> None:
@@ -188,16 +214,68 @@ class Run:
             partial.unlink(missing_ok=True)
 
     @contextmanager
-    def removed_after_mistakes(self) -> Iterator[None]:
-        """Remove the folder where an error comes before the first step; interruptions keep it."""
+    def undone_after_mistakes(self) -> Iterator[None]:
+        """Remove what was written where an error comes before the first step; interruptions keep it."""
         try:
             yield
         except Exception:
-            begun = {".hydra", LOCK, CONFIG, UNTRAINED}
-            if self.path.is_dir() and {path.name for path in self.path.iterdir()} <= begun:
-                shutil.rmtree(self.path, ignore_errors=True)
-                print(f"{self} was removed again: nothing had been trained", flush=True)
+            if self.names() <= {HYDRA, LOCK, CONFIG, UNTRAINED}:
+                for name in (UNTRAINED, CONFIG):
+                    (self.path / name).unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
+    """A new run, whose folder is made and held by this process before anything is written in it.
+
+    A folder that was made for it and holds nothing in the end is removed again.
+
+    Args:
+        path: of the folder.
+        automatic: nobody asked for this very name: where it is taken the run gets the next one, ``-1``, ``-2``, …
+
+    Raises:
+        BlockingIOError: another process is at work on the folder.
+        FileExistsError: it holds a run, or parts of one, already.
+        OSError: it cannot be made or written.
+    """
+    number = 0
+    while True:
+        run = Run(path.with_name(f"{path.name}-{number}") if number else path)
+        try:
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir()
+            made = True
+        except FileExistsError:
+            made = False
+        except OSError as error:
+            raise type(error)(f"{run} cannot be made ({error.strerror}); choose a folder that can be.") from error
+        number += automatic
+        if automatic and not made:
+            continue
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(run.held())
+            except OSError as error:
+                # Whoever asked for this very name was faster, or has just removed it.
+                if (automatic and isinstance(error, BlockingIOError)) or not os.path.lexists(run.path):
+                    continue
+                raise
+            try:
+                run.check_new()
+                run.write(ROOM, " " * 2**16)  # Hydra writes first, and says that a disk is full in a traceback
+                (run.path / ROOM).unlink()
+                yield run
+            finally:
+                if made and run.names() <= {HYDRA, LOCK, ROOM}:
+                    shutil.rmtree(run.path / HYDRA, ignore_errors=True)
+                    for name in (ROOM, LOCK):
+                        (run.path / name).unlink(missing_ok=True)
+                    with suppress(OSError):  # somebody else has begun in it, or removed it, just now
+                        run.path.rmdir()
+                        print(f"{run} was removed again: nothing had been trained", flush=True)
+        return
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -209,24 +287,31 @@ def device_of(config: DictConfig) -> torch.device:
     return accelerator if accelerator is not None and config.fit.accelerator != "cpu" else torch.device("cpu")
 
 
-def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Run | None:
-    """The latest run of exactly this configuration that was interrupted and that nobody is at work on.
+@contextmanager
+def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Run | None]:
+    """The latest run of exactly this configuration that was interrupted, held by this process; None if there is none.
 
     Args:
         config: of the run that would be started.
         folder: of that run, which may hold the interrupted one.
         beside: look at the folders beside it too.
     """
-    wanted = _computed(config)
     others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
-    for run in map(Run, (folder, *others)):
-        try:
-            if not (run.has(EVALUATION) and run.has(REPORT)) and _computed(run.stored()) == wanted:
-                with run.held():
-                    return run
-        except (OSError, ValueError, OmegaConfBaseException):
-            continue  # none, somebody else's, or at work
-    return None
+
+    def first(stack: ExitStack) -> Run | None:
+        for run in map(Run, (folder, *others)):
+            try:
+                if not run.ended and run.is_of(config):
+                    stack.enter_context(run.held())
+                    if not run.ended and run.is_of(config):  # nobody has ended or removed it meanwhile
+                        return run
+                    stack.close()
+            except (OSError, ValueError, OmegaConfBaseException):
+                continue  # none, somebody else's, or at work
+        return None
+
+    with ExitStack() as stack:
+        yield first(stack)
 
 
 def _computed(config: DictConfig) -> DictConfig:

@@ -35,7 +35,7 @@ def measured(run: Run) -> Cell:
         values["forward_roll_floor"] = max(means.values())
     untrained = record["measures"].get("untrained") or {}
     values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
-    values["collapsed"] = float(record["collapsed"])
+    values["collapsed"] = math.nan if record["collapsed"] is None else float(record["collapsed"])
     history = run.history()
     steps = max((row["step"] for row in history.get("rows", ())), default=0)
     if steps:

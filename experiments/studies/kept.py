@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from ..config.former_names import current_settings
 from ..runs.files import finite, read_record, write_text
+from ..runs.holding import holding
 from .records import LEARNING_CURVES, SCHEMA, TABLE, Record
-
-try:
-    import fcntl
-except ImportError:  # Windows, where records go unguarded
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["FOLDER", "held", "read_kept", "write_record"]
 
@@ -33,32 +28,17 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be written.
     """
-    if fcntl is None:
-        yield
-        return
     lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(lock)
-    except OSError as error:
-        raise type(error)(f"{path} cannot be written ({error.strerror}); choose a place that can be.") from error
-    with file:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(holding(lock, wait=True))
+        except OSError as error:
+            raise type(error)(f"{path} cannot be written ({error.strerror}); choose a place that can be.") from error
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _locked(lock: Path) -> BinaryIO:
-    while True:
-        file = open(lock, "ab")  # noqa: SIM115 - held for as long as it is open
-        with suppress(OSError):  # a file system that knows no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            # Who held it before removed it, and others may hold another file of that name by now.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
-                return file
-        file.close()
 
 
 def read_kept(path: Path) -> Record:

@@ -41,7 +41,7 @@ def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
         paths: of the files, whose suffixes choose their formats.
     """
     record = run.read(EVALUATION)
-    explained = record["measures"]["trained"]["explained"]
+    explained = record["measures"]["trained"].get("explained")
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
     numbers = run.read(SELECTIVITY) if run.has(SELECTIVITY) else {}
     figure = DRAWINGS[drawing](run.load(), numbers, title)

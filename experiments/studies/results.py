@@ -48,7 +48,7 @@ def write_results(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {folder}; 'pyro-tvae reproduce STUDY --keep --records {folder}' makes it."
+            f"there is no folder {folder}; {command('reproduce', 'STUDY', '--keep', '--records', folder)} makes it."
         )
     for stem, record in _records(folder).items():
         figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
+import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import pyro_tvae
-from pyro_tvae.experiments.config.building import build
-from pyro_tvae.experiments.config.composition import compose, make, options
+from pyro_tvae.experiments.commands.evaluate import check_judgeable
+from pyro_tvae.experiments.commands.train import _plain_vae
+from pyro_tvae.experiments.config.building import Parts, build, check_fit, fit_parts
+from pyro_tvae.experiments.config.composition import compose, keys, make, options
 from pyro_tvae.experiments.config.errors import ConfigurationError, plain_errors
 from pyro_tvae.networks import Shift
 
@@ -166,3 +171,91 @@ def test_the_published_experiment_has_the_published_settings() -> None:
     assert OmegaConf.to_container(config.topography)["kernel"] == 13
     assert (config.optimizer.optimizer.lr, config.optimizer.optimizer.momentum) == (1e-4, 0.9)
     assert (config.fit.max_epochs, config.data.batch_size, config.model.n_capsules) == (100, 8, 18)
+
+
+WALKED = [
+    name for name in keys(compose()) if name.partition(".")[0] in ("fit", "baseline", "evaluation") and "." in name
+]
+
+
+class Begun(BaseException):
+    """Training would begin."""
+
+
+@pytest.fixture(scope="module")
+def walked() -> tuple[DictConfig, Parts]:
+    sizes = ["data.n_frames=4", "model.capsule_dim=4", "network.encoder_widths=[4]", "network.decoder_widths=[4]"]
+    config = compose([*TINY, *sizes, "fit.accelerator=cpu", "fit.max_steps=1", "fit.progress=false"])
+    return config, build(config)
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_every_setting_is_taken_or_refused_by_name_before_the_first_step(
+    name: str, walked: tuple[DictConfig, Parts], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(*_: object, **__: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr(lightning.Trainer, "fit", begin)
+    whole, parts = walked
+    for value in (-1, 0, 1, 10**9, math.nan, "text", None):
+        if (name, value) == ("fit.devices", 10**9):
+            continue  # so many processes are what was asked for
+        config = whole.copy()
+        OmegaConf.update(config, name, value)
+        begun, status = 0, None
+        try:
+            with plain_errors():
+                check_fit(config)
+                check_judgeable(config, parts)
+                for one in (config, _plain_vae(config)) if config.baseline.enabled else (config,):
+                    with pytest.raises(Begun):
+                        fit_parts(one, parts)
+                    begun += 1
+        except SystemExit as refusal:
+            status = refusal.code
+        text = capsys.readouterr().err
+        assert (status, text.count("\n")) in ((None, 0), (2, 1)), text
+        assert status is None or name.rpartition(".")[2] in text.lower(), text
+        assert begun != 1 or not config.baseline.enabled, "the model is trained, and then the baseline is refused"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["fit.precision=16-true"], "fit.precision is '16-true'; expected 32-true, bf16-mixed or 16-mixed"),
+        (["fit.precision=bf16-true"], "fit.precision is 'bf16-true'"),
+        (["fit.precision=64-true"], "fit.precision is '64-true'"),
+        (["fit.precision=64"], "fit.precision is 64"),
+        (["fit.precision=transformer-engine"], "fit.precision is 'transformer-engine'"),
+        (["fit.precision=bf16-mixed", "fit.gradient_clip=1"], "add optimizer.optimizer.fused=false"),
+        (["fit.precision=16", "fit.gradient_clip=1"], "fit.gradient_clip goes with fit.precision=16 only"),
+        (["optimizer.optimizer.lr=text"], "optimizer.optimizer cannot be made from lr='text', fused=True"),
+        (["optimizer.optimizer.lr=-1"], "optimizer.optimizer cannot be made from lr=-1"),
+    ],
+)
+def test_what_no_fit_could_compute_with_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        check_fit(compose(overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["fit.precision=bf16-mixed"],
+        ["fit.precision=16-mixed", "fit.gradient_clip=1", "optimizer.optimizer.fused=false"],
+        ["fit.precision=32", "fit.gradient_clip=1"],
+        ["fit.precision=bf16", "fit.gradient_clip=1", "optimizer=sgd"],
+    ],
+)
+def test_what_a_fit_can_compute_with_is_taken(overrides: list[str]) -> None:
+    check_fit(compose(overrides))
+
+
+def test_a_lack_of_memory_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, plain_errors():
+        torch.empty(2**50)
+    assert caught.value.code == 2
+    assert "there is not enough memory for this; lower" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="shapes"), plain_errors():
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from pyro_tvae import MLP, TVAE, BinarizedBernoulli, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy, OrbitGuide
-from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits
+from pyro_tvae import (
+    MLP,
+    TVAE,
+    BinarizedBernoulli,
+    CapsuleRoll,
+    Guide,
+    MeanFieldGuide,
+    NoTopography,
+    OrbitEnergy,
+    OrbitGuide,
+    default_guide,
+)
+from pyro_tvae.experiments.datasets import SequenceDataModule, Splits, Transformations, digits
+from pyro_tvae.experiments.datasets.splits import Frames
 from pyro_tvae.experiments.evaluation.evaluate import evaluate, measure, remarks
 from pyro_tvae.experiments.evaluation.measures import BLIND, CONTROLLED, HEADINGS, MEASURES, flat, score
-from pyro_tvae.experiments.evaluation.record import rows
+from pyro_tvae.experiments.evaluation.record import EvaluationRecord, rows
+from pyro_tvae.experiments.reports.report import write_report
+from pyro_tvae.experiments.reports.tables import print_evaluation
+from pyro_tvae.experiments.runs.files import finite
+from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.experiments.studies.cells import measured
 from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 
@@ -87,6 +106,92 @@ def test_the_table_has_a_value_for_every_model_and_the_factor_that_moves(data: S
     assert expected is not None
     assert record["forward_roll"]["conditional"] == expected._asdict()
     assert any(f"is about {expected.mean:.1f} ± {expected.standard_error:.1f} nats" in s for s in record["verdict"])
+
+
+# What every part of the scoring costs where it fails: measures, "forward_roll", "verdict" or "remarks".
+COSTS = {
+    "scoring.log_weights": {"elbo", "iwae", "iwae_error", "ess"},
+    "scoring.log_likelihood": {"frame_unnormalised"},
+    "scoring.point_estimate": {"e_eq", "roll", "roll_exact", "cap_corr", "commutation", "probe", "pose"},
+    "scoring.moments": {"active"},
+    "scoring.divergence": {"kl"},
+    "scoring.ends_of_explained": {"explained"},
+    "scoring.equivariance_error": {"e_eq"},
+    "scoring.roll_correlation": {"roll", "roll_exact"},
+    "scoring.capsule_correlation": {"cap_corr"},
+    "scoring.commutation": {"commutation"},
+    "scoring.active_latents": {"active"},
+    "scoring.probe": {"probe"},
+    "scoring.pose_probe": {"pose"},
+    "evaluate.forward_roll": {"forward_roll"},
+    "evaluate.verdict": {"verdict"},
+    "evaluate.remarks": {"remarks"},
+}
+
+
+def published() -> tuple[TVAE, Guide]:
+    """The paper's energies and guide, for which every measure has a number."""
+    torch.manual_seed(0)
+    model = TVAE((1, 8, 8), 6, 2, 6)
+    return model, default_guide(model)
+
+
+@pytest.fixture(scope="module")
+def sound(data: SequenceDataModule) -> EvaluationRecord:
+    return evaluate(*published(), data, num_particles=2, progress=False).record
+
+
+@pytest.mark.parametrize("part", COSTS)
+def test_what_fails_costs_its_own_measures(
+    part: str, data: SequenceDataModule, sound: EvaluationRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("made to fail")
+
+    monkeypatch.setattr(f"pyro_tvae.experiments.evaluation.{part}", broken)
+    record = evaluate(*published(), data, num_particles=2, progress=False).record
+    assert record["failed"] == dict.fromkeys(record["failed"], "RuntimeError: made to fail")
+    derived = {"explained", "reconstruction"} if "elbo" in COSTS[part] else {"reconstruction"} & COSTS[part]
+    assert COSTS[part] <= {*record["failed"]} <= COSTS[part] | derived
+    lost = COSTS[part] | derived | ({"reconstruction"} if "kl" in COSTS[part] else set())
+    before, now = sound["measures"]["trained"], record["measures"]["trained"]
+    # Draws that failed leave the generator behind, so that what is drawn later differs by chance.
+    kept = {name for name in before if name not in lost and "log_weights" not in part}
+    assert {name: flat({name: now[name]}) for name in kept} == {name: flat({name: before[name]}) for name in kept}
+    assert all(not now[name] or math.isnan(score(now, name)) for name in lost & {*before})
+    # Whoever reads the record lives with that.
+    (tmp_path / "evaluation.json").write_text(json.dumps(finite(dict(record))))
+    print_evaluation(record)
+    page = write_report(tmp_path, record, {}, "").read_text()
+    assert all(f"{name} is left out: RuntimeError: made to fail" in page for name in COSTS[part])
+    cell = measured(Run(tmp_path))
+    assert {*cell.values} >= {"collapsed"}
+
+
+def test_a_rival_that_fails_costs_its_column(
+    data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch, sound: EvaluationRecord
+) -> None:
+    rival, other = published()
+    rival.decoder = torch.nn.Identity()  # whose frames have another shape
+    record = evaluate(*published(), data, untrained=(rival, other), num_particles=2, progress=False).record
+    assert record["measures"]["trained"] == sound["measures"]["trained"]
+    assert any(name.endswith("(untrained)") for name in record["failed"])
+    assert {row["key"] for row in record["rows"]} == {row["key"] for row in sound["rows"]}
+
+
+@pytest.mark.parametrize("gray", [0.0, 0.3, 1.0])
+def test_a_constant_film_leaves_nothing_to_explain(gray: float) -> None:
+    """Its mean frame is each of its frames: the share is that of nothing, and no number."""
+    films = Splits(*(Frames(torch.full((n, 6, 1, 8, 8), gray), torch.zeros(n).long()) for n in (20, 10, 10)))
+    film = SequenceDataModule(films, n_frames=6, eval_batch_size=8)
+    record = evaluate(*make(), film, untrained=make(), num_particles=2, progress=False).record
+    assert math.isnan(score(record["measures"]["trained"], "explained"))
+    assert record["collapsed"] is None
+    assert "nothing to explain" in record["failed"]["explained"]
+    assert "explained (untrained)" not in record["failed"]  # which the data are to blame for
+    assert record["verdict"][0].startswith("Whether the model has collapsed is not known")
+    assert math.isfinite(score(record["measures"]["trained"], "iwae"))
+    print_evaluation(record)
 
 
 def test_the_same_seed_evaluates_the_same(data: SequenceDataModule) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from pyro_tvae.experiments.commands import train
@@ -87,6 +88,17 @@ def test_a_disk_that_fills_up_while_training_costs_an_epoch_at_most(
     assert next(measures) == next(measures)
 
 
+def test_a_disk_that_fills_up_under_a_logger_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CSVLogger, "save", full)
+    text = refused(lambda: train_run(compose([*TINY, "fit.max_epochs=1"]), tmp_path / "run"), OSError)
+    assert text.startswith(f"{tmp_path / 'run'} has no room left on its disk (No space left on device); make room, and")
+    monkeypatch.undo()
+    resume_run(tmp_path / "run")
+
+
 COMMANDS: dict[str, Callable[[Path], object]] = {
     "evaluate": evaluate_run,
     "report": report_run,
@@ -158,11 +170,15 @@ def test_the_same_command_finds_what_it_began_and_no_other(run: Path, tmp_path: 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.yaml").write_text("just words")
     new = tmp_path / "now"
-    assert unfinished(compose(TINY), new, beside=True) == Run(tmp_path / "later")
-    assert unfinished(compose([*TINY, "fit.progress=true"]), new, beside=True) == Run(tmp_path / "later")
-    assert unfinished(compose(TINY), new, beside=False) is None
-    assert unfinished(compose(TINY), tmp_path / "earlier", beside=False) == Run(tmp_path / "earlier")
-    assert unfinished(compose([*TINY, "seed=1"]), new, beside=True) is None
+    for overrides, folder, beside, expected in (
+        (TINY, new, True, Run(tmp_path / "later")),
+        ([*TINY, "fit.progress=true"], new, True, Run(tmp_path / "later")),
+        (TINY, new, False, None),
+        (TINY, tmp_path / "earlier", False, Run(tmp_path / "earlier")),
+        ([*TINY, "seed=1"], new, True, None),
+    ):
+        with unfinished(compose(overrides), folder, beside=beside) as begun:
+            assert begun == expected
 
 
 def test_the_same_command_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +196,7 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
     pytest.importorskip("fcntl")
     (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     code = (
-        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.flock(file, fcntl.LOCK_EX)\n"
         "print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -190,9 +206,11 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
         assert holder.stdout is not None
         assert holder.stdout.readline()
         assert "another process is at work on" in refused(lambda: resume_run(tmp_path), OSError)
-        assert unfinished(compose(TINY), tmp_path, beside=False) is None
+        with unfinished(compose(TINY), tmp_path, beside=False) as begun:
+            assert begun is None
     finally:
         holder.kill()  # as SIGKILL does: the system lets go of the folder
         holder.communicate()
-    assert unfinished(compose(TINY), tmp_path, beside=False) == Run(tmp_path)
+    with unfinished(compose(TINY), tmp_path, beside=False) as begun:
+        assert begun == Run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]

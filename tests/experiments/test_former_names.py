@@ -177,9 +177,13 @@ def test_a_former_run_goes_on_and_is_judged_and_told_apart(tmp_path: Path) -> No
     for name in ("evaluation.json", "model.safetensors"):
         (run.path / name).unlink()
     # The same command, by either name, goes on with what the former version began.
-    assert unfinished(config, run.path, beside=False) == run
-    assert unfinished(compose([*TINY, *FORMER]), tmp_path / "now", beside=True) == run
-    assert unfinished(compose([*TINY, NOW[0]]), run.path, beside=False) is None
+    for wanted, folder, beside, expected in (
+        (config, run.path, False, run),
+        (compose([*TINY, *FORMER]), tmp_path / "now", True, run),
+        (compose([*TINY, NOW[0]]), run.path, False, None),
+    ):
+        with unfinished(wanted, folder, beside=beside) as begun:
+            assert begun == expected
     resume_run(run.path)
     assert json.loads((run.path / "evaluation.json").read_text())["measures"] == whole
     assert (run.path / "config.yaml").read_text() == former

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
 from pyro_tvae.experiments.commands.train import train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
+from pyro_tvae.experiments.reports import figures
 
 SMALL = ["data=sequences", "data.n_frames=4", "model.n_capsules=2", "model.capsule_dim=4", "fit.max_epochs=1"]
 SMALL += ["baseline.max_epochs=1", "evaluation.num_particles=5", "fit.progress=false", "fit.accelerator=cpu"]
@@ -42,10 +45,53 @@ def test_a_split_that_is_too_small_is_refused(tmp_path: Path) -> None:
         train_run(compose([*SMALL, arrays(tmp_path, 3, 1)]), tmp_path / "run")
 
 
-def test_two_channels_are_judged_without_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    train_run(compose([*SMALL, arrays(tmp_path, 40, 2)]), run)
-    assert "figure reconstructions is left out: frames have shape" in capsys.readouterr().out
-    assert json.loads((run / "evaluation.json").read_text())["verdict"]
-    assert (run / "report.html").is_file()
-    assert (run / "figures" / "training_curves.png").is_file()
+FIGURES = ("training_curves", "reconstructions", "capsule_traversal", "forward_roll_curve", "forward_roll_strip")
+FIGURES += ("capsule_stripes",)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on frames of two channels."""
+    folder = tmp_path_factory.mktemp("judged")
+    train_run(compose([*SMALL, arrays(folder, 40, 2)]), folder / "run")
+    return folder / "run"
+
+
+def test_two_channels_are_drawn(run: Path) -> None:
+    record = json.loads((run / "evaluation.json").read_text())
+    assert record["failed"] == {}
+    assert record["verdict"]
+    assert (run / "report.html").read_text().count("data:image/png") == len(FIGURES)
+    assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted(FIGURES)
+
+
+@pytest.mark.parametrize("broken", [*FIGURES, "save"])
+def test_a_figure_that_fails_costs_that_figure(
+    broken: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("made to fail")
+
+    for name in FIGURES:  # cheap ones beside it
+        monkeypatch.setattr(figures, name, lambda *_: Figure((1, 1)))
+    monkeypatch.setattr(figures, broken, fails)
+    evaluate_run(run)
+    record = json.loads((run / "evaluation.json").read_text())
+    lost = {f"figure {name}" for name in (FIGURES if broken == "save" else (broken,))}
+    assert record["failed"] == dict.fromkeys(lost, "RuntimeError: made to fail")
+    page = (run / "report.html").read_text()
+    said = capsys.readouterr().err
+    for name in lost:
+        assert f"pyro-tvae: {name} is left out: RuntimeError: made to fail" in said
+        assert f"{name} is left out: RuntimeError: made to fail" in page
+    assert page.count("data:image/png") == len(FIGURES) - len(lost)
+    report_run(run)  # which draws nothing again
+    assert (run / "report.html").read_text() == page
+
+
+def test_the_baseline_is_looked_at_before_the_model_is_trained(tmp_path: Path) -> None:
+    for value in ("-1", "null", "text", "0.5"):
+        config = compose([*SMALL, arrays(tmp_path, 40, 1), f"baseline.warmup_steps={value}"])
+        with pytest.raises(ConfigurationError, match=r"baseline\.warmup_steps is"):
+            train_run(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from pyro_tvae.experiments.reports import figures, report, tables
+from pyro_tvae.experiments.reports.mosaics import as_frames
 
 MISSING = "–"
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -375,9 +376,23 @@ def test_the_strip_separates_seen_from_unseen() -> None:
         figures.forward_roll_strip(x, x, 4)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5, 12])
+def test_other_channels_come_side_by_side(channels: int) -> None:
+    x = frames(1, 2, channels)
+    height, width = x.shape[-2:]
+    one = as_frames(x)
+    shown = min(channels, 8)
+    assert one.shape == (1, 2, 1, height, shown * width + shown - 1)
+    for k in range(shown):
+        left = k * (width + 1)
+        assert np.array_equal(one[:, :, 0, :, left : left + width], as_frames(x[:, :, k : k + 1])[:, :, 0])
+    figures.reconstructions(x, x)
+    figures.forward_roll_strip(x, x[:, 1:], 1)
+
+
 def test_mosaics_refuse_other_shapes() -> None:
-    with pytest.raises(ValueError, match="1 or 3 channels"):
-        figures.reconstructions(frames(1, 2, 2), frames(1, 2, 2))
+    with pytest.raises(ValueError, match=r"expected \(sequence, frame, channel, height, width"):
+        figures.reconstructions(frames(1, 2, 1)[0, 0], frames(1, 2, 1)[0, 0])
     with pytest.raises(ValueError, match="reconstructed frames have shape"):
         figures.reconstructions(frames(1, 2, 1), frames(1, 3, 1))
 
@@ -450,7 +465,7 @@ def test_capsule_stripes_show_one_capsule_the_liveliest() -> None:
     image = alone.axes[0].images[0]
     np.testing.assert_allclose(np.asarray(image.get_array()), t[:, 0].numpy() - 1.05, atol=1e-6)
     assert image.get_clim()[0] == -image.get_clim()[1]
-    with pytest.raises(ValueError, match="expected \\(frame, capsule, position\\)"):
+    with pytest.raises(ValueError, match=r"expected \(frame, capsule, position\\)"):
         figures.capsule_stripes(t[0])
 
 

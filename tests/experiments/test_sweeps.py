@@ -1,0 +1,149 @@
+"""Sweeps: a job that fails stops no other, is listed, and is all that the same command does again."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from pyro_tvae.experiments.commands import train
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.config.errors import ConfigurationError
+from pyro_tvae.experiments.interruption import Interrupted, override
+from pyro_tvae.experiments.runs.sweeps import Sweep, begun
+
+
+class Listener(Callback):
+    """A Hydra callback that hears what every job returns, as a sweeper does."""
+
+    heard: list[Any] = []  # noqa: RUF012 - Hydra makes the instance
+    trained: list[int] = []  # noqa: RUF012
+
+    def on_job_end(self, config: Any, job_return: JobReturn, **_: Any) -> None:
+        Listener.heard.append(job_return.return_value)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, BaseException]:
+    """A stand-in for training: seeds, and what goes wrong with them; every run is written as one that has ended."""
+    wrong: dict[int, BaseException] = {}
+
+    def train_run(config: DictConfig, path: Path, allow: object) -> float:
+        if config.seed in wrong:
+            raise wrong[config.seed]
+        if (path / "config.yaml").exists():
+            raise FileExistsError(f"{path} holds a run already")
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        rows = [{"step": 1, "val/elbo": -1.0 - config.seed}]
+        (path / "history.json").write_text(json.dumps({"rows": rows, "seconds": 1.0}))
+        for name in ("evaluation.json", "report.html", "model.safetensors"):
+            (path / name).write_text("{}")
+        Listener.trained.append(config.seed)
+        return rows[0]["val/elbo"]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train"])
+    monkeypatch.setattr(train, "train_run", train_run)
+    monkeypatch.setitem(sys.modules, "listening", sys.modules[Listener.__module__])
+    return wrong
+
+
+def swept(*arguments: str) -> list[int]:
+    """The seeds that a command trained."""
+    Listener.trained.clear()
+    Listener.heard.clear()
+    run_with_hydra(["--multirun", *arguments, "+hydra.callbacks.listener._target_=listening.Listener"])
+    return [*Listener.trained]
+
+
+def test_a_job_that_fails_stops_no_other_and_is_tried_again(
+    jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {
+        0: (ConfigurationError("that cannot be."), "that cannot be."),
+        2: (MemoryError(), "there is not enough memory for this"),
+        3: (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        4: (SystemExit(3), "it ended itself with status 3."),
+    }
+    jobs |= {seed: error for seed, (error, _) in wrong.items()}
+    with pytest.raises(SystemExit) as caught:
+        swept("seed=0,1,2,3,4")
+    assert caught.value.code == 2
+    assert Listener.trained == [1]
+    text = capsys.readouterr().err
+    listed = text[text.index("pyro-tvae: 4 jobs failed in ") :].splitlines()[1:]
+    assert [line.split(": ")[0] for line in listed] == [f"  {seed}  seed={seed}" for seed in wrong]
+    assert all(words in line for line, (_, words) in zip(listed, wrong.values(), strict=True))
+    assert [math.isnan(value) for value in Listener.heard] == [True, False, True, True, True]
+    jobs.clear()
+    assert swept("seed=0,1,2,3,4") == [0, 2, 3, 4]
+    assert Listener.heard == [-1.0, -2.0, -3.0, -4.0, -5.0]  # those of the done ones too, for a sweeper
+    (folder,) = Path.cwd().glob("runs/quickstart/*")
+    assert json.loads((folder / "sweep.json").read_text())["finished"] is True
+    assert not [*folder.rglob("*.failed.json")]
+
+
+def test_a_folder_that_was_named_holds_one_sweep_and_what_is_finished_is_left_alone(
+    jobs: dict[int, BaseException],
+) -> None:
+    """Hydra's basic sweeper looks at what a batch returned, and would stop at an error after it."""
+    given = ["seed=0,1", override("hydra.sweep.dir", "a 'fixed' folder, of {mine}"), "hydra.sweeper.max_batch_size=1"]
+    jobs[0] = ConfigurationError("no.")
+    with pytest.raises(SystemExit):
+        swept(*given)
+    assert Listener.trained == [1]
+    jobs.clear()
+    assert swept(*given) == [0]
+    assert swept(*given) == []
+    assert sorted(path.name for path in Path("a 'fixed' folder, of {mine}").glob("[0-9]")) == ["0", "1"]
+    with pytest.raises(FileExistsError, match="holds a sweep of other overrides"):
+        swept("seed=5", *given[1:])
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(
+    jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train", "--multirun", "seed=0,1"])
+    for error, status in ((KeyboardInterrupt(), 130), (Interrupted(143), 143)):
+        jobs[1] = error
+        with pytest.raises(SystemExit) as caught:
+            swept("seed=0,1")
+        assert caught.value.code == status
+        (folder,) = Path.cwd().glob("runs/quickstart/*")
+        said = f"what is done is in {folder.relative_to(Path.cwd())}; go on with: pyro-tvae train --multirun seed=0,1"
+        assert said in capsys.readouterr().err
+    jobs.clear()
+    assert swept("seed=0,1") == [1]
+    assert [path.name for path in sorted(folder.glob("[0-9]"))] == ["0", "1"]
+
+
+def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
+    with begun(["a"], tmp_path, fixed=True):
+        script = "import sys; from pathlib import Path; from pyro_tvae.experiments.runs.sweeps import begun\n"
+        script += "begun(['a'], Path(sys.argv[1]), fixed=True).__enter__()"
+        said = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True).stderr
+    assert f"another sweep is at work in {tmp_path}; wait for its end" in said
+
+
+def test_two_sweeps_of_one_second_get_two_folders(tmp_path: Path) -> None:
+    now = tmp_path / "now"
+    with begun(["a"], now, fixed=False) as one:
+        one.write(["a"], finished=False)
+        script = "import sys; from pathlib import Path; from pyro_tvae.experiments.runs.sweeps import begun\n"
+        script += "with begun(['a'], Path(sys.argv[1]), fixed=False) as one: print(one)"
+        said = subprocess.run([sys.executable, "-c", script, str(now)], capture_output=True, text=True)
+        assert said.stdout.strip() == str(tmp_path / "now-1"), said.stderr
+    with begun(["a"], tmp_path / "later", fixed=False) as again:
+        assert again == one  # which has not ended
+        again.write(["a"], finished=True)
+    with begun(["a"], tmp_path / "later", fixed=False) as new:
+        assert new == Sweep(tmp_path / "later")
