@@ -47,7 +47,7 @@ from .optimizers import Clips, Optimizers, adam, check_optimizer, check_resumed,
 from .pyro_elbos import adapted
 from .randomness import RandomStates
 from .subnormals import EVERY, sweep
-from .trainer import TrainerOptions, lent, make_trainer, plain_ends, quiet
+from .trainer import TrainerOptions, check_strategy, lent, make_trainer, plain_ends, quiet
 
 __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
 
@@ -510,6 +510,7 @@ def fit(
                 directory=directory,
                 shares_data=not isinstance(data, lightning.LightningDataModule),
             )
+        check_strategy(trainer.strategy)  # what "auto" led to
         module = Fitting(
             model,
             guide,
