@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .checkpoints import WholeFiles
 
-__all__ = ["TrainerOptions", "check_strategy", "lent", "make_trainer", "plain_ends", "quiet"]
+__all__ = ["TrainerOptions", "check_strategy", "file_loggers", "lent", "make_trainer", "plain_ends", "quiet"]
+
+COPIES = (
+    "trains in copies of this process, from which neither the history nor the best weights come home; in a script use "
+    "strategy='ddp', in a notebook devices=1."
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,9 @@ def make_trainer(
     *,
     max_epochs: int,
     gradient_clip: float | None,
-    directory: str | Path | None,
     shares_data: bool,
 ) -> lightning.Trainer:
-    """A Trainer for one fit, which draws no bar and writes no checkpoints of its own.
+    """A Trainer for one fit, which draws no bar, and writes no checkpoints and no logs but those of the options.
 
     Each of several processes is given its share of the data where ``shares_data``; a data module sees to that itself.
 
@@ -88,10 +93,8 @@ def make_trainer(
     """
     check_strategy(options.strategy)
     loggers: Any = options.logger
-    if loggers is None and directory is not None:
-        logs = Path(directory) / "logs"
-        loggers = [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
-    return lightning.Trainer(
+    make = partial(
+        lightning.Trainer,
         accelerator=options.accelerator,
         devices=options.devices,
         strategy=options.strategy,
@@ -108,6 +111,12 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=shares_data,
     )
+    try:
+        return make()
+    except MisconfigurationException as error:
+        if "interactive" in str(error):  # it recommends copies of this process
+            raise ValueError(f"fit: the strategy {options.strategy!r} {COPIES}") from None
+        raise
 
 
 def check_strategy(given: str | Strategy) -> None:
@@ -117,22 +126,25 @@ def check_strategy(given: str | Strategy) -> None:
         whole = isinstance(given, DDPStrategy | SingleDeviceStrategy)
         copies = isinstance(getattr(given, "launcher", None), _MultiProcessingLauncher)
         copies = copies or getattr(given, "_start_method", "popen") != "popen"
-    elif given in StrategyRegistry:
-        entry = StrategyRegistry[given]
+    elif given.lower() in StrategyRegistry:
+        entry = StrategyRegistry[given.lower()]
         whole = entry["strategy"] in (DDPStrategy, SingleDeviceStrategy)
         copies = entry["init_params"].get("start_method", "popen") != "popen"
     else:
         return  # "auto", or a name that Lightning refuses
     if whole and copies:
-        raise ValueError(
-            f"fit: the strategy {name!r} trains in copies of this process, from which neither the history nor the best "
-            "weights come home; in a script use strategy='ddp', in a notebook devices=1."
-        )
+        raise ValueError(f"fit: the strategy {name!r} {COPIES}")
     if not whole:
         raise ValueError(
             f"fit: the strategy {name!r} is none that fit can keep history, best weights and checkpoints with; "
             "expected 'auto', 'single_device' or 'ddp', which keep the weights whole."
         )
+
+
+def file_loggers(folder: Path) -> list[Logger]:
+    """Loggers beside a folder of checkpoints: those of ``checkpoints-v1`` are in ``logs-v1``."""
+    logs = folder.with_name("logs" + folder.name.removeprefix("checkpoints"))
+    return [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
 
 
 @contextmanager
