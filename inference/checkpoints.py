@@ -90,10 +90,12 @@ def holdings(checkpoint: Mapping[Any, Any], under: str = "") -> dict[str, str]:
 
 def _kind(value: Any) -> str:
     """Type and size; of a list also a digest of its items' kinds, since a history has thousands of rows."""
+    if isinstance(value, int | float | str):
+        return type(value).__name__
     if isinstance(value, torch.Tensor):
         return f"{value.dtype} of {tuple(value.shape)}"
     if isinstance(value, Mapping):
-        return str(holdings(value))
+        return " ".join([f"{name}:{_kind(inner)}" for name, inner in value.items()])
     if isinstance(value, list | tuple):
         items = hashlib.sha256("|".join(map(_kind, value)).encode()).hexdigest()
         return f"{type(value).__name__} of {len(value)} {items[:16]}"
