@@ -340,7 +340,7 @@ def test_an_interruption_leaves_fit_as_itself(error: BaseException, tmp_path: Pa
 
 
 class Interrupting(Callback):
-    """Ctrl-C for all processes of a terminal: first for the workers, whose end would be told of before it arrives here."""
+    """Ctrl-C for all processes of a terminal: for the workers first, whose end is told of before it arrives here."""
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step == 4:
