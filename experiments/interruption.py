@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 __all__ = ["INTERRUPTED", "NOTHING", "Interrupted", "catch_signals", "command", "goes_on_with", "override", "typed"]
 
@@ -27,8 +28,12 @@ class Interrupted(SystemExit):
 def catch_signals() -> None:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on."""
 
-    def interrupt(signum: int, frame: Any) -> NoReturn:
-        raise Interrupted(128 + signum)
+    owner = os.getpid()
+
+    def interrupt(signum: int, frame: Any) -> None:
+        # Ctrl-C reaches forked processes too, such as those that load data: they are this one's to end.
+        if os.getpid() == owner or signum != signal.SIGINT:
+            raise Interrupted(128 + signum)
 
     for number in SIGNALS:
         signal.signal(number, interrupt)
@@ -84,13 +89,27 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
     _decided = _decided or decides
     try:
         yield
-    except (KeyboardInterrupt, Interrupted) as error:
-        if passes_on:
+    except BaseException as error:
+        interruption = _interruption(error)
+        if interruption is None:
             raise
+        if passes_on:
+            raise interruption from None
         # Impatience must not turn the sentence into a traceback.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print(f"\npyro-tvae: interrupted; {sentence}", file=sys.stderr, flush=True)
-        raise SystemExit(error.code if isinstance(error, Interrupted) else 128 + signal.SIGINT) from None
+        code = interruption.code if isinstance(interruption, Interrupted) else 128 + signal.SIGINT
+        raise SystemExit(code) from None
     finally:
         _decided = passes_on
+
+
+def _interruption(error: BaseException) -> BaseException | None:
+    """The interruption that an error is, or on the way out of which it came; None where it was answered already."""
+    if isinstance(error, SystemExit) and not isinstance(error, Interrupted):
+        return None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt | Interrupted):
+        cause = cause.__context__
+    return cause

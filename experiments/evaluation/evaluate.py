@@ -91,7 +91,9 @@ def evaluate(
             differing = {name: said for name, said in own.failed.items() if attempts.failed.get(name) != said}
             attempts.failed |= {f"{name} ({role})": said for name, said in differing.items()}
     device = model.like.device
-    x = torch.cat([batch["x"] for batch in data.batches(split, device)])
+    x = torch.empty(len(data.datasets[split]), data.n_frames, *data.frame_shape, device=device)
+    for row, batch in zip(range(0, len(x), data.eval_batch_size), data.batches(split, device), strict=True):
+        x[row : row + data.eval_batch_size] = batch["x"]  # a list of batches would be a second copy
 
     def forecasts() -> ForwardRoll:
         return forward_roll(

@@ -120,13 +120,23 @@ def measure(
                     value = of_batches(name, make, None)
                     kept[name].append(value.cpu() if isinstance(value, Tensor) else value)
 
-    def whole(name: str) -> Tensor:
-        return torch.cat(pieces(name))
-
     def pieces(name: str) -> list[Any]:
         if name in of_batches.failed:
             raise ValueError(of_batches.failed[name])
         return kept[name]
+
+    def taken(name: str) -> Tensor:
+        """The batches' as one, which are let go of: such codes are nearly as large as the data."""
+        value = torch.cat(pieces(name))
+        del kept[name]
+        return value
+
+    joined: dict[str, Tensor] = {}
+
+    def whole(name: str) -> Tensor:
+        if name not in joined:
+            joined[name] = taken(name)
+        return joined[name]
 
     def mean(values: Tensor) -> float:
         return float(values.double().mean()) / n_frames
@@ -139,6 +149,8 @@ def measure(
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
     makers: dict[str, Callable[[], Any]] = {
+        # First, since nothing else needs these two.
+        "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if name in kept},
         "elbo": lambda: float(likelihood().elbo.mean()) / n_frames,
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
@@ -153,7 +165,6 @@ def measure(
         "commutation": lambda: (
             _commutations(whole("t"), whole("further"), whole("moving"), dataset) if "further" in kept else {}
         ),
-        "active": lambda: {name: active_latents(whole(name)) for name in ("z", "energy") if name in kept},
         "probe": lambda: probe(*codes()[::2], whole("t"), whole("label")) if codes() else math.nan,
         "pose": lambda: _poses(*codes()[:2], whole("t"), whole("index"), dataset) if codes() else {},
         "frame_unnormalised": lambda: concatenate(pieces("published")).per_frame if "published" in kept else math.nan,
