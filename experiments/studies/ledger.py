@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig
 
@@ -132,7 +131,7 @@ class Ledger:
                     yield (row, int(seed)), Run(path)
 
     def _measured(self, run: Run) -> Cell:
-        return measured(run) if self.study.labels is None else Cell({}, cast(RunInfo, run.read(POINTS)))
+        return measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))
 
     def _read(self) -> dict[tuple[str, int], Cell]:
         """The cells of the study's kept record, if there is one."""

@@ -124,7 +124,7 @@ def _overview(records: Mapping[str, Record], judged: Mapping[str, Sequence[Claim
 def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], notes: Sequence[Path]) -> str:
     parts = [f"## {_heading(record)}\n", _how(record, stem)]
     parts.append(table(record) if record["kind"] == TABLE else ends(record))
-    said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
+    said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes") or ()}
     parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
     for picture, caption in _pictures(folder, stem, record):
         parts.append(f"![{caption}]({picture})\n\n*{caption}*\n")
@@ -149,11 +149,11 @@ def _how(record: Record, stem: str) -> str:
     lines = [f"- Command: `{record.get('command') or command(*words)}`"]
     short = f" (fewer for {', '.join(incomplete)})" if incomplete else ""
     lines.append(f"- Seeds: {', '.join(map(str, seeds)) or 'none'}{short}; {len(runs)} runs")
-    lines.append(f"- Hardware: {_counted([str(run.get('hardware', 'not recorded')) for run in runs])}")
+    lines.append(f"- Hardware: {_counted([str(run.get('hardware') or 'not recorded') for run in runs])}")
     totals: dict[str, float] = {}
     for run in runs:
         for name, seconds in (run.get("seconds") or {}).items():
-            totals[name] = totals.get(name, 0.0) + seconds
+            totals[name] = totals.get(name, 0.0) + (seconds or 0.0)
     spans = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in totals.items())
     lines.append(f"- Time, all runs together: {spans or 'not recorded'}")
     versions = _counted([", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs])
