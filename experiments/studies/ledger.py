@@ -12,7 +12,7 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.files import write_text
+from ..runs.files import check_inside, write_text
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
@@ -72,6 +72,8 @@ class Ledger:
         self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.kept = self._read()
+        for folder in {self.folder, *self.homes.values()}:
+            check_inside(folder)
         # A table of runs from other settings would compare nothing.
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
