@@ -90,8 +90,11 @@ def resume_run(
         config = run.config()
         for name, value in (changes or {}).items():
             OmegaConf.update(config, name, value, merge=False)
-        if "logger" not in (changes or {}) and not run.has(WEIGHTS):
-            check_stored_loggers(config, path)
+        if "logger" not in (changes or {}):
+            if not run.has(WEIGHTS):
+                check_stored_loggers(config, path)
+            elif config.baseline.enabled and not run.has(PLAIN_VAE):  # which logs to files alone
+                check_stored_loggers(OmegaConf.create({"logger": files_only(config)}), path)
         check_loggers(config)
         return _finish(run, config)
 

@@ -127,6 +127,7 @@ class Run:
         """
         config, path = self.stored(), self.path / CONFIG
         self.allow.check(config, path)
+        config = self.allow.fetching(config, path)
         default = _default()
         for name, value in (LATER | {group: default[group] for group in LATER_GROUPS}).items():
             section, _, key = name.rpartition(".")

@@ -14,7 +14,14 @@ from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints
 __all__ = ["problem"]
 
 LARGEST = 1e100  # what sums of squares of do not overflow
-WORDS = {str: "text", float: "a number", int: "a whole number", bool: "true or false", list: "a list", dict: "a mapping"}
+WORDS = {
+    str: "text",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 def problem(value: Any, kind: Any, where: str = "it") -> str | None:

@@ -25,7 +25,9 @@ def judged(run: Run) -> EvaluationRecord:
     """The evaluation of a run; ValueError where it lacks what every evaluation of a study says."""
     record = run.read(EVALUATION, EvaluationRecord, ("measures", "collapsed", "hardware", "versions"))
     if not record["measures"].get("trained"):
-        raise ValueError(f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again.")
+        raise ValueError(
+            f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
+        )
     return record
 
 
