@@ -1,13 +1,14 @@
 """Schemas: what a record's TypedDict says, held against what a file holds, and the first difference in words.
 
-A record may be damaged, made by hand, or a stranger's. It is checked once, where it is read, so that nothing behind that
-meets a number that is none, or a text that no page and no terminal can show.
+A record may be damaged, made by hand, or a stranger's. It is checked once, where it is read, so that nothing behind
+that meets a number that is none, or a text that no page and no terminal can show.
 """
 
 from __future__ import annotations
 
 import functools
 import types
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -85,7 +86,7 @@ def _plain(value: Any, kind: Any, where: str) -> str | None:
         return _unlike(value, kind, where)
     if isinstance(value, str):
         # Escapes move a terminal's cursor, and half a surrogate pair can be written into no file.
-        if not all(one in "\n\t" or (one.isprintable() or one.isspace()) and one >= " " for one in value):
+        if any(unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t" for one in value):
             return f"{where} holds a control character"
     elif not isinstance(value, bool) and not abs(value) <= LARGEST:
         return f"{where} is a number of more than 100 digits"

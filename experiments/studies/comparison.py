@@ -48,7 +48,7 @@ def markdown(record: Record) -> str:
 
 
 def in_markdown(record: Record) -> Record:
-    """A record whose texts stand in Markdown as they are: a title may be a stranger's, and hold HTML, a table or a link.
+    """A record whose texts stand in Markdown as they are: a title may be a stranger's, and hold HTML or a link.
 
     Example:
         >>> in_markdown({"title": "a <b> | [c](d)"})
