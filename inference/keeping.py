@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,104 @@ from torch import Tensor
 from .callbacks import History
 from .checkpoints import Keeper, read_checkpoint
 
-__all__ = ["Keeping"]
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Keeping", "claimed"]
+
+FOLDER, LAST = "checkpoints", "last"
+_held = set[int]()  # handles of claimed folders
+
+
+@contextmanager
+def claimed(directory: str | Path | None, resume: str | Path | None, first: bool) -> Iterator[Path | None]:
+    """A folder for the checkpoints of one fit, which no other one writes to: ``checkpoints``, ``checkpoints-v1``, ….
+
+    A fit that goes on from a checkpoint in one of them goes on there; a new one takes the first that holds no
+    ``last.ckpt`` and that no fit is at work in. The system lets go of it however the process ends, SIGKILL included.
+
+    Args:
+        directory: where; None for nowhere.
+        resume: checkpoint that the fit goes on from.
+        first: whether this process decides; Lightning tells the others what it has decided.
+
+    Raises:
+        BlockingIOError: another fit is at work in the folder of ``resume``.
+    """
+    if directory is None or not first:
+        yield None if directory is None else Path(directory) / FOLDER
+        return
+    before = None if resume is None else Path(resume).resolve().parent
+    goes_on = before is not None and before.parent == Path(directory).resolve() and _is_ours(before.name)
+    names = (
+        [before.name]
+        if before is not None and goes_on
+        else (f"{FOLDER}-v{n}" if n else FOLDER for n in itertools.count())
+    )
+    for name in names:
+        folder = Path(directory) / name
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        handle = _locked(folder)
+        if handle is not None and (goes_on or not (folder / f"{LAST}.ckpt").exists()):
+            break
+        _let_go(handle)
+    else:
+        raise BlockingIOError(
+            f"fit: cannot resume, another fit is at work in {folder}; wait for its end, or give a directory of its own."
+        )
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # what holds something stays
+            for path in made:
+                path.rmdir()
+        _let_go(handle)
+
+
+def _is_ours(name: str) -> bool:
+    return re.fullmatch(rf"{FOLDER}(-v\d+)?", name) is not None
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that holds a folder, made where it was not; None where another process or thread holds it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return -1
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed by one that had made it
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError:
+            pass  # a file system that knows no locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(folder), os.fstat(handle)):
+                _held.add(handle)
+                return handle
+        os.close(handle)
+
+
+def _let_go(handle: int | None) -> None:
+    if handle in _held:
+        _held.remove(handle)
+        os.close(handle)
+
+
+def _forget() -> None:
+    """In a forked process, such as a worker of a loader, which may outlive this one by seconds."""
+    while _held:
+        os.close(_held.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_forget)
 
 
 class BestWeights(Callback):
@@ -36,7 +136,7 @@ class Keeping:
     """What a fit keeps: in files where it has a directory, else in memory.
 
     Args:
-        directory: whose folder ``checkpoints`` takes ``best.ckpt`` and ``last.ckpt``.
+        folder: takes ``best.ckpt`` and ``last.ckpt``; None for memory.
         resume: checkpoint that the fit goes on from.
         validates: whether there is a validation ELBO to be the best of.
 
@@ -45,17 +145,16 @@ class Keeping:
         callbacks: what keeps the weights.
     """
 
-    def __init__(self, directory: str | Path | None, resume: str | Path | None, validates: bool) -> None:
+    def __init__(self, folder: Path | None, resume: str | Path | None, validates: bool) -> None:
         self.history = History()
         self.best: Keeper | BestWeights | None = None
         self.last: Keeper | None = None
-        if directory is not None:
-            folder = Path(directory) / "checkpoints"
+        if folder is not None:
             options: dict[str, Any] = {"enable_version_counter": False, "resume": resume}
             if validates:
                 self.best = Keeper(folder, filename="best", monitor="val/elbo", mode="max", **options)
             # A keeper of its own: Lightning's save_last copies the best one and so can lie epochs back.
-            self.last = Keeper(folder, filename="last", **options)
+            self.last = Keeper(folder, filename=LAST, **options)
         elif validates:
             self.best = BestWeights()
         self.callbacks: list[Callback] = [one for one in (self.best, self.last) if one is not None]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .checkpoints import WholeFiles
 
-__all__ = ["TrainerOptions", "lent", "make_trainer", "plain_ends", "quiet"]
+__all__ = ["TrainerOptions", "check_strategy", "file_loggers", "lent", "make_trainer", "plain_ends", "quiet"]
+
+COPIES = (
+    "trains in copies of this process, from which neither the history nor the best weights come home; in a script use "
+    "strategy='ddp', in a notebook devices=1."
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class TrainerOptions:
     """What :func:`fit` hands to Lightning's `Trainer <https://lightning.ai/docs/pytorch/stable/common/trainer.html>`_.
 
     Attributes:
-        accelerator, devices, strategy, precision: as there.
+        accelerator, devices, strategy, precision: as there; of the strategies those that keep the weights whole and
+            leave this process among those that train: one device, or ``"ddp"`` in a script.
         accumulate_grad_batches: batches whose gradients are averaged into one step.
         callbacks: further Lightning callbacks.
         logger: loggers of Lightning's in the place of those in the fit's ``directory``; False for none.
@@ -73,18 +82,19 @@ def make_trainer(
     *,
     max_epochs: int,
     gradient_clip: float | None,
-    directory: str | Path | None,
     shares_data: bool,
 ) -> lightning.Trainer:
-    """A Trainer for one fit, which draws no bar and writes no checkpoints of its own.
+    """A Trainer for one fit, which draws no bar, and writes no checkpoints and no logs but those of the options.
 
     Each of several processes is given its share of the data where ``shares_data``; a data module sees to that itself.
+
+    Raises:
+        ValueError: see :func:`check_strategy`.
     """
+    check_strategy(options.strategy)
     loggers: Any = options.logger
-    if loggers is None and directory is not None:
-        logs = Path(directory) / "logs"
-        loggers = [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
-    return lightning.Trainer(
+    make = partial(
+        lightning.Trainer,
         accelerator=options.accelerator,
         devices=options.devices,
         strategy=options.strategy,
@@ -101,6 +111,40 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=shares_data,
     )
+    try:
+        return make()
+    except MisconfigurationException as error:
+        if "interactive" in str(error):  # it recommends copies of this process
+            raise ValueError(f"fit: the strategy {options.strategy!r} {COPIES}") from None
+        raise
+
+
+def check_strategy(given: str | Strategy) -> None:
+    """Raise ValueError where history and best weights would not come home, or where weights are not kept whole."""
+    name: object = given if isinstance(given, str) else type(given).__name__
+    if isinstance(given, Strategy):
+        whole = isinstance(given, DDPStrategy | SingleDeviceStrategy)
+        copies = isinstance(getattr(given, "launcher", None), _MultiProcessingLauncher)
+        copies = copies or getattr(given, "_start_method", "popen") != "popen"
+    elif given.lower() in StrategyRegistry:
+        entry = StrategyRegistry[given.lower()]
+        whole = entry["strategy"] in (DDPStrategy, SingleDeviceStrategy)
+        copies = entry["init_params"].get("start_method", "popen") != "popen"
+    else:
+        return  # "auto", or a name that Lightning refuses
+    if whole and copies:
+        raise ValueError(f"fit: the strategy {name!r} {COPIES}")
+    if not whole:
+        raise ValueError(
+            f"fit: the strategy {name!r} is none that fit can keep history, best weights and checkpoints with; "
+            "expected 'auto', 'single_device' or 'ddp', which keep the weights whole."
+        )
+
+
+def file_loggers(folder: Path) -> list[Logger]:
+    """Loggers beside a folder of checkpoints: those of ``checkpoints-v1`` are in ``logs-v1``."""
+    logs = folder.with_name("logs" + folder.name.removeprefix("checkpoints"))
+    return [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
 
 
 @contextmanager

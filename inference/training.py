@@ -40,14 +40,14 @@ from .checks import (
     dry_run,
 )
 from .former import gathered
-from .keeping import Keeping
+from .keeping import Keeping, claimed
 from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
 from .optimizers import Clips, Optimizers, adam, check_optimizer, check_resumed, clip, make, settings, take_over
 from .pyro_elbos import adapted
 from .randomness import RandomStates
 from .subnormals import EVERY, sweep
-from .trainer import TrainerOptions, lent, make_trainer, plain_ends, quiet
+from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet
 
 __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
 
@@ -446,7 +446,7 @@ def fit(
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
-            writes nothing.
+            writes nothing. What another fit wrote there stays: a second one has ``checkpoints-v1`` and ``logs-v1``.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
             Settings given otherwise than then win, such as a learning rate or patience.
@@ -498,18 +498,18 @@ def fit(
     keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
-    keeping = Keeping(directory, resume, validates)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
     # name, such as a second AutoNormal, would find them.
     with quiet(), plain_ends(), untouched_store():
+        logs_to_files = not isinstance(trainer, lightning.Trainer) and (trainer is None or trainer.logger is None)
         if not isinstance(trainer, lightning.Trainer):
             trainer = make_trainer(
                 trainer or TrainerOptions(),
                 max_epochs=max_epochs,
                 gradient_clip=gradient_clip,
-                directory=directory,
                 shares_data=not isinstance(data, lightning.LightningDataModule),
             )
+        check_strategy(trainer.strategy)  # what "auto" led to
         module = Fitting(
             model,
             guide,
@@ -528,20 +528,24 @@ def fit(
         if resume is not None:
             read_checkpoint(resume, module)
         generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
-        before = [_Recorder(keeping.history), RandomStates(generators)]
-        after = [*keeping.callbacks]
-        if patience is not None:
-            after.append(Patience("val/elbo", mode="max", patience=patience))
-        if progress and trainer.progress_bar_callback is None:
-            after.append(ProgressBar())
-        if matmul_precision is not None:
-            after.append(MatmulPrecision(matmul_precision))
-        with lent(trainer, before, after), keeping.whatever_fails(module):
-            trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
-            if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
-                source.pop("train_dataloaders", None)
-                trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
-            keeping.finish(module)
+        with claimed(directory, resume, trainer.is_global_zero) as folder:
+            keeping = Keeping(folder, resume, validates)
+            if logs_to_files and folder is not None:
+                trainer.loggers = file_loggers(folder)
+            before = [_Recorder(keeping.history), RandomStates(generators)]
+            after = [*keeping.callbacks]
+            if patience is not None:
+                after.append(Patience("val/elbo", mode="max", patience=patience))
+            if progress and trainer.progress_bar_callback is None:
+                after.append(ProgressBar())
+            if matmul_precision is not None:
+                after.append(MatmulPrecision(matmul_precision))
+            with lent(trainer, before, after), keeping.whatever_fails(module):
+                trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
+                if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
+                    source.pop("train_dataloaders", None)
+                    trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
+                keeping.finish(module)
     if module._before and module.steps_taken:
         warnings.warn(
             f"fit: no parameter has moved in {module.steps_taken} steps; look at the optimizer's learning rate.",

@@ -7,8 +7,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
+from pyro_tvae.inference import TrainerOptions, fit
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without distributed")
 
@@ -39,7 +44,7 @@ class Witness(Callback):
 seen = []
 fit(model, guide, x, batch_size=8 // N, max_epochs=EPOCHS, directory=FOLDER, resume=RESUME, seed=1,
     optimizer=lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), warmup_steps=0, accelerator="cpu", devices=N,
-    strategy="ddp" if N > 1 else "auto", progress=False, callbacks=[Witness()])
+    strategy=STRATEGY if N > 1 else "auto", progress=False, callbacks=[Witness()])
 rank = int(os.environ.get("LOCAL_RANK", 0))
 weights = [p.detach() for m in (model, guide) for p in m.parameters()]
 torch.save({"seen": seen, "weights": weights}, f"{FOLDER}/{rank}.pt")
@@ -47,7 +52,7 @@ torch.save({"seen": seen, "weights": weights}, f"{FOLDER}/{rank}.pt")
 
 
 def trained(
-    folder: Path, n: int, *, epochs: int = 3, resume: Path | None = None, spread: float = -60.0
+    folder: Path, n: int, *, epochs: int = 3, resume: Path | None = None, spread: float = -60.0, strategy: str = "ddp"
 ) -> list[dict[str, Any]]:
     """What each of n processes saw and ended with."""
     folder.mkdir(exist_ok=True)
@@ -64,6 +69,7 @@ def trained(
             "FOLDER": str(folder),
             "RESUME": resume and str(resume),
             "SPREAD": spread,
+            "STRATEGY": strategy,
         }
         processes.append(CONTEXT.Process(target=exec, args=(CODE, names)))
         processes[-1].start()
@@ -87,6 +93,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(alone: dict[str, Any], tmp_path: Path) -> None:
     both = trained(tmp_path / "both", 2)
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"0.pt", "1.pt", "checkpoints", "logs"}
     for rank in both:
         assert close(rank["weights"], alone["weights"])
     assert not close(alone["weights"], trained(tmp_path / "less", 1, epochs=2)[0]["weights"])  # three steps do matter
@@ -112,10 +119,39 @@ def test_a_fit_of_one_process_goes_on_with_two_and_back(alone: dict[str, Any], t
 
 
 def test_two_processes_resumed_end_as_two_that_were_not(tmp_path: Path) -> None:
-    whole = trained(tmp_path / "whole", 2, spread=-1.0)
-    trained(tmp_path / "parts", 2, epochs=2, spread=-1.0)
+    """With every strategy of several processes that is not refused."""
+    whole = trained(tmp_path / "whole", 2, spread=-1.0, strategy="ddp_find_unused_parameters_false")
+    trained(tmp_path / "parts", 2, epochs=2, spread=-1.0, strategy="ddp_find_unused_parameters_true")
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
     parts = trained(tmp_path / "parts", 2, resume=last, spread=-1.0)
     for one, two in zip(whole, parts, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one["weights"], two["weights"], strict=True))
         assert torch.equal(one["seen"][-1][1], two["seen"][-1][1])
+
+
+WHOLE = {"ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"}  # of which the tests above are
+
+
+@pytest.mark.parametrize("name", sorted({*StrategyRegistry.available_strategies()} - WHOLE))
+def test_every_other_strategy_of_lightnings_is_refused_or_trains_here(name: str) -> None:
+    """A name that Lightning gets anew has to be placed: it fails, or its history is home."""
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), mu=3.0)
+    options = TrainerOptions("cpu", devices=1 if name == "single_device" else 2, strategy=name)
+    if name == "single_device":
+        assert fit(model, MeanFieldGuide(model), torch.rand(80, 3, 1, 2, 2), max_epochs=1, trainer=options).rows
+        return
+    with pytest.raises(ValueError, match=f"^fit: the strategy '{name}' .*'ddp'") as caught:
+        fit(model, MeanFieldGuide(model), torch.rand(8, 3, 1, 2, 2), trainer=options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_notebooks_several_devices_are_refused_however_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0), mu=3.0)
+    guide, x = MeanFieldGuide(model), torch.rand(8, 3, 1, 2, 2)
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
+    for strategy in ("auto", "ddp", "ddp_notebook", DDPStrategy(start_method="fork")):
+        with pytest.raises(ValueError, match=r"in a notebook devices=1\.$"):
+            fit(model, guide, x, trainer=TrainerOptions("cpu", devices=2, strategy=strategy))  # type: ignore[arg-type]
+    ready = lightning.Trainer(accelerator="cpu", devices=2, logger=False, max_epochs=1)
+    with pytest.raises(ValueError, match=r"in a notebook devices=1\.$"):
+        fit(model, guide, x, trainer=ready)

@@ -234,6 +234,73 @@ def test_nothing_is_written_without_a_directory(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_second_fit_into_the_same_directory_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    x = moving_bar()
+    first = quick(*start(), x, validation=x, directory=tmp_path)
+    assert first.best_checkpoint is not None
+    assert first.last_checkpoint is not None
+    before = first.best_checkpoint.read_bytes(), first.last_checkpoint.read_bytes()
+    second = quick(*(parts := start(seed=5)), x, validation=x, directory=tmp_path, max_epochs=3)
+    assert second.best_checkpoint == tmp_path / "checkpoints-v1" / "best.ckpt"
+    assert second.last_checkpoint == tmp_path / "checkpoints-v1" / "last.ckpt"
+    third = quick(*start(seed=6), x, validation=x, directory=tmp_path)
+    assert third.last_checkpoint == tmp_path / "checkpoints-v2" / "last.ckpt"
+    assert (first.best_checkpoint.read_bytes(), first.last_checkpoint.read_bytes()) == before
+    # Each goes on where it is, logs included, and ends with its own best weights.
+    again = quick(
+        *start(), x, validation=x, directory=tmp_path, max_epochs=5, resume=second.last_checkpoint, optimizer=None
+    )
+    assert again.last_checkpoint == second.last_checkpoint
+    assert again.column("val/elbo")[1][:3] == second.column("val/elbo")[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{what}{version}" for what in ("checkpoints", "logs") for version in ("", "-v1", "-v2")
+    ]
+    assert len(list((tmp_path / "logs-v1").rglob("metrics.csv"))) == 2
+    assert not equal(weights(*parts), weights(*start()))
+
+
+class Another(Callback):
+    """Starts another fit into the same directory while one is under way."""
+
+    def __init__(self, directory: Path, resume: Path | None = None) -> None:
+        self.directory, self.resume, self.history = directory, resume, History()
+        self.parts = start(seed=5)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object) -> None:  # type: ignore[override]
+        if trainer.global_step % 6 == 1:  # within the first epoch, of a resumed fit too
+            self.history = quick(*self.parts, directory=self.directory, resume=self.resume)
+
+
+def test_two_fits_at_once_into_one_directory_keep_apart(tmp_path: Path) -> None:
+    other = Another(tmp_path)
+    parts = start()
+    history = quick(*parts, directory=tmp_path, callbacks=[other])
+    assert history.last_checkpoint == tmp_path / "checkpoints" / "last.ckpt"
+    assert other.history.last_checkpoint == tmp_path / "checkpoints-v1" / "last.ckpt"
+    for kept, (model, guide) in ((history, parts), (other.history, other.parts)):
+        state = torch.load(kept.last_checkpoint, weights_only=True)["state_dict"]  # type: ignore[arg-type]
+        assert equal(list(state.values()), list(Fitting(model, guide).state_dict().values()))
+
+
+def test_a_fit_that_somebody_goes_on_with_is_not_gone_on_with_twice(tmp_path: Path) -> None:
+    last = quick(*start(), directory=tmp_path).last_checkpoint
+    assert last is not None
+    with pytest.raises(BlockingIOError, match="another fit is at work in") as caught:
+        quick(*start(), directory=tmp_path, resume=last, max_epochs=4, callbacks=[Another(tmp_path, last)])
+    assert "\n" not in str(caught.value)
+    quick(*start(), directory=tmp_path, resume=last, max_epochs=4)  # let go of, whatever happened
+
+
+def test_what_is_refused_leaves_no_folder_for_checkpoints_behind(tmp_path: Path) -> None:
+    class Broken(Callback):
+        def setup(self, *_: object, **__: object) -> None:
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        quick(*start(), directory=tmp_path / "a" / "b", callbacks=[Broken()])
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["logs"]
+
+
 def test_patience_stops_a_run_that_gets_no_better() -> None:
     model, guide = start()
     x = moving_bar()
