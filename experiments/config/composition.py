@@ -186,12 +186,17 @@ def parsed(overrides: Sequence[str]) -> list[Any]:
     return OverridesParser.create().parse_overrides(list(overrides))
 
 
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_./][\w./+@%-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
+
+
 def quoted(value: object) -> str:
-    """A value as an override gives it, whatever is in it: quoted as Hydra's grammar asks.
+    """A value as an override gives it, quoted as Hydra's grammar asks where there is more in it than a plain name.
 
     Example:
-        >>> quoted("runs/a=b, ${c}")
-        '"runs/a=b, \\\\${c}"'
+        >>> quoted("runs/a"), quoted("runs/a=b, c")
+        ('runs/a', '"runs/a=b, c"')
     """
-    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), str(value))
-    return f'"{text.replace("${", chr(92) + "${")}"'
+    if PLAIN.fullmatch(str(value)):
+        return str(value)
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # no interpolation
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +20,7 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import ELSEWHERE, compose, keys, make
+from ..config.composition import ELSEWHERE, compose, keys, make, quoted
 from ..config.former_names import current_settings
 from ..interruption import command
 from .files import check_inside, finite, read_record, write_text
@@ -182,7 +182,7 @@ class Run:
     @property
     def resume(self) -> str:
         """The command that goes on with the run."""
-        return command("train", f"resume={self}")
+        return command("train", f"resume={quoted(self)}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -240,7 +240,8 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
         FileExistsError: it holds a run, or parts of one, already.
         OSError: it cannot be made or written.
     """
-    for number in itertools.count():
+    number = 0
+    while True:
         run = Run(path.with_name(f"{path.name}-{number}") if number else path)
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,14 +251,16 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
             made = False
         except OSError as error:
             raise type(error)(f"{run} cannot be made ({error.strerror}); choose a folder that can be.") from error
+        number += automatic
         if automatic and not made:
             continue
         with ExitStack() as stack:
             try:
                 stack.enter_context(run.held())
-            except (BlockingIOError, FileNotFoundError):
-                if automatic:
-                    continue  # whoever asked for this very name was faster
+            except OSError as error:
+                # Whoever asked for this very name was faster, or has just removed it.
+                if (automatic and isinstance(error, BlockingIOError)) or not os.path.lexists(run.path):
+                    continue
                 raise
             try:
                 run.check_new()
