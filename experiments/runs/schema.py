@@ -88,7 +88,7 @@ def _plain(value: Any, kind: Any, where: str) -> str | None:
         # Escapes move a terminal's cursor, and half a surrogate pair can be written into no file.
         if any(unicodedata.category(one) in ("Cc", "Cs") and one not in "\n\t" for one in value):
             return f"{where} holds a control character"
-    elif not isinstance(value, bool) and not abs(value) <= LARGEST:
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST:
         return f"{where} is a number of more than 100 digits"
     return None
 

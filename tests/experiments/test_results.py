@@ -381,7 +381,10 @@ def test_other_settings_are_refused_and_new_ones_are_no_difference() -> None:
         ({"rows": [{"seeds": []}]}, r"rows\[0\] has no name"),
         ({"rows": [{"name": "a", "seeds": [0, 0], "runs": [{}, {}], "settings": {}}]}, "a seed twice"),
         ({"rows": [{"name": "a", "seeds": [0], "runs": [], "settings": {}}]}, "how it was run"),
-        ({"rows": [{"name": "a", "seeds": ["0"], "runs": [{}], "settings": {}}]}, r"seeds\[0\] is text, expected a whole"),
+        (
+            {"rows": [{"name": "a", "seeds": ["0"], "runs": [{}], "settings": {}}]},
+            r"seeds\[0\] is text, expected a whole",
+        ),
         ({"rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}, "values": {"iwae": []}}]}, "one number"),
         ({"rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}, "values": {"x": ["1"]}}]}, "x.0. is text"),
         ({"kind": "recipe", "rows": [{"name": "a", "seeds": [0], "runs": [{}], "settings": {}}]}, "no points"),
