@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pyro_tvae.files import atomic_write
 
-__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "read_checkpoint", "taken_up"]
+__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "read_checkpoint"]
 
 KEY, VERSION = "pyro_tvae", 1
 PARTS = {
@@ -70,28 +67,6 @@ class Patience(EarlyStopping):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
-
-
-@contextmanager
-def taken_up(path: str | Path | None) -> Iterator[None]:
-    """Answer for the states in a checkpoint that nothing here takes: those of loops, callbacks, optimizers and data.
-
-    Only their owners know what they hold, and Lightning hands them out when it starts.
-
-    Raises:
-        ValueError: one of them is damaged, or of another kind of object.
-    """
-    try:
-        yield
-    except Exception as error:
-        calls = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        if path is None or not any(name.startswith("restore_") for name in calls):
-            raise
-        state = next((name for name in calls if name.startswith("restore_")), "").removeprefix("restore_")
-        raise ValueError(
-            f"fit: cannot resume, {path} is damaged or of another fit: its state of {state.replace('_', ' ')} is not taken "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); start again without it."
-        ) from error
 
 
 def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose: str = "resume") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
 from .callbacks import History, MatmulPrecision, ProgressBar, _Recorder
-from .checkpoints import KEY, VERSION, Patience, read_checkpoint, taken_up
+from .checkpoints import KEY, VERSION, Patience, read_checkpoint
 from .checks import (
     NonFiniteError,
     check_batch,
@@ -541,8 +541,7 @@ def fit(
             if matmul_precision is not None:
                 after.append(MatmulPrecision(matmul_precision))
             with lent(trainer, before, after), keeping.whatever_fails(module):
-                with taken_up(resume):
-                    trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
+                trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
                 if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)

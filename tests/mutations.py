@@ -1,4 +1,4 @@
-"""Mutations: seeded damage of every kind to a file that was good, for the tests that hand in bad input by the thousand."""
+"""Mutations: seeded damage of every kind to a file that was good, for tests that hand in bad input by the thousand."""
 
 from __future__ import annotations
 
