@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from .progress import progress_bar
 
-__all__ = ["History", "MatmulPrecision", "ProgressBar"]
+__all__ = ["History", "MatmulPrecision", "ProgressBar", "Settings"]
 
 
 @dataclass
@@ -76,6 +77,42 @@ class _Recorder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history.rows[:] = state_dict["rows"]
         self.history.seconds = state_dict["seconds"]
+
+
+class Settings(Callback):
+    """What a callback is made with wins over a checkpoint, where it is something else than then.
+
+    A callback's state may hold its settings beside how far it is, as EarlyStopping's holds its patience. It has to come
+    before the others, so that it sees them as they were made.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[str, dict[str, Any]] = {}
+        self.then: dict[str, dict[str, Any]] = {}
+
+    def setup(self, trainer: Any, module: lightning.LightningModule, stage: str) -> None:
+        self.given = {one.state_key: _given(one) for one in trainer.callbacks}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.given
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.then = state_dict
+
+    def on_train_start(self, trainer: Any, module: lightning.LightningModule) -> None:
+        for one in trainer.callbacks:
+            now, then = self.given[one.state_key], self.then.get(one.state_key, {})
+            for name, value in now.items():
+                if name in then and then[name] != value and vars(one)[name] == then[name]:
+                    setattr(one, name, value)
+        self.then = {}
+
+
+def _given(callback: Callback) -> dict[str, Any]:
+    """Plain values of a callback that are called as an argument of its constructor is."""
+    names = inspect.signature(type(callback)).parameters
+    simple = bool | int | float | str | None
+    return {name: value for name, value in vars(callback).items() if name in names and isinstance(value, simple)}
 
 
 class MatmulPrecision(Callback):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pyro_tvae.files import atomic_write
 
-__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "read_checkpoint"]
+__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "read_checkpoint", "restored"]
 
-KEY, VERSION = "pyro_tvae", 1
+KEY, VERSION = "pyro_tvae", 2  # since 2 with a list of what the file holds
 PARTS = {
     "epoch": int,
     "global_step": int,
@@ -69,6 +72,55 @@ class Patience(EarlyStopping):
             trainer.should_stop = True
 
 
+def holdings(checkpoint: Mapping[Any, Any], under: str = "") -> dict[str, str]:
+    """What a checkpoint holds: the kind of every entry, by its path, so that a reader misses what is not there.
+
+    Example:
+        >>> holdings({"epoch": 3, "state_dict": {"weight": torch.zeros(2)}})
+        {'epoch': 'int', 'state_dict': 'dict', 'state_dict/weight': 'torch.float32 of (2,)'}
+    """
+    entries: dict[str, str] = {}
+    for name, value in checkpoint.items():
+        path = f"{under}{name}"
+        entries[path] = "dict" if isinstance(value, Mapping) else _kind(value)
+        if isinstance(value, Mapping):
+            entries |= holdings(value, f"{path}/")
+    return entries
+
+
+def _kind(value: Any) -> str:
+    """Type and size; of a list also a digest of its items' kinds, since a history has thousands of rows."""
+    if isinstance(value, int | float | str):
+        return type(value).__name__
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} of {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return " ".join([f"{name}:{_kind(inner)}" for name, inner in value.items()])
+    if isinstance(value, list | tuple):
+        items = hashlib.sha256("|".join(map(_kind, value)).encode()).hexdigest()
+        return f"{type(value).__name__} of {len(value)} {items[:16]}"
+    return type(value).__name__
+
+
+@contextmanager
+def restored(path: str | Path | None) -> Iterator[None]:
+    """Turn what Lightning meets while it puts a checkpoint's state into place into one sentence about the file."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        frame, restoring = error.__traceback__, False
+        while frame is not None:
+            restoring = restoring or os.path.basename(frame.tb_frame.f_code.co_filename) == "checkpoint_connector.py"
+            frame = frame.tb_next
+        if path is None or not restoring or str(error).startswith("fit: "):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"fit: cannot resume, {path} holds a state that cannot be put into place ({type(error).__name__}: "
+            f"{reason}); expected a file as fit wrote it, and the data, devices and callbacks of then."
+        ) from error
+
+
 def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose: str = "resume") -> dict[str, Any]:
     """A checkpoint of a fit like this one, after a look at everything that may be wrong with it.
 
@@ -107,10 +159,17 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
             "update pyro-tvae."
         )
     missing = [part for part, kind in PARTS.items() if not isinstance(checkpoint.get(part), kind)]
+    if stamp["version"] > 1 and not missing:
+        written, there = stamp.pop("holds", None), holdings(checkpoint)
+        if not isinstance(written, dict):
+            written = {f"{KEY}/holds": "dict"}
+        missing = [path for path, kind in written.items() if there.get(path) != kind]
+        # What is inside of something missing needs no word of its own.
+        missing = [path for path in missing if not any(path.startswith(f"{other}/") for other in missing)]
     if missing:
         raise ValueError(
-            f"fit: cannot {purpose}, {path} is incomplete, without {', '.join(missing)}; expected a file that fit "
-            "wrote."
+            f"fit: cannot {purpose}, {path} is incomplete, without {', '.join(missing[:8])} as fit wrote it; expected "
+            "a file that fit wrote."
         )
     stored, own = checkpoint["state_dict"], module.state_dict()
     shapes = {name: tuple(value.shape) for name, value in stored.items() if isinstance(value, torch.Tensor)}

@@ -137,21 +137,24 @@ def settings(optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:
         "name": dotted(type(optimizer)),
         "sizes": [len(group["params"]) for group in optimizer.param_groups],
         "groups": [_plain(group) for group in optimizer.param_groups],
+        "schedule": None if scheduler is None else dotted(type(scheduler)),
         "scheduler": None if scheduler is None else _plain(scheduler.state_dict()),
     }
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    simple = bool | int | float | str | None
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in ("params", "param_names", "_last_lr")
-        and (
-            isinstance(value, simple)
-            or (isinstance(value, list | tuple) and all(isinstance(item, simple) for item in value))
-        )
-    }
+    """What is said in numbers and words; of schedulers in a scheduler too."""
+    simple = bool | int | float | str | dict | None
+    plain = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.dim() == 0:
+            value = value.item()  # such as a learning rate on the device
+        if isinstance(value, list | tuple):
+            value = type(value)(_plain(item) if isinstance(item, dict) else item for item in value)
+        many = value if isinstance(value, list | tuple) else [value]
+        if name not in ("params", "param_names", "_last_lr") and all(isinstance(item, simple) for item in many):
+            plain[name] = _plain(value) if isinstance(value, dict) else value
+    return plain
 
 
 def check_resumed(built: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
@@ -162,6 +165,12 @@ def check_resumed(built: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
             was, now = (f"{text} in {len(one['sizes'])} groups" for text, one in ((was, stored), (now, built)))
         raise ValueError(
             f"fit: cannot resume, the checkpoint's optimizer is {was}, this one {now}; resume with the same optimizer, "
+            "or begin a new fit from the weights."
+        )
+    was, now = (one.get("schedule", built["schedule"]) or "none" for one in (stored, built))
+    if was != now:
+        raise ValueError(
+            f"fit: cannot resume, the checkpoint's schedule is {was}, this one {now}; resume with the same schedule, "
             "or begin a new fit from the weights."
         )
 
@@ -181,17 +190,31 @@ def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], st
             moved = moved or name == "initial_lr"
             if name == "initial_lr" and old.get(name):
                 group["lr"] = group["lr"] * (value / old[name])
-            group[name] = value
+            if isinstance(group.get(name), Tensor):
+                group[name].fill_(value)
+            else:
+                group[name] = value
     if scheduler is None:
         return
     if stored["scheduler"] is not None and built["scheduler"] is not None:
-        changed = {
-            name: value
-            for name, value in built["scheduler"].items()
-            if name in stored["scheduler"] and stored["scheduler"][name] != value
-        }
-        vars(scheduler).update(changed)
-        moved = moved or bool(changed)
+        moved = _renew(scheduler, built["scheduler"], stored["scheduler"]) or moved
     if moved and isinstance(scheduler, LRScheduler) and hasattr(scheduler, "_get_closed_form_lr"):
         for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
             group["lr"] = rate
+
+
+def _renew(part: object, built: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    """Set what differs, in the schedulers of a scheduler too; whether anything did."""
+    moved = False
+    for name, value in built.items():
+        if name not in stored or stored[name] == value:
+            continue
+        before = stored[name]
+        lists = isinstance(value, list | tuple) and isinstance(before, list | tuple) and len(value) == len(before)
+        if lists and all(isinstance(one, dict) for one in (*value, *before)):
+            for inner, new, old in zip(getattr(part, name), value, before, strict=True):
+                moved = _renew(inner, new, old) or moved
+        else:
+            vars(part)[name] = value
+            moved = True
+    return moved

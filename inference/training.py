@@ -24,8 +24,8 @@ from pyro_tvae.model import frame_mask
 from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
-from .callbacks import History, MatmulPrecision, ProgressBar, _Recorder
-from .checkpoints import KEY, VERSION, Patience, read_checkpoint
+from .callbacks import History, MatmulPrecision, ProgressBar, Settings, _Recorder
+from .checkpoints import KEY, VERSION, Patience, holdings, read_checkpoint, restored
 from .checks import (
     NonFiniteError,
     check_batch,
@@ -105,6 +105,7 @@ class Fitting(lightning.LightningModule):
         self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
         self.max_steps = max_steps
         self.validates = True
+        self.seed: int | None = None
         self._recent: list[Tensor] = []
         self._clips: Clips = []
         self._before: list[tuple[Tensor, Tensor]] = []  # weights until one of them has moved
@@ -303,11 +304,24 @@ class Fitting(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The values since the last report too: it averages steps of both sides of an interruption.
-        checkpoint[KEY] = {"version": VERSION, "recent": list(self._recent), "optimizer": self._built}
+        checkpoint[KEY] = {
+            "version": VERSION,
+            "recent": list(self._recent),
+            "optimizer": self._built,
+            "seed": self.seed,
+        }
+        checkpoint[KEY]["holds"] = holdings(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
         self._stored = checkpoint[KEY].get("optimizer") or None
+        seed = checkpoint[KEY].get("seed", self.seed)
+        if self.seed is not None and seed != self.seed:
+            raise ValueError(
+                f"fit: cannot resume with seed={self.seed}, the checkpoint is of a fit with seed={seed}, whose random "
+                "generators it goes on with; give that one, or leave it out."
+            )
+        self.seed = seed
 
     def rehearse(self, batch: Any, what: str = "the first batch") -> None:
         """Look at a batch and run guide and model on it once, which leaves no trace but a guide's new parameters."""
@@ -449,7 +463,8 @@ def fit(
             writes nothing. What another fit wrote there stays: a second one has ``checkpoints-v1`` and ``logs-v1``.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
-            Settings given otherwise than then win, such as a learning rate or patience.
+            Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
+            seed is refused.
         seed: of everything random in the run.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
@@ -523,7 +538,7 @@ def fit(
             report_every=cast(Any, trainer).log_every_n_steps or 10,
             max_steps=max_steps,
         ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
-        module.validates = validates
+        module.validates, module.seed = validates, seed
         source = _sources(module, data, validation, batch_size)
         if resume is not None:
             read_checkpoint(resume, module)
@@ -532,7 +547,7 @@ def fit(
             keeping = Keeping(folder, resume, validates)
             if logs_to_files and folder is not None:
                 trainer.loggers = file_loggers(folder)
-            before = [_Recorder(keeping.history), RandomStates(generators)]
+            before = [Settings(), _Recorder(keeping.history), RandomStates(generators)]
             after = [*keeping.callbacks]
             if patience is not None:
                 after.append(Patience("val/elbo", mode="max", patience=patience))
@@ -540,7 +555,7 @@ def fit(
                 after.append(ProgressBar())
             if matmul_precision is not None:
                 after.append(MatmulPrecision(matmul_precision))
-            with lent(trainer, before, after), keeping.whatever_fails(module):
+            with lent(trainer, before, after), keeping.whatever_fails(module), restored(resume):
                 trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
                 if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
                     source.pop("train_dataloaders", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
-from pyro_tvae.inference import IWAE, History, fit
-from pyro_tvae.inference.checkpoints import KEY
+from pyro_tvae.inference import IWAE, Fitting, History, TrainerOptions, fit
+from pyro_tvae.inference.checkpoints import KEY, read_checkpoint
 
 FRAME, EPOCHS = (1, 4, 4), 4
 
@@ -106,8 +106,10 @@ def same(one: Any, two: Any) -> bool:
 
 
 def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
-    for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", KEY):
+    for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert same(one[part], two[part]), part
+    own = [{name: value for name, value in state[KEY].items() if name != "holds"} for state in (one, two)]
+    assert same(*own)  # what a file holds depends on who else keeps something in it
     assert same(one["callbacks"]["RandomStates"], two["callbacks"]["RandomStates"])
     assert one["callbacks"]["_Recorder"]["rows"] == two["callbacks"]["_Recorder"]["rows"]
 
@@ -192,6 +194,125 @@ def test_a_fit_that_ran_out_of_patience_stays_stopped(tmp_path: Path) -> None:
     assert whole["epoch"] < 6
     _, state = quick(worse, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
     assert_same(state, whole)
+
+
+# --- checkpoints that lack something ----------------------------------------------------------------------------------
+
+
+def places(value: Any, under: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where every entry at every depth is; of lists of numbers one item stands for all."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value)) if any(isinstance(item, dict | list | tuple | Tensor) for item in value) else []
+        items = items or list(enumerate(value))[-1:]
+    else:
+        return
+    for name, inner in items:
+        yield (*under, name)
+        yield from places(inner, (*under, name))
+
+
+def without(value: Any, place: tuple[Any, ...]) -> Any:
+    """A copy of a state that lacks one entry; what is beside it is shared."""
+    name, *further = place
+    items = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+    if further:
+        items[name] = without(items[name], tuple(further))
+    else:
+        del items[name]
+    return items if isinstance(value, dict) else type(value)(items.values())
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The last checkpoint of a fit with everything in it that a fit can have."""
+    own = TrainerOptions("cpu", callbacks=[EarlyStopping("val/elbo", mode="max")])
+    history = fit(
+        *start(),
+        data_module(),
+        schedule=cosine,
+        patience=3,
+        max_epochs=4,
+        seed=1,
+        progress=False,
+        directory=tmp_path_factory.mktemp("interrupted"),
+        trainer=own,
+    )
+    assert history.last_checkpoint is not None
+    return torch.load(history.last_checkpoint, weights_only=True)
+
+
+def test_a_checkpoint_that_lacks_any_entry_is_refused_by_name(
+    interrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An entry that the list of what there is lacks is harmless: what it names is there, and is read.
+    every = [place for place in places(interrupted) if place[:2] != (KEY, "holds") or len(place) == 2]
+    assert len(every) > 300
+    assert {len(place) for place in every} >= {1, 2, 3, 4, 5}
+    damaged, module = tmp_path / "damaged.ckpt", Fitting(*start())
+    damaged.touch()
+    state = interrupted
+
+    def load(*_: Any, **__: Any) -> dict[str, Any]:  # written and read, a case would take 30 ms
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in state.items()}
+
+    monkeypatch.setattr(torch, "load", load)
+    assert same(read_checkpoint(damaged, module)["callbacks"], interrupted["callbacks"])
+    for place in every:
+        state = without(interrupted, place)
+        with pytest.raises(ValueError, match=r"^fit: cannot resume, .* is (incomplete|no checkpoint of fit)") as caught:
+            read_checkpoint(damaged, module)
+        said = str(caught.value)
+        assert "\n" not in said, place
+        if "incomplete" in said:  # the entry itself, or the list that it was in
+            inner = next((k for k, name in enumerate(place) if isinstance(name, int)), len(place))
+            names = "/".join(map(str, place)), "/".join(map(str, place[:inner]))
+            assert any(f"without {name}" in said for name in names), (place, said)
+        else:
+            assert place[0] == KEY
+            assert place[1:] in ((), ("version",))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("state_dict", "objective.model.mu"),
+        ("optimizer_states", 0, "state", 0),
+        ("callbacks", "RandomStates"),
+        ("callbacks", "EarlyStopping{'monitor': 'val/elbo', 'mode': 'max'}"),
+        ("SequenceDataModule",),
+        ("lr_schedulers", 0),
+    ],
+    ids=str,
+)
+def test_no_fit_goes_on_from_a_checkpoint_that_lacks_something(
+    place: tuple[Any, ...], interrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    damaged = tmp_path / "last.ckpt"
+    torch.save(without(interrupted, place), damaged)
+    with pytest.raises(ValueError, match="is incomplete, without"):
+        quick({"data": data_module(), "schedule": cosine, "patience": 3}, tmp_path, resume=damaged)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("SequenceDataModule", {"epoch": "soon"}, "cannot be put into place (ValueError: invalid literal for int()"),
+        ("lr_schedulers", [3], "cannot be put into place"),
+        ("loops", {"fit_loop": 3}, "cannot be put into place"),
+    ],
+)
+def test_a_state_that_no_fit_wrote_gets_one_sentence(
+    part: str, value: Any, said: str, interrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """In files of the version that has no list of what it holds."""
+    damaged = tmp_path / "last.ckpt"
+    torch.save({**interrupted, part: value, KEY: {**interrupted[KEY], "version": 1}}, damaged)
+    with pytest.raises(ValueError, match=r"^fit: cannot resume, ") as caught:
+        quick({"data": data_module(), "schedule": cosine, "patience": 3}, tmp_path, resume=damaged)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit(143)], ids=["Ctrl-C", "SIGTERM"])

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
+from pyro_tvae import TVAE, CapsuleRoll, FlowGuide, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
 from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, TrainerOptions, fit
 from pyro_tvae.inference.batches import batch_of
+from pyro_tvae.inference.callbacks import ProgressBar
 from pyro_tvae.inference.training import NonFiniteError
 
 FRAME = (1, 2, 3)
@@ -306,6 +309,215 @@ def test_patience_stops_a_run_that_gets_no_better() -> None:
     x = moving_bar()
     history = quick(model, guide, x, validation=x, max_epochs=30, optimizer=rising, patience=2)
     assert 2 <= len(history.column("val/elbo")[0]) <= 6
+
+
+# --- resumed with another setting ------------------------------------------------------------------------------------
+
+
+class Effect(Callback):
+    """What a fit goes by in its first step, and what it is given."""
+
+    def __init__(self) -> None:
+        self.trainer: lightning.Trainer = None  # type: ignore[assignment]
+        self.module: Fitting = None  # type: ignore[assignment]
+        self.size, self.pixels, self.matmul, self.rate = 0, 0.0, "", 0.0
+        self.patience: list[int] = []
+        self.bar = False
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Fitting, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        if self.trainer is None:
+            self.trainer, self.module, self.size = trainer, module, len(batch[0])
+            self.pixels, self.matmul = float(batch[0].sum()), torch.get_float32_matmul_precision()
+            self.bar = any(isinstance(one, ProgressBar) for one in trainer.callbacks)  # type: ignore[attr-defined]
+            self.rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self.patience = [one.patience for one in trainer.callbacks if isinstance(one, EarlyStopping)]  # type: ignore[attr-defined]
+
+
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def sgd(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
+    return lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=0.5)
+
+
+# Of each argument of fit: another value than then, and what shows that it is taken; or the words of its refusal.
+CHANGED: dict[str, tuple[Callable[[Path], Any], Callable[[Effect, History], object] | str, object]] = {
+    "model": (lambda _: TVAE(FRAME, 4, 2, 4, CapsuleRoll(4, 0), mu=3.0), "is of another model", None),
+    "guide": (lambda _: FlowGuide(start()[0]), "is of another model", None),
+    "data": (lambda _: torch.zeros(24, 4, *FRAME), lambda effect, _: effect.pixels, 0.0),
+    "validation": (
+        lambda _: torch.zeros(9, 4, *FRAME),
+        lambda effect, _: len(effect.trainer.val_dataloaders.dataset),  # type: ignore[union-attr]
+        9,
+    ),
+    "max_epochs": (lambda _: 4, lambda effect, _: effect.trainer.current_epoch, 4),
+    "max_steps": (lambda _: 8, lambda effect, _: effect.trainer.global_step, 8),
+    "batch_size": (lambda _: 4, lambda effect, _: effect.size, 4),
+    "optimizer": (lambda _: sgd(0.25), lambda effect, _: effect.rate, 0.25),
+    "schedule": (lambda _: cosine, r"schedule is none, this one .*CosineAnnealingLR", None),
+    "objective": (lambda _: IWAE, lambda effect, _: type(effect.module.objective), IWAE),
+    "warmup_steps": (lambda _: 99, lambda effect, _: effect.module.warmup_steps, 99),
+    "beta": (lambda _: 0.5, lambda effect, _: effect.module.final_beta, 0.5),
+    "num_particles": (lambda _: 3, lambda effect, _: effect.module.objective.num_particles, 3),
+    "frame_dropout": (lambda _: 0.5, lambda effect, _: effect.module.frame_dropout, 0.5),
+    "gradient_clip": (lambda _: 0.5, lambda effect, _: effect.trainer.gradient_clip_val, 0.5),
+    "patience": (lambda _: 9, lambda effect, _: effect.patience, [9]),
+    "directory": (
+        lambda path: path / "b",
+        lambda _, history: history.last_checkpoint.parts[-3:-1],
+        ("b", "checkpoints"),
+    ),  # type: ignore[union-attr]
+    "resume": (lambda path: path / "none.ckpt", "cannot resume, .* does not exist", None),
+    "seed": (lambda _: 2, "cannot resume with seed=2, the checkpoint is of a fit with seed=1", None),
+    "matmul_precision": (lambda _: "medium", lambda effect, _: effect.matmul, "medium"),
+    "progress": (lambda _: True, lambda effect, _: effect.bar, True),
+    "trainer": (
+        lambda _: TrainerOptions("cpu", accumulate_grad_batches=3),
+        lambda effect, _: effect.trainer.accumulate_grad_batches,
+        3,
+    ),
+}
+
+
+def test_every_argument_of_fit_has_its_place_here() -> None:
+    signature = inspect.signature(fit).parameters.values()
+    assert [one.name for one in signature if one.kind is not one.VAR_KEYWORD] == [*CHANGED]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_another_setting_than_then_is_taken_or_refused(name: str, tmp_path: Path) -> None:
+    model, guide = start()
+    options: dict[str, Any] = {
+        "model": model,
+        "guide": guide,
+        "data": moving_bar(),
+        "validation": moving_bar(8),
+        "max_epochs": 2,
+        "optimizer": sgd(0.001),
+        "patience": 2,
+        "directory": tmp_path / "a",
+        "seed": 1,
+        "progress": False,
+        "trainer": TrainerOptions("cpu"),
+    }
+    options["resume"] = fit(**options).last_checkpoint
+    make, shows, expected = CHANGED[name]
+    effect = Effect()
+    options |= {"max_epochs": 3, name: make(tmp_path)}
+    if name == "model":
+        options["guide"] = default_guide(options["model"])
+    options["trainer"] = replace(options["trainer"], callbacks=[effect])
+    if isinstance(shows, str):
+        with pytest.raises((ValueError, FileNotFoundError), match=shows) as caught:
+            fit(**options)
+        assert "\n" not in str(caught.value)
+    else:
+        assert shows(effect, fit(**options)) == expected
+
+
+def two_stages(first: int, rate: float) -> Callable[[torch.optim.Optimizer, int], Any]:
+    def schedule(optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        parts = [
+            torch.optim.lr_scheduler.LinearLR(optimizer, rate, total_iters=first),
+            torch.optim.lr_scheduler.ExponentialLR(optimizer, rate),
+        ]
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [first])
+
+    return schedule
+
+
+LR = torch.optim.lr_scheduler
+SCHEDULES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[Any], object], object]] = {
+    "StepLR": (
+        lambda o, _: LR.StepLR(o, 3, 0.9),
+        lambda o, _: LR.StepLR(o, 5, 0.8),
+        lambda s: (s.step_size, s.gamma),
+        (5, 0.8),
+    ),
+    "CosineAnnealingLR": (
+        lambda o, _: LR.CosineAnnealingLR(o, 6),
+        lambda o, _: LR.CosineAnnealingLR(o, 60),
+        lambda s: s.T_max,
+        60,
+    ),
+    "ReduceLROnPlateau": (
+        lambda o, _: LR.ReduceLROnPlateau(o, "max", patience=2),
+        lambda o, _: LR.ReduceLROnPlateau(o, "max", patience=7),
+        lambda s: s.patience,
+        7,
+    ),
+    "SequentialLR": (
+        two_stages(3, 0.5),
+        two_stages(7, 0.25),
+        lambda s: (s._schedulers[0].total_iters, s._schedulers[1].gamma, s._milestones),
+        (7, 0.25, [7]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("then", "now", "shows", "expected"), SCHEDULES.values(), ids=SCHEDULES)
+def test_another_setting_of_a_schedule_is_taken(
+    then: Any, now: Any, shows: Callable[[Any], object], expected: object, tmp_path: Path
+) -> None:
+    x = moving_bar()
+    options: dict[str, Any] = {"validation": x, "directory": tmp_path, "optimizer": sgd(0.001)}
+    last = quick(*start(), x, schedule=then, **options).last_checkpoint
+    effect = Effect()
+    quick(*start(), x, schedule=now, max_epochs=3, resume=last, callbacks=[effect], **options)
+    (config,) = effect.trainer.lr_scheduler_configs
+    assert shows(config.scheduler) == expected
+    assert config.scheduler.last_epoch == 9 if "Plateau" not in type(config.scheduler).__name__ else 3
+
+
+@pytest.mark.parametrize("on_the_device", [False, True])
+def test_another_learning_rate_is_taken_as_a_number_and_as_a_tensor(on_the_device: bool, tmp_path: Path) -> None:
+    def adam(rate: float) -> Callable[[Any], torch.optim.Optimizer]:
+        return lambda p: torch.optim.Adam(p, lr=torch.tensor(rate) if on_the_device else rate)
+
+    last = quick(*start(), optimizer=adam(1e-3), directory=tmp_path).last_checkpoint
+    effect = Effect()
+    quick(*start(), optimizer=adam(1e-4), max_epochs=3, resume=last, callbacks=[effect], directory=tmp_path)
+    assert float(effect.rate) == pytest.approx(1e-4)
+
+
+class Counting(EarlyStopping):
+    """A callback that keeps how far it is under the name of an argument of its constructor."""
+
+    def __init__(self, patience: int, count: int = 0) -> None:
+        super().__init__("val/elbo", mode="max", patience=patience)
+        self.count = count
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.count = state_dict["count"]
+
+
+def test_a_users_callback_has_its_new_settings_and_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    x = moving_bar()
+    last = quick(*start(), x, validation=x, directory=tmp_path, callbacks=[Counting(2)]).last_checkpoint
+    state = torch.load(last, weights_only=True)["callbacks"]  # type: ignore[arg-type]
+    assert state["Settings"][Counting(2).state_key]["patience"] == 2
+    own, effect = Counting(10), Effect()
+    quick(
+        *start(),
+        x,
+        validation=x,
+        directory=tmp_path,
+        callbacks=[own, effect],
+        max_epochs=3,
+        resume=last,
+        progress=False,
+    )
+    assert effect.patience == [10]
+    assert own.patience == 10
+    assert own.count == 3
 
 
 # --- warm-up, schedule, clipping, particles --------------------------------------------------------------------------
