@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["NOTHING", "Interrupted", "catch_signals", "command", "goes_on_with", "typed"]
+__all__ = ["INTERRUPTED", "NOTHING", "Interrupted", "catch_signals", "command", "goes_on_with", "override", "typed"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = tuple(128 + number for number in SIGNALS)  # the status that shells expect
 NOTHING = "this time nothing was written yet; the same command begins, or goes on, again."
+PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra takes for text without quotes
+WORDS = ("null", "true", "false", "nan", "inf")
 
 
 class Interrupted(SystemExit):
@@ -30,8 +35,32 @@ def catch_signals() -> None:
 
 
 def command(*words: object) -> str:
-    """A command of the shell: its words quoted where they need it."""
-    return shlex.join(map(str, ("pyro-tvae", *words)))
+    """A command that can be pasted into a shell: its words quoted where they need it, and paths no options.
+
+    Example:
+        >>> print(command("evaluate", Path("my run")), command("report", Path("-x")), sep="\\n")
+        pyro-tvae evaluate 'my run'
+        pyro-tvae report ./-x
+    """
+    paths = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(("pyro-tvae", *paths))
+
+
+def override(name: str, value: object) -> str:
+    """``name=value`` in Hydra's grammar, whatever the value holds; a shell's quotes come on top, by :func:`command`.
+
+    Example:
+        >>> print(override("resume", "runs/1"), override("resume", "it's ${one}"))
+        resume=runs/1 resume='it\\'s \\${one}'
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString  # takes a tenth of a second
+
+    text = str(value)
+    if PLAIN.fullmatch(text) and not any(word in WORDS for word in text.lower().split("/")):
+        return f"{name}={text}"
+    # OmegaConf would look up what a ${ names; backslashes before it count, and are doubled.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def typed() -> str:

@@ -1,10 +1,13 @@
-"""Hydra's entry: a run under Hydra, with its folder and sweeps, or the unfinished one that the same command began."""
+"""Hydra's entry: a run or a sweep under Hydra, with its folder, or the unfinished one that the same command began."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,24 +15,28 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.allowlist import Allowlist
-from ..config.composition import CONF, ELSEWHERE, check_names, compose, parsed, quoted
-from ..config.errors import ConfigurationError, plain_errors
+from ..config.composition import CONF, ELSEWHERE, check_names, compose, parsed
+from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
+from ..interruption import INTERRUPTED, goes_on_with, override, typed
 from ..runs.run import Run, claimed, unfinished
+from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning reads them, in this order
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # the one that does not go by what jobs return
+FAILURES = "hydra.sweeper.max_failure_rate"  # where a sweeper has it: the share of failed jobs with which it goes on
 
 
 def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> None:
     """Train under Hydra, with its run folders, ``--multirun``, launchers, and sweepers that go by what a run returns.
 
     With ``resume=RUN`` among the overrides that run goes on instead, and Hydra makes no folder. So does one of exactly
-    this configuration that was interrupted.
+    this configuration that was interrupted, and a sweep of exactly these overrides that was, or of which jobs failed.
 
     Args:
         overrides: in Hydra's grammar, and its options.
@@ -38,77 +45,192 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
     Raises:
         ConfigurationError: a mistyped override, or one that a resumed run cannot follow.
         ValueError: there is no such module.
+        OSError: the folder given for a sweep holds another one, or a process is at work in it.
+        SystemExit: jobs of a sweep failed, which are listed; the others were done.
     """
     allow = Allowlist.importing(imports)
     overrides = announced(overrides)
     arguments = get_args_parser().parse_args(overrides)
-    if arguments.multirun:
+    if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
         check_names(arguments.overrides)
-        _under_hydra(overrides, allow)
-        return
-    # Hydra prints a mistake as a page; composing first answers it in a sentence.
-    config = compose(arguments.overrides)
-    given = [str(override.key_or_group) for override in parsed(arguments.overrides)]
-    if arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion:
-        _under_hydra(overrides, allow)
-    elif config.resume is not None:
-        free = ("resume", "hydra", *ELSEWHERE)
-        others = [name for name in given if not any(_touches([name], one) for one in free)]
+        if not (_one_of_several() or arguments.cfg or arguments.info):
+            _swept(overrides, arguments, allow)
+            return
+    elif not (arguments.hydra_help or arguments.shell_completion):
+        # Hydra prints a mistake as a page; composing first answers it in a sentence.
+        config = compose(arguments.overrides)
+        if not (arguments.cfg or arguments.info):
+            _one(overrides, arguments.overrides, config, allow)
+            return
+    _under_hydra(overrides, allow)
+
+
+def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
+    """A run, or a sweep of one of several processes, in the folder that Hydra names."""
+    before = sys.argv
+
+    def job(config: DictConfig) -> float | None:
+        from .train import train_run  # its imports take seconds, for which a mistyped command does not wait
+
+        sys.argv = before  # Lightning starts further processes by the same command
+        with plain_errors():
+            return train_run(config, Path(HydraConfig.get().runtime.output_dir), allow)
+
+    _hydra(overrides, job)
+
+
+def _hydra(overrides: Sequence[str], job: Callable[[DictConfig], float | None]) -> None:
+    GlobalHydra.instance().clear()
+    sys.argv = ["pyro-tvae train", *overrides]
+    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
+
+
+def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> None:
+    """All jobs of a sweep that are not done yet, in the folder where the same command began it."""
+    again, before = typed(), sys.argv
+    read = parsed(arguments.overrides)
+    given = [str(one.key_or_group) for one in read]
+    elsewhere = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", *ELSEWHERE)
+    own = [one.input_line for one in read if not _touches([str(one.key_or_group)], *elsewhere)]
+    common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
+    settings = compose([one.input_line for one in read if not one.is_sweep_override()], hydra=True).hydra
+
+    def job(config: DictConfig) -> float | None:
+        sys.argv = before
+        return _job(config, allow, common)
+
+    with begun(own, Path(settings.sweep.dir), fixed="hydra.sweep.dir" in given) as sweep:
+        if sweep.record():
+            print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
+        sweep.write(own, finished=False)
+        # All jobs lie in one folder, also where a name that is part of its path differs between them.
+        added = [override("hydra.sweep.dir", sweep.path)]
+        if FAILURES.rpartition(".")[2] in (settings.sweeper or {}) and FAILURES not in given:
+            added.append(f"{FAILURES}=1.0")
+        status: object = None
+        with goes_on_with(f"what is done is in {sweep}; go on with: {again}", decides=True):
+            try:
+                own_folder = [text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"]
+                _hydra(_with(own_folder, arguments.overrides, added), job)
+            except SystemExit as error:
+                if _interruption(error):
+                    raise
+                status = error.code  # of a sweeper that gave up
+        failures = sweep.failures()
+        sweep.write(own, finished=not failures and not status)
+    if failures:
+        lines = [f"  {one.number}  {' '.join(one.overrides)}: {one.sentence}" for one in failures]
+        number = f"{len(failures)} jobs" if len(failures) > 1 else "1 job"
+        print(
+            "\n".join([f"pyro-tvae: {number} failed in {sweep}; the same command tries again: {again}", *lines]),
+            file=sys.stderr,
+        )
+    if failures or status:
+        raise SystemExit(2 if failures else status)
+
+
+def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float | None:
+    """One job of a sweep, unless it is done: its measure. A failure is written down, and does not stop the others.
+
+    Args:
+        config: of the job.
+        allow: what a stored configuration may call.
+        common: the settings that all jobs were given, so that they tell nothing of this one.
+    """
+    settings = HydraConfig.get()
+    path = Path(settings.runtime.output_dir)
+    own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
+    Failure.file(path).unlink(missing_ok=True)
+    try:
+        return _trained(config, path, allow)
+    except Exception as error:
+        said = sentence(error)
+        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except SystemExit as error:
+        if _interruption(error):
+            raise
+        said = f"it ended itself with status {error.code}."
+    failure = Failure(int(settings.job.num), tuple(own), said)
+    failure.write(path)
+    print(f"pyro-tvae: job {failure.number} failed: {said}", file=sys.stderr, flush=True)
+    if settings.sweeper._target_ == SWEEPER:
+        return math.nan  # it would stop at an error, after the batch
+    raise HydraException(f"job {failure.number} failed: {said}")  # the sweeper's to count, without a traceback
+
+
+def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
+    """The measure of a run that is begun, gone on with, or done."""
+    from .train import measured, resume_run, train_run  # their imports take seconds
+
+    run = Run(path)
+    if config.resume is not None or not run.is_of(config):
+        return train_run(config, path, allow)
+    if run.ended:
+        print(f"run: {run} is done", flush=True)
+        return measured(run.history(), config.measure)
+    changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
+    return measured(resume_run(path, changes, allow.typed(config)), config.measure)
+
+
+def _interruption(error: SystemExit) -> bool:
+    """Whether a process was asked to end, be it within a fit of Lightning's."""
+    return error.code in INTERRUPTED
+
+
+def _one_of_several() -> bool:
+    """Whether this process is one of several that do the same, which have to agree on the folder."""
+    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
+
+
+def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, allow: Allowlist) -> None:
+    """The run that is named, or that the same command began and did not end, gone on with; or a new one.
+
+    Args:
+        overrides: as they were given, with Hydra's options.
+        settings: those among them that are no options.
+        config: what they compose.
+        allow: what a stored configuration may call.
+    """
+    given = [str(one.key_or_group) for one in parsed(settings)]
+    if config.resume is not None:
+        others = [name for name in given if not _touches([name], "resume", "hydra", *ELSEWHERE)]
         if others:
             raise ConfigurationError(
                 f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given beside it; "
                 f"leave it out (only {', '.join(ELSEWHERE)} may differ), or train a new run."
             )
         _go_on(Run(Path(config.resume)), config, given, allow)
-    else:
-        _begin(arguments.overrides, overrides, config, given, allow)
-
-
-def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
-    """One run, or several, in folders that Hydra makes where they are not made yet."""
-    GlobalHydra.instance().clear()
-    typed = sys.argv
-
-    def job(config: DictConfig) -> float | None:
-        from .train import train_run  # its imports take seconds, for which a mistyped command does not wait
-
-        sys.argv = typed  # Lightning starts further processes by the same command
-        with plain_errors():
-            return train_run(config, Path(HydraConfig.get().runtime.output_dir), allow)
-
-    sys.argv = ["pyro-tvae train", *overrides]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
-
-
-def _begin(
-    settings: Sequence[str], overrides: Sequence[str], config: DictConfig, given: Sequence[str], allow: Allowlist
-) -> None:
-    """A new run in a folder of its own, or the unfinished one that the same command began."""
+        return
     folder, automatic = Path(compose(settings, hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
-    ranks = [os.environ[name] for name in RANKS if name in os.environ]
-    if ranks and ranks[0] != "0":  # the first of several processes writes, and tells the others where
+    if _helping():  # the first of several processes writes, and tells the others where
         with TemporaryDirectory() as nowhere:
-            place = [f"hydra.run.dir={quoted(nowhere)}"] if automatic else []
+            place = [override("hydra.run.dir", nowhere)] if automatic else []
             _under_hydra(_with(overrides, settings, [*place, "hydra.output_subdir=null"]), allow)
         return
-    if not ranks:  # several processes have to agree
-        with unfinished(config, folder, beside=automatic) as begun:
-            if begun is not None:
+    if not _one_of_several():
+        with unfinished(config, folder, beside=automatic) as run:
+            if run is not None:
                 print(
-                    f"{begun}: this command was interrupted before, and goes on; another name=… starts anew", flush=True
+                    f"{run}: this command was interrupted before, and goes on; another name=… starts anew", flush=True
                 )
-                sys.argv = [
-                    *sys.argv,
-                    f"hydra.run.dir={quoted(begun)}",
-                ]  # for the processes that Lightning starts by it
-                _go_on(begun, config, given, allow.typed(config))  # the stored one names what was typed
+                # For the further processes that Lightning starts by it.
+                sys.argv = [*sys.argv, override("hydra.run.dir", run)]
+                _go_on(run, config, given, allow.typed(config))  # the stored one names what was typed
                 return
     with claimed(folder, automatic=automatic) as run:
-        _under_hydra(_with(overrides, settings, [f"hydra.run.dir={quoted(run)}"]), allow)
+        _under_hydra(_with(overrides, settings, [override("hydra.run.dir", run)]), allow)
+
+
+def _helping() -> bool:
+    """Whether this process is not the first of several, by what Lightning goes by."""
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return next((os.environ[name] for name in ranks if name in os.environ), "0") != "0"
 
 
 def _with(overrides: Sequence[str], settings: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Overrides with others after the last of them, since Hydra takes them in one row between its options."""
+    """Overrides with others after the last of them: Hydra takes them in one row, with options before and after it."""
     at = max((place for place, word in enumerate(overrides) if word in settings), default=len(overrides) - 1) + 1
     return [*overrides[:at], *others, *overrides[at:]]
 
@@ -120,6 +242,6 @@ def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist)
     resume_run(run.path, changes, allow)
 
 
-def _touches(given: Sequence[str], name: str) -> bool:
-    """Whether one of the names that were given is this one, or lies within it."""
-    return any(one == name or one.startswith((f"{name}.", f"{name}/")) for one in given)
+def _touches(given: Sequence[str], *names: str) -> bool:
+    """Whether one of the names that were given is one of these, or lies within it."""
+    return any(one == name or one.startswith((f"{name}.", f"{name}/")) for one in given for name in names)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
+from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, fit_parts
@@ -22,7 +23,7 @@ from ..interruption import goes_on_with
 from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
 
-__all__ = ["resume_run", "train_run"]
+__all__ = ["measured", "resume_run", "train_run"]
 
 MEASURES = ("val/elbo", "val/reconstruction", "val/kl")
 
@@ -47,20 +48,20 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
     if config.measure not in MEASURES:
         raise ConfigurationError(f"measure is {config.measure!r}; expected one of {', '.join(MEASURES)}.")
     if config.resume is not None:  # one of several, under --multirun
-        return _measured(resume_run(Path(config.resume), allow=allow), config.measure)
+        return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     check_loggers(config)
     if not _first():
         parts = build(config)
         check_judgeable(config, parts)
-        return _measured(_finish(Run(path), config, parts), config.measure)
+        return measured(_finish(Run(path), config, parts), config.measure)
     with claimed(path) as run, run.undone_after_mistakes():
         parts = build(config)
         check_judgeable(config, parts)
         run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        return _measured(_finish(run, config, parts), config.measure)
+        return measured(_finish(run, config, parts), config.measure)
 
 
-def _measured(history: Mapping[str, Any], measure: str) -> float | None:
+def measured(history: Mapping[str, Any], measure: str) -> float | None:
     """A measure in the row of the history with the best validation ELBO, whose weights are the ones kept."""
     rows = [row for row in history.get("rows", []) if None not in (row.get("val/elbo"), row.get(measure))]
     return float(max(rows, key=lambda row: row["val/elbo"])[measure]) if rows else None
@@ -101,7 +102,7 @@ def resume_run(
 
 def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping[str, Any]:
     """All steps of a run whose files are not there yet, in a folder that is held; its training history."""
-    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"):
+    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _making_room(run):
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()
@@ -122,6 +123,19 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         else:
             judge(run, run.load(config=config, data=data), history)
         return history
+
+
+@contextmanager
+def _making_room(run: Run) -> Iterator[None]:
+    """Say of a full disk which run it stops, where a logger meets it, which says nothing of the kind."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise type(error)(
+            f"{run} has no room left on its disk ({error.strerror}); make room, and go on with: {run.resume}"
+        ) from error
 
 
 def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:

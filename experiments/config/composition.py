@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -30,7 +29,6 @@ __all__ = [
     "make",
     "options",
     "parsed",
-    "quoted",
 ]
 
 CONF = "pyro_tvae.experiments.conf"
@@ -184,19 +182,3 @@ def make(node: Any) -> Any:
 def parsed(overrides: Sequence[str]) -> list[Any]:
     """Hydra's override objects."""
     return OverridesParser.create().parse_overrides(list(overrides))
-
-
-PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_./][\w./+@%-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
-
-
-def quoted(value: object) -> str:
-    """A value as an override gives it, quoted as Hydra's grammar asks where there is more in it than a plain name.
-
-    Example:
-        >>> quoted("runs/a"), quoted("runs/a=b, c")
-        ('runs/a', '"runs/a=b, c"')
-    """
-    if PLAIN.fullmatch(str(value)):
-        return str(value)
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))  # no interpolation
-    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'

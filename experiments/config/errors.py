@@ -12,7 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..interruption import NOTHING, goes_on_with
 
-__all__ = ["ConfigurationError", "plain_errors"]
+__all__ = ["ConfigurationError", "plain_errors", "sentence"]
 
 
 class ConfigurationError(ValueError):
@@ -30,6 +30,37 @@ PLAIN = (
 )
 
 
+def sentence(error: BaseException) -> str | None:
+    """What a user is told of an error that he can cause, in one sentence; None for one that he cannot."""
+    if _no_memory(error):
+        return (
+            "there is not enough memory for this; lower what is made at once, such as data.batch_size, "
+            f"fit.num_particles or evaluation.num_particles ({_one_line(error)})."
+        )
+    if not isinstance(error, PLAIN):
+        return None
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, MissingMandatoryValue):
+        name = str(cause.full_key)
+        cause = ConfigurationError(f"{name} has no default and was not given; add {name}=… to the command.")
+    return _one_line(cause)
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch says so with a RuntimeError, on a CPU with no kind of its own."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn what a user can cause into one sentence on standard error and exit status 2.
@@ -39,15 +70,9 @@ def plain_errors() -> Iterator[None]:
     try:
         with goes_on_with(NOTHING):
             yield
-    except PLAIN as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        said = sentence(error)
+        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, MissingMandatoryValue):
-            name = str(cause.full_key)
-            cause = ConfigurationError(f"{name} has no default and was not given; add {name}=… to the command.")
-        text = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else str(cause)
-        print(f"pyro-tvae: {' '.join(text.split())}", file=sys.stderr)
+        print(f"pyro-tvae: {said}", file=sys.stderr)
         raise SystemExit(2) from None

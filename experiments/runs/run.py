@@ -20,9 +20,9 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import ELSEWHERE, compose, keys, make, quoted
+from ..config.composition import ELSEWHERE, compose, keys, make
 from ..config.former_names import current_settings
-from ..interruption import command
+from ..interruption import command, override
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinished"]
 
-CONFIG, LOCK, HYDRA = "config.yaml", ".lock", ".hydra"
+CONFIG, LOCK, HYDRA, ROOM = "config.yaml", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
@@ -175,14 +175,19 @@ class Run:
         if not self.has(WEIGHTS):
             raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
 
-    def goes_on(self, wanted: DictConfig) -> bool:
-        """Whether this is an unfinished run that computes what is wanted."""
-        return not (self.has(EVALUATION) and self.has(REPORT)) and _computed(self.stored()) == wanted
+    @property
+    def ended(self) -> bool:
+        """Whether all that a run makes is there."""
+        return self.has(EVALUATION) and self.has(REPORT)
+
+    def is_of(self, config: DictConfig) -> bool:
+        """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
+        return self.has(CONFIG) and _computed(self.stored()) == _computed(config)
 
     @property
     def resume(self) -> str:
         """The command that goes on with the run."""
-        return command("train", f"resume={quoted(self)}")
+        return command("train", override("resume", self))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -264,6 +269,8 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                 raise
             try:
                 run.check_new()
+                run.write(ROOM, " " * 2**16)  # Hydra writes first, and says that a disk is full in a traceback
+                (run.path / ROOM).unlink()
                 yield run
             finally:
                 if made and {entry.name for entry in run.path.iterdir()} <= {HYDRA, LOCK}:
@@ -293,15 +300,14 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
         folder: of that run, which may hold the interrupted one.
         beside: look at the folders beside it too.
     """
-    wanted = _computed(config)
     others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
 
     def first(stack: ExitStack) -> Run | None:
         for run in map(Run, (folder, *others)):
             try:
-                if run.goes_on(wanted):
+                if not run.ended and run.is_of(config):
                     stack.enter_context(run.held())
-                    if run.goes_on(wanted):  # nobody has ended or removed it meanwhile
+                    if not run.ended and run.is_of(config):  # nobody has ended or removed it meanwhile
                         return run
                     stack.close()
             except (OSError, ValueError, OmegaConfBaseException):

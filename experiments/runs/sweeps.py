@@ -1,0 +1,121 @@
+"""Sweeps: what the folder of a ``--multirun`` holds beside its runs: its command, and the jobs that failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from .files import read_record, write_text
+from .run import Run
+
+__all__ = ["Failure", "Sweep", "begun"]
+
+RECORD, FAILED = "sweep.json", ".failed.json"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed: its number, the overrides that are its own, and what was wrong in a sentence."""
+
+    number: int
+    overrides: tuple[str, ...]
+    sentence: str
+
+    @staticmethod
+    def file(run: Path) -> Path:
+        """Where the failure of the job with this run folder is written: beside it, by whatever process did the job."""
+        return run.with_name(run.name + FAILED)
+
+    def write(self, run: Path) -> None:
+        """Write it beside the run's folder."""
+        run.parent.mkdir(parents=True, exist_ok=True)
+        record = {"number": self.number, "overrides": self.overrides, "sentence": self.sentence}
+        write_text(self.file(run), json.dumps(record, indent=1))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, by the path of its folder."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def record(self) -> dict[str, Any]:
+        """``overrides``, and whether it is ``finished``; empty where there is none yet, or none that can be read."""
+        try:
+            return read_record(self.path / RECORD)
+        except (OSError, ValueError):
+            return {}
+
+    def write(self, overrides: Sequence[str], *, finished: bool) -> None:
+        """Write the record."""
+        write_text(self.path / RECORD, json.dumps({"overrides": [*overrides], "finished": finished}, indent=1))
+
+    def failures(self) -> list[Failure]:
+        """The jobs that failed and were not done since, by number."""
+        records = [read_record(path) for path in self.path.rglob(f"*{FAILED}")]
+        read = [Failure(int(one["number"]), tuple(map(str, one["overrides"])), str(one["sentence"])) for one in records]
+        return sorted(read, key=lambda one: one.number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder, which is made, for this process; BlockingIOError where another one is at work on it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(Run(self.path).held())
+            except BlockingIOError:
+                raise BlockingIOError(
+                    f"another sweep is at work in {self}; wait for its end or stop it, or choose another "
+                    "hydra.sweep.dir."
+                ) from None
+            yield
+
+
+@contextmanager
+def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sweep]:
+    """Hold the folder of a sweep of these overrides: the one that they began before and did not end, or a new one.
+
+    Args:
+        overrides: of the sweep, but for those that only say where and how it computes.
+        folder: of a new one.
+        fixed: it was given, so that no other will do; otherwise the folders beside it are looked at, and a name that is
+            taken gets the next one.
+
+    Raises:
+        BlockingIOError: another process is at work in the folder that was given.
+        FileExistsError: that folder holds another sweep.
+    """
+    with ExitStack() as stack:
+        if fixed:
+            sweep = Sweep(folder)
+            stack.enter_context(sweep.held())
+            if sweep.record().get("overrides", [*overrides]) != [*overrides]:
+                raise FileExistsError(
+                    f"{sweep} holds a sweep of other overrides, which is left as it is; choose another "
+                    "hydra.sweep.dir, or give the command that began it."
+                )
+        else:
+            unfinished = {"overrides": [*overrides], "finished": False}
+            earlier = sorted((path.parent for path in folder.parent.glob(f"*/{RECORD}")), reverse=True)
+            going_on = (one for one in map(Sweep, earlier) if one.record() == unfinished)
+            for sweep in chain(going_on, _free(folder)):
+                with suppress(BlockingIOError):
+                    stack.enter_context(sweep.held())
+                    if sweep.record() in (unfinished, {}):  # nobody was faster
+                        break
+                    stack.pop_all().close()
+        yield sweep
+
+
+def _free(folder: Path) -> Iterator[Sweep]:
+    """Sweeps of this name and of the next ones, without end."""
+    names = chain([folder.name], (f"{folder.name}_{number}" for number in count(2)))
+    return (Sweep(path) for path in map(folder.with_name, names) if not path.exists())
