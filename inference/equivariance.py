@@ -19,7 +19,7 @@ from pyro_tvae.topographies.base import roll
 
 __all__ = ["RollCorrelation", "capsule_correlation", "equivariance_error", "roll_correlation"]
 
-CHUNK = 2**22  # numbers per intermediate tensor, 32 MiB in float64
+CHUNK = 2**20  # numbers per intermediate tensor, 8 MiB in float64
 TIE = 1e-13  # cross-correlations of unit capsules that differ by less are equal: single precision squared
 
 
@@ -104,18 +104,20 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
         if value < 1:
             raise ValueError(f"roll_correlation: {name} is {value!r}; expected {what}, at least 1.")
     index = index.to(t.device).long()  # a difference of unsigned integers would wrap
-    observed, true = [], []
+    sums, exact, n_pairs = torch.zeros(8, n_capsules + 1).double(), torch.zeros(n_capsules + 1).double(), 0
     for rows in _chunks(t):
         spectrum = _spectrum(t[rows])
         for lag in range(1, n_frames):
-            observed.append(_rolls(spectrum[:, :-lag], spectrum[:, lag:], size).flatten(0, 1).cpu())
-            true.append((index[rows, lag:] - index[rows, :-lag]).flatten().cpu())
-    capsules, moved = torch.cat(observed), torch.cat(true).unsqueeze(-1)  # moved counts modulo the period, below
-    series = torch.cat([capsules, _mode(capsules, size).unsqueeze(-1)], dim=-1)  # (pairs, C + 1): the mode comes last
-    correlation = _circular_correlation(2 * math.pi * series.double() / turn, 2 * math.pi * moved.double() / period)
-    exact = ((series * period - moved * turn) % (turn * period) == 0).double().mean(0)
+            capsules = _rolls(spectrum[:, :-lag], spectrum[:, lag:], size).flatten(0, 1).cpu()
+            # moved counts modulo the period
+            moved = (index[rows, lag:] - index[rows, :-lag]).flatten().cpu().unsqueeze(-1)
+            series = torch.cat([capsules, _mode(capsules, size).unsqueeze(-1)], dim=-1)  # (pairs, C + 1): mode last
+            sums += _sines(2 * math.pi * series.double() / turn, 2 * math.pi * moved.double() / period)
+            exact += ((series * period - moved * turn) % (turn * period) == 0).double().sum(0)
+            n_pairs += len(moved)
+    correlation, exact = _circular_correlation(sums / n_pairs), exact / n_pairs
     per_capsule, exact_per_capsule = correlation[:n_capsules], exact[:n_capsules]
-    return RollCorrelation(correlation[-1].item(), exact[-1].item(), per_capsule, exact_per_capsule, len(moved))
+    return RollCorrelation(correlation[-1].item(), exact[-1].item(), per_capsule, exact_per_capsule, n_pairs)
 
 
 def capsule_correlation(t: Tensor, index: Tensor) -> float:
@@ -185,20 +187,22 @@ def _mode(rolls: Tensor, size: int) -> Tensor:
     return counts.argmax(-1)
 
 
-def _circular_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Fisher & Lee's coefficient of angles (n, k) and (n, 1), over the first dimension: (k,).
+def _sines(a: Tensor, b: Tensor) -> Tensor:
+    """Sums over angles (n, k) and (n, 1) that their correlation rests on: (8, k)."""
+    angles = (a - b, a + b, 2 * a, (2 * b).expand_as(a))
+    return torch.stack([part.sum(0) for angle in angles for part in (angle.cos(), angle.sin())])
+
+
+def _circular_correlation(means: Tensor) -> Tensor:
+    """Fisher & Lee's coefficient from the means that belong to :func:`_sines`: (k,).
 
     ``ρ = Σ sin(aᵢ − aⱼ) sin(bᵢ − bⱼ) / sqrt(Σ sin²(aᵢ − aⱼ) · Σ sin²(bᵢ − bⱼ))``, sums over pairs i < j. It takes O(n):
     the product of sines is ``½ [cos(xᵢ − xⱼ) − cos(yᵢ − yⱼ)]`` with x = a − b and y = a + b, and over all i and j
     ``Σ cos(xᵢ − xⱼ) = (Σ cos xᵢ)² + (Σ sin xᵢ)²``. The factors ½ and n² cancel.
     """
-
-    def resultant(angle: Tensor) -> Tensor:
-        return angle.cos().mean(0).square() + angle.sin().mean(0).square()
-
-    shared = resultant(a - b) - resultant(a + b)
-    spread_a, spread_b = 1 - resultant(2 * a), 1 - resultant(2 * b)
-    correlation = shared / (spread_a.clamp_min(0) * spread_b.clamp_min(0)).sqrt()
+    difference, total, twice_a, twice_b = means.unflatten(0, (4, 2)).square().sum(1)
+    spread_a, spread_b = 1 - twice_a, 1 - twice_b
+    correlation = (difference - total) / (spread_a.clamp_min(0) * spread_b.clamp_min(0)).sqrt()
     # A spread at rounding level is none: all angles are equal or opposite, and every product of sines vanishes.
     return torch.where((spread_a < 1e-12) | (spread_b < 1e-12), math.nan, correlation.clamp(-1, 1))
 

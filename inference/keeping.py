@@ -178,7 +178,7 @@ class Keeping:
         """What was trained outlives what fails: the weights stay in place, and the error carries the history."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C and SIGTERM too
             if module.steps_taken:
                 self._note_last()
                 path = self.history.last_checkpoint

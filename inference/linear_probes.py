@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +14,7 @@ __all__ = ["active_latents", "commutation", "pose_probe", "probe"]
 
 ACTIVE = 0.01  # variance of a posterior mean above which its latent is called active
 RIDGE = 1.0  # penalty of the probes, on standardised features
+CHUNK = 2**20  # numbers per intermediate tensor, 8 MiB in float64
 
 
 def active_latents(mean: Tensor) -> int:
@@ -33,7 +34,7 @@ def active_latents(mean: Tensor) -> int:
             f"active_latents: the means have shape {tuple(mean.shape)}; expected (sequence, frame, capsule, position) "
             "with two frames or more in all."
         )
-    return int((mean.double().flatten(0, 1).var(0) > ACTIVE).sum())
+    return int((_moments(mean)[1].square() > ACTIVE).sum())
 
 
 def commutation(t: Tensor, moved: Tensor) -> float:
@@ -60,9 +61,15 @@ def commutation(t: Tensor, moved: Tensor) -> float:
             f"commutation: codes have shapes {tuple(t.shape)} and {tuple(moved.shape)}; expected twice (N, S, C, D) "
             "with at least 2 sequences."
         )
-    rolled, other = roll(t, 1), moved.roll(1, 0)
-    own, chance = ((rolled - code).double().flatten(2).norm(dim=-1).sum() for code in (moved, other))
-    return float(own / chance) if chance > 1e-9 * rolled.double().norm() else math.nan
+    own = chance = size = 0.0
+    for rows in _chunks(t):
+        rolled, another = roll(t[rows], 1), moved[torch.arange(len(t))[rows] - 1]
+        own, chance = (
+            total + float((rolled - code).double().flatten(2).norm(dim=-1).sum())
+            for total, code in ((own, moved[rows]), (chance, another))
+        )
+        size += float(rolled.double().square().sum())
+    return own / chance if chance > 1e-9 * math.sqrt(size) else math.nan
 
 
 def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> float:
@@ -77,13 +84,14 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
     Returns:
         The accuracy; nan where there are fewer than two classes.
     """
-    from sklearn.linear_model import RidgeClassifier  # slow to import
-
-    if len(labels.unique()) < 2:
+    classes = labels.unique()
+    if len(classes) < 2:
         return math.nan
-    x, test_x = _features(t, test_t)
-    y, test_y = (part.repeat_interleave(t.shape[1]).cpu().numpy() for part in (labels, test_labels))
-    return float(RidgeClassifier(alpha=RIDGE).fit(x, y).score(test_x, test_y))
+    hits = 0
+    targets = 2.0 * (labels.unsqueeze(-1) == classes).double() - 1
+    for rows, scores in _predictions(t, targets.unsqueeze(1).expand(-1, t.shape[1], -1), test_t):
+        hits += int((classes[scores.argmax(-1)] == test_labels[rows].unsqueeze(-1)).sum())
+    return hits / (len(test_t) * test_t.shape[1])
 
 
 def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, period: int) -> float:
@@ -98,20 +106,51 @@ def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, per
     Returns:
         R², at most 1; nan where the factor never changes.
     """
-    from sklearn.linear_model import Ridge
-    from sklearn.metrics import r2_score
-
     if len(index.unique()) < 2 or len(test_index.unique()) < 2:
         return math.nan
-    angles = [2 * math.pi * part.flatten().cpu().double().numpy() / period for part in (index, test_index)]
-    y, test_y = (np.stack([np.cos(angle), np.sin(angle)], -1) for angle in angles)
-    x, test_x = _features(t, test_t)
-    return float(r2_score(test_y, Ridge(alpha=RIDGE).fit(x, y).predict(test_x)))
+    angles = (2 * math.pi * part.cpu().double() / period for part in (index, test_index))
+    y, test_y = (torch.stack([angle.cos(), angle.sin()], -1) for angle in angles)
+    missed = torch.zeros(2, dtype=torch.float64)
+    for rows, means in _predictions(t, y, test_t):
+        missed += (means - test_y[rows]).square().sum((0, 1))
+    spread = (test_y - test_y.mean((0, 1))).square().mean((0, 1))
+    share = 1 - missed / (spread * test_index.numel())
+    return float(share[spread > 1e-12].mean())  # with a period of 2 the sine is 0 but for rounding
 
 
-def _features(t: Tensor, test_t: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Frames by latents (N·S, C·D), standardised by the ones that are fitted to."""
-    rows, test_rows = (part.flatten(2).flatten(0, 1).cpu().double() for part in (t, test_t))
-    mean, scale = rows.mean(0), rows.std(0)
-    scale = torch.where(scale > 1e-9 * (1 + mean.abs()), scale, 1.0)
-    return ((rows - mean) / scale).numpy(), ((test_rows - mean) / scale).numpy()
+def _predictions(t: Tensor, targets: Tensor, test_t: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Ridge regression of targets (N, S, k) on standardised codes, and what it says of others: (rows, (n, S, k)).
+
+    Its normal equations are summed over chunks: ``(ZᵀZ + RIDGE · 1) w = Zᵀ (y − ȳ)``.
+    """
+    mean, deviation = _moments(t)
+    scale = torch.where(deviation > 1e-9 * (1 + mean.abs()), deviation, 1.0)
+
+    def standardized(codes: Tensor) -> Tensor:
+        return ((codes.cpu().double() - mean) / scale).flatten(2)
+
+    offset = targets.mean((0, 1))
+    square: Tensor = RIDGE * torch.eye(mean.numel(), dtype=torch.float64)
+    product = torch.zeros(mean.numel(), targets.shape[-1], dtype=torch.float64)
+    for rows in _chunks(t):
+        z = standardized(t[rows]).flatten(0, 1)
+        square += z.T @ z
+        product += z.T @ (targets[rows].cpu() - offset.cpu()).flatten(0, 1)
+    weight = torch.linalg.solve(square, product)
+    for rows in _chunks(test_t):
+        yield rows, standardized(test_t[rows]) @ weight + offset.cpu()
+
+
+def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over sequences and frames (unbiased), each (C, D) in float64, in two passes."""
+    n = t.shape[0] * t.shape[1]
+    zero = torch.zeros(t.shape[2:], dtype=torch.float64)
+    mean = sum((t[rows].cpu().double().sum((0, 1)) for rows in _chunks(t)), zero) / n
+    square = sum(((t[rows].cpu().double() - mean).square().sum((0, 1)) for rows in _chunks(t)), zero)
+    return mean, (square / (n - 1)).sqrt()
+
+
+def _chunks(t: Tensor) -> Iterator[slice]:
+    """Slices over sequences that bound the memory of whatever has the size of t."""
+    step = max(1, CHUNK // t[0].numel())
+    return (slice(start, start + step) for start in range(0, len(t), step))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -167,17 +168,57 @@ def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) ->
 
 @contextmanager
 def plain_ends() -> Iterator[None]:
-    """Leave a fit as any other function is left: Lightning exits the process on Ctrl-C, and has errors of its own."""
+    """Leave a fit as any other function is left: Lightning exits the process on Ctrl-C, and has errors of its own.
+
+    A Ctrl-C reaches the workers of loaders too: they leave it to this process, which tells them to end.
+    """
+    global _running
+    _running += 1
     try:
         yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        if isinstance(error, SIGTERMException):
-            raise SystemExit(128 + signal.SIGTERM) from None
-        raise
     except MisconfigurationException as error:
         raise ValueError(f"fit: {' '.join(str(error).split())}") from None
+    except (RuntimeError, SystemExit) as error:
+        if isinstance(error, SIGTERMException):
+            raise _like(error, SystemExit(128 + signal.SIGTERM)) from None
+        # A worker's end may be told of while the interruption that ended it is on its way up.
+        if isinstance(error, SystemExit) or "DataLoader worker" in str(error):
+            for cause in _contexts(error):
+                if isinstance(cause, KeyboardInterrupt):
+                    raise _like(error, KeyboardInterrupt()) from None
+                if isinstance(cause, SystemExit):
+                    raise _like(error, cause) from None
+        raise
+    finally:
+        _running -= 1
+
+
+_running = 0  # fits of this process
+
+
+def _contexts(error: BaseException) -> Iterator[BaseException]:
+    while error.__context__ is not None:
+        error = error.__context__
+        yield error
+
+
+def _like(error: BaseException, other: BaseException) -> BaseException:
+    """Another error with the notes and the history of the first."""
+    for note in getattr(error, "__notes__", ()):
+        other.add_note(note)
+    if hasattr(error, "history"):
+        other.history = error.history  # type: ignore[attr-defined]
+    return other
+
+
+def _leave_interrupts() -> None:
+    if _running:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_interrupts)
 
 
 @contextmanager

@@ -72,7 +72,9 @@ def evaluate(
         if rival is not None
     }
     device = model.like.device
-    x = torch.cat([batch["x"] for batch in data.batches(split, device)])
+    x = torch.empty(len(data.datasets[split]), data.n_frames, *data.frame_shape, device=device)
+    for row, batch in zip(range(0, len(x), data.eval_batch_size), data.batches(split, device), strict=True):
+        x[row : row + data.eval_batch_size] = batch["x"]  # a list of batches would be a second copy
     forecast = None
     if model.n_frames > 1:
         mean_frame = data.mean_frame(device)

@@ -115,7 +115,9 @@ def measure(
                 values["further"] = point_estimate(model, posterior_of(guide, further["x"]))
             for name, value in values.items():
                 kept[name].append(value.cpu())
-    whole = {name: torch.cat(values) for name, values in kept.items()}
+    # Sequence by sequence the codes are nearly as large as the data: each is let go of as soon as it is judged.
+    active = {name: active_latents(torch.cat(kept.pop(name))) for name in ("z", "energy") if name in kept}
+    whole = {name: torch.cat(kept.pop(name)) for name in [*kept]}
     likelihood = concatenate(estimates)
     n_frames = model.n_frames
     elbo = float(likelihood.elbo.mean()) / n_frames
@@ -136,7 +138,7 @@ def measure(
         "roll_exact": exact,
         "cap_corr": cap_corr,
         "commutation": _commutations(whole, dataset),
-        "active": {name: active_latents(whole[name]) for name in ("z", "energy") if name in whole},
+        "active": active,
         "probe": label_probe,
         "pose": poses,
         "frame_unnormalised": concatenate(published).per_frame if published else math.nan,

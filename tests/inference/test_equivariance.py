@@ -105,10 +105,14 @@ def test_ties_go_to_the_smallest_roll() -> None:
     assert equivariance._mode(torch.tensor([[5, 2, 5, 2, 7], [7, 7, 1, 0, 3]]), 8).tolist() == [2, 7]
 
 
+def correlation_of(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return equivariance._circular_correlation(equivariance._sines(a, b) / len(a))
+
+
 def test_circular_correlation_equals_the_sum_over_pairs() -> None:
     a, b = 7 * torch.rand(25, 3, dtype=torch.float64), 7 * torch.rand(25, 1, dtype=torch.float64)
     a[:, 0] = b[:, 0] + 0.3 * a[:, 0]
-    for k, value in enumerate(equivariance._circular_correlation(a, b).tolist()):
+    for k, value in enumerate(correlation_of(a, b).tolist()):
         sines = [
             (math.sin(a[i, k] - a[j, k]), math.sin(b[i, 0] - b[j, 0])) for i in range(25) for j in range(i + 1, 25)
         ]
@@ -123,8 +127,8 @@ def test_circular_correlation_is_nan_where_a_series_is_constant_or_opposite(flip
     for k in range(1, 18):
         constant = torch.full((999, 1), 2 * math.pi * k / 18, dtype=torch.float64)
         constant[500:] += math.pi * flip
-        assert equivariance._circular_correlation(constant, any_angle).isnan().all()
-        assert equivariance._circular_correlation(any_angle, constant).isnan().all()
+        assert correlation_of(constant, any_angle).isnan().all()
+        assert correlation_of(any_angle, constant).isnan().all()
 
 
 @pytest.mark.parametrize(("size", "period"), [(18, 18), (18, 9), (7, 7)])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -328,6 +332,56 @@ def test_an_interruption_leaves_fit_as_itself(error: BaseException, tmp_path: Pa
     with pytest.raises(expected) as caught:
         quick({"data": sequences(), "callbacks": [Stop()]}, tmp_path)
     assert getattr(caught.value, "code", 143) == 143
+    assert isinstance(caught.value.history, History)  # type: ignore[attr-defined]
+    assert "4 batches had been trained on" in caught.value.__notes__[0]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     _, state = quick({"data": sequences()}, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
     assert_same(state, quick({"data": sequences()}, tmp_path / "whole")[1])
+
+
+class Interrupting(Callback):
+    """Ctrl-C for all processes of a terminal: for the workers first, whose end is told of before it arrives here."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 4:
+            workers = [*multiprocessing.active_children()]
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
+            time.sleep(0.2)
+            self.alive = [worker.is_alive() for worker in workers]
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_interruption_with_workers_is_an_interruption(persistent: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    loader = DataLoader(
+        TensorDataset(sequences(40)),
+        8,
+        num_workers=2,
+        persistent_workers=persistent,
+        multiprocessing_context="fork",
+    )
+    stop = Interrupting()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(*start(), loader, progress=False, trainer=TrainerOptions("cpu", callbacks=[stop]))
+    assert stop.alive == [True, True]
+    assert isinstance(caught.value.history, History)  # type: ignore[attr-defined]
+    assert "Traceback" not in capfd.readouterr().err
+    loader._iterator = None
+    assert multiprocessing.active_children() == []
+
+
+def test_a_workers_end_that_overtakes_the_interruption_is_the_interruption() -> None:
+    """As it was seen on a busy machine: SIGCHLD's error while KeyboardInterrupt was on its way."""
+
+    class Overtaken(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 1:
+                try:
+                    raise KeyboardInterrupt
+                finally:
+                    raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(*start(), sequences(), progress=False, trainer=TrainerOptions("cpu", callbacks=[Overtaken()]))
