@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "installing"
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install -q "torch==2.14.1" numpy 2>/dev/null
+"$work/venv/bin/python" -m pip install -q --no-compile "torch==2.14.1" numpy 2>/dev/null
 cd "$work"
 echo "comparing with Simpson's rule in double precision"
 venv/bin/python - <<'PYTHON'

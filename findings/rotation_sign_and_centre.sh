@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 echo "installing"
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install -q "torch==2.14.1" "torchvision==0.29.1" "kornia==0.9.0" "scipy==1.17.1" \
+"$work/venv/bin/python" -m pip install -q --no-compile "torch==2.14.1" "torchvision==0.29.1" "kornia==0.9.0" "scipy==1.17.1" \
     "scikit-image==0.26.0" "pillow==13.0.0" "opencv-python-headless==5.0.0.93" 2>/dev/null
 cd "$work"
 echo "turning"
