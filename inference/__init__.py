@@ -9,6 +9,7 @@ CONTENTS = (
     "objectives",
     "likelihood",
     "annealing",
+    "comparison",
     "posterior",
     "mcmc",
     "simulation_based_calibration",
@@ -28,6 +29,7 @@ FORMER = {
 
 if TYPE_CHECKING:
     from .annealing import *
+    from .comparison import *
     from .equivariance import *
     from .forecasts import *
     from .likelihood import *
