@@ -31,6 +31,7 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 Split = Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that was made with other settings.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -137,6 +138,41 @@ def likelihood(
             allow=allow,
         )
         print_likelihood(record)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    particles: Annotated[int, typer.Option(min=1, help="Draws K from each guide per sequence.")] = 1000,
+    sequences: Annotated[int, typer.Option(min=2, help="The first sequences of the split.")] = 32,
+    temperatures: Annotated[int, typer.Option(min=0, help="Of annealing, instead of importance weights; or 0.")] = 0,
+    chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
+    split: Split = "test",
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="A JSON file of the table and every sequence's bounds.")] = None,
+    overwrite: Overwrite = False,
+    imports: Imports = None,
+) -> None:
+    """Compare runs by log p(x) of the same sequences, paired, and say whether the bounds can tell them apart."""
+    with _answered(f"nothing was written; start over with: {typed()}"):
+        from .commands.compare import compare_runs, print_comparison
+        from .config.allowlist import Allowlist
+
+        result = compare_runs(
+            runs,
+            particles=particles,
+            sequences=sequences,
+            temperatures=temperatures,
+            chains=chains,
+            split=split,
+            seed=seed,
+            output=output,
+            overwrite=overwrite,
+            allow=Allowlist.importing(imports or ()),
+        )
+        print_comparison(result)
+        if output is not None:
+            print(f"comparison: {output}")
 
 
 @app.command(context_settings=HYDRA)
