@@ -12,6 +12,7 @@ CONTENTS = (
     "comparison",
     "posterior",
     "mcmc",
+    "predictive_checks",
     "simulation_based_calibration",
     "equivariance",
     "forecasts",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .objectives import *
     from .pareto import *
     from .posterior import *
+    from .predictive_checks import *
     from .selectivity import *
     from .simulation_based_calibration import *
     from .training import *

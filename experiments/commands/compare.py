@@ -1,4 +1,4 @@
-"""The command ``compare``: which of several runs explains the same test sequences better, and whether bounds can tell."""
+"""The command ``compare``: which of several runs explains the same sequences better, and whether bounds can tell."""
 
 from __future__ import annotations
 
