@@ -97,17 +97,38 @@ def report(run: RunFolder, imports: Imports = None) -> None:
 @app.command()
 def posterior(
     run: RunFolder,
-    draws: Annotated[int, typer.Option(min=1, help="Draws per sequence.")] = 100,
-    sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, help="Draws per sequence, and chain of NUTS.")] = 100,
+    sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for, the first ones.")] = 8,
     method: Annotated[str, typer.Option(help="guide, importance, or (small models) nuts.")] = "guide",
+    chains: Annotated[int, typer.Option(min=1, help="Of NUTS.")] = 2,
+    warmup: Annotated[int, typer.Option(min=1, help="Adaptation steps of NUTS.")] = 300,
+    thin: Annotated[int, typer.Option(min=1, help="Keep every so many draws of NUTS.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    groups: Annotated[str, typer.Option(help="Groups to write, separated by commas; all by default.")] = "",
+    variables: Annotated[str, typer.Option(help="Of the posterior and the prior, such as z,t; all by default.")] = "",
+    output: Annotated[Path | None, typer.Option(help="The file of draws. Default: posterior.nc in RUN.")] = None,
+    overwrite: Overwrite = False,
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
     with _stored(run, imports) as allow:
-        from .commands.posterior import posterior_run
+        from .commands.posterior import GROUPS, posterior_run
 
-        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed, allow=allow)
+        file, page = posterior_run(
+            run,
+            draws=draws,
+            sequences=sequences,
+            method=method,
+            chains=chains,
+            warmup=warmup,
+            thin=thin,
+            seed=seed,
+            groups=groups.split(",") if groups else GROUPS,
+            variables=variables.split(",") if variables else (),
+            output=output,
+            overwrite=overwrite,
+            allow=allow,
+        )
         print(f"posterior: {file}\npage: {page}")
 
 
@@ -138,6 +159,41 @@ def likelihood(
             allow=allow,
         )
         print_likelihood(record)
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    simulations: Annotated[int, typer.Option(min=1, help="Sequences to simulate, five per bin or more.")] = 200,
+    draws: Annotated[int, typer.Option(min=1, help="Of the posterior of each; a multiple of the bins less 1.")] = 99,
+    bins: Annotated[int, typer.Option(min=2, help="Of the histograms.")] = 10,
+    method: Annotated[str, typer.Option(help="guide, or (small models) nuts.")] = "guide",
+    warmup: Annotated[int, typer.Option(min=1, help="Adaptation steps of NUTS.")] = 300,
+    thin: Annotated[int, typer.Option(min=1, help="Keep every so many draws of NUTS.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="The file of ranks. Default: calibration.nc in RUN.")] = None,
+    overwrite: Overwrite = False,
+    imports: Imports = None,
+) -> None:
+    """Simulation-based calibration of a run's posterior: is it as sure as it may be? Goes on where it was cut."""
+    with _answered(f"the simulations that were done are in {output or run / 'calibration.nc'}; go on with: {typed()}"):
+        from .commands.calibrate import calibrate_run
+        from .config.allowlist import Allowlist
+
+        file, page, verdict = calibrate_run(
+            run,
+            simulations=simulations,
+            draws=draws,
+            bins=bins,
+            method=method,
+            warmup=warmup,
+            thin=thin,
+            seed=seed,
+            output=output,
+            overwrite=overwrite,
+            allow=Allowlist.importing(imports or ()),
+        )
+        print(f"{verdict}\ncalibration: {file}\npage: {page}")
 
 
 @app.command()

@@ -11,34 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from untrained_runs import make_run
 
 import pyro_tvae
 from pyro_tvae.experiments.commands.posterior import posterior_run
-from pyro_tvae.experiments.config.building import build
-from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import Transformations
 from pyro_tvae.experiments.reports import posterior_page
-from pyro_tvae.experiments.runs.files import write_text
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
-
-SMALL = ["data.n_train=8", "data.n_validation=4", "data.n_test=6", "model.n_capsules=2", "fit.accelerator=cpu"]
-KINDS = {
-    "orbits": [],
-    "roll": ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"],
-    "plain": ["experiment=plain_vae"],
-}
-
-
-def make_run(folder: Path, kind: str) -> Path:
-    """A run's folder as training leaves it, with untrained weights and a name that wants escaping."""
-    from omegaconf import OmegaConf
-
-    config = compose([*SMALL, *KINDS[kind]])
-    config.name = "a <b> & c"
-    parts = build(config)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    pyro_tvae.save(folder / "model.safetensors", parts.model, parts.guide)
-    return folder
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
