@@ -29,7 +29,7 @@ from .pages import Caption, render, shown
 from .style import BLUE, COLORS, GRAY, VERMILLION, canvas, gridded, whole_numbers
 
 if TYPE_CHECKING:
-    from xarray import DataArray, Dataset
+    from xarray import DataArray
 
 __all__ = [
     "POSTERIOR",
@@ -55,17 +55,14 @@ def method_of(data: ArvizData) -> str:
     return str(data["posterior"].attrs.get("method", "guide"))
 
 
-def stats_of(data: ArvizData) -> Dataset:
-    """What is known of each sequence's draws."""
-    if "sequence_stats" in data:
-        return data["sequence_stats"]
-    stats = data["sample_stats"]
-    found = stats[[name for name in ("ess", "pareto_k", "rhat") if name in stats]]
-    if "log_weight" not in stats:
-        return found
-    weights = stats["log_weight"].values
+def stats_of(data: ArvizData) -> ArvizData:
+    """What is known of each sequence's draws, how many of them are distinct included."""
+    stats = data["sequence_stats"]
+    if "distinct_draws" in stats or "sample_stats" not in data or "log_weight" not in data["sample_stats"]:
+        return stats
+    weights = data["sample_stats"]["log_weight"].values
     distinct = [len(np.unique(weights[..., i])) for i in range(weights.shape[-1])]
-    return found.assign(distinct_draws=("sequence", distinct))
+    return stats.assign(distinct_draws=("sequence", distinct))
 
 
 def names_of(data: ArvizData) -> list[str]:
@@ -260,10 +257,9 @@ def energies(data: ArvizData) -> Figure | None:
         return None
     fixed = {"sequence": 0, "frame": 0} if "frame" in posterior[name].dims else {"sequence": 0}
     values, before = (np.log(group[name]) if name != "z" else group[name] for group in (posterior, prior))
-    values = values.isel(fixed)
+    values, before = values.isel(fixed), before.isel(fixed, missing_dims="ignore")
     capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
-    here = {name: i for name, i in (fixed | {"capsule": capsule}).items() if name in before.dims}
-    low, high = np.quantile(before.isel(here).values, [0.03, 0.97])
+    low, high = np.quantile(before.isel(capsule=capsule).values, [0.03, 0.97])
     where = ", frame 0" if "frame" in fixed else ""
     return forest(
         values.isel(capsule=capsule),
