@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
@@ -171,3 +173,52 @@ def test_draws_of_other_sequences_are_refused() -> None:
     result = NUTSResult({"z": torch.zeros(1, 5, 3, 3, 1, 3)}, {}, {}, torch.zeros(1, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="of 3 sequences, x has 2"):
         guide_quality(model, default_guide(model), torch.rand(2, 3, *FRAME), result)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_joint_density_of_every_draw(kind: str) -> None:
+    """Against the program's trace, the latents put in: once more than the sampler does it, and on their own scale."""
+    model = MODELS[kind]().double()
+    x = torch.rand(2, 3, *FRAME).double()
+    result = nuts(model, x, init=default_guide(model).double(), num_samples=8, warmup_steps=20, max_tree_depth=4)
+    assert result.lp.shape == (2, 8)
+    for chain, draw in itertools.product(range(2), range(8)):
+        values = {name: value[chain, draw] for name, value in result.draws.items()}
+        trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
+        assert float(result.lp[chain, draw]) == pytest.approx(trace.log_prob_sum().item(), rel=1e-9)
+
+
+def test_energies_are_the_potential_and_a_chi_squared(exact: tuple[Toy, Tensor, NUTSResult]) -> None:
+    _, _, result = exact
+    kinetic = result.energy + result.lp  # no latent is constrained
+    assert (kinetic > 0).all()
+    # Half of |momentum|² of 8 coordinates is Gamma(4, 1): mean 4, variance 4, of 800 draws that are near independent.
+    assert abs(float(kinetic.mean()) - 4) < 5 * 2 / math.sqrt(800)
+    assert float(kinetic.var()) == pytest.approx(4, rel=0.35)
+    # Each transition begins with a new momentum, and keeps its energy but for the integrator's error.
+    before, after = -result.lp[:, :-1], result.energy[:, 1:]
+    assert (after - before).min() > -1
+
+
+def test_energies_of_constrained_latents_hold_the_jacobian() -> None:
+    model = MODELS["orbits"]().double()
+    x = torch.rand(1, 3, *FRAME).double()
+    result = nuts(model, x, init=default_guide(model).double(), num_samples=100, warmup_steps=60, num_chains=1)
+    kinetic = result.energy + result.lp + result.draws["e"].log().flatten(2).sum(2)
+    n = sum(value[0, 0].numel() for value in result.draws.values())
+    assert (kinetic > 0).all()
+    assert abs(float(kinetic.mean()) - n / 2) < 5 * math.sqrt(n / 2 / 50)
+
+
+def test_trees_steps_and_acceptance(exact: tuple[Toy, Tensor, NUTSResult]) -> None:
+    toy, x, result = exact
+    assert set(result.stats) == {"lp", "energy", "tree_depth", "step_size", "acceptance_rate", "diverging"}
+    assert all(value.shape == (2, 400) for value in result.stats.values())
+    assert result.tree_depth.min() >= 1
+    assert result.tree_depth.max() <= 8
+    assert (result.step_size == result.step_size[:, :1]).all()  # adapted no more
+    assert (result.step_size > 0).all()
+    assert ((result.acceptance_rate > 0) & (result.acceptance_rate <= 1)).all()
+    assert abs(float(result.acceptance_rate.mean()) - 0.8) < 0.15  # what the step size is adapted to
+    shallow = nuts(toy.model, x, init=toy.guide, num_samples=20, warmup_steps=5, num_chains=1, max_tree_depth=1)
+    assert (shallow.tree_depth == 1).all()
