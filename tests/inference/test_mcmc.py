@@ -4,58 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from gaussian import FRAME, Toy
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.arviz_adapter import diagnose
 from pyro_tvae.inference.mcmc import NUTSResult, guide_quality, identified, nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf
-
-FRAME = (1, 2, 2)
 
 MODELS: dict[str, Callable[[], TVAE]] = {
     "roll": lambda: TVAE(FRAME, 3, 1, 3, CapsuleRoll(3, 1), mu=1.0),
     "orbits": lambda: TVAE(FRAME, 3, 1, 3, CapsuleRoll(3, 0), prior=OrbitEnergy(), mu=1.0),
     "plain": lambda: TVAE(FRAME, 3, 1, 3, NoTopography()),
 }
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
-
-
-class Toy:
-    """x[l] = A z[l] + noise with orthogonal A; the guide is the posterior, moved and widened by ``off``."""
-
-    def __init__(self, off: float, sigma: float = 0.5) -> None:
-        self.model = TVAE(FRAME, 2, 1, 2, NoTopography(), likelihood=Normal(sigma), network=Affine()).double()
-        self.guide = MeanFieldGuide(self.model).double()
-        a = torch.linalg.qr(torch.randn(4, 2).double()).Q * torch.tensor([1.3, 0.7]).double()
-        precision = 1 + a.square().sum(0) / sigma**2
-        self.to_mean, self.sd = (a / sigma**2 / precision).T, precision.rsqrt()
-        with torch.no_grad():
-            self.model.decoder[0].weight.copy_(a)
-            self.model.decoder[0].bias.zero_()
-            layer = self.guide.z_encoder.network[1]
-            layer.weight.copy_(torch.cat([self.to_mean, torch.zeros_like(self.to_mean)]))
-            layer.bias.copy_(torch.cat([off * self.sd, -precision.log() + off]))
-
-    def mean(self, x: Tensor) -> Tensor:
-        return (x.flatten(-3) @ self.to_mean.T).unsqueeze(-2)
 
 
 @pytest.fixture(scope="module")
