@@ -141,6 +141,10 @@ def likelihood(
     chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
     split: Split = "test",
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="The file of the record. Default: likelihood.json in RUN.")
+    ] = None,
+    overwrite: Overwrite = False,
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
@@ -156,6 +160,8 @@ def likelihood(
             chains=chains,
             split=split,
             seed=seed,
+            output=output,
+            overwrite=overwrite,
             allow=allow,
         )
         print_likelihood(record)

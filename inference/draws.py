@@ -98,4 +98,4 @@ def nuts_draws(result: NUTSResult, n_sequences: int, shared: Collection[str]) ->
         "ess": torch.stack([value.amin(1) for value in ess]).amin(0),
         "rhat": torch.stack([value.amax(1) for value in rhat]).amax(0),
     }
-    return Draws(result.draws, {"diverging": result.diverging}, worst)
+    return Draws(result.draws, result.stats, worst)

@@ -52,7 +52,7 @@ POSTERIOR = "posterior.nc"
 
 def method_of(data: ArvizData) -> str:
     """How the draws were made: ``"guide"``, ``"importance"`` or ``"nuts"``."""
-    return str(data["posterior"].attrs.get("method", "guide"))
+    return str(data["sequence_stats"].attrs.get("method", "guide"))
 
 
 def stats_of(data: ArvizData) -> ArvizData:
@@ -483,7 +483,7 @@ def write_page(
     """
     words = {
         "draws": _trust(data),
-        "gray": "Gray pixels were drawn black or white first, as the likelihood takes them."
+        "gray": "Gray pixels were made black or white first, as the likelihood takes them."
         if model.likelihood.remark
         else "",
     }

@@ -16,6 +16,7 @@ from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.commands import calibrate as command
 from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.compare import compare_runs
+from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.reports import calibration_page
 from pyro_tvae.experiments.runs.outputs import check_replaceable, request_of
 from pyro_tvae.inference import Calibration
@@ -136,7 +137,21 @@ def test_runs_of_other_sequences_are_not_compared(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, "plain") for name in ("one", "two")]
     text = (runs[1] / "config.yaml").read_text()
     (runs[1] / "config.yaml").write_text(text.replace("n_test: 6", "n_test: 2").replace("  seed: 0", "  seed: 1"))
-    with pytest.raises(ValueError, match="two are not those of .*one; expected runs with the same data"):
+    with pytest.raises(ValueError, match=r"two are not those of .*one; expected runs with the same data"):
         compare_runs(runs, particles=5, sequences=6)
     with pytest.raises(ValueError, match="1 runs; expected two or more"):
         compare_runs([runs[0], runs[0]])
+
+
+def test_a_record_of_likelihoods_is_not_replaced_by_another(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    likelihood_run(run, particles=[1, 2], sequences=2)
+    likelihood_run(run, particles=[2, 1], sequences=2)  # the same again is fine
+    before = (run / "likelihood.json").read_bytes()
+    with pytest.raises(FileExistsError, match="made with other particles"):
+        likelihood_run(run, particles=[1], sequences=2)
+    assert (run / "likelihood.json").read_bytes() == before
+    likelihood_run(run, particles=[1], sequences=2, output=tmp_path / "other.json")
+    assert len(json.loads((tmp_path / "other.json").read_text())["rows"]) == 1
+    likelihood_run(run, particles=[1], sequences=2, overwrite=True)
+    assert len(json.loads((run / "likelihood.json").read_text())["rows"]) == 1
