@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from .labels import Layout
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -42,10 +45,32 @@ def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
     """One object of ArviZ's from its groups."""
     # Whole data sets, since the two versions of ``from_dict`` take different arguments.
     if is_legacy():
-        return arviz().InferenceData(**groups)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a group, sequence_stats, that its schema does not list
+            return arviz().InferenceData(**groups)
     from xarray import DataTree
 
     return DataTree.from_dict(dict(groups))
+
+
+class InMemory:
+    """Groups whose arrays are filled piece by piece."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, Dataset] = {}
+
+    def open(self, group: str, layout: Layout, dtypes: Mapping[str, torch.dtype]) -> dict[str, NDArray[Any]]:
+        """Empty arrays of a group, to be filled."""
+        from xarray import Dataset
+
+        arrays = {name: torch.empty(shape, dtype=dtypes[name]).numpy() for name, shape in layout.shapes.items()}
+        variables = {name: (layout.dims[name], array) for name, array in arrays.items()}
+        self.groups[group] = Dataset(variables, coords=layout.coords, attrs=dict(layout.attributes))
+        return arrays
+
+    def finish(self) -> ArvizData:
+        """All groups as one object of ArviZ's."""
+        return assemble(self.groups)
 
 
 def write(data: ArvizData, path: Path) -> None:

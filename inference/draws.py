@@ -23,11 +23,17 @@ __all__ = ["Draws", "guide_draws", "nuts_draws"]
 class Draws:
     """Draws of the latent sites, and statistics of how they were made.
 
-    Each is (chain, draw, sequence, *site), or (chain, draw, *site) where all sequences share it.
+    Attributes:
+        latents: each (chain, draw, sequence, *site), or (chain, draw, *site) where all sequences share it.
+        stats: of every draw, (chain, draw) or (chain, draw, sequence).
+        sequence_stats: of every sequence, (sequence,).
+        facts: of all of them, by name.
     """
 
     latents: dict[str, Tensor]
     stats: dict[str, Tensor] = field(default_factory=dict)
+    sequence_stats: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def guide_draws(
@@ -71,9 +77,10 @@ def guide_draws(
             kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
             kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
     estimate = summarize(torch.cat(weights), x.shape[-4])
-    stats = {"log_weight": kept_weight[None], "pareto_k": estimate.pareto_k, "ess": estimate.ess}
+    of_sequences = {"pareto_k": estimate.pareto_k, "ess": estimate.ess}
     kept = {name: value.squeeze(1) if name in shared else value for name, value in kept.items()}
-    return Draws({name: value[None] for name, value in kept.items()}, stats)
+    latents = {name: value[None] for name, value in kept.items()}
+    return Draws(latents, {"log_weight": kept_weight[None].double()}, of_sequences, {"num_particles": n})
 
 
 def _like(mask: Tensor, value: Tensor) -> Tensor:
@@ -91,4 +98,4 @@ def nuts_draws(result: NUTSResult, n_sequences: int, shared: Collection[str]) ->
         "ess": torch.stack([value.amin(1) for value in ess]).amin(0),
         "rhat": torch.stack([value.amax(1) for value in rhat]).amax(0),
     }
-    return Draws(result.draws, {"diverging": result.diverging, **worst})
+    return Draws(result.draws, {"diverging": result.diverging}, worst)

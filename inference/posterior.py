@@ -16,24 +16,18 @@ from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
-from .arviz_adapter import ArvizData, assemble, read, write
+from .arviz_adapter import ArvizData, InMemory, read, write
 from .derived import consequences
 from .draws import guide_draws, nuts_draws
-from .labels import coordinates, dataset
+from .labels import Layout, coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
 from .mcmc import nuts
 
 __all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
 
-GROUPS = (
-    "posterior",
-    "posterior_predictive",
-    "log_likelihood",
-    "sample_stats",
-    "prior",
-    "prior_predictive",
-    "observed_data",
-)
+OF_POSTERIOR = ("posterior", "posterior_predictive", "log_likelihood", "log_prior")
+OF_PRIOR = ("prior", "prior_predictive")
+GROUPS = (*OF_POSTERIOR, "sample_stats", "sequence_stats", *OF_PRIOR, "observed_data", "constant_data")
 METHODS = ("guide", "importance", "nuts")
 
 
@@ -50,6 +44,7 @@ def to_arviz(
     num_chains: int = 2,
     warmup_steps: int = 300,
     groups: Collection[str] = GROUPS,
+    variables: Collection[str] | None = None,
     coords: Mapping[str, Any] | None = None,
     seed: int | None = 0,
     chunk_bytes: int = CHUNK_BYTES,
@@ -57,13 +52,23 @@ def to_arviz(
 ) -> ArvizData:
     """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ.
 
-    Groups: ``posterior`` (z, u or e, ``v = W u²``, t, and μ, a point estimate repeated for every draw),
-    ``posterior_predictive`` and ``prior_predictive`` (new frames x), ``log_likelihood`` (x: log p(x | t) in nats per
-    sequence, higher is better), ``prior``, ``observed_data`` and ``sample_stats``. The latter has, per sequence,
-    ``log_weight`` (of every draw, nats), ``ess`` (effective sample size of the weights, at most num_particles) and
-    ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
-    :func:`.pareto_shape`); for NUTS ``ess`` (smallest bulk ESS of a latent), ``rhat`` (largest) and ``diverging`` (of
-    every draw).
+    Groups:
+
+    - ``posterior``: z, u or e, ``v = W u²``, t, (chain, draw, sequence, …).
+    - ``posterior_predictive``: new frames x.
+    - ``log_likelihood``: x, log p(x | t), and ``log_prior``: log p of each latent; (chain, draw, sequence), nats per
+      sequence, higher is better. Sums of many terms, they are in double precision whatever the model's is.
+    - ``sample_stats``, of every draw: ``log_weight`` (of the guide's, (chain, draw, sequence), nats), ``lp`` (log p(x,
+      z, u) summed over all sequences, nats), and of NUTS ``diverging``.
+    - ``sequence_stats``, of every sequence: ``ess`` (effective sample size of the weights, at most num_particles) and
+      ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
+      :func:`.pareto_shape`); of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
+    - ``prior``, ``prior_predictive``: as the first two. Where they are the same for all sequences, they have no
+      dimension of them.
+    - ``observed_data``, and ``constant_data``: the point estimate μ.
+
+    Sequences are called by their ``item``, so that ``data.posterior.sel(sequence=3)`` is item 3 and arrays are joined
+    by xarray; by default 0, 1, 2, … as in x.
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
 
@@ -87,10 +92,11 @@ def to_arviz(
         num_chains: chains of NUTS.
         warmup_steps: adaptation steps of NUTS per chain.
         groups: which groups to make; x takes most of the memory.
-        coords: values to name things by: one of the dimensions, (length,); or any other name that is not a variable's,
-            one value per sequence (B,) or per sequence and frame (B, S), such as labels and factors. The latter stand
-            in ``observed_data`` and where every variable has these dimensions; select draws by
-            ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
+        variables: which of the variables of ``posterior`` and ``prior`` to keep; None keeps all.
+        coords: values to name things by: ``item``, the index of each sequence in its data set, (B,); one of the
+            dimensions, (length,); or any other name that is not a variable's, one value per sequence (B,) or per
+            sequence and frame (B, S), such as labels and factors. The latter stand in every group whose variables all
+            have these dimensions; select draws by ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
         seed: of all draws; None uses torch's global generator.
         chunk_bytes: bound on the decoded pixels of one pass.
         progress: show a progress bar.
@@ -120,6 +126,7 @@ def to_arviz(
             f"to_arviz: all sequences share site {min(shared)!r}, and method='importance' resamples each sequence by "
             "its own weights; use method='guide' or 'nuts'."
         )
+    target = InMemory()
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     wanted = set(groups)
     with seeded(seed), untouched_store():
@@ -132,22 +139,58 @@ def to_arviz(
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
             posterior = posterior_of(guide, x, None, covariates)
             sampled = guide_draws(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
-        made = {"sample_stats": sampled.stats, "observed_data": following.observed}
-        prior = following.prior(draws)
-        for latents, kinds in (
-            (sampled.latents, ("posterior", "posterior_predictive", "log_likelihood")),
-            (prior, ("prior", "prior_predictive", "")),
-        ):
-            made |= zip(kinds, following.follow(latents, *(kind in wanted for kind in kinds)), strict=True)
-    attributes = {
-        "inference_library": "pyro-tvae",
-        "inference_library_version": version("pyro-tvae"),
-        "method": method,
-        "seed": "none" if seed is None else seed,
-    }
-    return assemble(
-        {group: dataset(group, made[group], names, attributes, shared) for group in GROUPS if group in wanted}
-    )
+        attributes = {
+            "inference_library": "pyro-tvae",
+            "inference_library_version": version("pyro-tvae"),
+            "method": method,
+            "seed": "none" if seed is None else seed,
+            "thinning": 1,
+            "dtype": str(x.dtype).removeprefix("torch."),
+            **sampled.facts,
+        }
+
+        def lay(group: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+            return layout(group, shapes, names, attributes, following.shared, following.one_prior)
+
+        chains, n_draws = next(iter(sampled.latents.values())).shape[:2]
+        lp = torch.zeros(chains, n_draws, dtype=torch.float64)
+        for source, latents in ((OF_POSTERIOR, sampled.latents), (OF_PRIOR, following.prior(draws))):
+            score = source is OF_POSTERIOR and bool(wanted & {"log_likelihood", "log_prior", "sample_stats"})
+            options = (source[0] in wanted, source[1] in wanted, score)
+            shape = next(iter(latents.values())).shape[:2]
+            places: dict[str, dict[str, Any]] = {}
+            for piece in following.follow(latents, *options) if any(options) else ():
+                rows = slice(piece.start, piece.start + piece.size)
+                for group, values in zip(source, piece.groups, strict=False):
+                    if group not in wanted:
+                        continue
+                    if variables is not None and group in ("posterior", "prior"):
+                        values = {name: value for name, value in values.items() if name in variables}
+                    if group not in places:
+                        shapes = {name: (*shape, *value.shape[1:]) for name, value in values.items()}
+                        dtypes = {name: value.dtype for name, value in values.items()}
+                        places[group] = target.open(group, lay(group, shapes), dtypes)
+                    for name, value in values.items():
+                        places[group][name][piece.chain, rows] = value.cpu().numpy()
+                if score:
+                    terms = (*piece.log_likelihood.values(), *piece.log_prior.values())
+                    lp[piece.chain, rows] = sum(term.reshape(piece.size, -1).sum(1).cpu() for term in terms)
+        whole = {
+            "sample_stats": {"lp": lp, **sampled.stats},
+            "sequence_stats": sampled.sequence_stats,
+            "observed_data": following.observed,
+            "constant_data": following.constants,
+        }
+        for group, values in whole.items():
+            if group in wanted and values:
+                places = target.open(
+                    group,
+                    lay(group, {name: tuple(value.shape) for name, value in values.items()}),
+                    {name: value.dtype for name, value in values.items()},
+                )
+                for name, value in values.items():
+                    places[name][...] = value.detach().cpu().numpy()
+    return target.finish()
 
 
 def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:

@@ -54,7 +54,7 @@ def posterior_run(
     batch = next(data.batches("test", loaded.device, batch_size=sequences))
     order = interleaved(batch["moving"])
     batch = {name: value[order] for name, value in batch.items()}
-    coords: dict[str, Any] = {"label": batch["label"]}
+    coords: dict[str, Any] = {"item": order, "label": batch["label"]}
     # A factor may be called like a variable (x, scale), its index never is.
     coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
     if isinstance(described.renderer, MovingImages):

@@ -24,7 +24,7 @@ from .pages import Caption, render, shown
 from .style import BLUE, GRAY, VERMILLION, canvas, whole_numbers
 
 if TYPE_CHECKING:
-    from xarray import DataArray, Dataset
+    from xarray import DataArray
 
 __all__ = ["POSTERIOR", "energies", "forest", "intensity_check", "likelihoods", "pareto_k_plot", "write_page"]
 
@@ -117,9 +117,9 @@ def energies(data: ArvizData) -> Figure:
     name = next(site for site in ("e", "v", "z") if site in posterior)
     fixed = {"sequence": 0, "frame": 0} if "frame" in posterior[name].dims else {"sequence": 0}
     values, before = (np.log(group[name]) if name != "z" else group[name] for group in (posterior, prior))
-    values = values.isel(fixed)
+    values, before = values.isel(fixed), before.isel(fixed, missing_dims="ignore")
     capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
-    low, high = np.quantile(before.isel(fixed | {"capsule": capsule}).values, [0.03, 0.97])
+    low, high = np.quantile(before.isel(capsule=capsule).values, [0.03, 0.97])
     where = " in frame 0" if "frame" in fixed else ""
     return forest(
         values.isel(capsule=capsule),
@@ -186,7 +186,7 @@ CAPTIONS: dict[str, tuple[Callable[[ArvizData], Figure], Caption]] = {
         ),
     ),
     "pareto_k": (
-        lambda data: pareto_k_plot(data["sample_stats"]["pareto_k"].values),
+        lambda data: pareto_k_plot(data["sequence_stats"]["pareto_k"].values),
         Caption(
             "Does the guide cover the posterior",
             "Points should lie below the dashed line. Above it, the guide's draws miss so much of the posterior that "
@@ -217,7 +217,7 @@ def write_page(path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Ma
         name: of the run.
         facts: lines of the table: what was drawn, and how.
     """
-    stats = data["sample_stats"]
+    stats = data["sequence_stats"]
     pictures = [
         shown(key, figure(data), caption)
         for key, (figure, caption) in CAPTIONS.items()
@@ -226,7 +226,7 @@ def write_page(path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Ma
     page = render(
         "posterior.html",
         name=name,
-        verdict=_verdict(stats),
+        verdict=_verdict(data),
         facts=dict(facts),
         remark=model.likelihood.remark,
         pictures=pictures,
@@ -235,10 +235,11 @@ def write_page(path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Ma
     return write_text(path, page)
 
 
-def _verdict(stats: Dataset) -> str:
+def _verdict(data: ArvizData) -> str:
     """One sentence on how far the draws can be trusted."""
+    stats = data["sequence_stats"]
     if "pareto_k" not in stats:
-        rhat, divergent = float(stats["rhat"].max()), int(stats["diverging"].sum())
+        rhat, divergent = float(stats["rhat"].max()), int(data["sample_stats"]["diverging"].sum())
         word = "have mixed" if rhat < 1.01 and divergent == 0 else "have NOT mixed well enough"
         return f"The chains {word}: the largest R-hat is {rhat:.2f} (below 1.01 is good), with {divergent} divergences."
     k = stats["pareto_k"].values

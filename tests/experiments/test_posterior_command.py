@@ -100,7 +100,7 @@ def test_the_verdict_counts_usable_sequences(k: list[float], words: str) -> None
     import xarray
 
     stats = xarray.Dataset({"pareto_k": ("sequence", k), "ess": ("sequence", [50.0, 60.0])})
-    assert re.search(words, posterior_page._verdict(stats))
+    assert re.search(words, posterior_page._verdict({"sequence_stats": stats}))
 
 
 @pytest.mark.parametrize("k", [[0.1, 0.5], [0.1, 300.0, np.inf], [np.nan, 0.2], [-0.5]])

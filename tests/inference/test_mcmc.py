@@ -127,7 +127,7 @@ def test_arviz_data_of_nuts(tmp_path: Path) -> None:
     assert data["posterior"]["t"].shape == (2, 10, 2, 3, 1, 3)
     assert data["log_likelihood"]["x"].shape == (2, 10, 2)
     assert data["sample_stats"]["diverging"].dims == ("chain", "draw")
-    assert data["sample_stats"]["ess"].dims == data["sample_stats"]["rhat"].dims == ("sequence",)
+    assert data["sequence_stats"]["ess"].dims == data["sequence_stats"]["rhat"].dims == ("sequence",)
 
 
 @pytest.mark.parametrize("option", ["num_samples", "warmup_steps", "num_chains", "max_tree_depth"])
