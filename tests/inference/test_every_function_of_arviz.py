@@ -486,7 +486,8 @@ def the_extract() -> None:
 
 def the_former_extract() -> None:
     close(
-        az.extract_dataset(of_nuts(), var_names="z").transpose("sample", ...).values.reshape(2 * NUTS_DRAWS, -1), flat(of_nuts())
+        az.extract_dataset(of_nuts(), var_names="z").transpose("sample", ...).values.reshape(2 * NUTS_DRAWS, -1),
+        flat(of_nuts()),
     )
 
 
@@ -589,9 +590,13 @@ def the_autocorrelation() -> None:
 
 
 def the_applied() -> None:
-    found = az.apply_test_function(per_sequence(), lambda y, _: np.mean(y), inplace=False, out_pp_shape=())
-    close(found["posterior_predictive"]["T"].values[0], brightness()[1].mean(1))
-    close(found["observed_data"]["T"].values, brightness()[0].mean())
+    """Of two chains: the dimension of a single one would be dropped."""
+    data = made(**{name: of_nuts()[name] for name in ("posterior", "posterior_predictive", "observed_data")})
+    found = az.apply_test_function(data, lambda x, _: np.mean(x), inplace=False)
+    close(
+        found["posterior_predictive"]["T"].values, data["posterior_predictive"]["x"].mean(["sequence", *PIXELS]).values
+    )
+    close(found["observed_data"]["T"].values, films()[:2].mean())
 
 
 def the_ufuncs() -> None:
@@ -625,11 +630,18 @@ def same_groups(found: Any) -> None:
             close(found[group][name].values, values.values)
 
 
+@cache
 def the_json() -> None:
+    """Of groups where a name has one set of dimensions, and every coordinate is one: that is how it tells dimensions."""
+    kept = {name: of_importance()[name].drop_vars("item") for name in ("posterior", "observed_data", "sample_stats")}
     with TemporaryDirectory() as folder:
-        same_groups(az.from_json(az.to_json(of_importance(), f"{folder}/posterior.json")))
+        found = az.from_json(az.to_json(made(**kept), f"{folder}/posterior.json"))
+    for group, data in kept.items():
+        for name, values in data.data_vars.items():
+            close(found[group][name].values, values.values)
 
 
+@cache
 def the_file() -> None:
     with TemporaryDirectory() as folder:
         if LEGACY:
@@ -641,6 +653,7 @@ def the_file() -> None:
         found.close()
 
 
+@cache
 def the_tree() -> None:
     same_groups(az.from_datatree(az.to_datatree(of_importance())))
 
@@ -809,7 +822,9 @@ PLOTS: dict[str, Place] = {
     "plot_lm": shows(None, lambda: the_line()),
     # 0.x alone
     "plot_bpv": shows(None, plot("plot_bpv", BRIGHT)),
-    "plot_density": shows(lambda: [column().min(), column().max()], plot("plot_density", latent, var_names=["z"])),
+    "plot_density": shows(
+        lambda: narrowest(0.9)(column()), plot("plot_density", latent, var_names=["z"], hdi_prob=0.9)
+    ),
     "plot_dist_comparison": shows(
         lambda: [column().min(), column().max()], plot("plot_dist_comparison", latent, var_names=["z"])
     ),
@@ -842,7 +857,10 @@ PLOTS: dict[str, Place] = {
         points, lambda: az.combine_plots(of_nuts(), [(az.plot_trace, {}), (az.plot_dist, {})], **TWO)
     ),
     "plot_convergence_dist": shows(
-        lambda: [numbers(az.rhat(of_nuts(), var_names=["z"])).min(), numbers(az.rhat(of_nuts(), var_names=["z"])).max()],
+        lambda: [
+            numbers(az.rhat(of_nuts(), var_names=["z"])).min(),
+            numbers(az.rhat(of_nuts(), var_names=["z"])).max(),
+        ],
         plot("plot_convergence_dist", NUTS, var_names=["z"], diagnostics=["rhat_rank"]),
     ),
     "plot_dgof": shows(None, plot("plot_dgof", NUTS, **TWO)),
@@ -910,10 +928,9 @@ def counted() -> Any:
 
 
 def the_line() -> None:
-    """Brightness of sequences over a number of each."""
+    """What is observed of each sequence over its number."""
     if LEGACY:
-        observed, predicted = brightness()
-        az.plot_lm(y=observed, x=np.arange(len(observed), dtype=float), y_hat=predicted[None])
+        az.plot_lm(y="lit", x="number", idata=lit(), num_samples=5)
     else:
         az.plot_lm(lit(), x="number", y="lit", plot_dim="sequence")
 
