@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -251,6 +251,14 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
     return {name: start[name].reshape(shape) for name, shape in shapes.items()}
 
 
+def check_drawn(result: NUTSResult, x: Tensor, shared: Collection[str], what: str) -> None:
+    """Raise where a result is of another number of sequences than x has."""
+    of_sequences = (value.shape[2] for name, value in result.draws.items() if name not in shared)
+    drawn = next((n for n in of_sequences if n != len(x)), None)
+    if drawn is not None:
+        raise ValueError(f"{what}: the draws are of {drawn} sequences, x has {len(x)}; expected the same sequences.")
+
+
 @dataclass(frozen=True)
 class GuideQuality:
     """How far a guide is from NUTS draws of the same posterior.
@@ -303,11 +311,7 @@ def guide_quality(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, None, covariates)
     shared = shared_sites(model, x, covariates)
-    if any(value.shape[2] != len(x) for name, value in result.draws.items() if name not in shared):
-        raise ValueError(
-            f"guide_quality: the draws are of {result.draws['z'].shape[2]} sequences, x has {len(x)}; expected the "
-            "same sequences."
-        )
+    check_drawn(result, x, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, None, covariates)
         values, log_w = weighted_particles(model, posterior, x, num_particles, covariates)

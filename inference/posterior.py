@@ -21,7 +21,7 @@ from .derived import consequences
 from .draws import guide_draws, nuts_draws
 from .labels import Layout, coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
-from .mcmc import nuts
+from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
 
 __all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
 
@@ -43,6 +43,8 @@ def to_arviz(
     num_particles: int | None = None,
     num_chains: int = 2,
     warmup_steps: int = 300,
+    result: NUTSResult | None = None,
+    quality: GuideQuality | None = None,
     groups: Collection[str] = GROUPS,
     variables: Collection[str] | None = None,
     coords: Mapping[str, Any] | None = None,
@@ -91,6 +93,9 @@ def to_arviz(
             the first ``draws`` are kept, and ten times as many for importance.
         num_chains: chains of NUTS.
         warmup_steps: adaptation steps of NUTS per chain.
+        result: what :func:`.nuts` drew for these sequences, taken as it is; the method is then ``"nuts"``.
+        quality: what :func:`.guide_quality` said of the guide beside it: in ``sequence_stats`` its ``pareto_k``, and
+            ``guide_mean_difference`` and ``guide_variance_ratio`` of the latent where the guide is worst.
         groups: which groups to make; x takes most of the memory.
         variables: which of the variables of ``posterior`` and ``prior`` to keep; None keeps all.
         coords: values to name things by: ``item``, the index of each sequence in its data set, (B,); one of the
@@ -118,6 +123,12 @@ def to_arviz(
     """
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, None, covariates)
+    if result is not None and method in ("guide", "nuts"):  # the first by default
+        method, draws = "nuts", result.diverging.shape[1]
+    if method != "nuts" and (result is not None or quality is not None):
+        raise ValueError(
+            f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
+        )
     _check(method, groups, draws, num_particles, num_chains)
     following = consequences(model, x, covariates, chunk_bytes)
     shared = following.shared
@@ -127,13 +138,16 @@ def to_arviz(
             "its own weights; use method='guide' or 'nuts'."
         )
     target = InMemory()
+    if result is not None:
+        check_drawn(result, x, shared, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     wanted = set(groups)
     with seeded(seed), untouched_store():
         if method == "nuts":
-            options: dict[str, Any] = {"num_samples": draws, "num_chains": num_chains, "warmup_steps": warmup_steps}
-            result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **options)
-            sampled = nuts_draws(result, len(x), shared)
+            if result is None:
+                options: dict[str, Any] = {"num_samples": draws, "num_chains": num_chains, "warmup_steps": warmup_steps}
+                result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **options)
+            sampled = nuts_draws(result, len(x), shared, quality)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)

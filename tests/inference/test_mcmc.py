@@ -130,6 +130,35 @@ def test_arviz_data_of_nuts(tmp_path: Path) -> None:
     assert data["sequence_stats"]["ess"].dims == data["sequence_stats"]["rhat"].dims == ("sequence",)
 
 
+def test_arviz_data_of_a_result_and_a_guides_quality() -> None:
+    model = MODELS["roll"]()
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    result = nuts(model, x, init=guide, num_samples=8, warmup_steps=8)
+    quality = guide_quality(model, guide, x, result, num_particles=50)
+    data = to_arviz(model, guide, x, result=result, quality=quality)
+    assert data["posterior"].attrs["method"] == "nuts"
+    for name, value in result.draws.items():
+        assert torch.equal(torch.from_numpy(data["posterior"][name].values), value)
+    for name, value in result.stats.items():
+        kept = torch.from_numpy(data["sample_stats"][name].values).to(value.dtype)
+        # lp is once more the sum of log_likelihood and log_prior, in double precision.
+        torch.testing.assert_close(kept, value, rtol=1e-5 if name == "lp" else 0, atol=0)
+    worst = data["sequence_stats"]
+    ratio = torch.cat([value.flatten(1) for value in quality.variance_ratio.values()], 1)
+    for i in range(2):
+        expected = max(ratio[i].tolist(), key=lambda value: abs(math.log(value)))
+        assert float(worst["guide_variance_ratio"][i]) == pytest.approx(expected)
+        difference = max(float(value[i].abs().max()) for value in quality.mean_difference.values())
+        assert float(worst["guide_mean_difference"][i]) == pytest.approx(difference)
+    assert torch.equal(torch.from_numpy(worst["pareto_k"].values), quality.pareto_k)
+    with pytest.raises(ValueError, match="of 2 sequences, x has 1"):
+        to_arviz(model, guide, x[:1], result=result)
+    with pytest.raises(ValueError, match="expected none with method='importance'"):
+        to_arviz(model, guide, x, result=result, method="importance")
+    with pytest.raises(ValueError, match="expected none with method='guide'"):
+        to_arviz(model, guide, x, quality=quality)
+
+
 @pytest.mark.parametrize("option", ["num_samples", "warmup_steps", "num_chains", "max_tree_depth"])
 def test_numbers_below_one_are_refused(option: str) -> None:
     model = MODELS["plain"]()
