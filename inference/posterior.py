@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from .draws import guide_draws, nuts_draws
 from .labels import Layout, coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
 from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
+from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
 __all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
 
@@ -64,7 +66,9 @@ def to_arviz(
       z, u) summed over all sequences, nats), and of NUTS ``diverging``.
     - ``sequence_stats``, of every sequence: ``ess`` (effective sample size of the weights, at most num_particles) and
       ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
-      :func:`.pareto_shape`); of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
+      :func:`.pareto_shape`); of importance also ``distinct_draws``, since draws of heavy weights are copied, and
+      ``ess`` is that of the draws: a mean over them has the standard error ``sd / √ess``, whatever ``az.summary`` says,
+      which takes copies for draws; of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
     - ``prior``, ``prior_predictive``: as the first two. Where they are the same for all sequences, they have no
       dimension of them.
     - ``observed_data``, and ``constant_data``: the point estimate μ.
@@ -86,9 +90,12 @@ def to_arviz(
         x: (B, S, channel, height, width).
         covariates: what the programs take beside x by name, (B, …), such as labels.
         draws: draws per sequence and chain.
-        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled with replacement, each
-            sequence by its own weights, so that there is none for random weights. ``"nuts"``: Hamiltonian Monte Carlo
-            from :func:`.nuts`, for small models.
+        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled by Pareto-smoothed
+            weights, each sequence by its own, so that there is none for random weights (`Vehtari et al. 2024, Pareto
+            smoothed importance sampling <https://arxiv.org/abs/1507.02646>`__). None is copied whose weight does not
+            ask for it. Resampling without any copies (Gelman et al., "Bayesian data analysis", 3rd ed., section 10.4) is not done:
+            it trades them for draws that lean towards the guide, unseen. ``"nuts"``: Hamiltonian Monte Carlo from
+            :func:`.nuts`, for small models.
         num_particles: draws from the guide that weights are computed of; by default ``draws`` for the guide, of which
             the first ``draws`` are kept, and ten times as many for importance.
         num_chains: chains of NUTS.
@@ -109,6 +116,9 @@ def to_arviz(
     Returns:
         ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x, on the CPU; dimensions (chain, draw,
         sequence, frame, capsule, position, orbit, channel, height, width).
+
+    Warns:
+        UnreliableWeights: importance draws of sequences whose Pareto k is above 0.7.
 
     Raises:
         ValueError: an unknown method, group or coordinate, too few draws, x that does not fit the model, or a term
@@ -153,6 +163,8 @@ def to_arviz(
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
             posterior = posterior_of(guide, x, None, covariates)
             sampled = guide_draws(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
+            if resample:
+                _warn(sampled.sequence_stats, n, draws)
         attributes = {
             "inference_library": "pyro-tvae",
             "inference_library_version": version("pyro-tvae"),
@@ -205,6 +217,21 @@ def to_arviz(
                 for name, value in values.items():
                     places[name][...] = value.detach().cpu().numpy()
     return target.finish()
+
+
+def _warn(stats: Mapping[str, Tensor], n: int, draws: int) -> None:
+    k = stats["pareto_k"]
+    bad = ~(k <= RELIABLE_PARETO_K)
+    if bad.any():
+        distinct = stats["distinct_draws"][bad]
+        warnings.warn(
+            f"to_arviz: {int(bad.sum())} of {len(k)} sequences have a Pareto k above {RELIABLE_PARETO_K} (or none): "
+            f"their {draws} draws, {int(distinct.min())} to {int(distinct.max())} of them distinct, are not the posterior "
+            "and their effective sample sizes too large; take method='nuts' for a small model, train a richer guide, "
+            f"or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
+            UnreliableWeights,
+            stacklevel=4,
+        )
 
 
 def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
