@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble
+from pyro_tvae.inference.mcmc import NUTSResult, guide_quality
+from pyro_tvae.inference.mcmc import nuts as sample_nuts
+from pyro_tvae.inference.pareto import UnreliableWeights
 from pyro_tvae.inference.posterior import GROUPS, METHODS, to_arviz, to_netcdf
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets.renderers import MovingImages
-from ..reports.posterior_page import POSTERIOR, write_page
+from ..reports.posterior_page import POSTERIOR, verdict, write_page
 from ..runs.outputs import REQUEST, check_replaceable, digest
 from ..runs.run import WEIGHTS, Run
 
@@ -22,7 +27,7 @@ __all__ = ["posterior_run"]
 
 LEAST_DRAWS = 4  # of ArviZ's diagnostics
 FOR_K = 100  # draws that k is estimated from, at least: with few it is noise
-FOR_THE_PAGE = {"sample_stats", "sequence_stats", "observed_data"} & {*GROUPS}
+FOR_THE_PAGE = {"sample_stats", "sequence_stats", "observed_data"}
 
 
 def posterior_run(
@@ -59,7 +64,7 @@ def posterior_run(
         allow: what the run's configuration may call.
 
     Returns:
-        The paths of both files.
+        The paths of both files; how far the draws can be trusted is printed.
 
     Raises:
         FileNotFoundError: the folder is not a run's, or its training has not ended.
@@ -102,21 +107,28 @@ def posterior_run(
             coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
-    drawn = to_arviz(
-        model,
-        guide,
-        batch["x"],
-        draws=draws * thin,
-        method=method,
-        num_particles=max(draws, FOR_K) if method == "guide" else None,
-        num_chains=chains,
-        warmup_steps=warmup,
-        groups={*groups} | FOR_THE_PAGE,
-        coords=coords,
-        seed=seed,
-        progress=bool(config.fit.progress),
-    )
-    drawn = _selected(drawn, GROUPS, (), thin)
+    show = bool(config.fit.progress)
+    options: dict[str, Any] = {"draws": draws, "method": method}
+    if nuts:
+        options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
+        result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options)
+        quality = guide_quality(model, guide, batch["x"], result, seed=seed)
+        options = {"result": _thinned(result, thin), "quality": quality}
+    elif method == "guide":
+        options["num_particles"] = max(draws, FOR_K)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
+        drawn = to_arviz(
+            model,
+            guide,
+            batch["x"],
+            **options,
+            groups={*groups} | FOR_THE_PAGE,
+            coords=coords,
+            seed=seed,
+            progress=show,
+        )
+    print(verdict(drawn), flush=True)
     kept = _selected(drawn, groups, variables)
     for group in groups:
         if group in kept:
@@ -131,8 +143,15 @@ def posterior_run(
     return file, write_page(page, drawn, model, name=str(config.name), facts=facts, file=file.name)
 
 
-def _selected(data: ArvizData, groups: Collection[str], variables: Collection[str], thin: int = 1) -> ArvizData:
-    """Some groups, every so many of their draws, and of the draws some variables."""
+def _thinned(result: NUTSResult, thin: int) -> NUTSResult:
+    """Every so many draws; R-hat and ESS stay those of all of them."""
+    rows = slice(thin - 1, None, thin)
+    stats = {name: value[:, rows] for name, value in result.stats.items()}
+    return replace(result, draws={name: value[:, rows] for name, value in result.draws.items()}, **stats)
+
+
+def _selected(data: ArvizData, groups: Collection[str], variables: Collection[str]) -> ArvizData:
+    """Some groups, and of the draws some variables."""
     chosen = {}
     for group in GROUPS:
         if group not in data or group not in groups:
@@ -146,5 +165,5 @@ def _selected(data: ArvizData, groups: Collection[str], variables: Collection[st
                     f"posterior: there is no variable {unknown[0]!r}; expected some of {', '.join(map(str, dataset))}."
                 )
             dataset = dataset[[name for name in variables if name in dataset]]
-        chosen[group] = dataset.isel(draw=slice(thin - 1, None, thin)) if "draw" in dataset.dims else dataset
+        chosen[group] = dataset
     return assemble(chosen)

@@ -44,6 +44,7 @@ __all__ = [
     "scores_plot",
     "traces",
     "traversal",
+    "verdict",
     "write_page",
 ]
 
@@ -56,20 +57,15 @@ def method_of(data: ArvizData) -> str:
 
 
 def stats_of(data: ArvizData) -> ArvizData:
-    """What is known of each sequence's draws, how many of them are distinct included."""
-    stats = data["sequence_stats"]
-    if "distinct_draws" in stats or "sample_stats" not in data or "log_weight" not in data["sample_stats"]:
-        return stats
-    weights = data["sample_stats"]["log_weight"].values
-    distinct = [len(np.unique(weights[..., i])) for i in range(weights.shape[-1])]
-    return stats.assign(distinct_draws=("sequence", distinct))
+    """What is known of each sequence's draws."""
+    return data["sequence_stats"]
 
 
 def names_of(data: ArvizData) -> list[str]:
     """A name for every sequence: its item, and what says how far its draws can be trusted."""
     stats = stats_of(data)
     items = [str(value) for value in stats["sequence"].values]
-    if "pareto_k" in stats:
+    if method_of(data) != "nuts":
         names = [f"{item}: k {k:.2g}" for item, k in zip(items, stats["pareto_k"].values, strict=True)]
     else:
         names = [f"{item}: R-hat {rhat:.2f}" for item, rhat in zip(items, stats["rhat"].values, strict=True)]
@@ -395,7 +391,8 @@ CAPTIONS = {
     "scores": Caption(
         "Predictive check, frame by frame",
         "Each point is a frame's statistic against 199 replicates drawn given one posterior draw of its sequence: "
-        "under the right model and posterior one in twenty lies outside the gray band. {gray}",
+        "under the right model and posterior one in twenty lies outside the gray band. Of changes every second one is "
+        "counted, since neighbors share a frame. {gray}",
         "z-scores of five statistics of every frame, sequence by sequence.",
     ),
     "pit": Caption(
@@ -420,8 +417,8 @@ CAPTIONS = {
     "pareto_k": Caption(
         "Does the guide cover the posterior",
         "Points should lie below the dashed line. Above it, the guide's draws miss so much of the posterior that "
-        "reweighting them cannot repair it, and the importance-weighted likelihood is a loose bound. {draws} From few "
-        "draws k itself is uncertain: ask for more.",
+        "reweighting them cannot repair it, and the importance-weighted likelihood is a loose bound. From few draws k "
+        "itself is uncertain: ask for more. {draws}",
         f"Pareto k of each sequence against the limit of {RELIABLE_PARETO_K}.",
     ),
     "traces": Caption(
@@ -494,7 +491,7 @@ def write_page(
     page = render(
         "posterior.html",
         heading=f"Posterior of {name}",
-        verdict=_verdict(data),
+        verdict=verdict(data),
         facts=dict(facts),
         remark=model.likelihood.remark,
         pictures=pictures,
@@ -520,10 +517,10 @@ def _trust(data: ArvizData) -> str:
     )
 
 
-def _verdict(data: ArvizData) -> str:
+def verdict(data: ArvizData) -> str:
     """One sentence on how far the draws can be trusted."""
     stats = stats_of(data)
-    if "pareto_k" not in stats:
+    if method_of(data) == "nuts":
         rhat, divergent = float(stats["rhat"].max()), int(data["sample_stats"]["diverging"].sum())
         word = "have mixed" if rhat < 1.01 and divergent == 0 else "have NOT mixed well enough"
         return f"The chains {word}: the largest R-hat is {rhat:.2f} (below 1.01 is good), with {divergent} divergences."

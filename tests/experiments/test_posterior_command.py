@@ -24,6 +24,7 @@ from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.datasets import Transformations
 from pyro_tvae.experiments.reports import posterior_page
 from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.inference import nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
 
 OF_WEIGHTS = {*posterior_page.CAPTIONS} - {"traces", "energy"}
@@ -39,7 +40,9 @@ def test_the_command_writes_a_file_and_a_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "orbits")
     result = command(tmp_path, "run", "--draws", "30", "--sequences", "5")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["posterior: run/posterior.nc", "page: run/posterior.html"]
+    verdict, *lines = result.stdout.splitlines()
+    assert "the draws are the guide's opinion" in verdict
+    assert lines == ["posterior: run/posterior.nc", "page: run/posterior.html"]
     assert "draws from the guide" in result.stderr  # progress
     data = from_netcdf(run / "posterior.nc")
     assert data["posterior"]["e"].shape == (1, 30, 5, 2, 18)
@@ -97,7 +100,7 @@ def test_the_verdict_counts_usable_sequences(k: list[float], words: str) -> None
     import xarray
 
     stats = xarray.Dataset({"pareto_k": ("sequence", k), "ess": ("sequence", [50.0, 60.0])})
-    assert re.search(words, posterior_page._verdict({"sequence_stats": stats}))
+    assert re.search(words, posterior_page.verdict({"sequence_stats": stats}))
 
 
 @pytest.mark.parametrize("k", [[0.1, 0.5], [0.1, 300.0, np.inf], [np.nan, 0.2], [-0.5]])
@@ -148,7 +151,8 @@ def test_what_was_left_out_is_left_out_of_the_page(tmp_path: Path) -> None:
         posterior_run(run, draws=4, sequences=2, groups=["x"], output=tmp_path / "other.nc")
 
 
-def test_a_repeat_is_fine_and_other_settings_are_not(tmp_path: Path) -> None:
+def test_a_repeat_is_fine_and_other_settings_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posterior_command, "write_page", lambda path, *_, **__: path)
     run = make_run(tmp_path / "run", "plain")
     file, _ = posterior_run(run, draws=4, sequences=2)
     first = from_netcdf(file)["posterior"]["z"].values
@@ -161,16 +165,15 @@ def test_a_repeat_is_fine_and_other_settings_are_not(tmp_path: Path) -> None:
     assert from_netcdf(file)["posterior"].sizes["draw"] == 5
 
 
-def test_nuts_is_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nuts_is_thinned_and_keeps_its_diagnostics() -> None:
     model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 3, pyro_tvae.CapsuleRoll(3), mu=1.0)
-    guide = pyro_tvae.MeanFieldGuide(model)
-    data = to_arviz(model, guide, torch.rand(2, 3, 1, 2, 2), draws=12, method="nuts", warmup_steps=5, num_chains=1)
-    thinned = posterior_command._selected(data, ["posterior", "sample_stats", "observed_data"], (), thin=3)
-    for group in ("posterior", "sample_stats"):
-        for name in thinned[group]:
-            assert np.array_equal(thinned[group][name].values, data[group][name].values[:, 2::3])
-    assert np.array_equal(thinned["observed_data"]["x"].values, data["observed_data"]["x"].values)
-    assert "prior" not in thinned
+    guide, x = pyro_tvae.MeanFieldGuide(model), torch.rand(2, 3, 1, 2, 2)
+    result = nuts(model, x, init=guide, num_samples=12, warmup_steps=5, num_chains=1)
+    thinned = posterior_command._thinned(result, 3)
+    assert all(torch.equal(thinned.draws[name], value[:, 2::3]) for name, value in result.draws.items())
+    assert all(torch.equal(thinned.stats[name], value[:, 2::3]) for name, value in result.stats.items())
+    assert to_arviz(model, guide, x, result=thinned)["posterior"].sizes["draw"] == 4
+    assert thinned.rhat is result.rhat
 
 
 @pytest.mark.parametrize(
