@@ -15,7 +15,7 @@ from pyro_tvae import TVAE
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import call
 
-from .densities import in_plate, in_double, log_prob, scored
+from .densities import in_double, in_plate, log_prob, scored
 from .inspection import plain_program, prior_trace
 
 __all__ = ["Piece", "consequences"]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_tvae.posteriors import Posterior
+from pyro_tvae.posteriors import Posterior, draw
 from pyro_tvae.programs import Program
 
 from .likelihood import summarize, weighted_particles
 from .mcmc import GuideQuality, NUTSResult
+from .pareto import pareto_smooth
 from .progress import progress_bar
 
-__all__ = ["Draws", "guide_draws", "nuts_draws"]
+__all__ = ["Draws", "guide_draws", "nuts_draws", "systematic"]
 
 
 @dataclass(frozen=True)
@@ -48,43 +51,89 @@ def guide_draws(
     chunk_bytes: int,
     progress: bool,
 ) -> Draws:
-    """The first of n weighted draws, or a resample of all; memory does not grow with n.
+    """The first of n weighted draws, or a resample of all; memory does not grow with n but for their weights.
 
-    Resampling is multinomial and needs one pass: after every chunk each of the kept draws gives way to one of the
-    chunk's with the probability that the chunk's weights have among all weights so far.
+    Resampling needs all weights first. The few draws that are kept are then made a second time, from the states that
+    the random generators had, which costs less than decoding them did. It is systematic (`Kitagawa 1996, Monte Carlo
+    filter and smoother <https://doi.org/10.1080/10618600.1996.10474692>`__), by Pareto-smoothed weights
+    (:func:`.pareto_smooth`): a particle of weight p is kept ⌊draws · p⌋ or ⌈draws · p⌉ times, draws · p on average. So
+    none is kept twice that need not be, and none is favored, as sampling without replacement would favor the light.
     """
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
-    column = torch.arange(len(x), device=x.device)
-    kept: dict[str, Tensor] = {}
-    kept_weight, weights = x.new_empty(0, len(x)), []
-    total = x.new_full((len(x),), -torch.inf)
+    first: list[dict[str, Tensor]] = []
+    states, weights = [], []
     with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
         for start in range(0, n, chunk):
+            states.append(_state(x.device))
             values, log_w = weighted_particles(model, posterior, x, min(chunk, n - start), covariates)
             weights.append(log_w)
             bar.update(len(log_w))
-            if not resample:
-                more = draws - len(kept_weight)
-                kept = {name: torch.cat([kept[name], v[:more]]) if kept else v[:more] for name, v in values.items()}
-                kept_weight = torch.cat([kept_weight, log_w[:more]])
-                continue
-            # A sequence is resampled by its own weights: a sum over the batch would weigh what belongs to others.
-            share = log_w.logsumexp(0)
-            total = torch.logaddexp(total, share)
-            row = torch.distributions.Categorical(logits=log_w.T).sample(torch.Size([draws]))
-            fresh = torch.rand(draws, len(x), device=x.device) < (share - total).exp()
-            picked = {name: v[row, column] for name, v in values.items()}
-            kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
-            kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
-    estimate = summarize(torch.cat(weights), x.shape[-4])
+            if not resample and start < draws:
+                first.append({name: value[: draws - start] for name, value in values.items()})
+    log_w = torch.cat(weights)
+    estimate = summarize(log_w, x.shape[-4])
     of_sequences = {"pareto_k": estimate.pareto_k, "ess": estimate.ess}
+    if resample:
+        smoothed, _ = pareto_smooth(log_w)
+        share = smoothed.softmax(0)
+        chosen = systematic(share, draws)
+        kept = _again(posterior, chosen.to(x.device), states, chunk, n)
+        kept_weight = log_w.gather(0, chosen.to(x.device))
+        of_sequences["distinct_draws"] = (chosen.sort(0).values.diff(dim=0) != 0).sum(0) + 1
+        # A mean over the draws errs by what the weights leave uncertain, and by what resampling adds.
+        of_sequences["ess"] = 1 / (share.square().sum(0) + 1 / draws)
+    else:
+        kept = {name: torch.cat([part[name] for part in first]) for name in first[0]}
+        kept_weight = log_w[:draws]
     kept = {name: value.squeeze(1) if name in shared else value for name, value in kept.items()}
     latents = {name: value[None] for name, value in kept.items()}
     return Draws(latents, {"log_weight": kept_weight[None].double()}, of_sequences, {"num_particles": n})
 
 
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *(1,) * (value.dim() - mask.dim()))
+def systematic(share: Tensor, draws: int) -> Tensor:
+    """Indices of particles (draws, B), each as often as its share (K, B) says but for rounding, in random order.
+
+    Example:
+        >>> systematic(torch.tensor([[0.5], [0.0], [0.5]]), 4).sort(0).values.squeeze(1)
+        tensor([0, 0, 2, 2])
+    """
+    share = share.double().cpu()
+    place = torch.arange(draws, dtype=torch.float64)[:, None] + torch.rand(share.shape[1], dtype=torch.float64)
+    upto = (share.cumsum(0) / share.sum(0)).T.contiguous()
+    chosen = torch.searchsorted(upto, (place / draws).T.contiguous(), right=True).T.clamp(max=len(share) - 1)
+    return chosen.gather(0, torch.rand(chosen.shape).argsort(0))
+
+
+def _state(device: torch.device) -> tuple[Tensor, ...]:
+    of_device = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
+    return (torch.get_rng_state(), *of_device)
+
+
+def _restore(state: tuple[Tensor, ...], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def _again(
+    posterior: Posterior | Program, chosen: Tensor, states: Sequence[tuple[Tensor, ...]], chunk: int, n: int
+) -> dict[str, Tensor]:
+    """The chosen of n draws, made a second time chunk by chunk: site -> (draw, B, *site)."""
+    after, column = _state(chosen.device), torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    kept: dict[str, Tensor] = {}
+    for i, state in enumerate(states):
+        here = chosen // chunk == i
+        if not here.any():
+            continue
+        _restore(state, chosen.device)
+        with poutine.block(), pyro.plate("particles", min(chunk, n - i * chunk), dim=-2):
+            values = draw(posterior)
+        for name, value in values.items():
+            if name not in kept:
+                kept[name] = value.new_empty(*chosen.shape, *value.shape[2:])
+            kept[name][here] = value[chosen[here] - i * chunk, column[here]]
+    _restore(after, chosen.device)
+    return kept
 
 
 def nuts_draws(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from .draws import guide_draws, nuts_draws
 from .labels import Layout, coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
 from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
+from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
 __all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
 
@@ -52,7 +54,7 @@ def to_arviz(
     chunk_bytes: int = CHUNK_BYTES,
     progress: bool = False,
 ) -> ArvizData:
-    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ.
+    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ about data.
 
     Groups:
 
@@ -61,10 +63,13 @@ def to_arviz(
     - ``log_likelihood``: x, log p(x | t), and ``log_prior``: log p of each latent; (chain, draw, sequence), nats per
       sequence, higher is better. Sums of many terms, they are in double precision whatever the model's is.
     - ``sample_stats``, of every draw: ``log_weight`` (of the guide's, (chain, draw, sequence), nats), ``lp`` (log p(x,
-      z, u) summed over all sequences, nats), and of NUTS ``diverging``.
+      z, u) summed over all sequences, nats), and of NUTS ``energy``, ``tree_depth``, ``step_size``, ``acceptance_rate``
+      and ``diverging``, see :class:`.NUTSResult`.
     - ``sequence_stats``, of every sequence: ``ess`` (effective sample size of the weights, at most num_particles) and
       ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
-      :func:`.pareto_shape`); of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
+      :func:`.pareto_shape`); of importance also ``distinct_draws``, since draws of heavy weights are copied, and
+      ``ess`` is that of the draws: a mean over them has the standard error ``sd / √ess``, whatever ``az.summary`` says,
+      which takes copies for draws; of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
     - ``prior``, ``prior_predictive``: as the first two. Where they are the same for all sequences, they have no
       dimension of them.
     - ``observed_data``, and ``constant_data``: the point estimate μ.
@@ -73,6 +78,11 @@ def to_arviz(
     by xarray; by default 0, 1, 2, … as in x.
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
+
+    Functions that set one observation against its prediction and its score, such as ``az.loo_pit`` and
+    ``az.loo_metrics``, take one number per sequence, since a score is a sequence's: put the mean of x over its pixels,
+    or another statistic, under one name into ``observed_data`` and ``posterior_predictive``, and the score there into
+    ``log_likelihood``. ``az.concat`` takes all groups but ``sequence_stats``, which are of one set of draws.
 
     A model with statements of its own (:meth:`.TVAE.heads`, ``forward``, random weights, a handler around it) is run,
     so that nothing of it is left out: further latents, random weights and deterministic sites are variables beside z,
@@ -86,9 +96,12 @@ def to_arviz(
         x: (B, S, channel, height, width).
         covariates: what the programs take beside x by name, (B, …), such as labels.
         draws: draws per sequence and chain.
-        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled with replacement, each
-            sequence by its own weights, so that there is none for random weights. ``"nuts"``: Hamiltonian Monte Carlo
-            from :func:`.nuts`, for small models.
+        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled by Pareto-smoothed
+            weights, each sequence by its own, so that there is none for random weights (`Vehtari et al. 2024, Pareto
+            smoothed importance sampling <https://arxiv.org/abs/1507.02646>`__). None is copied whose weight does not
+            ask for it. Resampling without any copies (Gelman et al., "Bayesian data analysis", 3rd ed., section 10.4) is not done:
+            it trades them for draws that lean towards the guide, unseen. ``"nuts"``: Hamiltonian Monte Carlo from
+            :func:`.nuts`, for small models.
         num_particles: draws from the guide that weights are computed of; by default ``draws`` for the guide, of which
             the first ``draws`` are kept, and ten times as many for importance.
         num_chains: chains of NUTS.
@@ -109,6 +122,9 @@ def to_arviz(
     Returns:
         ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x, on the CPU; dimensions (chain, draw,
         sequence, frame, capsule, position, orbit, channel, height, width).
+
+    Warns:
+        UnreliableWeights: importance draws of sequences whose Pareto k is above 0.7.
 
     Raises:
         ValueError: an unknown method, group or coordinate, too few draws, x that does not fit the model, or a term
@@ -153,6 +169,8 @@ def to_arviz(
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
             posterior = posterior_of(guide, x, None, covariates)
             sampled = guide_draws(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
+            if resample:
+                _warn(sampled.sequence_stats, n, draws)
         attributes = {
             "inference_library": "pyro-tvae",
             "inference_library_version": version("pyro-tvae"),
@@ -205,6 +223,21 @@ def to_arviz(
                 for name, value in values.items():
                     places[name][...] = value.detach().cpu().numpy()
     return target.finish()
+
+
+def _warn(stats: Mapping[str, Tensor], n: int, draws: int) -> None:
+    k = stats["pareto_k"]
+    bad = ~(k <= RELIABLE_PARETO_K)
+    if bad.any():
+        distinct = stats["distinct_draws"][bad]
+        warnings.warn(
+            f"to_arviz: {int(bad.sum())} of {len(k)} sequences have a Pareto k above {RELIABLE_PARETO_K} (or none): "
+            f"their {draws} draws, {int(distinct.min())} to {int(distinct.max())} of them distinct, are not the posterior "
+            "and their effective sample sizes too large; take method='nuts' for a small model, train a richer guide, "
+            f"or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
+            UnreliableWeights,
+            stacklevel=4,
+        )
 
 
 def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
