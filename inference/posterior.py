@@ -54,7 +54,7 @@ def to_arviz(
     chunk_bytes: int = CHUNK_BYTES,
     progress: bool = False,
 ) -> ArvizData:
-    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ.
+    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ about data.
 
     Groups:
 
@@ -63,7 +63,8 @@ def to_arviz(
     - ``log_likelihood``: x, log p(x | t), and ``log_prior``: log p of each latent; (chain, draw, sequence), nats per
       sequence, higher is better. Sums of many terms, they are in double precision whatever the model's is.
     - ``sample_stats``, of every draw: ``log_weight`` (of the guide's, (chain, draw, sequence), nats), ``lp`` (log p(x,
-      z, u) summed over all sequences, nats), and of NUTS ``diverging``.
+      z, u) summed over all sequences, nats), and of NUTS ``energy``, ``tree_depth``, ``step_size``, ``acceptance_rate``
+      and ``diverging``, see :class:`.NUTSResult`.
     - ``sequence_stats``, of every sequence: ``ess`` (effective sample size of the weights, at most num_particles) and
       ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
       :func:`.pareto_shape`); of importance also ``distinct_draws``, since draws of heavy weights are copied, and
@@ -77,6 +78,11 @@ def to_arviz(
     by xarray; by default 0, 1, 2, … as in x.
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
+
+    Functions that set one observation against its prediction and its score, such as ``az.loo_pit`` and
+    ``az.loo_metrics``, take one number per sequence, since a score is a sequence's: put the mean of x over its pixels,
+    or another statistic, under one name into ``observed_data`` and ``posterior_predictive``, and the score there into
+    ``log_likelihood``. ``az.concat`` takes all groups but ``sequence_stats``, which are of one set of draws.
 
     A model with statements of its own (:meth:`.TVAE.heads`, ``forward``, random weights, a handler around it) is run,
     so that nothing of it is left out: further latents, random weights and deterministic sites are variables beside z,
