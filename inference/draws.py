@@ -15,7 +15,7 @@ from pyro_tvae.posteriors import Posterior, draw
 from pyro_tvae.programs import Program
 
 from .likelihood import summarize, weighted_particles
-from .mcmc import NUTSResult
+from .mcmc import GuideQuality, NUTSResult
 from .pareto import pareto_smooth
 from .progress import progress_bar
 
@@ -142,15 +142,25 @@ def _again(
     return kept
 
 
-def nuts_draws(result: NUTSResult, n_sequences: int, shared: Collection[str]) -> Draws:
-    """The draws of :func:`nuts`, and of each sequence the worst that its diagnostics say."""
-    # What all sequences share is as much a latent of each of them.
-    ess, rhat = (
-        [v.reshape(1 if name in shared else n_sequences, -1).expand(n_sequences, -1) for name, v in of_latents.items()]
-        for of_latents in (result.ess, result.rhat)
-    )
-    worst = {
-        "ess": torch.stack([value.amin(1) for value in ess]).amin(0),
-        "rhat": torch.stack([value.amax(1) for value in rhat]).amax(0),
-    }
-    return Draws(result.draws, {"diverging": result.diverging}, worst)
+def nuts_draws(
+    result: NUTSResult, n_sequences: int, shared: Collection[str], quality: GuideQuality | None = None
+) -> Draws:
+    """The draws of :func:`nuts`, and of each sequence the worst that its diagnostics and a guide's quality say."""
+
+    def of_sequences(values: Mapping[str, Tensor]) -> Tensor:
+        # What all sequences share is as much a latent of each of them.
+        rows = (
+            value.reshape(1 if name in shared else n_sequences, -1).expand(n_sequences, -1)
+            for name, value in values.items()
+        )
+        return torch.cat([*rows], 1)
+
+    worst = {"ess": of_sequences(result.ess).amin(1), "rhat": of_sequences(result.rhat).amax(1)}
+    if quality is not None:
+        ratio = of_sequences(quality.variance_ratio)
+        worst |= {
+            "pareto_k": quality.pareto_k,
+            "guide_mean_difference": of_sequences(quality.mean_difference).abs().amax(1),
+            "guide_variance_ratio": ratio.gather(1, ratio.log().abs().argmax(1, keepdim=True)).squeeze(1),
+        }
+    return Draws(result.draws, result.stats, worst)

@@ -17,10 +17,11 @@ SAMPLE = ("chain", "draw")
 LATTICE = ("sequence", "frame", "capsule", "position")
 PIXELS = ("sequence", "frame", "channel", "height", "width")
 SITES = {"z": LATTICE, "u": LATTICE, "v": LATTICE, "t": LATTICE, "e": ("sequence", "capsule", "orbit"), "mu": ()}
+OF_GUIDE = ("guide_mean_difference", "guide_variance_ratio")
 STATISTICS: dict[str, tuple[str, ...]] = {
     "log_weight": (*SAMPLE, "sequence"),
     **dict.fromkeys(("lp", "energy", "tree_depth", "step_size", "acceptance_rate", "diverging"), SAMPLE),
-    **dict.fromkeys(("ess", "pareto_k", "distinct_draws", "rhat"), ("sequence",)),
+    **dict.fromkeys(("ess", "pareto_k", "distinct_draws", "rhat", *OF_GUIDE), ("sequence",)),
 }
 ITEM = "item"  # the sequence's place in its split
 

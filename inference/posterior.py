@@ -26,7 +26,7 @@ from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
-from .mcmc import nuts
+from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
 __all__ = ["from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
@@ -50,6 +50,8 @@ def to_arviz(
     num_chains: int = 2,
     warmup_steps: int = 300,
     thin: int = 1,
+    result: NUTSResult | None = None,
+    quality: GuideQuality | None = None,
     groups: Collection[str] = GROUPS,
     variables: Collection[str] | None = None,
     coords: Mapping[str, Any] | None = None,
@@ -59,7 +61,7 @@ def to_arviz(
     path: str | Path | None = None,
     progress: bool = False,
 ) -> ArvizData:
-    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ.
+    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ about data.
 
     Groups:
 
@@ -68,7 +70,8 @@ def to_arviz(
     - ``log_likelihood``: x, log p(x | t), and ``log_prior``: log p of each latent; (chain, draw, sequence), nats per
       sequence, higher is better. Sums of many terms, they are in double precision whatever the model's is.
     - ``sample_stats``, of every draw: ``log_weight`` (of the guide's, (chain, draw, sequence), nats), ``lp`` (log p(x,
-      z, u) summed over all sequences, nats), and of NUTS ``diverging``.
+      z, u) summed over all sequences, nats), and of NUTS ``energy``, ``tree_depth``, ``step_size``, ``acceptance_rate``
+      and ``diverging``, see :class:`.NUTSResult`.
     - ``sequence_stats``, of every sequence: ``ess`` (effective sample size of the weights, at most num_particles) and
       ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
       :func:`.pareto_shape`); of importance also ``distinct_draws``, since draws of heavy weights are copied, and
@@ -82,6 +85,11 @@ def to_arviz(
     by xarray; by default 0, 1, 2, … as in x.
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
+
+    Functions that set one observation against its prediction and its score, such as ``az.loo_pit`` and
+    ``az.loo_metrics``, take one number per sequence, since a score is a sequence's: put the mean of x over its pixels,
+    or another statistic, under one name into ``observed_data`` and ``posterior_predictive``, and the score there into
+    ``log_likelihood``. ``az.concat`` takes all groups but ``sequence_stats``, which are of one set of draws.
 
     A model with statements of its own (:meth:`.TVAE.heads`, ``forward``, random weights, a handler around it) is run,
     so that nothing of it is left out: further latents, random weights and deterministic sites are variables beside z,
@@ -106,6 +114,9 @@ def to_arviz(
         num_chains: chains of NUTS.
         warmup_steps: adaptation steps of NUTS per chain.
         thin: of this many draws of NUTS one is kept; others are independent, and none is left out.
+        result: what :func:`.nuts` drew for these sequences, taken as it is; the method is then ``"nuts"``.
+        quality: what :func:`.guide_quality` said of the guide beside it: in ``sequence_stats`` its ``pareto_k``, and
+            ``guide_mean_difference`` and ``guide_variance_ratio`` of the latent where the guide is worst.
         groups: which groups to make; x takes most of the memory.
         variables: which of the variables of ``posterior`` and ``prior`` to keep; None keeps all.
         coords: values to name things by: ``item``, the index of each sequence in its data set, (B,); one of the
@@ -140,6 +151,12 @@ def to_arviz(
     """
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, None, covariates)
+    if result is not None and method in ("guide", "nuts"):  # the first by default
+        method, draws = "nuts", result.diverging.shape[1]
+    if method != "nuts" and (result is not None or quality is not None):
+        raise ValueError(
+            f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
+        )
     _check(method, groups, draws, num_particles, num_chains, thin)
     following = consequences(model, x, covariates, chunk_bytes)
     shared = following.shared
@@ -148,6 +165,8 @@ def to_arviz(
             f"to_arviz: all sequences share site {min(shared)!r}, and method='importance' resamples each sequence by "
             "its own weights; use method='guide' or 'nuts'."
         )
+    if result is not None:
+        check_drawn(result, x, shared, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     if variables is not None:
         _check_variables(following, variables)
@@ -155,10 +174,11 @@ def to_arviz(
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
         if method == "nuts":
-            number: dict[str, Any] = {"num_samples": draws * thin, "num_chains": num_chains}
-            number["warmup_steps"] = warmup_steps
-            result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **number)
-            sampled = nuts_draws(result, len(x), shared).thinned(thin)
+            if result is None:
+                number: dict[str, Any] = {"num_samples": draws * thin, "num_chains": num_chains}
+                number["warmup_steps"] = warmup_steps
+                result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **number)
+            sampled = nuts_draws(result, len(x), shared, quality).thinned(thin)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
