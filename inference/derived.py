@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import pyro
 import torch
@@ -11,18 +12,41 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE
+from pyro_tvae.likelihoods import Bernoulli
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import call
 
-from .densities import in_plate, log_prob, scored
+from .densities import in_double, in_plate, log_prob, scored
 from .inspection import plain_program, prior_trace
 
-__all__ = ["consequences"]
+__all__ = ["Consequences", "Piece", "consequences"]
 
 
-def consequences(
-    model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int
-) -> FromDistributions | FromProgram:
+class Piece(NamedTuple):
+    """What follows from the draws ``start`` to ``start + size`` of a chain: name -> (draw, …), empty where not wanted.
+
+    Attributes:
+        variables: the sites, v, t, …
+        predicted: new data by site.
+        log_likelihood: log-probabilities of what was observed, factors included, in double precision, (draw, B); nats.
+        log_prior: log-probabilities of the latents, in double precision, (draw, B), or (draw,) of shared ones; nats.
+    """
+
+    chain: int
+    start: int
+    size: int
+    variables: dict[str, Tensor]
+    predicted: dict[str, Tensor]
+    log_likelihood: dict[str, Tensor]
+    log_prior: dict[str, Tensor]
+
+    @property
+    def groups(self) -> tuple[dict[str, Tensor], ...]:
+        """Variables, predictions, log-likelihood and log-prior."""
+        return self.variables, self.predicted, self.log_likelihood, self.log_prior
+
+
+def consequences(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> Consequences:
     """By its distributions where these are all of a model, else by running it."""
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     if plain_program(model):
@@ -34,62 +58,57 @@ class FromDistributions:
     """A model that is told by its distributions: t is composed of the latents, and x follows from t.
 
     Attributes:
+        chunk: draws in a piece.
+        binary: whether what is predicted is zeros and ones.
         shared: latents that have one value for all sequences.
         observed: what the model observes, by site, factors left out.
+        constants: what has neither draws nor sequences: μ, a point estimate.
+        one_prior: whether the prior is one for all sequences, whose draws then have no dimension of sequences.
     """
 
     shared = frozenset[str]()
+    one_prior = True
 
     def __init__(self, model: TVAE, x: Tensor, chunk: int) -> None:
         self.model, self.x, self.chunk, self.observed = model, x, chunk, {"x": x}
         self.site = next(iter(model.energies), None)
+        self.constants = {} if self.site is None else {"mu": model.mu.detach()}
+        self.binary = isinstance(model.likelihood, Bernoulli)
 
     def prior(self, draws: int) -> dict[str, Tensor]:
         """Draws of the latents from their prior, each (1, draws, …)."""
         return {
-            name: distribution.sample(torch.Size([1, draws, len(self.x)]))
+            name: distribution.sample(torch.Size([1, draws]))
             for name, distribution in self.model.prior_distributions().items()
         }
 
-    def follow(
-        self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool
-    ) -> list[dict[str, Tensor]]:
-        """All variables (the sites, v, t, μ, …), new data, and log-probabilities of what was observed, where wanted."""
-        return [self._derived(latents) if derive else {}, *self._decoded(latents, predict, score)]
-
-    def _derived(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        model, site, variables = self.model, self.site, dict(latents)
-        if site is not None:
-            # One draw at a time: composing all at once would double the memory.
-            flat = zip(latents["z"].flatten(0, 1), latents[site].flatten(0, 1), strict=True)
-            energies, composed = zip(
-                *((model.energy(u), model.compose({"z": z, site: u})) for z, u in flat), strict=True
-            )
-            shape = latents["z"].shape[:2]
-            variables["v"] = torch.stack(energies).unflatten(0, shape)
-            variables["t"] = torch.stack(composed).unflatten(0, shape)
-            variables["mu"] = model.mu.detach().expand(shape)
-        else:
-            variables["t"] = latents["z"]
-        return variables
-
-    def _decoded(self, latents: Mapping[str, Tensor], predict: bool, score: bool) -> list[dict[str, Tensor]]:
-        if not predict and not score:
-            return [{}, {}]
-        shape, x = latents["z"].shape[:2], self.x
-        frames, nats = [], []
-        for part in _chunks(latents, self.chunk):
-            # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
-            distribution = self.model.decode(self.model.compose(part))
-            if predict:
-                frames.append(distribution.sample().cpu())
+    def follow(self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool) -> Iterator[Piece]:
+        """What follows from latents (chain, draw, …), in pieces whose pixels take bounded memory."""
+        model = self.model
+        for chain, start, part in _pieces(latents, self.chunk):
+            piece = Piece(chain, start, len(part["z"]), {}, {}, {}, {})
+            t = model.compose(part)
+            if derive:
+                energy = {} if self.site is None else {"v": model.energy(part[self.site])}
+                piece.variables.update(part | energy | {"t": t})
+            if predict or score:
+                # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
+                distribution = model.decode(t)
+                if predict:
+                    piece.predicted["x"] = distribution.sample()
+                if score:
+                    piece.log_likelihood["x"] = in_double(distribution.to_event(1), self.x)
             if score:
-                nats.append(distribution.log_prob(x).sum(-1))
-        return [{"x": torch.cat(values).unflatten(0, shape)} if values else {} for values in (frames, nats)]
+                priors = model.prior_distributions().items()
+                piece.log_prior.update({name: in_double(prior, part[name]) for name, prior in priors})
+            yield piece
 
 
 class FromProgram:
     """A model with statements of its own: what follows from draws is what its program says when it is given them."""
+
+    one_prior = False
+    binary = False
 
     def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk: int) -> None:
         self.tvae, self.chunk = tvae_of(model), chunk
@@ -102,6 +121,11 @@ class FromProgram:
             for name, site in sites
             if site["is_observed"] and not isinstance(site["fn"], pyro.distributions.Unit)
         }
+        tvae = self.tvae
+        self.random_mu = next(
+            (s for s, (part, name) in tvae.weight_sites().items() if (part, name) == (tvae, "mu")), ""
+        )
+        self.constants = {"mu": tvae.mu.detach()} if tvae.energies and not self.random_mu else {}
 
     def run(self, size: int, values: Mapping[str, Tensor]) -> poutine.Trace:
         """A run for so many draws at once, the latents at the values given, (size, …), or else from their prior."""
@@ -120,37 +144,36 @@ class FromProgram:
     def _value(self, name: str, value: Tensor) -> Tensor:
         return value.squeeze(1) if name in self.shared else value
 
-    def follow(
-        self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool
-    ) -> list[dict[str, Tensor]]:
-        shape, parts = latents["z"].shape[:2], []
-        for part in _chunks(latents, self.chunk):
+    def follow(self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool) -> Iterator[Piece]:
+        for chain, start, part in _pieces(latents, self.chunk):
             trace = self.run(len(part["z"]), part)
-            fixed, new, nats = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
+            piece = Piece(chain, start, len(part["z"]), {}, {}, {}, {})
             sites: Mapping[str, Any] = trace.nodes
-            for name, site in sites.items():
-                if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic", False):
-                    fixed[name] = site["value"] if in_plate(site) else site["value"].squeeze(1)
-            for name in self.tvae.energies:
-                fixed["v"] = self.tvae.energy(part[name])
+            if derive:
+                piece.variables.update(part)
+                for name, site in sites.items():
+                    if site["type"] == "sample" and (site["infer"] or {}).get("_deterministic", False):
+                        piece.variables[name] = _rows(site["value"], site)
+                for name in self.tvae.energies:
+                    piece.variables["v"] = self.tvae.energy(part[name])
+                if self.random_mu:
+                    piece.variables["mu"] = part[self.random_mu]
             for name, site in scored(trace):
                 # What the draws gave is observed in this run.
-                if not site["is_observed"] or name in latents:
+                if name in latents:
+                    if score:
+                        piece.log_prior[name] = _rows(log_prob(site, precise=True), site)
+                    continue
+                if not site["is_observed"]:
                     continue
                 if predict and name in self.observed:
-                    new[name] = _rows(site["fn"].sample(), site).cpu()
+                    piece.predicted[name] = _rows(site["fn"].sample(), site)
                 if score:
-                    nats[name] = _rows(log_prob(site), site)
-            parts.append((fixed, new, nats))
-        whole = [
-            {name: torch.cat([part[i][name] for part in parts]).unflatten(0, shape) for name in parts[0][i]}
-            for i in range(3)
-        ]
-        variables = dict(latents) | whole[0]
-        if self.tvae.energies:
-            random = [s for s, (part, name) in self.tvae.weight_sites().items() if (part, name) == (self.tvae, "mu")]
-            variables["mu"] = latents[random[0]] if random else self.tvae.mu.detach().expand(shape)
-        return [variables, whole[1], whole[2]]
+                    piece.log_likelihood[name] = _rows(log_prob(site, precise=True), site)
+            yield piece
+
+
+Consequences: TypeAlias = FromDistributions | FromProgram
 
 
 def _rows(value: Tensor, site: Mapping[str, Any]) -> Tensor:
@@ -158,7 +181,7 @@ def _rows(value: Tensor, site: Mapping[str, Any]) -> Tensor:
     return value if in_plate(site) else value.squeeze(1)
 
 
-def _chunks(latents: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-    names = list(latents)
-    for parts in zip(*(latents[name].flatten(0, 1).split(size) for name in names), strict=True):
-        yield dict(zip(names, parts, strict=True))
+def _pieces(latents: Mapping[str, Tensor], size: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    chains, draws = next(iter(latents.values())).shape[:2]
+    for chain, start in itertools.product(range(chains), range(0, draws, size)):
+        yield chain, start, {name: value[chain, start : start + size] for name, value in latents.items()}

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_tvae.posteriors import Posterior
+from pyro_tvae.posteriors import Posterior, draw
 from pyro_tvae.programs import Program
 
 from .likelihood import summarize, weighted_particles
-from .mcmc import NUTSResult
+from .mcmc import GuideQuality, NUTSResult
+from .pareto import pareto_smooth
 from .progress import progress_bar
 
-__all__ = ["Draws", "guide_draws", "nuts_draws"]
+__all__ = ["Draws", "guide_draws", "nuts_draws", "systematic"]
 
 
 @dataclass(frozen=True)
 class Draws:
     """Draws of the latent sites, and statistics of how they were made.
 
-    Each is (chain, draw, sequence, *site), or (chain, draw, *site) where all sequences share it.
+    Attributes:
+        latents: each (chain, draw, sequence, *site), or (chain, draw, *site) where all sequences share it.
+        stats: of every draw, (chain, draw) or (chain, draw, sequence).
+        sequence_stats: of every sequence, (sequence,).
+        facts: of all of them, by name.
     """
 
     latents: dict[str, Tensor]
     stats: dict[str, Tensor] = field(default_factory=dict)
+    sequence_stats: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def thinned(self, thin: int) -> Draws:
+        """Every ``thin``-th draw of every chain."""
+        latents, stats = ({k: v[:, thin - 1 :: thin] for k, v in of.items()} for of in (self.latents, self.stats))
+        return replace(self, latents=latents, stats=stats)
 
 
 def guide_draws(
@@ -42,53 +56,111 @@ def guide_draws(
     chunk_bytes: int,
     progress: bool,
 ) -> Draws:
-    """The first of n weighted draws, or a resample of all; memory does not grow with n.
+    """The first of n weighted draws, or a resample of all; memory does not grow with n but for their weights.
 
-    Resampling is multinomial and needs one pass: after every chunk each of the kept draws gives way to one of the
-    chunk's with the probability that the chunk's weights have among all weights so far.
+    Resampling needs all weights first. The few draws that are kept are then made a second time, from the states that
+    the random generators had, which costs less than decoding them did. It is systematic (`Kitagawa 1996, Monte Carlo
+    filter and smoother <https://doi.org/10.1080/10618600.1996.10474692>`__), by Pareto-smoothed weights
+    (:func:`.pareto_smooth`): a particle of weight p is kept ⌊draws · p⌋ or ⌈draws · p⌉ times, draws · p on average. So
+    none is kept twice that need not be, and none is favored, as sampling without replacement would favor the light.
     """
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
-    column = torch.arange(len(x), device=x.device)
     kept: dict[str, Tensor] = {}
-    kept_weight, weights = x.new_empty(0, len(x)), []
-    total = x.new_full((len(x),), -torch.inf)
+    states, weights = [], []
     with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
         for start in range(0, n, chunk):
+            states.append(_state(x.device))
             values, log_w = weighted_particles(model, posterior, x, min(chunk, n - start), covariates)
             weights.append(log_w)
             bar.update(len(log_w))
-            if not resample:
-                more = draws - len(kept_weight)
-                kept = {name: torch.cat([kept[name], v[:more]]) if kept else v[:more] for name, v in values.items()}
-                kept_weight = torch.cat([kept_weight, log_w[:more]])
-                continue
-            # A sequence is resampled by its own weights: a sum over the batch would weigh what belongs to others.
-            share = log_w.logsumexp(0)
-            total = torch.logaddexp(total, share)
-            row = torch.distributions.Categorical(logits=log_w.T).sample(torch.Size([draws]))
-            fresh = torch.rand(draws, len(x), device=x.device) < (share - total).exp()
-            picked = {name: v[row, column] for name, v in values.items()}
-            kept = {name: torch.where(_like(fresh, v), v, kept.get(name, v)) for name, v in picked.items()}
-            kept_weight = torch.where(fresh, log_w[row, column], kept_weight if start else log_w[row, column])
-    estimate = summarize(torch.cat(weights), x.shape[-4])
-    stats = {"log_weight": kept_weight[None], "pareto_k": estimate.pareto_k, "ess": estimate.ess}
+            for name, value in values.items() if not resample and start < draws else ():
+                if start == 0:
+                    kept[name] = value.new_empty(draws, *value.shape[1:])
+                kept[name][start : start + len(value)] = value[: draws - start]
+    log_w = torch.cat(weights)
+    estimate = summarize(log_w, x.shape[-4])
+    of_sequences = {"pareto_k": estimate.pareto_k, "ess": estimate.ess}
+    if resample:
+        smoothed, _ = pareto_smooth(log_w)
+        share = smoothed.softmax(0)
+        chosen = systematic(share, draws)
+        kept = _again(posterior, chosen.to(x.device), states, chunk, n)
+        kept_weight = log_w.gather(0, chosen.to(x.device))
+        of_sequences["distinct_draws"] = (chosen.sort(0).values.diff(dim=0) != 0).sum(0) + 1
+        # A mean over the draws errs by what the weights leave uncertain, and by what resampling adds.
+        of_sequences["ess"] = 1 / (share.square().sum(0) + 1 / draws)
+    else:
+        kept_weight = log_w[:draws]
     kept = {name: value.squeeze(1) if name in shared else value for name, value in kept.items()}
-    return Draws({name: value[None] for name, value in kept.items()}, stats)
+    latents = {name: value[None] for name, value in kept.items()}
+    return Draws(latents, {"log_weight": kept_weight[None].double()}, of_sequences, {"num_particles": n})
 
 
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *(1,) * (value.dim() - mask.dim()))
+def systematic(share: Tensor, draws: int) -> Tensor:
+    """Indices of particles (draws, B), each as often as its share (K, B) says but for rounding, in random order.
+
+    Example:
+        >>> systematic(torch.tensor([[0.5], [0.0], [0.5]]), 4).sort(0).values.squeeze(1)
+        tensor([0, 0, 2, 2])
+    """
+    share = share.double().cpu()
+    place = torch.arange(draws, dtype=torch.float64)[:, None] + torch.rand(share.shape[1], dtype=torch.float64)
+    upto = (share.cumsum(0) / share.sum(0)).T.contiguous()
+    chosen = torch.searchsorted(upto, (place / draws).T.contiguous(), right=True).T.clamp(max=len(share) - 1)
+    return chosen.gather(0, torch.rand(chosen.shape).argsort(0))
 
 
-def nuts_draws(result: NUTSResult, n_sequences: int, shared: Collection[str]) -> Draws:
-    """The draws of :func:`nuts`, and of each sequence the worst that its diagnostics say."""
-    # What all sequences share is as much a latent of each of them.
-    ess, rhat = (
-        [v.reshape(1 if name in shared else n_sequences, -1).expand(n_sequences, -1) for name, v in of_latents.items()]
-        for of_latents in (result.ess, result.rhat)
-    )
-    worst = {
-        "ess": torch.stack([value.amin(1) for value in ess]).amin(0),
-        "rhat": torch.stack([value.amax(1) for value in rhat]).amax(0),
-    }
-    return Draws(result.draws, {"diverging": result.diverging, **worst})
+def _state(device: torch.device) -> tuple[Tensor, ...]:
+    of_device = (torch.cuda.get_rng_state(device),) if device.type == "cuda" else ()
+    return (torch.get_rng_state(), *of_device)
+
+
+def _restore(state: tuple[Tensor, ...], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def _again(
+    posterior: Posterior | Program, chosen: Tensor, states: Sequence[tuple[Tensor, ...]], chunk: int, n: int
+) -> dict[str, Tensor]:
+    """The chosen of n draws, made a second time chunk by chunk: site -> (draw, B, *site)."""
+    after, column = _state(chosen.device), torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
+    kept: dict[str, Tensor] = {}
+    for i, state in enumerate(states):
+        here = chosen // chunk == i
+        if not here.any():
+            continue
+        _restore(state, chosen.device)
+        with poutine.block(), pyro.plate("particles", min(chunk, n - i * chunk), dim=-2):
+            values = draw(posterior)
+        for name, value in values.items():
+            if name not in kept:
+                kept[name] = value.new_empty(*chosen.shape, *value.shape[2:])
+            kept[name][here] = value[chosen[here] - i * chunk, column[here]]
+    _restore(after, chosen.device)
+    return kept
+
+
+def nuts_draws(
+    result: NUTSResult, n_sequences: int, shared: Collection[str], quality: GuideQuality | None = None
+) -> Draws:
+    """The draws of :func:`nuts`, and of each sequence the worst that its diagnostics and a guide's quality say."""
+
+    def of_sequences(values: Mapping[str, Tensor]) -> Tensor:
+        # What all sequences share is as much a latent of each of them.
+        rows = (
+            value.reshape(1 if name in shared else n_sequences, -1).expand(n_sequences, -1)
+            for name, value in values.items()
+        )
+        return torch.cat([*rows], 1)
+
+    worst = {"ess": of_sequences(result.ess).amin(1), "rhat": of_sequences(result.rhat).amax(1)}
+    if quality is not None:
+        ratio = of_sequences(quality.variance_ratio)
+        worst |= {
+            "pareto_k": quality.pareto_k,
+            "guide_mean_difference": of_sequences(quality.mean_difference).abs().amax(1),
+            "guide_variance_ratio": ratio.gather(1, ratio.log().abs().argmax(1, keepdim=True)).squeeze(1),
+        }
+    return Draws(result.draws, result.stats, worst)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,39 +11,61 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 
-if TYPE_CHECKING:
-    from xarray import Dataset
-
-__all__ = ["coordinates", "dataset"]
+__all__ = ["Layout", "coordinates", "layout"]
 
 SAMPLE = ("chain", "draw")
 LATTICE = ("sequence", "frame", "capsule", "position")
 PIXELS = ("sequence", "frame", "channel", "height", "width")
 SITES = {"z": LATTICE, "u": LATTICE, "v": LATTICE, "t": LATTICE, "e": ("sequence", "capsule", "orbit"), "mu": ()}
-STATISTICS = {
+OF_GUIDE = ("guide_mean_difference", "guide_variance_ratio")
+STATISTICS: dict[str, tuple[str, ...]] = {
     "log_weight": (*SAMPLE, "sequence"),
-    "diverging": SAMPLE,
-    "pareto_k": ("sequence",),
-    "ess": ("sequence",),
-    "rhat": ("sequence",),
+    **dict.fromkeys(("lp", "energy", "tree_depth", "step_size", "acceptance_rate", "diverging"), SAMPLE),
+    **dict.fromkeys(("ess", "pareto_k", "distinct_draws", "rhat", *OF_GUIDE), ("sequence",)),
 }
+ITEM = "item"  # the sequence's place in its split
+
+Coordinates: TypeAlias = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
 
 
-def _dimensions(group: str, name: str, value: Tensor, shared: Collection[str]) -> tuple[str, ...]:
-    if group == "sample_stats":
+class Layout(NamedTuple):
+    """A group's dimensions, coordinates and attributes, before there are values.
+
+    Attributes:
+        dims: variable -> names of its dimensions.
+        shapes: variable -> its shape.
+        coords: name -> (dimensions, values).
+    """
+
+    dims: dict[str, tuple[str, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    coords: Coordinates
+    attributes: Mapping[str, Any]
+
+
+def _dimensions(group: str, name: str, n: int, shared: Collection[str], one_prior: bool) -> tuple[str, ...]:
+    """Names of a variable's n dimensions."""
+    if group in ("sample_stats", "sequence_stats"):
         return STATISTICS[name]
+    if group == "constant_data":
+        return _own_dimensions(name, n)
     if group == "observed_data":
-        return PIXELS if name == "x" else ("sequence", *_own_dimensions(name, value.dim() - 1))
-    if group == "log_likelihood" and name != "x":
-        return (*SAMPLE, "sequence")[: value.dim()]
-    if name in shared:
-        return (*SAMPLE, *_own_dimensions(name, value.dim() - 2))
+        return PIXELS if name == "x" else ("sequence", *_own_dimensions(name, n - 1))
+    if group == "log_likelihood" or (group == "log_prior" and name not in shared):
+        return (*SAMPLE, "sequence")[:n]
+    if name in shared or group == "log_prior":
+        return (*SAMPLE, *_own_dimensions(name, n - 2))
+    of_prior = one_prior and group.startswith("prior")
+    if of_prior:
+        n += 1
     if name == "x":
-        return (*SAMPLE, "sequence") if group == "log_likelihood" else (*SAMPLE, *PIXELS)
-    if name == "e" and value.dim() == len(SAMPLE) + len(LATTICE):  # one energy per latent, not per orbit
-        return (*SAMPLE, *LATTICE)
-    # An energy prior of a user's has dimensions of its own, named as ArviZ would.
-    return (*SAMPLE, *SITES.get(name, ("sequence", *_own_dimensions(name, value.dim() - 3))))
+        own: tuple[str, ...] = PIXELS
+    elif name == "e" and n == len(SAMPLE) + len(LATTICE):  # one energy per latent, not per orbit
+        own = LATTICE
+    else:
+        # An energy prior of a user's has dimensions of its own, named as ArviZ would.
+        own = SITES.get(name, ("sequence", *_own_dimensions(name, n - 3)))
+    return (*SAMPLE, *(dim for dim in own if not (of_prior and dim == "sequence")))
 
 
 def _own_dimensions(name: str, n: int) -> tuple[str, ...]:
@@ -53,9 +75,12 @@ def _own_dimensions(name: str, n: int) -> tuple[str, ...]:
 def coordinates(
     coords: Mapping[str, Any], model: TVAE, x: Tensor, taken: Collection[str]
 ) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
-    """User's coordinates as name -> (dimensions, values); those of a dimension replace its 0, 1, 2, …"""
+    """User's coordinates as name -> (dimensions, values); those of a dimension replace its 0, 1, 2, …
+
+    Sequences are called by their items, so that what is joined by label is joined rightly.
+    """
     dimensions = {*PIXELS, *LATTICE, "orbit"}
-    placed: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    placed: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {ITEM: (("sequence",), np.arange(len(x)))}
     for name, given in coords.items():
         values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
         if name in dimensions and values.ndim == 1:
@@ -69,28 +94,34 @@ def coordinates(
                 f"to_arviz: coordinate {name!r} has shape {values.shape}; expected ({len(x)},), one value per "
                 f"sequence, or ({len(x)}, {model.n_frames}), one per sequence and frame."
             )
+    item = placed[ITEM][1]
+    if item.ndim == 1 and len(np.unique(item)) == len(item):
+        placed.setdefault("sequence", (("sequence",), item))
     return placed
 
 
-def dataset(
+def layout(
     group: str,
-    variables: Mapping[str, Tensor],
-    coords: Mapping[str, tuple[tuple[str, ...], NDArray[Any]]],
+    shapes: Mapping[str, tuple[int, ...]],
+    coords: Coordinates,
     attributes: Mapping[str, Any],
     shared: Collection[str],
-) -> Dataset:
-    from xarray import Dataset
+    one_prior: bool = False,
+) -> Layout:
+    """How variables of these shapes are laid out in a group.
 
-    data = {
-        name: (_dimensions(group, name, value, shared), value.detach().cpu().numpy())
-        for name, value in variables.items()
-    }
-    sizes = {name: n for dims, value in data.values() for name, n in zip(dims, value.shape, strict=True)}
+    Raises:
+        ValueError: a coordinate has another length than its dimension.
+    """
+    dims = {name: _dimensions(group, name, len(shape), shared, one_prior) for name, shape in shapes.items()}
+    sizes = {dim: n for name, shape in shapes.items() for dim, n in zip(dims[name], shape, strict=True)}
     for name, (_, values) in coords.items():
         if name in sizes and len(values) != sizes[name]:
             raise ValueError(f"to_arviz: coordinate {name!r} has {len(values)} values; expected {sizes[name]}.")
     index = {name: ((name,), np.arange(n)) for name, n in sizes.items()}
-    # ArviZ 1.x cannot stack variables of which some have a coordinate and some (μ, energies of orbits) have not.
-    shared = set.intersection(*(set(dims) for dims, _ in data.values())) if data else set()
-    named = {name: entry for name, entry in coords.items() if name in sizes or set(entry[0]) <= shared}
-    return Dataset(data, coords=index | named, attrs=dict(attributes))
+    # ArviZ 1.x cannot stack variables of which some have a coordinate and some (random weights, energies of orbits)
+    # have not. Nobody stacks statistics.
+    every = [*map(set, dims.values())]
+    common = (set.union if group == "sample_stats" else set.intersection)(*every) if every else set()
+    named = {name: entry for name, entry in coords.items() if name in sizes or set(entry[0]) <= common}
+    return Layout(dims, dict(shapes), index | named, attributes)

@@ -30,7 +30,7 @@ from .densities import INNER_PLATE, log_weight, refuse_plates, replay
 from .frame_averages import frame_averaged_weights
 from .inspection import refuse_further_terms
 from .memory import keep_freed_memory
-from .pareto import pareto_shape
+from .pareto import pareto_shape, tail_length
 from .progress import progress_bar
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
@@ -278,7 +278,7 @@ class Summary:
     def __init__(self, num_particles: int) -> None:
         self.num_particles = num_particles
         # The tail of K weights, and the largest one below it as its threshold.
-        self.kept = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles))) + 1
+        self.kept = tail_length(num_particles) + 1
         self.total = self.square = torch.tensor(-math.inf, dtype=torch.float64)
         self.sum = torch.tensor(0.0, dtype=torch.float64)
         self.largest = torch.empty(0, dtype=torch.float64)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,8 @@ from .progress import progress_bar
 
 __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
 
+RECORDED = ("potential", "energy", "tree_depth", "step_size", "acceptance_rate")
+
 
 @dataclass(frozen=True)
 class NUTSResult:
@@ -39,12 +41,68 @@ class NUTSResult:
             Rank-normalization, folding, and localization <https://arxiv.org/abs/1903.08008>`__).
         ess: identified latent -> (B, *site), bulk effective sample size; higher is better, 400 is enough for means.
         diverging: (chain, draw) booleans; a divergence says that the chain missed a part of the posterior.
+        lp: (chain, draw), ``log p(x, latents)`` of all sequences together, constants included, nats.
+        energy: (chain, draw), the Hamiltonian ``−log p(x, y) + |momentum|² / 2`` of the draw as the sampler moves it, y
+            its unconstrained coordinates (positive latents as logarithms, Jacobian included); nats. Draws that change
+            it slowly do not reach the tails, which ``az.bfmi`` measures.
+        tree_depth: (chain, draw), doublings of the trajectory; at ``max_tree_depth`` it was cut short.
+        step_size: (chain, draw), of the integrator, in units of the adapted scale of each coordinate.
+        acceptance_rate: (chain, draw), mean acceptance probability along the trajectory, which the step size is adapted
+            to bring to 0.8.
     """
 
     draws: dict[str, Tensor]
     rhat: dict[str, Tensor]
     ess: dict[str, Tensor]
     diverging: Tensor
+    lp: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    energy: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    tree_depth: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    step_size: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    acceptance_rate: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    @property
+    def stats(self) -> dict[str, Tensor]:
+        """What was recorded of every draw, by ArviZ's names, each (chain, draw)."""
+        names = ("lp", "energy", "tree_depth", "step_size", "acceptance_rate", "diverging")
+        return {name: value for name in names if (value := getattr(self, name)).shape == self.diverging.shape}
+
+
+class _Recorded(NUTS):
+    """Pyro's kernel, which keeps of each transition what it computes on the way and forgets."""
+
+    potential: float | None = None  # of the point where the chain is
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self._points: list[tuple[Tensor, float, float, float]] = []
+        if self.potential is None:
+            self.potential = self.potential_fn(params).item()
+        drawn: dict[str, Tensor] = super().sample(params)
+        self.energy = self._start
+        self.acceptance_rate = sum(probability for *_, probability in self._points) / len(self._points)
+        # Of n doublings all but the last are whole, and the last has at least one point.
+        self.tree_depth = len(self._points).bit_length()
+        for value, energy, potential, _ in self._points:
+            if value is next(iter(drawn.values())):  # the draw is a point of its trajectory, or where that starts
+                self.energy, self.potential = energy, potential
+        return drawn
+
+    def _build_basetree(
+        self,
+        z: dict[str, Tensor],
+        r: object,
+        z_grads: object,
+        log_slice: Tensor,
+        direction: int,
+        energy_current: Tensor,
+    ) -> Any:
+        """One more point of the trajectory."""
+        point = super()._build_basetree(z, r, z_grads, log_slice, direction, energy_current)
+        self._start = energy_current.item()
+        value = next(iter(point.z_proposal.values()))
+        energy, probability = -point.weight - log_slice, point.sum_accept_probs
+        self._points.append((value, energy.item(), point.z_proposal_pe.item(), probability.item()))
+        return point
 
 
 def identified(model: TVAE, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,19 +167,28 @@ def nuts(
             f"max_tree_depth={max_tree_depth}; expected at least 1 of each."
         )
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
+    recorded = torch.zeros(num_chains, num_samples, len(RECORDED), dtype=torch.float64)
     bar = progress_bar(num_chains * (num_samples + warmup_steps), "NUTS", shown=progress, leave=False)
     # Gradients are what NUTS moves by, whatever the caller has switched off.
     with seeded(seed), torch.enable_grad(), untouched_store(), bar:
         for chain, start in enumerate(_starts(model, init, x, covariates, num_chains)):
             divergences: list[int] = []
 
-            def watch(kernel: NUTS, _: object, stage: str, __: int, divergences: list[int] = divergences) -> None:
+            def watch(
+                kernel: _Recorded,
+                _: object,
+                stage: str,
+                draw: int,
+                row: Tensor = recorded[chain],
+                divergences: list[int] = divergences,
+            ) -> None:
                 bar.update()
                 if stage.startswith("Sample"):
                     divergences[:] = kernel.diagnostics()["divergences"]
+                    row[draw] = row.new_tensor([getattr(kernel, name) for name in RECORDED])
 
             # The bare forward, where that is all of it: nothing of the model is trained.
-            kernel = NUTS(
+            kernel = _Recorded(
                 call(model, x, None, covariates),
                 init_strategy=partial(init_to_value, values=start),
                 max_plate_nesting=1,
@@ -129,12 +196,25 @@ def nuts(
             )
             mcmc = MCMC(kernel, num_samples=num_samples, warmup_steps=warmup_steps, disable_progbar=True, hook_fn=watch)
             mcmc.run()
-            runs.append({name: value.detach().cpu() for name, value in mcmc.get_samples().items()})
+            sampled = mcmc.get_samples()
+            recorded[chain, :, 0] = _jacobian(kernel, sampled) - recorded[chain, :, 0]
+            runs.append({name: value.detach().cpu() for name, value in sampled.items()})
             diverging[chain, divergences] = True
     draws = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
     latents = identified(tvae, draws)
     rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
-    return NUTSResult(draws, rhat, ess, diverging)
+    lp, energy, depth, step_size, acceptance_rate = recorded.unbind(-1)
+    return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate)
+
+
+@torch.no_grad()
+def _jacobian(kernel: NUTS, sampled: Mapping[str, Tensor]) -> Tensor:
+    """Log-determinants of what makes the draws unconstrained, (draw,), which a potential energy holds."""
+    total = torch.zeros((), dtype=torch.float64)
+    for name, transform in kernel.transforms.items():
+        value = sampled[name]
+        total = total + transform.log_abs_det_jacobian(value, transform(value)).cpu().double().flatten(1).sum(1)
+    return total
 
 
 @torch.no_grad()
@@ -169,6 +249,14 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
                 "build the guide for this model and these sequences."
             )
     return {name: start[name].reshape(shape) for name, shape in shapes.items()}
+
+
+def check_drawn(result: NUTSResult, x: Tensor, shared: Collection[str], what: str) -> None:
+    """Raise where a result is of another number of sequences than x has."""
+    of_sequences = (value.shape[2] for name, value in result.draws.items() if name not in shared)
+    drawn = next((n for n in of_sequences if n != len(x)), None)
+    if drawn is not None:
+        raise ValueError(f"{what}: the draws are of {drawn} sequences, x has {len(x)}; expected the same sequences.")
 
 
 @dataclass(frozen=True)
@@ -223,11 +311,7 @@ def guide_quality(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, None, covariates)
     shared = shared_sites(model, x, covariates)
-    if any(value.shape[2] != len(x) for name, value in result.draws.items() if name not in shared):
-        raise ValueError(
-            f"guide_quality: the draws are of {result.draws['z'].shape[2]} sequences, x has {len(x)}; expected the "
-            "same sequences."
-        )
+    check_drawn(result, x, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, None, covariates)
         values, log_w = weighted_particles(model, posterior, x, num_particles, covariates)

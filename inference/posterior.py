@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import PARTIAL, atomic_write
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
-from .arviz_adapter import ArvizData, assemble, read, write
-from .derived import consequences
+from .arviz_adapter import ArvizData, InFile, InMemory, assemble, names_of, read, write, write_zarr
+from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
-from .labels import coordinates, dataset
+from .labels import coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
-from .mcmc import nuts
+from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
+from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
-__all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
+__all__ = ["from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
 
-GROUPS = (
-    "posterior",
-    "posterior_predictive",
-    "log_likelihood",
-    "sample_stats",
-    "prior",
-    "prior_predictive",
-    "observed_data",
-)
+OF_POSTERIOR = ("posterior", "posterior_predictive", "log_likelihood", "log_prior")
+OF_PRIOR = ("prior", "prior_predictive")
+GROUPS = (*OF_POSTERIOR, "sample_stats", "sequence_stats", *OF_PRIOR, "observed_data", "constant_data")
 METHODS = ("guide", "importance", "nuts")
 
 
@@ -49,23 +49,47 @@ def to_arviz(
     num_particles: int | None = None,
     num_chains: int = 2,
     warmup_steps: int = 300,
+    thin: int = 1,
+    result: NUTSResult | None = None,
+    quality: GuideQuality | None = None,
     groups: Collection[str] = GROUPS,
+    variables: Collection[str] | None = None,
     coords: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, str | float] | None = None,
     seed: int | None = 0,
     chunk_bytes: int = CHUNK_BYTES,
+    path: str | Path | None = None,
     progress: bool = False,
 ) -> ArvizData:
-    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ.
+    """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ about data.
 
-    Groups: ``posterior`` (z, u or e, ``v = W u²``, t, and μ, a point estimate repeated for every draw),
-    ``posterior_predictive`` and ``prior_predictive`` (new frames x), ``log_likelihood`` (x: log p(x | t) in nats per
-    sequence, higher is better), ``prior``, ``observed_data`` and ``sample_stats``. The latter has, per sequence,
-    ``log_weight`` (of every draw, nats), ``ess`` (effective sample size of the weights, at most num_particles) and
-    ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
-    :func:`.pareto_shape`); for NUTS ``ess`` (smallest bulk ESS of a latent), ``rhat`` (largest) and ``diverging`` (of
-    every draw).
+    Groups:
+
+    - ``posterior``: z, u or e, ``v = W u²``, t, (chain, draw, sequence, …).
+    - ``posterior_predictive``: new frames x.
+    - ``log_likelihood``: x, log p(x | t), and ``log_prior``: log p of each latent; (chain, draw, sequence), nats per
+      sequence, higher is better. Sums of many terms, they are in double precision whatever the model's is.
+    - ``sample_stats``, of every draw: ``log_weight`` (of the guide's, (chain, draw, sequence), nats), ``lp`` (log p(x,
+      z, u) summed over all sequences, nats), and of NUTS ``energy``, ``tree_depth``, ``step_size``, ``acceptance_rate``
+      and ``diverging``, see :class:`.NUTSResult`.
+    - ``sequence_stats``, of every sequence: ``ess`` (effective sample size of the weights, at most num_particles) and
+      ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
+      :func:`.pareto_shape`); of importance also ``distinct_draws``, since draws of heavy weights are copied, and
+      ``ess`` is that of the draws: a mean over them has the standard error ``sd / √ess``, whatever ``az.summary`` says,
+      which takes copies for draws; of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
+    - ``prior``, ``prior_predictive``: as the first two. Where they are the same for all sequences, they have no
+      dimension of them.
+    - ``observed_data``, and ``constant_data``: the point estimate μ.
+
+    Sequences are called by their ``item``, so that ``data.posterior.sel(sequence=3)`` is item 3 and arrays are joined
+    by xarray; by default 0, 1, 2, … as in x.
 
     ``az.loo`` leaves out whole sequences; since each has latents of its own, read its Pareto k before its sum.
+
+    Functions that set one observation against its prediction and its score, such as ``az.loo_pit`` and
+    ``az.loo_metrics``, take one number per sequence, since a score is a sequence's: put the mean of x over its pixels,
+    or another statistic, under one name into ``observed_data`` and ``posterior_predictive``, and the score there into
+    ``log_likelihood``. ``az.concat`` takes all groups but ``sequence_stats``, which are of one set of draws.
 
     A model with statements of its own (:meth:`.TVAE.heads`, ``forward``, random weights, a handler around it) is run,
     so that nothing of it is left out: further latents, random weights and deterministic sites are variables beside z,
@@ -79,25 +103,40 @@ def to_arviz(
         x: (B, S, channel, height, width).
         covariates: what the programs take beside x by name, (B, …), such as labels.
         draws: draws per sequence and chain.
-        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled with replacement, each
-            sequence by its own weights, so that there is none for random weights. ``"nuts"``: Hamiltonian Monte Carlo
-            from :func:`.nuts`, for small models.
+        method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled by Pareto-smoothed
+            weights, each sequence by its own, so that there is none for random weights (`Vehtari et al. 2024, Pareto
+            smoothed importance sampling <https://arxiv.org/abs/1507.02646>`__). None is copied whose weight does not
+            ask for it. Resampling without any copies (Gelman et al., "Bayesian data analysis", 3rd ed., section 10.4)
+            is not done: it trades them for draws that lean towards the guide, unseen. ``"nuts"``: Hamiltonian Monte
+            Carlo from :func:`.nuts`, for small models.
         num_particles: draws from the guide that weights are computed of; by default ``draws`` for the guide, of which
             the first ``draws`` are kept, and ten times as many for importance.
         num_chains: chains of NUTS.
         warmup_steps: adaptation steps of NUTS per chain.
+        thin: of this many draws of NUTS one is kept; others are independent, and none is left out.
+        result: what :func:`.nuts` drew for these sequences, taken as it is; the method is then ``"nuts"``.
+        quality: what :func:`.guide_quality` said of the guide beside it: in ``sequence_stats`` its ``pareto_k``, and
+            ``guide_mean_difference`` and ``guide_variance_ratio`` of the latent where the guide is worst.
         groups: which groups to make; x takes most of the memory.
-        coords: values to name things by: one of the dimensions, (length,); or any other name that is not a variable's,
-            one value per sequence (B,) or per sequence and frame (B, S), such as labels and factors. The latter stand
-            in ``observed_data`` and where every variable has these dimensions; select draws by
-            ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
+        variables: which of the variables of ``posterior`` and ``prior`` to keep; None keeps all.
+        coords: values to name things by: ``item``, the index of each sequence in its data set, (B,); one of the
+            dimensions, (length,); or any other name that is not a variable's, one value per sequence (B,) or per
+            sequence and frame (B, S), such as labels and factors. The latter stand in every group whose variables all
+            have these dimensions; select draws by ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
+        attributes: what to say of every group beside the method, the seed, num_particles, …, such as a run's name.
         seed: of all draws; None uses torch's global generator.
         chunk_bytes: bound on the decoded pixels of one pass.
+        path: of a NetCDF file to write, whole or not at all. It is filled draw by draw, so that memory holds the
+            latents and one pass alone.
         progress: show a progress bar.
 
     Returns:
         ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x, on the CPU; dimensions (chain, draw,
-        sequence, frame, capsule, position, orbit, channel, height, width).
+        sequence, frame, capsule, position, orbit, channel, height, width). With a path, what is in the file, read when
+        it is used.
+
+    Warns:
+        UnreliableWeights: importance draws of sequences whose Pareto k is above 0.7.
 
     Raises:
         ValueError: an unknown method, group or coordinate, too few draws, x that does not fit the model, or a term
@@ -112,7 +151,13 @@ def to_arviz(
     """
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, None, covariates)
-    _check(method, groups, draws, num_particles, num_chains)
+    if result is not None and method in ("guide", "nuts"):  # the first by default
+        method, draws = "nuts", result.diverging.shape[1]
+    if method != "nuts" and (result is not None or quality is not None):
+        raise ValueError(
+            f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
+        )
+    _check(method, groups, draws, num_particles, num_chains, thin)
     following = consequences(model, x, covariates, chunk_bytes)
     shared = following.shared
     if method == "importance" and shared:
@@ -120,37 +165,121 @@ def to_arviz(
             f"to_arviz: all sequences share site {min(shared)!r}, and method='importance' resamples each sequence by "
             "its own weights; use method='guide' or 'nuts'."
         )
+    if result is not None:
+        check_drawn(result, x, shared, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
-    wanted = set(groups)
-    with seeded(seed), untouched_store():
+    if variables is not None:
+        _check_variables(following, variables)
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed))
+        stack.enter_context(untouched_store())
         if method == "nuts":
-            options: dict[str, Any] = {"num_samples": draws, "num_chains": num_chains, "warmup_steps": warmup_steps}
-            result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **options)
-            sampled = nuts_draws(result, len(x), shared)
+            if result is None:
+                number: dict[str, Any] = {"num_samples": draws * thin, "num_chains": num_chains}
+                number["warmup_steps"] = warmup_steps
+                result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **number)
+            sampled = nuts_draws(result, len(x), shared, quality).thinned(thin)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
             posterior = posterior_of(guide, x, None, covariates)
             sampled = guide_draws(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
-        made = {"sample_stats": sampled.stats, "observed_data": following.observed}
-        prior = following.prior(draws)
-        for latents, kinds in (
-            (sampled.latents, ("posterior", "posterior_predictive", "log_likelihood")),
-            (prior, ("prior", "prior_predictive", "")),
-        ):
-            made |= zip(kinds, following.follow(latents, *(kind in wanted for kind in kinds)), strict=True)
-    attributes = {
-        "inference_library": "pyro-tvae",
-        "inference_library_version": version("pyro-tvae"),
-        "method": method,
-        "seed": "none" if seed is None else seed,
-    }
-    return assemble(
-        {group: dataset(group, made[group], names, attributes, shared) for group in GROUPS if group in wanted}
-    )
+            if resample:
+                _warn(sampled.sequence_stats, n, draws)
+        told = {
+            "inference_library": "pyro-tvae",
+            "inference_library_version": version("pyro-tvae"),
+            "method": method,
+            "seed": "none" if seed is None else seed,
+            "thinning": thin,
+            "dtype": str(x.dtype).removeprefix("torch."),
+            **sampled.facts,
+            **(attributes or {}),
+        }
+        target = InMemory() if path is None else InFile(stack.enter_context(atomic_write(path)))
+        stack.callback(target.close)  # before the file is named
+
+        def lay(group: str, values: Mapping[str, Tensor], shape: tuple[int, ...] | None) -> Mapping[str, Any]:
+            shapes = {name: tuple(v.shape) if shape is None else (*shape, *v.shape[1:]) for name, v in values.items()}
+            dtypes = {name: np.dtype(str(v.dtype).removeprefix("torch.")) for name, v in values.items()}
+            laid = layout(group, shapes, names, told, shared, following.one_prior)
+            return target.open(group, laid, dtypes, following.chunk, following.binary and group.endswith("_predictive"))
+
+        lp = _fill(following, sampled.latents, OF_POSTERIOR, groups, variables, lay)
+        _fill(following, following.prior(draws), OF_PRIOR, groups, variables, lay)
+        whole = {
+            "sample_stats": {"lp": lp, **sampled.stats},
+            "sequence_stats": sampled.sequence_stats,
+            "observed_data": following.observed,
+            "constant_data": following.constants,
+        }
+        for group, values in whole.items():
+            if group in groups and values:
+                places = lay(group, values, None)
+                for name, value in values.items():
+                    places[name][...] = value.detach().cpu().numpy()
+    return assemble(target.groups) if isinstance(target, InMemory) else read(Path(path or ""), lazy=True)
 
 
-def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
+def _fill(
+    following: Consequences,
+    latents: Mapping[str, Tensor],
+    source: tuple[str, ...],
+    groups: Collection[str],
+    variables: Collection[str] | None,
+    lay: Callable[[str, Mapping[str, Tensor], tuple[int, ...]], Mapping[str, Any]],
+) -> Tensor:
+    """Fill the groups that follow from latents, piece by piece; log p(x, latents), (chain, draw), where wanted."""
+    shape = tuple(next(iter(latents.values())).shape[:2])
+    lp = torch.zeros(shape, dtype=torch.float64)
+    score = source is OF_POSTERIOR and bool({"log_likelihood", "log_prior", "sample_stats"} & set(groups))
+    options = (source[0] in groups, source[1] in groups, score)
+    places: dict[str, Mapping[str, Any]] = {}
+    for piece in following.follow(latents, *options) if any(options) else ():
+        rows = slice(piece.start, piece.start + piece.size)
+        made = {group: values for group, values in zip(source, piece.groups, strict=False) if group in groups}
+        if variables is not None and source[0] in made:
+            made[source[0]] = {name: value for name, value in made[source[0]].items() if name in variables}
+        if not places:
+            places = {group: lay(group, values, shape) for group, values in made.items() if values}
+        for group, values in made.items():
+            for name, value in values.items():
+                places[group][name][piece.chain, rows] = value.cpu().numpy()
+        for term in (*piece.log_likelihood.values(), *piece.log_prior.values()):
+            lp[piece.chain, rows] += term.reshape(piece.size, -1).sum(1).cpu()
+    return lp
+
+
+def _check_variables(following: Consequences, variables: Collection[str]) -> None:
+    if isinstance(variables, str):
+        raise TypeError(f"to_arviz: variables is {variables!r}; expected a list of names, such as [{variables!r}].")
+    with torch.random.fork_rng(), untouched_store():
+        piece = next(iter(following.follow(following.prior(1), True, False, False)))
+    unknown = sorted(set(variables) - {*piece.variables})
+    if unknown:
+        raise ValueError(
+            f"to_arviz: there is no variable {unknown[0]!r}; expected some of {', '.join(sorted(piece.variables))}."
+        )
+
+
+def _warn(stats: Mapping[str, Tensor], n: int, draws: int) -> None:
+    k = stats["pareto_k"]
+    bad = ~(k <= RELIABLE_PARETO_K)
+    if bad.any():
+        distinct = stats["distinct_draws"][bad]
+        warnings.warn(
+            f"to_arviz: {int(bad.sum())} of {len(k)} sequences have a Pareto k above {RELIABLE_PARETO_K} (or none): "
+            f"their {draws} draws, {int(distinct.min())} to {int(distinct.max())} of them distinct, are not the "
+            "posterior and their effective sample sizes too large; take method='nuts' for a small model, train a richer "
+            f"guide, or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
+            UnreliableWeights,
+            stacklevel=4,
+        )
+
+
+def _check(
+    method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int, thin: int
+) -> None:
     if method not in METHODS:
         raise ValueError(f"to_arviz: method is {method!r}; expected one of {', '.join(METHODS)}.")
     if isinstance(groups, str):
@@ -160,6 +289,11 @@ def _check(method: str, groups: Collection[str], draws: int, num_particles: int 
         raise ValueError(f"to_arviz: there is no group {unknown[0]!r}; expected some of {', '.join(GROUPS)}.")
     if draws < 1 or num_chains < 1:
         raise ValueError(f"to_arviz: draws={draws} and num_chains={num_chains}; expected at least 1 of each.")
+    if thin < 1 or (thin > 1 and method != "nuts"):
+        raise ValueError(
+            f"to_arviz: thin is {thin!r} with method={method!r}; expected at least 1, and 1 for draws of a guide, "
+            "which are independent."
+        )
     if num_particles is not None and num_particles < draws:
         raise ValueError(f"to_arviz: num_particles is {num_particles!r}; expected at least draws, {draws}.")
 
@@ -182,19 +316,47 @@ def to_netcdf(data: ArvizData, path: str | Path) -> Path:
     return path
 
 
-def from_netcdf(path: str | Path) -> ArvizData:
-    """Read a file of :func:`to_netcdf` into memory, bit for bit.
+def to_zarr(data: ArvizData, path: str | Path) -> Path:
+    """Write what :func:`to_arviz` made into a Zarr folder that is not there yet; :func:`from_netcdf` reads it as well.
+
+    Raises:
+        FileExistsError: something is there.
+        ModuleNotFoundError: the package zarr is missing.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another path, or move it away.")
+    if find_spec("zarr") is None:
+        raise ModuleNotFoundError("to_zarr needs the package zarr; pip install 'pyro-tvae[zarr]', or take to_netcdf.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL) as folder:
+        write_zarr(data, Path(folder) / "data")
+        (Path(folder) / "data").rename(path)
+    return path
+
+
+def from_netcdf(path: str | Path, groups: Collection[str] | None = None, *, lazy: bool = False) -> ArvizData:
+    """Read a file of :func:`to_netcdf`, or a folder of :func:`to_zarr`, bit for bit.
+
+    Args:
+        path: of either.
+        groups: which to read; None reads all.
+        lazy: leave the arrays in the file until they are used, and the file open.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a NetCDF file.
+        ValueError: it is not a NetCDF file, or has no such group.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (path / ".zgroup").exists():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")
     try:
-        return read(path)
+        return read(path, groups, lazy)
+    except KeyError as error:
+        raise ValueError(
+            f"{path} has no group {error.args[0]!r}; expected some of {', '.join(names_of(path))}."
+        ) from None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable NetCDF file ({error}); expected a file written by to_netcdf."

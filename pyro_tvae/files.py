@@ -58,14 +58,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def check_room(partial: Path, size: int) -> None:
-    """Raise OSError where a file that is being written cannot grow to so many bytes, before anything is in it.
+    """Raise OSError where a file that is being written cannot grow by so many bytes; what is in it stays.
 
     For writers that cannot be trusted with a full disk: HDF5 ends the process.
     """
     if hasattr(os, "posix_fallocate"):
-        with open(partial, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-            file.truncate(0)
+        with open(partial, "ab") as file:
+            end = file.tell()
+            os.posix_fallocate(file.fileno(), end, size)
+            file.truncate(end)
 
 
 def _refusal(path: Path, error: Exception) -> str:

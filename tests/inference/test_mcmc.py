@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
-from torch import Tensor, nn
+from gaussian import FRAME, Toy
+from pyro import poutine
+from torch import Tensor
 
-from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.arviz_adapter import diagnose
 from pyro_tvae.inference.mcmc import NUTSResult, guide_quality, identified, nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf
-
-FRAME = (1, 2, 2)
 
 MODELS: dict[str, Callable[[], TVAE]] = {
     "roll": lambda: TVAE(FRAME, 3, 1, 3, CapsuleRoll(3, 1), mu=1.0),
     "orbits": lambda: TVAE(FRAME, 3, 1, 3, CapsuleRoll(3, 0), prior=OrbitEnergy(), mu=1.0),
     "plain": lambda: TVAE(FRAME, 3, 1, 3, NoTopography()),
 }
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
-
-
-class Toy:
-    """x[l] = A z[l] + noise with orthogonal A; the guide is the posterior, moved and widened by ``off``."""
-
-    def __init__(self, off: float, sigma: float = 0.5) -> None:
-        self.model = TVAE(FRAME, 2, 1, 2, NoTopography(), likelihood=Normal(sigma), network=Affine()).double()
-        self.guide = MeanFieldGuide(self.model).double()
-        a = torch.linalg.qr(torch.randn(4, 2).double()).Q * torch.tensor([1.3, 0.7]).double()
-        precision = 1 + a.square().sum(0) / sigma**2
-        self.to_mean, self.sd = (a / sigma**2 / precision).T, precision.rsqrt()
-        with torch.no_grad():
-            self.model.decoder[0].weight.copy_(a)
-            self.model.decoder[0].bias.zero_()
-            layer = self.guide.z_encoder.network[1]
-            layer.weight.copy_(torch.cat([self.to_mean, torch.zeros_like(self.to_mean)]))
-            layer.bias.copy_(torch.cat([off * self.sd, -precision.log() + off]))
-
-    def mean(self, x: Tensor) -> Tensor:
-        return (x.flatten(-3) @ self.to_mean.T).unsqueeze(-2)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +127,36 @@ def test_arviz_data_of_nuts(tmp_path: Path) -> None:
     assert data["posterior"]["t"].shape == (2, 10, 2, 3, 1, 3)
     assert data["log_likelihood"]["x"].shape == (2, 10, 2)
     assert data["sample_stats"]["diverging"].dims == ("chain", "draw")
-    assert data["sample_stats"]["ess"].dims == data["sample_stats"]["rhat"].dims == ("sequence",)
+    assert data["sequence_stats"]["ess"].dims == data["sequence_stats"]["rhat"].dims == ("sequence",)
+
+
+def test_arviz_data_of_a_result_and_a_guides_quality() -> None:
+    model = MODELS["roll"]()
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    result = nuts(model, x, init=guide, num_samples=8, warmup_steps=8)
+    quality = guide_quality(model, guide, x, result, num_particles=50)
+    data = to_arviz(model, guide, x, result=result, quality=quality)
+    assert data["posterior"].attrs["method"] == "nuts"
+    for name, value in result.draws.items():
+        assert torch.equal(torch.from_numpy(data["posterior"][name].values), value)
+    for name, value in result.stats.items():
+        kept = torch.from_numpy(data["sample_stats"][name].values).to(value.dtype)
+        # lp is once more the sum of log_likelihood and log_prior, in double precision.
+        torch.testing.assert_close(kept, value, rtol=1e-5 if name == "lp" else 0, atol=0)
+    worst = data["sequence_stats"]
+    ratio = torch.cat([value.flatten(1) for value in quality.variance_ratio.values()], 1)
+    for i in range(2):
+        expected = max(ratio[i].tolist(), key=lambda value: abs(math.log(value)))
+        assert float(worst["guide_variance_ratio"][i]) == pytest.approx(expected)
+        difference = max(float(value[i].abs().max()) for value in quality.mean_difference.values())
+        assert float(worst["guide_mean_difference"][i]) == pytest.approx(difference)
+    assert torch.equal(torch.from_numpy(worst["pareto_k"].values), quality.pareto_k)
+    with pytest.raises(ValueError, match="of 2 sequences, x has 1"):
+        to_arviz(model, guide, x[:1], result=result)
+    with pytest.raises(ValueError, match="expected none with method='importance'"):
+        to_arviz(model, guide, x, result=result, method="importance")
+    with pytest.raises(ValueError, match="expected none with method='guide'"):
+        to_arviz(model, guide, x, quality=quality)
 
 
 @pytest.mark.parametrize("option", ["num_samples", "warmup_steps", "num_chains", "max_tree_depth"])
@@ -171,3 +171,52 @@ def test_draws_of_other_sequences_are_refused() -> None:
     result = NUTSResult({"z": torch.zeros(1, 5, 3, 3, 1, 3)}, {}, {}, torch.zeros(1, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="of 3 sequences, x has 2"):
         guide_quality(model, default_guide(model), torch.rand(2, 3, *FRAME), result)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_joint_density_of_every_draw(kind: str) -> None:
+    """Against the program's trace, the latents put in: once more than the sampler does it, and on their own scale."""
+    model = MODELS[kind]().double()
+    x = torch.rand(2, 3, *FRAME).double()
+    result = nuts(model, x, init=default_guide(model).double(), num_samples=8, warmup_steps=20, max_tree_depth=4)
+    assert result.lp.shape == (2, 8)
+    for chain, draw in itertools.product(range(2), range(8)):
+        values = {name: value[chain, draw] for name, value in result.draws.items()}
+        trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
+        assert float(result.lp[chain, draw]) == pytest.approx(trace.log_prob_sum().item(), rel=1e-9)
+
+
+def test_energies_are_the_potential_and_a_chi_squared(exact: tuple[Toy, Tensor, NUTSResult]) -> None:
+    _, _, result = exact
+    kinetic = result.energy + result.lp  # no latent is constrained
+    assert (kinetic > 0).all()
+    # Half of |momentum|² of 8 coordinates is Gamma(4, 1): mean 4, variance 4, of 800 draws that are near independent.
+    assert abs(float(kinetic.mean()) - 4) < 5 * 2 / math.sqrt(800)
+    assert float(kinetic.var()) == pytest.approx(4, rel=0.35)
+    # Each transition begins with a new momentum, and keeps its energy but for the integrator's error.
+    before, after = -result.lp[:, :-1], result.energy[:, 1:]
+    assert (after - before).min() > -1
+
+
+def test_energies_of_constrained_latents_hold_the_jacobian() -> None:
+    model = MODELS["orbits"]().double()
+    x = torch.rand(1, 3, *FRAME).double()
+    result = nuts(model, x, init=default_guide(model).double(), num_samples=100, warmup_steps=60, num_chains=1)
+    kinetic = result.energy + result.lp + result.draws["e"].log().flatten(2).sum(2)
+    n = sum(value[0, 0].numel() for value in result.draws.values())
+    assert (kinetic > 0).all()
+    assert abs(float(kinetic.mean()) - n / 2) < 5 * math.sqrt(n / 2 / 50)
+
+
+def test_trees_steps_and_acceptance(exact: tuple[Toy, Tensor, NUTSResult]) -> None:
+    toy, x, result = exact
+    assert set(result.stats) == {"lp", "energy", "tree_depth", "step_size", "acceptance_rate", "diverging"}
+    assert all(value.shape == (2, 400) for value in result.stats.values())
+    assert result.tree_depth.min() >= 1
+    assert result.tree_depth.max() <= 8
+    assert (result.step_size == result.step_size[:, :1]).all()  # adapted no more
+    assert (result.step_size > 0).all()
+    assert ((result.acceptance_rate > 0) & (result.acceptance_rate <= 1)).all()
+    assert abs(float(result.acceptance_rate.mean()) - 0.8) < 0.15  # what the step size is adapted to
+    shallow = nuts(toy.model, x, init=toy.guide, num_samples=20, warmup_steps=5, num_chains=1, max_tree_depth=1)
+    assert (shallow.tree_depth == 1).all()

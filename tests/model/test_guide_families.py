@@ -251,7 +251,7 @@ def test_every_parameter_trains_and_every_judge_runs(name: str, prior: str) -> N
     assert torch.isfinite(log_likelihood(model, guide, x, 10).iwae).all()
     assert torch.isfinite(divergence(model, guide.posterior(x))).all()
     data = to_arviz(model, guide, x, draws=3)
-    assert set(data.posterior) == {"z", model.prior.site, "v", "t", "mu"}  # type: ignore[union-attr]
+    assert set(data.posterior) == {"z", model.prior.site, "v", "t"}  # type: ignore[union-attr]
     result = nuts(model, x, init=guide, num_samples=4, warmup_steps=4, num_chains=2, max_tree_depth=2)
     assert result.draws["z"].shape == (2, 4, 2, S, C, D)
     if guide.mean_field:

@@ -137,7 +137,7 @@ def test_what_judges_a_model_takes_every_law(make: Callable[[], LatentPrior]) ->
     x = torch.rand(2, S, *FRAME)
     assert annealed_importance(model, guide, x, annealing=Annealing(2, 4)).log_p.shape == (2,)
     data = to_arviz(model, guide, x, draws=3)
-    assert data.prior["z"].dims[2:] == ("sequence", "frame", "capsule", "position")
+    assert data.prior["z"].dims[2:] == ("frame", "capsule", "position")
     result = nuts(model, x, init=guide, num_samples=4, warmup_steps=4, num_chains=1, max_tree_depth=2)
     assert result.draws["z"].shape == (1, 4, 2, S, C, D)
 

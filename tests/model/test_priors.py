@@ -178,7 +178,7 @@ def test_gamma_energies_go_to_arviz_and_nuts() -> None:
     guide = MeanFieldGuide(model)
     x = torch.rand(2, 4, *FRAME)
     data = to_arviz(model, guide, x, draws=3)
-    for group in (data.posterior, data.prior):
-        assert group["e"].dims == ("chain", "draw", "sequence", "frame", "capsule", "position")
+    assert data.posterior["e"].dims == ("chain", "draw", "sequence", "frame", "capsule", "position")
+    assert data.prior["e"].dims == ("chain", "draw", "frame", "capsule", "position")
     result = nuts(model, x, init=guide, num_samples=4, warmup_steps=4, num_chains=1, max_tree_depth=2)
     assert (result.draws["e"] > 0).all()
