@@ -24,7 +24,7 @@ def request_of(path: Path) -> dict[str, Any] | None:
     """What a file was asked for; None where it does not say."""
     try:
         if path.suffix == ".json":
-            stored: Any = read_record(path).get(REQUEST)
+            stored: Any = read_record(path, dict[str, Any]).get(REQUEST)
         elif path.is_dir():  # a Zarr store, whose attributes lie in JSON files of their own
             found = [json.loads(file.read_text()) for name in (".zattrs", "zarr.json") for file in path.rglob(name)]
             texts = [node.get(REQUEST) or node.get("attributes", {}).get(REQUEST) for node in found]

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from .files import read_record, write_text
 from .run import Run
@@ -16,6 +16,21 @@ from .run import Run
 __all__ = ["Failure", "Sweep", "begun"]
 
 RECORD, FAILED = "sweep.json", ".failed.json"
+
+
+class SweepRecord(TypedDict, total=False):
+    """What was typed to begin a sweep, and whether all of it was done."""
+
+    overrides: list[str]
+    finished: bool
+
+
+class FailureRecord(TypedDict):
+    """A :class:`Failure` in its file."""
+
+    number: int
+    overrides: list[str]
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,10 @@ class Sweep:
     def __str__(self) -> str:
         return str(self.path)
 
-    def record(self) -> dict[str, Any]:
-        """``overrides``, and whether it is ``finished``; empty where there is none yet, or none that can be read."""
+    def record(self) -> SweepRecord:
+        """Empty where there is none yet, or none that can be read."""
         try:
-            return read_record(self.path / RECORD)
+            return read_record(self.path / RECORD, SweepRecord)
         except (OSError, ValueError):
             return {}
 
@@ -60,8 +75,8 @@ class Sweep:
 
     def failures(self) -> list[Failure]:
         """The jobs that failed and were not done since, by number."""
-        records = [read_record(path) for path in self.path.rglob(f"*{FAILED}")]
-        read = [Failure(int(one["number"]), tuple(map(str, one["overrides"])), str(one["sentence"])) for one in records]
+        records = [read_record(path, FailureRecord, ("number",)) for path in self.path.rglob(f"*{FAILED}")]
+        read = [Failure(one["number"], tuple(one["overrides"]), one["sentence"]) for one in records]
         return sorted(read, key=lambda one: one.number)
 
     @contextmanager
