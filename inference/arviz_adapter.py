@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_tvae.files import check_room
+
 if TYPE_CHECKING:
     from xarray import Dataset
 
@@ -23,6 +25,7 @@ __all__ = ["ArvizData", "assemble", "diagnose", "read", "write"]
 # InferenceData under ArviZ 0.x, DataTree under 1.x: both have their groups as attributes.
 ArvizData: TypeAlias = Any
 
+OVERHEAD = 2**20  # bytes of names and indices, at most
 ENGINE = "h5netcdf"
 
 
@@ -49,7 +52,9 @@ def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
 
 
 def write(data: ArvizData, path: Path) -> None:
-    """Write all groups into one NetCDF file, numbers compressed."""
+    """Write all groups into one NetCDF file, numbers compressed; OSError where they would not fit uncompressed."""
+    size = sum(data[group].nbytes for group in data.groups()) if is_legacy() else data.nbytes
+    check_room(path, int(size) + OVERHEAD)
     if is_legacy():
         data.to_netcdf(str(path), engine=ENGINE)
         return

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["PARTIAL", "atomic_write"]
+__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
 
 
 @contextmanager
@@ -46,16 +47,49 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the good name
         os.chmod(partial, 0o644)  # mkstemp makes private files
         os.replace(partial, path)
-    except OSError as error:
-        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a place that can be"
-        blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
-        reason = f"{blocked} is no folder" if blocked is not None else error.strerror or str(error)
-        raise type(error)(
-            f"{path} cannot be written ({reason}); {remedy}. What was there before is as it was."
-        ) from error
+    except Exception as error:
+        full = None if isinstance(error, OSError) and error.errno else _full(partial, error)
+        if full is None and not isinstance(error, OSError):
+            raise
+        raise type(full or error)(_refusal(path, full or error)) from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def check_room(partial: Path, size: int) -> None:
+    """Raise OSError where a file that is being written cannot grow to so many bytes, before anything is in it.
+
+    For writers that cannot be trusted with a full disk: HDF5 ends the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(partial, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(0)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    remedy = "make room" if number in NO_ROOM else "choose a place that can be"
+    blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    reason = f"{blocked} is no folder" if blocked is not None else getattr(error, "strerror", None) or str(error)
+    return f"{path} cannot be written ({reason}); {remedy}. What was there before is as it was."
+
+
+def _full(partial: Path | None, error: Exception) -> OSError | None:
+    """That there is no room, where this is behind an error: libraries have types and words of their own for it."""
+    for number in NO_ROOM:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    try:
+        if partial is not None:  # asked itself; who failed may have said nothing of the cause
+            with open(partial, "ab") as file:
+                file.write(bytes(2**20))
+                file.flush()
+                os.fsync(file.fileno())  # some say so only here
+    except OSError as answer:
+        return answer if answer.errno in NO_ROOM else None
+    return None
 
 
 def _clear(path: Path) -> None:

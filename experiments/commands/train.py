@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
+from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
@@ -100,7 +101,7 @@ def resume_run(
 
 def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping[str, Any]:
     """All steps of a run whose files are not there yet, in a folder that is held; its training history."""
-    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"):
+    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _making_room(run):
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()
@@ -121,6 +122,19 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         else:
             judge(run, run.load(config=config, data=data), history)
         return history
+
+
+@contextmanager
+def _making_room(run: Run) -> Iterator[None]:
+    """Say of a full disk which run it stops, where a logger meets it, which says nothing of the kind."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise type(error)(
+            f"{run} has no room left on its disk ({error.strerror}); make room, and go on with: {run.resume}"
+        ) from error
 
 
 def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Trained", "claimed", "device_of", "unfinished"]
 
-CONFIG, LOCK, HYDRA = "config.yaml", ".lock", ".hydra"
+CONFIG, LOCK, HYDRA, ROOM = "config.yaml", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
@@ -70,6 +70,10 @@ class Run:
     def has(self, name: str) -> bool:
         """Whether the folder holds this file."""
         return (self.path / name).is_file()
+
+    def names(self) -> set[str]:
+        """What lies in the folder; nothing where there is none."""
+        return {*os.listdir(self.path)} if self.path.is_dir() else set()
 
     def read(self, name: str) -> dict[str, Any]:
         """A record in the folder; ValueError where it is damaged."""
@@ -215,7 +219,7 @@ class Run:
         try:
             yield
         except Exception:
-            if {path.name for path in self.path.iterdir()} <= {HYDRA, LOCK, CONFIG, UNTRAINED}:
+            if self.names() <= {HYDRA, LOCK, CONFIG, UNTRAINED}:
                 for name in (UNTRAINED, CONFIG):
                     (self.path / name).unlink(missing_ok=True)
             raise
@@ -260,12 +264,15 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                 raise
             try:
                 run.check_new()
+                run.write(ROOM, " " * 2**16)  # Hydra writes first, and says that a disk is full in a traceback
+                (run.path / ROOM).unlink()
                 yield run
             finally:
-                if made and {entry.name for entry in run.path.iterdir()} <= {HYDRA, LOCK}:
+                if made and run.names() <= {HYDRA, LOCK, ROOM}:
                     shutil.rmtree(run.path / HYDRA, ignore_errors=True)
-                    (run.path / LOCK).unlink(missing_ok=True)
-                    with suppress(OSError):  # somebody else has begun in it just now
+                    for name in (ROOM, LOCK):
+                        (run.path / name).unlink(missing_ok=True)
+                    with suppress(OSError):  # somebody else has begun in it, or removed it, just now
                         run.path.rmdir()
                         print(f"{run} was removed again: nothing had been trained", flush=True)
         return

@@ -100,24 +100,27 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
 
     Raises:
         ValueError: the configuration sets no number of steps.
+        BlockingIOError: another process is at work on it.
     """
     if config.fit.max_steps < 1:
         raise ValueError(f"recipe: fit.max_steps is {config.fit.max_steps}; expected the length of a run in steps.")
     steps = sorted({max(1, round(share * config.fit.max_steps)) for share in MOMENTS})
     parts, run = build(config), Run(folder)
-    if not run.has(f"snapshots/step{steps[-1]}.json"):
-        run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
-        fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
-    moments = [run.read(f"snapshots/step{step}.json") for step in steps]
-    points: list[Values] = []
-    for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
-        model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
-        points.append(moment | judge(model, guide, parts.data, sequences, num_particles))
-    curves: RunInfo = {
-        "hardware": hardware(device_of(config)),
-        "versions": versions(),
-        "seconds": {"training": moments[-1]["seconds"]},
-        "points": points,
-    }
-    run.write(POINTS, curves)
-    return curves
+    folder.mkdir(parents=True, exist_ok=True)
+    with run.held():
+        if not run.has(f"snapshots/step{steps[-1]}.json"):
+            run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+            fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
+        moments = [run.read(f"snapshots/step{step}.json") for step in steps]
+        points: list[Values] = []
+        for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
+            model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
+            points.append(moment | judge(model, guide, parts.data, sequences, num_particles))
+        curves: RunInfo = {
+            "hardware": hardware(device_of(config)),
+            "versions": versions(),
+            "seconds": {"training": moments[-1]["seconds"]},
+            "points": points,
+        }
+        run.write(POINTS, curves)
+        return curves

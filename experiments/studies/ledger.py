@@ -13,7 +13,7 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.files import write_text
+from ..runs.files import inside, write_text
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
@@ -62,6 +62,8 @@ class Ledger:
         self.name, self.study, self.budget, self.overrides = name, STUDIES[name], budget, overrides
         self.folder = output / stem_of(name, budget)
         self.homes = {row: output / stem_of(home(name, row), budget) / row.replace(" ", "_") for row in configurations}
+        for place in (self.folder, *self.homes.values()):
+            inside(output, place.relative_to(output))
         study = self.study
         further = {ANNEALED: study.annealing, REFITTED: study.reference, SELECTIVITY: study.drawing == "map"}
         self.needed = [

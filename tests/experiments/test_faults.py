@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
 from pyro_tvae.experiments.commands import train
@@ -85,6 +86,17 @@ def test_a_disk_that_fills_up_while_training_costs_an_epoch_at_most(
     assert all(torch.equal(one[name], two[name]) for name in one)
     measures = (json.loads((folder / "evaluation.json").read_text())["measures"] for folder in (run, tmp_path / "run"))
     assert next(measures) == next(measures)
+
+
+def test_a_disk_that_fills_up_under_a_logger_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CSVLogger, "save", full)
+    text = refused(lambda: train_run(compose([*TINY, "fit.max_epochs=1"]), tmp_path / "run"), OSError)
+    assert text.startswith(f"{tmp_path / 'run'} has no room left on its disk (No space left on device); make room, and")
+    monkeypatch.undo()
+    resume_run(tmp_path / "run")
 
 
 COMMANDS: dict[str, Callable[[Path], object]] = {

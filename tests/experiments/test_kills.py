@@ -1,11 +1,12 @@
 """Kills: a command that is interrupted, terminated or killed at random moments loses nothing, and says how to go on.
 
-PYRO_TVAE_KILLS=100 in the environment asks for a hundred kills instead of a few: three fifths of them while a run
-trains and is judged, a tenth each in evaluate, posterior, likelihood and reproduce.
+PYRO_TVAE_KILLS=100 in the environment asks for a hundred kills instead of a few: half of them while a run trains and is
+judged, a tenth each in a sweep, evaluate, posterior, likelihood and reproduce. PYRO_TVAE_SEED=1 chooses other moments.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,13 +22,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from pyro_tvae.inference import from_netcdf
 
 TOTAL = max(10, int(os.environ.get("PYRO_TVAE_KILLS", "10")))
 SHARE = TOTAL // 10
-KILLS = TOTAL - 4 * SHARE
+KILLS = TOTAL - 5 * SHARE
+SEED = int(os.environ.get("PYRO_TVAE_SEED", "0"))
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 TINY = [
     "data.n_train=48",
@@ -40,6 +43,7 @@ TINY = [
     "evaluation.num_particles=3",
     "hydra.run.dir=run",
 ]
+SWEEP = [*TINY[:4], "fit.max_epochs=2", "fit.progress=false", "baseline.max_epochs=1", "evaluation.num_particles=3"]
 STUDY = [*TINY[:4], "fit.max_steps=4", "fit.progress=false", "baseline.enabled=false", "evaluation.num_particles=3"]
 # Children of one process that has imported everything: seconds less for each of many commands.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -169,7 +173,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 @pytest.mark.timeout(60 + 60 * KILLS)
 def test_a_run_killed_at_random_moments_ends_as_the_whole_one(whole: tuple[Path, float], tmp_path: Path) -> None:
-    dice, count, runs = random.Random(0), 0, 0
+    dice, count, runs = random.Random(SEED), 0, 0
     counts, places = dict.fromkeys(SIGNALS, 0), Counter[str]()
     while count < KILLS:
         folder, runs = tmp_path / f"try {runs}", runs + 1
@@ -210,8 +214,18 @@ def assert_whole(folder: Path) -> None:
             assert path.read_bytes().endswith(b"IEND\xaeB`\x82"), path
         elif path.suffix == ".html":
             assert path.read_text().rstrip().endswith("</html>"), path
+        elif path.name == "config.yaml" and path.parent.name != ".hydra":
+            assert OmegaConf.load(path).measure == "val/elbo", path
         elif path.suffix == ".csv" and path.parent.name == "tiny":
             assert path.read_text().endswith("\n")
+
+
+def digest(weights: Path) -> str:
+    """Of all tensors of a file. Not of the file: safetensors writes its metadata in another order every time."""
+    summed = hashlib.sha256()
+    for name, tensor in sorted(load_file(weights).items()):
+        summed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return summed.hexdigest()
 
 
 def numbers(folder: Path, name: str) -> object:
@@ -224,6 +238,14 @@ def numbers(folder: Path, name: str) -> object:
     if name == "likelihood":
         record = json.loads((folder / "run" / "likelihood.json").read_text())
         return [{key: value for key, value in row.items() if key != "seconds"} for row in record["rows"]]
+    if name == "sweep":
+        weights = {
+            str(path.relative_to(folder)): digest(path) for path in sorted((folder / "sweep").rglob("*.safetensors"))
+        }
+        assert len(weights) == 2 * 3
+        return weights, [
+            json.loads((folder / "sweep" / job / "evaluation.json").read_text())["measures"] for job in "01"
+        ]
     rows = json.loads((folder / "studies" / "tiny" / "table.json").read_text())["rows"]
     return [{key: value for key, value in row["values"].items() if "seconds" not in key} for row in rows]
 
@@ -233,6 +255,7 @@ COMMANDS = {
     "posterior": ["posterior", "run", "--draws", "30", "--sequences", "3"],
     "likelihood": ["likelihood", "run", "--particles", "1,10,100", "--sequences", "4"],
     "reproduce": ["reproduce", "tiny", "--output", "studies"],
+    "sweep": ["train", "--multirun", *SWEEP, "hydra.sweep.dir=sweep", "seed=0,1"],
 }
 
 
@@ -250,7 +273,7 @@ def test_a_command_killed_at_random_moments_goes_on_when_given_again(
     process.join(300)
     assert process.exitcode == 0, (tmp_path / "left alone" / "err").read_text()
     length = time.monotonic() - since
-    folder, dice, count, tries = tmp_path / "killed", random.Random(name), 0, 0
+    folder, dice, count, tries = tmp_path / "killed", random.Random(f"{name}{SEED}" if SEED else name), 0, 0
     counts = dict.fromkeys(SIGNALS, 0)
     while count < SHARE:
         number, tries = SIGNALS[(count + len(name)) % 3], tries + 1
@@ -265,9 +288,10 @@ def test_a_command_killed_at_random_moments_goes_on_when_given_again(
                 assert "Traceback" not in said
                 assert shlex.join(["pyro-tvae", *arguments]) in said or "nothing was written" in said, said
         assert_whole(folder)
-        if name == "reproduce" and (folder / "studies" / "tiny" / "table.json").exists() and process.exitcode == 0:
+        begun = folder / {"reproduce": "studies", "sweep": "sweep"}.get(name, "run")
+        if begun.name != "run" and process.exitcode == 0:
             assert numbers(folder, name) == numbers(tmp_path / "left alone", name)
-            shutil.rmtree(folder / "studies")  # a finished study is not computed again
+            shutil.rmtree(begun)  # what is finished is not computed again
     process = command(folder, *arguments)
     process.join(300)
     assert process.exitcode == 0, (folder / "err").read_text()
