@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -359,6 +360,14 @@ class Fitting(lightning.LightningModule):
         if self._trainer is not None and not self._rehearsed:
             self._look_at_data()
         optimizer, scheduler, self._clips = make(self.optimizer, self._by_name())
+        if self._clips_scaled(optimizer):
+            if self.optimizer is not adam:
+                raise ValueError(
+                    "fit: a fused optimizer unscales float16's gradients in its step, after they were to be clipped; "
+                    f"make the {type(optimizer).__name__} with fused=False, leave gradient clipping out, or choose "
+                    "precision='bf16-mixed'."
+                )
+            optimizer = make(partial(torch.optim.Adam, lr=1e-3, fused=False), self._by_name()).optimizer
         interval = "epoch"
         if self.schedule is not None:
             if scheduler is not None:
@@ -387,6 +396,15 @@ class Fitting(lightning.LightningModule):
                 )
             watched, interval = {"monitor": "val/elbo"}, "epoch"
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, **watched}}
+
+    def _clips_scaled(self, optimizer: Optimizer) -> bool:
+        """Whether gradients would be clipped while they are still scaled up for float16."""
+        trainer = self._trainer
+        if trainer is None or getattr(trainer.precision_plugin, "scaler", None) is None:
+            return False
+        return bool(trainer.gradient_clip_val or self._clips) and getattr(
+            optimizer, "_step_supports_amp_scaling", False
+        )
 
     def _by_name(self) -> dict[str, Tensor]:
         """Parameters by the names that they have in Pyro's store."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Container, Mapping
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from .former_names import ARGUMENTS, current, follow_methods, warn
 
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
+
+# Set while a part is built from a description, which may be a stranger's file: then no path in it is opened.
+DESCRIBED: ContextVar[bool] = ContextVar("DESCRIBED", default=False)
 
 
 class UnknownPartError(LookupError):
@@ -203,4 +207,8 @@ def _call(part: type[Part], arguments: dict[str, Any], references: Mapping[str, 
     bound = inspect.BoundArguments(signature, own | arguments)
     further = {name: value for name, value in arguments.items() if name not in signature.parameters}
     keywords = {current(name, renamed): value for name, value in (further | bound.kwargs).items()}
-    return part(*bound.args, **keywords)
+    token = DESCRIBED.set(True)
+    try:
+        return part(*bound.args, **keywords)
+    finally:
+        DESCRIBED.reset(token)

@@ -47,7 +47,7 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
     if not run.has(EVALUATION):
         run.check_trained()
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
-    return write_page(run, config, run.read(EVALUATION), run.history())
+    return write_page(run, config, run.read(EVALUATION, EvaluationRecord), run.history())
 
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:

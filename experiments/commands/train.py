@@ -19,6 +19,7 @@ from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
+from ..evaluation.record import EvaluationRecord
 from ..interruption import goes_on_with
 from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
@@ -65,7 +66,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
 
 def measured(history: Mapping[str, Any], measure: str) -> float | None:
     """A measure in the row of the history with the best validation ELBO, whose weights are the ones kept."""
-    rows = [row for row in history.get("rows", []) if "val/elbo" in row]
+    rows = [row for row in history.get("rows", []) if None not in (row.get("val/elbo"), row.get(measure))]
     return float(max(rows, key=lambda row: row["val/elbo"])[measure]) if rows else None
 
 
@@ -93,8 +94,11 @@ def resume_run(
         config = run.config()
         for name, value in (changes or {}).items():
             OmegaConf.update(config, name, value, merge=False)
-        if "logger" not in (changes or {}) and not run.has(WEIGHTS):
-            check_stored_loggers(config, path)
+        if "logger" not in (changes or {}):
+            if not run.has(WEIGHTS):
+                check_stored_loggers(config, path)
+            elif config.baseline.enabled and not run.has(PLAIN_VAE):  # which logs to files alone
+                check_stored_loggers(OmegaConf.create({"logger": files_only(config)}), path)
         check_loggers(config)
         return _finish(run, config)
 
@@ -118,7 +122,7 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         if not _first():
             return {}
         if run.has(EVALUATION):
-            print(f"report: {write_page(run, config, run.read(EVALUATION), history)}")
+            print(f"report: {write_page(run, config, run.read(EVALUATION, EvaluationRecord), history)}")
         else:
             judge(run, run.load(config=config, data=data), history)
         return history

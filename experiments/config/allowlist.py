@@ -3,11 +3,13 @@
 What was typed on the command line is allowed. A file may only name parts of the project, PyTorch's optimizers and
 schedules, and what is defined in modules that the user named with ``--import``. Nothing is imported because a file says
 so. A file may also name Lightning's loggers in their own group, where a fit alone makes them: see :mod:`.loggers`.
+Data are read from where a file says, since a run of one's own is to be judged again, and never fetched because of it.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -32,10 +34,12 @@ class Allowlist:
     Args:
         modules: whatever is defined in these modules of the user's.
         targets: these names, since they were typed.
+        fetches: data may be fetched, since that was typed.
     """
 
     modules: frozenset[str] = frozenset()
     targets: frozenset[str] = frozenset()
+    fetches: bool = False
 
     @classmethod
     def importing(cls, names: Iterable[str]) -> Allowlist:
@@ -55,10 +59,28 @@ class Allowlist:
         return cls(frozenset(names))
 
     def typed(self, *configs: DictConfig) -> Allowlist:
-        """This list, and the targets of configurations from the command line: their runs may be read again."""
-        containers = (OmegaConf.to_container(config, resolve=True) for config in configs)
+        """This list, and what configurations from the command line call or fetch: their runs may be read again."""
+        containers = [OmegaConf.to_container(config, resolve=True) for config in configs]
         targets = {str(target) for container in containers for _, target in _targets(container)}
-        return replace(self, targets=self.targets | targets)
+        fetches = any(node.get(FETCH) for container in containers for _, node in _calls(container))
+        return replace(self, targets=self.targets | targets, fetches=self.fetches or fetches)
+
+    def fetching(self, config: DictConfig, source: object) -> DictConfig:
+        """A stored configuration that was checked, of which nothing is fetched, unless that was typed.
+
+        Raises:
+            ValueError: it hands arguments without their names to what can fetch.
+        """
+        for where, node in _calls(OmegaConf.to_container(config, resolve=False)):
+            if self.fetches:
+                break
+            if node.get("_args_") and _can_fetch(node["_target_"]):
+                raise ValueError(
+                    f"{source}: {where}_args_ has no names of arguments; write {where}NAME for each of them."
+                )
+            if node.get(FETCH):
+                OmegaConf.update(config, f"{where}{FETCH}", False)
+        return config
 
     def naming(self, config: DictConfig) -> Allowlist:
         """This list, and the modules of what a built configuration calls beside the project's parts: it was typed."""
@@ -100,10 +122,7 @@ class Allowlist:
 
         from .. import datasets
 
-        module, _, name = target.rpartition(".")
-        if module not in sys.modules:
-            return False
-        value = getattr(sys.modules[module], name, None)
+        value = _called(target)
         home = str(getattr(value, "__module__", ""))
         if any(home == mine or home.startswith(f"{mine}.") for mine in self.modules):
             return callable(value)
@@ -114,6 +133,29 @@ class Allowlist:
 
 
 PARTS_ONLY = Allowlist()
+FETCH = "download"  # the argument of a source that makes it fetch what is not there
+
+
+def _called(target: str) -> Any:
+    """What a dotted name stands for among the modules that are imported; None for nothing."""
+    module, _, name = target.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _can_fetch(target: str) -> bool:
+    try:
+        return FETCH in inspect.signature(_called(target)).parameters
+    except (TypeError, ValueError):  # such as a class that is built in
+        return False
+
+
+def _calls(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """(prefix of its settings, node) of every node that calls something."""
+    if isinstance(node, dict | list):
+        if isinstance(node, dict) and "_target_" in node:
+            yield prefix, node
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _calls(value, f"{prefix}{key}.")
 
 
 def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -98,7 +98,7 @@ def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[s
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    return _mistake(overrides) or " ".join(str(error).split())
+    return " ".join((_mistake(overrides) or str(error)).split())
 
 
 def _mistake(overrides: Sequence[str]) -> str | None:

@@ -69,7 +69,7 @@ def mnist(root: str | Path = "data", download: bool = False, validation: float =
     if not download and not _complete(raw):
         raise DataNotFound(
             f"mnist: the four MNIST files are not in {raw.absolute()}; pass download=True (data.source.download=true "
-            "on the command line), or put them there."
+            "for a new run; a stored one fetches nothing), or put them there."
         )
     from torchvision.datasets import MNIST  # slow to import, and needed by this source alone
 
@@ -131,8 +131,9 @@ def arrays(
 
 def _read(path: Path, key: str | None, labels_key: str | None) -> tuple[np.ndarray, np.ndarray | None]:
     """The chosen array and labels; what else an .npz holds is not looked at."""
-    if not path.exists():
-        raise DataNotFound(f"{path.absolute()} does not exist; give the path of an .npy or .npz file.")
+    if not (path.is_file() or path.is_dir()):
+        what = "is a pipe, a socket or a device, and is not opened" if path.exists() else "does not exist"
+        raise DataNotFound(f"{path.absolute()} {what}; give the path of an .npy or .npz file.")
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):

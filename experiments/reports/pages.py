@@ -52,8 +52,10 @@ def shown(name: str, picture: Picture, caption: Caption) -> dict[str, str]:
             raise ValueError(f"figure {name}: {path} is not one of {', '.join(MEDIA)}.")
         media, content = MEDIA[path.suffix.lower()], path.read_bytes()
     else:
+        from .style import literal  # matplotlib takes a second to import, for which a page of files does not wait
+
         buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", dpi=150, facecolor="white")
+        literal(picture).savefig(buffer, format="png", dpi=150, facecolor="white")
         media, content = "image/png", buffer.getvalue()
     address = f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
     return {"name": name, **caption._asdict(), "address": address}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from pyro_tvae.files import atomic_write
@@ -25,6 +26,7 @@ __all__ = [
     "WIDTH",
     "canvas",
     "gridded",
+    "literal",
     "save",
     "whole_numbers",
     "wrap",
@@ -65,6 +67,14 @@ def wrap(text: str, width: float, size: float = 11) -> str:
     return textwrap.fill(text, max(20, int(width * 72 / (0.56 * size))))
 
 
+def literal(figure: Figure) -> Figure:
+    """The figure, whose texts are shown as they are: between two dollar signs matplotlib expects mathematics, and a
+    name from a file may hold anything."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure atomically: readers see the old file or the whole new one, never a half.
 
@@ -77,5 +87,5 @@ def save(figure: Figure, path: str | Path) -> Path:
     """
     path = Path(path)
     with atomic_write(path) as partial:
-        figure.savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
+        literal(figure).savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
     return path

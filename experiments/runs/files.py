@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pyro_tvae.files import atomic_write
+
+from .schema import problem
 
 __all__ = ["check_inside", "finite", "inside", "read_record", "write_text"]
 
 SERVICES = "logs"  # below it services keep links of their own, which nothing here reads or writes
 OWN_LOGS = ("csv", "tensorboard")
+Kind = TypeVar("Kind")
 
 
 def inside(folder: Path, name: str | Path) -> Path:
@@ -63,15 +67,29 @@ def check_inside(folder: Path) -> None:
             folders[:] = [name for name in folders if name in OWN_LOGS]
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one mapping; ValueError where it does not."""
+def read_record(path: Path, kind: type[Kind], needed: Collection[str] = ()) -> Kind:
+    """A JSON file that holds one mapping; what is no finite number in it comes back as None.
+
+    Args:
+        path: of the file.
+        kind: what it has to be like, a TypedDict or ``dict[str, …]``; see :mod:`.schema`.
+        needed: keys that it has to have beside those that its kind requires.
+
+    Raises:
+        ValueError: it is damaged, of another kind, no file, or leads out of its folder.
+    """
+    file = inside(path.parent, path.name)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = finite(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and make it again.") from None
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds a {type(record).__name__}, not a record; delete it and make it again.")
-    return record
+    missing = next((f"it has no {key}" for key in needed if record.get(key) is None), None)
+    fault = problem(record, kind) or missing
+    if fault:
+        raise ValueError(f"{path} is damaged: {fault}; delete it and make it again.")
+    return cast(Kind, record)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -6,11 +6,11 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -33,12 +33,21 @@ if TYPE_CHECKING:
 
     from ..datasets import SequenceDataModule
 
-__all__ = ["Run", "Trained", "claimed", "device_of", "unfinished"]
+__all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinished"]
 
 CONFIG, LOCK, HYDRA, ROOM = "config.yaml", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
+
+Kind = TypeVar("Kind")
+
+
+class HistoryRecord(TypedDict, total=False):
+    """A training history: what was measured at which step, and how long all of it took."""
+
+    rows: list[dict[str, float]]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -75,18 +84,18 @@ class Run:
         """What lies in the folder; nothing where there is none."""
         return {*os.listdir(self.path)} if self.path.is_dir() else set()
 
-    def read(self, name: str) -> dict[str, Any]:
-        """A record in the folder; ValueError where it is damaged."""
-        return read_record(self.path / name)
+    def read(self, name: str, kind: type[Kind], needed: Collection[str] = ()) -> Kind:
+        """A record in the folder; see :func:`.read_record`."""
+        return read_record(self.path / name, kind, needed)
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> Path:
         """Write text, or a record as JSON, whole or not at all."""
         text = content if isinstance(content, str) else json.dumps(finite(dict(content)), indent=1)
         return write_text(self.path / name, text)
 
-    def history(self) -> dict[str, Any]:
+    def history(self) -> HistoryRecord:
         """The training history, ``rows`` and ``seconds``; empty where there is none yet."""
-        return self.read(HISTORY) if self.has(HISTORY) else {}
+        return self.read(HISTORY, HistoryRecord) if self.has(HISTORY) else {}
 
     def stored(self) -> DictConfig:
         """What ``config.yaml`` says, under present names; nothing in it is to be called before it is checked.
@@ -122,6 +131,7 @@ class Run:
         """
         config, path = self.stored(), self.path / CONFIG
         self.allow.check(config, path)
+        config = self.allow.fetching(config, path)
         default = _default()
         for name, value in (LATER | {group: default[group] for group in LATER_GROUPS}).items():
             section, _, key = name.rpartition(".")

@@ -10,50 +10,61 @@ import torch
 from pyro_tvae.inference import ForwardRoll
 
 from ..evaluation.measures import CONTROLLED, flat
+from ..evaluation.record import EvaluationRecord
 from ..runs.files import finite
 from ..runs.run import EVALUATION, SELECTIVITY, Run
 from .records import Cell, Values
 
-__all__ = ["ANNEALED", "POINTS", "REFITTED", "measured"]
+__all__ = ["ANNEALED", "POINTS", "REFITTED", "judged", "measured"]
 
 ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
 DIGITS = 7  # more would be noise in the files' diffs
 
 
+def judged(run: Run) -> EvaluationRecord:
+    """The evaluation of a run; ValueError where it lacks what every evaluation of a study says."""
+    record = run.read(EVALUATION, EvaluationRecord, ("measures", "collapsed", "hardware", "versions"))
+    if not record["measures"].get("trained"):
+        raise ValueError(
+            f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
+        )
+    return record
+
+
 def measured(run: Run) -> Cell:
     """What an evaluated run holds, flat; nats per frame where not said otherwise."""
-    record = run.read(EVALUATION)
+    record = judged(run)
     values: Values = {**flat(record["measures"]["trained"])}
     forecast = record.get("forward_roll")
-    if forecast:
+    if forecast and forecast.get("context") and (forecast.get("log_likelihood") or {}).get("model"):
         scores = {  # null is minus infinity, for which JSON has no word
             name: torch.tensor([-math.inf if value is None else value for value in own], dtype=torch.float64)
             for name, own in forecast["log_likelihood"].items()
         }
         means = ForwardRoll(forecast["context"], scores, {}, {}).means()
         values["forward_roll"] = means.pop("model")
-        values["forward_roll_floor"] = max(means.values())
+        values["forward_roll_floor"] = max(means.values(), default=math.nan)
     untrained = record["measures"].get("untrained") or {}
     values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
     values["collapsed"] = math.nan if record["collapsed"] is None else float(record["collapsed"])
     history = run.history()
-    steps = max((row["step"] for row in history.get("rows", ())), default=0)
-    if steps:
+    steps = max((row.get("step") or 0 for row in history.get("rows") or ()), default=0)
+    if steps and history.get("seconds") is not None:
         values["seconds"] = history["seconds"]
         values["seconds_per_step"] = history["seconds"] / steps
     seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
     if run.has(ANNEALED):
-        annealed = run.read(ANNEALED)
+        annealed = run.read(ANNEALED, Values)
         if "seconds" in annealed:
             seconds["annealing"] = annealed.pop("seconds")
         values |= {f"few/{key}": value for key, value in annealed.items()}
     for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
         if run.has(file):
-            values |= {f"{prefix}/{key}": value for key, value in run.read(file).items()}
+            values |= {f"{prefix}/{key}": value for key, value in run.read(file, Values).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     if record.get("notes"):
         how["notes"] = record["notes"]
-    if forecast:
+    if "forward_roll" in values:
         how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
     return Cell(_rounded(finite(values)), _rounded(finite(how)))
 

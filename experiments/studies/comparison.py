@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
+from urllib.parse import quote
 
 from ..evaluation.measures import BLIND, HEADINGS
 from ..reports.tables import MISSING, format_number
 from .records import TABLE, Record, Row
 
-__all__ = ["aggregate", "as_csv", "collapsed_seeds", "ends", "markdown", "table"]
+__all__ = ["aggregate", "as_csv", "collapsed_seeds", "ends", "in_code", "in_markdown", "markdown", "table"]
 
 MARK = "†"
+AS_TYPED = ("command", "overrides")  # which stand in code, see in_code
 UNITS = "Nats per frame where a measure is in nats; ± is the standard deviation over seeds."
 
 
@@ -37,9 +41,43 @@ def collapsed_seeds(row: Row) -> list[int]:
 
 def markdown(record: Record) -> str:
     """A record as Markdown: a heading, and measures down and rows across, mean ± standard deviation over seeds."""
+    record = in_markdown(record)
     body = table(record) if record["kind"] == TABLE else ends(record)
-    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in record.get("figures", ()))
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({quote(name)})\n" for name in record.get("figures") or ())
     return f"### {record['title']}\n\n{body}{pictures}"
+
+
+def in_markdown(record: Record) -> Record:
+    """A record whose texts stand in Markdown as they are: a title may be a stranger's, and hold HTML or a link.
+
+    Example:
+        >>> in_markdown({"title": "a <b> | [c](d)"})
+        {'title': 'a &lt;b> \\\\| [c\\\\](d)'}
+    """
+    return cast(Record, {key: value if key in AS_TYPED else _escaped(value) for key, value in record.items()})
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"[\\|`]|\](?=[(\[:])", r"\\\g<0>", " ".join(value.split()))
+    return re.sub(r"&(?=[#\w])", "&amp;", text).replace("<", "&lt;")
+
+
+def in_code(text: str) -> str:
+    """A text as code within a line of Markdown, whatever it holds.
+
+    Example:
+        >>> in_code("pyro-tvae train"), in_code("a`b")
+        ('`pyro-tvae train`', '`` a`b ``')
+    """
+    text = " ".join(text.split())
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}" if longest else f"`{text}`"
 
 
 def table(record: Record) -> str:
@@ -105,5 +143,10 @@ def as_csv(record: Record) -> str:
     for row in record["rows"]:
         for key, values in row["values"].items():
             for seed, value in zip(row["seeds"], values, strict=True):
-                writer.writerow([row["name"], seed, key, "" if value is None else repr(value)])
+                writer.writerow([_cell_text(row["name"]), seed, _cell_text(key), "" if value is None else repr(value)])
     return text.getvalue()
+
+
+def _cell_text(text: str) -> str:
+    """A text as a cell, which no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

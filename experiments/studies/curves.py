@@ -63,12 +63,13 @@ def forecast_curves(record: Record) -> Figure | None:
     series: dict[str, Floats] = {}
     floors: dict[str, list[list[float | None]]] = {name: [] for name in COMMON_FLOORS}
     for row in record["rows"]:
-        scores = [run["forward_roll"]["log_likelihood"] for run in row["runs"] if run.get("forward_roll")]
-        own = [score["model"] for score in scores if None not in score["model"]]
-        if own:
-            series[row["name"]] = np.mean(np.array(own, dtype=np.float64), axis=0)
+        scores = [(run.get("forward_roll") or {}).get("log_likelihood") or {} for run in row["runs"]]
+        own = [score["model"] for score in scores if score.get("model") and None not in score["model"]]
+        if not own:
+            continue
+        series[row["name"]] = np.mean(np.array(own, dtype=np.float64), axis=0)
         for name, levels in floors.items():
-            levels += [score[name] for score in scores if name in score and None not in score[name]]
+            levels += [score[name] for score in scores if score.get(name) and None not in score[name]]
     if not series:
         return None
     if len({len(values) for values in series.values()}) > 1:  # rows on different data, which have no floors in common

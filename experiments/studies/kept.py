@@ -11,6 +11,7 @@ from typing import Any, cast
 from ..config.former_names import current_settings
 from ..runs.files import finite, read_record, write_text
 from ..runs.holding import holding
+from ..runs.schema import problem
 from .records import LEARNING_CURVES, SCHEMA, TABLE, Record
 
 __all__ = ["FOLDER", "held", "read_kept", "write_record"]
@@ -47,7 +48,7 @@ def read_kept(path: Path) -> Record:
     Raises:
         ValueError: the file is damaged, of another schema, or not a record.
     """
-    record = read_record(path)
+    record = read_record(path, dict[str, Any])
     if record.get("schema") != SCHEMA or record.get("kind") not in KINDS:
         raise ValueError(
             f"{path} has schema {record.get('schema')!r} and kind {record.get('kind')!r}; expected schema {SCHEMA} and "
@@ -63,35 +64,23 @@ def read_kept(path: Path) -> Record:
 
 def _problem(record: Mapping[str, Any]) -> str | None:
     """The first thing that a record lacks, in words."""
-    if not all(isinstance(record.get(key), str) for key in ("study", "title")):
-        return "it has no study or no title"
-    if not isinstance(record.get("rows"), list):
-        return "it has no rows"
-    if not isinstance(record.get("settings"), dict):
-        return "it has no settings"
+    fault = problem(record, Record)
+    if fault:
+        return fault
     for row in record["rows"]:
-        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
-            return "a row has no name"
-        name, seeds, runs = row["name"], row.get("seeds"), row.get("runs")
-        if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
-            return f"the row {name} has no seeds"
+        name, seeds, runs = row["name"], row["seeds"], row["runs"]
         if len(set(seeds)) != len(seeds):
             return f"the row {name} has a seed twice"
-        if not isinstance(runs, list) or len(runs) != len(seeds) or not all(isinstance(run, dict) for run in runs):
+        if None in seeds or len(runs) != len(seeds):
             return f"the row {name} does not say of every seed how it was run"
-        if not isinstance(row.get("settings"), dict):
-            return f"the row {name} has no settings"
         if record["kind"] == TABLE:
-            values = row.get("values")
-            if not isinstance(values, dict) or not all(
-                isinstance(numbers, list)
-                and len(numbers) == len(seeds)
-                and all(number is None or isinstance(number, int | float) for number in numbers)
-                for numbers in values.values()
-            ):
+            if not all(len(numbers) == len(seeds) for numbers in (row.get("values") or {"": ()}).values()):
                 return f"the row {name} does not have one number per seed for every measure"
-        elif not all(isinstance(run.get("points"), list) for run in runs):
+        elif not all(run.get("points") for run in runs):
             return f"the row {name} has no points"
+        scores = [run["forward_roll"].get("log_likelihood") or {} for run in runs if run.get("forward_roll")]
+        if len({len(series) for score in scores for series in score.values()}) > 1:
+            return f"the row {name} has forecasts of different lengths"
     names = [row["name"] for row in record["rows"]]
     return "two rows have the same name" if len(set(names)) != len(names) else None
 

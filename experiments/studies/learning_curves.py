@@ -111,7 +111,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
         if not run.has(f"snapshots/step{steps[-1]}.json"):
             run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
             fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
-        moments = [run.read(f"snapshots/step{step}.json") for step in steps]
+        moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in steps]
         points: list[Values] = []
         for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
             model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig
 
@@ -13,7 +12,7 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.files import inside, write_text
+from ..runs.files import check_inside, inside, write_text
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
@@ -75,6 +74,8 @@ class Ledger:
         self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.kept = self._read()
+        for folder in {self.folder, *self.homes.values()}:
+            check_inside(folder)
         # A table of runs from other settings would compare nothing.
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
@@ -134,7 +135,7 @@ class Ledger:
                     yield (row, int(seed)), Run(path)
 
     def _measured(self, run: Run) -> Cell:
-        return measured(run) if self.study.labels is None else Cell({}, cast(RunInfo, run.read(POINTS)))
+        return measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))
 
     def _read(self) -> dict[tuple[str, int], Cell]:
         """The cells of the study's kept record, if there is one."""

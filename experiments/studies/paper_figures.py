@@ -17,10 +17,13 @@ from torch import Tensor
 import pyro_tvae
 from pyro_tvae.topographies.base import roll
 
+from ..evaluation.measures import flat
 from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
 from ..reports.style import WIDTH, canvas, save, wrap
 from ..reports.tables import format_number
-from ..runs.run import EVALUATION, SELECTIVITY, Run, Trained
+from ..runs.run import SELECTIVITY, Run, Trained
+from .cells import judged
+from .records import Values
 from .unit_map import UnitMap, map_units
 
 __all__ = ["DRAWINGS", "Drawing", "draw_map", "draw_run"]
@@ -40,10 +43,10 @@ def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
         title: of the figure; what the run explains is added.
         paths: of the files, whose suffixes choose their formats.
     """
-    record = run.read(EVALUATION)
-    explained = record["measures"]["trained"].get("explained")
+    record = judged(run)
+    explained = flat(record["measures"]["trained"]).get("explained")
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
-    numbers = run.read(SELECTIVITY) if run.has(SELECTIVITY) else {}
+    numbers = run.read(SELECTIVITY, Values) if run.has(SELECTIVITY) else {}
     figure = DRAWINGS[drawing](run.load(), numbers, title)
     for path in paths:
         save(figure, path)

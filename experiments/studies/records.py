@@ -55,15 +55,15 @@ TABLE, LEARNING_CURVES = "reproduction", "recipe"  # kinds of records, as files 
 Values = dict[str, float | None]
 
 
-class RunInfo(TypedDict):
+class RunInfo(TypedDict, total=False):
     """How one run of a row was made, and what of it is no single number."""
 
     hardware: str
     versions: dict[str, str]
     seconds: dict[str, float]
-    notes: NotRequired[list[str]]
-    forward_roll: NotRequired[ForwardRollRecord]
-    points: NotRequired[list[Values]]
+    notes: list[str]
+    forward_roll: ForwardRollRecord
+    points: list[Values]
 
 
 class Row(TypedDict):
@@ -192,5 +192,5 @@ def curve(run: RunInfo, key: str) -> list[tuple[float, float]]:
         >>> curve({"hardware": "", "versions": {}, "seconds": {}, "points": points}, "iwae")
         [(3.0, -5.0), (9.0, -2.0)]
     """
-    numbers = ((point.get("seconds"), point.get(key)) for point in run.get("points", ()))
+    numbers = ((point.get("seconds"), point.get(key)) for point in run.get("points") or ())
     return sorted((seconds, value) for seconds, value in numbers if seconds is not None and value is not None)

@@ -13,6 +13,7 @@ from ..config.building import Parts, fit_parts
 from ..config.composition import make
 from ..runs.run import Run
 from .cells import ANNEALED
+from .records import Values
 
 __all__ = ["refit", "take_over"]
 
@@ -56,7 +57,7 @@ def refit(run: Run, reference: Run, sequences: int) -> dict[str, float]:
         ``elbo`` and ``iwae`` of the refitted guide, ``best``, the best estimate of the model's log p(x), and ``gap``,
         from the ELBO to it; in nats per frame.
     """
-    own, annealed = run.load(), reference.read(ANNEALED)
+    own, annealed = run.load(), reference.read(ANNEALED, Values, ("ais", "iwae"))
     held, config = take_over(own.model, reference.load().model), own.config
     torch.manual_seed(config.seed)
     guide = make(config.guide)(held)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from ..evaluation.measures import COLLAPSED
 from ..interruption import command
 from ..reports.style import save
 from ..reports.tables import format_seconds
-from ..runs.files import write_text
-from .comparison import collapsed_seeds, ends, table
+from ..runs.files import check_inside, write_text
+from .comparison import collapsed_seeds, ends, in_code, in_markdown, table
 from .curves import forecast_curves, recipe_curves
 from .kept import read_kept
 from .own_claims import catching_up, guide_claims, prior_claims, rankings, recipe_claims
@@ -50,6 +51,7 @@ def write_results(folder: Path) -> Path:
         raise FileNotFoundError(
             f"there is no folder {folder}; {command('reproduce', 'STUDY', '--keep', '--records', folder)} makes it."
         )
+    check_inside(folder)
     for stem, record in _records(folder).items():
         figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
         if figure is not None:
@@ -59,7 +61,7 @@ def write_results(folder: Path) -> Path:
 
 def results_text(folder: Path) -> str:
     """The content of ``RESULTS.md`` for a folder of records: the same text for the same files."""
-    records = _records(folder)
+    records = {stem: in_markdown(record) for stem, record in _records(folder).items()}
     sections = [HEAD]
     judged = {stem: claims_of(record) for stem, record in records.items()}
     if any(judged.values()):
@@ -124,10 +126,10 @@ def _overview(records: Mapping[str, Record], judged: Mapping[str, Sequence[Claim
 def _section(folder: Path, stem: str, record: Record, claims: Sequence[Claim], notes: Sequence[Path]) -> str:
     parts = [f"## {_heading(record)}\n", _how(record, stem)]
     parts.append(table(record) if record["kind"] == TABLE else ends(record))
-    said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes", ())}
+    said = {note for row in record["rows"] for run in row["runs"] for note in run.get("notes") or ()}
     parts += [f"{note[:1].upper()}{note[1:].rstrip('.')}.\n" for note in sorted(said)]
     for picture, caption in _pictures(folder, stem, record):
-        parts.append(f"![{caption}]({picture})\n\n*{caption}*\n")
+        parts.append(f"![{caption}]({quote(picture)})\n\n*{caption}*\n")
     if claims:
         lines = [f"- **{one.verdict.capitalize()}**: {one.said}\n  - Measured: {one.measured}" for one in claims]
         parts.append("### What was claimed, and what was seen\n\n" + "\n".join(lines) + "\n")
@@ -145,15 +147,15 @@ def _how(record: Record, stem: str) -> str:
     incomplete = [row["name"] for row in record["rows"] if row["seeds"] != seeds]
     words = ["reproduce", record["study"]]
     words += ["--budget", str(record["budget"])] if record.get("budget") else []
-    words += ["--seeds", ",".join(map(str, seeds)), *record.get("overrides", ())]
-    lines = [f"- Command: `{record.get('command') or command(*words)}`"]
+    words += ["--seeds", ",".join(map(str, seeds)), *(record.get("overrides") or ())]
+    lines = [f"- Command: {in_code(record.get('command') or command(*words))}"]
     short = f" (fewer for {', '.join(incomplete)})" if incomplete else ""
     lines.append(f"- Seeds: {', '.join(map(str, seeds)) or 'none'}{short}; {len(runs)} runs")
-    lines.append(f"- Hardware: {_counted([str(run.get('hardware', 'not recorded')) for run in runs])}")
+    lines.append(f"- Hardware: {_counted([str(run.get('hardware') or 'not recorded') for run in runs])}")
     totals: dict[str, float] = {}
     for run in runs:
         for name, seconds in (run.get("seconds") or {}).items():
-            totals[name] = totals.get(name, 0.0) + seconds
+            totals[name] = totals.get(name, 0.0) + (seconds or 0.0)
     spans = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in totals.items())
     lines.append(f"- Time, all runs together: {spans or 'not recorded'}")
     versions = _counted([", ".join(f"{k} {v}" for k, v in (run.get("versions") or {}).items()) for run in runs])
@@ -163,7 +165,7 @@ def _how(record: Record, stem: str) -> str:
     told = [f"{name}={shared[name]}" for name in TOLD if shared.get(name) not in (None, -1)]
     if told:
         lines.append(f"- Among the settings of all rows: {', '.join(told)}")
-    lines.append(f"- Record: [{stem}.json]({stem}.json)")
+    lines.append(f"- Record: [{stem}.json]({quote(stem)}.json)")
     return "\n".join(lines) + "\n"
 
 
@@ -218,7 +220,7 @@ def _pictures(folder: Path, stem: str, record: Record) -> Iterator[tuple[str, st
     for path in sorted(folder.glob("*.png")):
         if stem == next((own for own in stems if path.stem == own or path.stem.startswith(f"{own}-")), None):
             rest = path.stem.removeprefix(stem).strip("-").replace("_", " ") or record["title"]
-            captions = {path.name: rest} | dict([_drawn(stem, record)]) | record.get("pictures", {})
+            captions = {path.name: rest} | dict([_drawn(stem, record)]) | (record.get("pictures") or {})
             yield path.name, captions[path.name]
 
 

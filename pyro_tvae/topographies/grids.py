@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..parts import DESCRIBED
 from .base import Topography, window
 
 __all__ = ["GridRoll", "Matrix"]
@@ -92,7 +94,8 @@ class Matrix(Topography):
         learned: make the positive entries parameters (softplus) that start at ``w``; zeros stay zeros.
 
     Raises:
-        ValueError: w is not square, has negative entries or an empty row, or does not fit the lattice.
+        ValueError: w is not square, has negative entries or an empty row, or does not fit the lattice; the file of that
+            path is no array; or the path is said by a model file, which holds numbers and names no other file.
 
     Example:
         >>> Matrix([[1.0, 0.5], [0.5, 1.0]]).energy(torch.ones(2, 1, 1)).flatten()
@@ -104,9 +107,7 @@ class Matrix(Topography):
     def __init__(self, w: Sequence[Sequence[float]] | Tensor | str, *, learned: bool = False) -> None:
         super().__init__()
         if isinstance(w, str):
-            import numpy as np
-
-            w = torch.from_numpy(np.load(w, allow_pickle=False))
+            w = _from_file(w)
         values = torch.as_tensor(w, dtype=torch.get_default_dtype())
         if values.dim() != 2 or values.shape[0] != values.shape[1] or not bool((values >= 0).all()):
             raise ValueError(
@@ -143,3 +144,22 @@ class Matrix(Topography):
 
     def extra_repr(self) -> str:
         return f"{len(self.w)} x {len(self.w)}, learned={self.learned}"
+
+
+def _from_file(path: str) -> Tensor:
+    """The array in a .npy file; nothing is unpickled."""
+    import numpy as np
+
+    if DESCRIBED.get():
+        raise ValueError(f"Matrix: w is the path {path!r}; expected numbers, since no path in a model file is opened.")
+    if not Path(path).is_file():
+        what = "is no file" if Path(path).exists() else "does not exist"
+        raise ValueError(f"Matrix: {path} {what}; give the path of a .npy file.")
+    try:
+        with open(path, "rb") as file:
+            return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, SyntaxError) as error:
+        raise ValueError(
+            f"Matrix: {path} cannot be read as a .npy file ({' '.join(str(error).split())[:200]}); write it with "
+            "numpy.save."
+        ) from None

@@ -155,7 +155,7 @@ def test_damaged_records(tmp_path_factory: pytest.TempPathFactory, seed: int) ->
     path = tmp_path_factory.getbasetemp() / "history.json"
     record = json.dumps({"rows": [{"step": 10, "train/elbo": -3.5}], "seconds": 3.0})
     path.write_bytes(damaged(record.encode(), seed))
-    _, sentence = answer(lambda: read_record(path))
+    _, sentence = answer(lambda: read_record(path, dict[str, Any]))
     assert sentence is None or str(path) in sentence
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import pyro.optim
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -207,6 +209,37 @@ def test_what_does_not_fit_a_trainer_is_said(
 def test_options_are_looked_at_when_they_are_given(options: dict[str, Any], said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         TrainerOptions(**options)
+
+
+def scaled(**options: Any) -> lightning.Trainer:
+    """float16 with scaled gradients, as on a GPU."""
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    return lightning.Trainer(accelerator="cpu", plugins=[plugin], max_epochs=1, logger=False, **options)
+
+
+def test_gradients_scaled_for_float16_are_clipped_or_the_optimizer_is_refused() -> None:
+    parts, x = start(), sequences()
+    trainer = scaled(gradient_clip_val=1e-3, enable_checkpointing=False)
+    fit(*parts, x, progress=False, trainer=trainer)
+    assert not equal(weights(*parts), weights(*start()))
+    assert not trainer.optimizers[0].param_groups[0]["fused"]
+    fused = [
+        (lambda p: torch.optim.Adam(p, fused=True), {"gradient_clip_val": 1.0}),
+        (pyro.optim.Adam({"fused": True}, {"clip_norm": 1.0}), {}),
+    ]
+    for optimizer, clipped in fused:
+        with pytest.raises(
+            ValueError, match=r"make the Adam with fused=False, leave gradient clipping out, or"
+        ) as said:
+            fit(*start(), x, optimizer=optimizer, progress=False, trainer=scaled(enable_checkpointing=False, **clipped))
+        assert "\n" not in str(said.value)
+
+
+def test_without_clipping_a_fused_optimizer_trains_in_float16() -> None:
+    parts, trainer = start(), scaled(enable_checkpointing=False)
+    fit(*parts, sequences(), progress=False, trainer=trainer)
+    assert trainer.optimizers[0].param_groups[0]["fused"]
+    assert not equal(weights(*parts), weights(*start()))
 
 
 def test_callbacks_that_write_checkpoints_need_no_directory(tmp_path: Path) -> None:
