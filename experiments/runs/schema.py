@@ -48,9 +48,9 @@ def problem(value: Any, kind: Any, where: str = "it") -> str | None:
         return _difference(value, kind, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        found = [problem(value, one, where) for one in arguments]
+        faults = [problem(value, one, where) for one in arguments]
         # Of several, what is wrong inside the one that it resembles.
-        return None if None in found else max((text for text in found if text), key=lambda text: text.find(" is "))
+        return None if None in faults else max((text for text in faults if text), key=lambda text: text.find(" is "))
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             return _unlike(value, dict, where)
