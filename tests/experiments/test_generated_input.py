@@ -141,11 +141,11 @@ def record_of_a_study(stranger: Stranger, dice: random.Random) -> Made:
     name = dice.choice(sorted(stranger.kept))
     path = stranger.records / f"{name}.json"
     path.write_bytes(spoiled_json(stranger.kept[name], dice))
-    drawn = dice.random() < 0.05
+    draws = dice.random() < 0.05
 
     def looked_at() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            if not drawn:
+            if not draws:
                 patch.setattr(results, "recipe_curves", lambda record: None)
                 patch.setattr(results, "forecast_curves", lambda record: None)
             record = read_kept(path)
@@ -310,8 +310,8 @@ def test_what_a_stranger_made_is_taken_or_refused_in_a_sentence(
             ends["taken" if sentence is None else "refused"] += 1
             assert sentence is None or any(name in sentence for name in names), sentence
             after = stranger.now()
-            moved = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-            assert moved <= files, moved
+            others = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - files
+            assert not others, others
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(f"{number}: {type(error).__name__} {str(error)[:300]!r} at {where.filename}:{where.lineno}")

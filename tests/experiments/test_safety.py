@@ -352,9 +352,13 @@ def test_a_stored_configuration_fetches_nothing_and_makes_no_folder(
 
 def test_no_part_fetches_at_any_depth(run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["fit"]["callbacks"] = [{"_target_": "pyro_tvae.experiments.datasets.mnist", "download": True}]
+    fetching = {"_target_": "pyro_tvae.experiments.datasets.mnist", "download": True}
+    config["fit"]["callbacks"] = [fetching]
+    config["topography"]["a.b"] = {"c": [fetching]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert Run(run).config().fit.callbacks[0].download is False
+    config = Run(run).config()
+    assert config.fit.callbacks[0].download is False
+    assert config.topography["a.b"].c[0].download is False
 
 
 def test_the_baseline_of_a_stored_run_logs_into_its_folder(tmp_path: Path) -> None:
