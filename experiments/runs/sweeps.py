@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from .files import read_record, write_text
 from .run import Run
@@ -16,6 +16,21 @@ from .run import Run
 __all__ = ["Failure", "Sweep", "begun"]
 
 RECORD, FAILED = "sweep.json", ".failed.json"
+
+
+class SweepRecord(TypedDict, total=False):
+    """The content of ``sweep.json``: what was asked for, and whether all of it was done."""
+
+    overrides: list[str]
+    finished: bool
+
+
+class FailureRecord(TypedDict):
+    """The content of the file of a job that failed."""
+
+    number: int
+    overrides: list[str]
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,10 @@ class Sweep:
     def __str__(self) -> str:
         return str(self.path)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SweepRecord:
         """``overrides``, and whether it is ``finished``; empty where there is none yet, or none that can be read."""
         try:
-            return read_record(self.path / RECORD)
+            return read_record(self.path / RECORD, SweepRecord)
         except (OSError, ValueError):
             return {}
 
@@ -60,8 +75,8 @@ class Sweep:
 
     def failures(self) -> list[Failure]:
         """The jobs that failed and were not done since, by number."""
-        records = [read_record(path) for path in self.path.rglob(f"*{FAILED}")]
-        read = [Failure(int(one["number"]), tuple(map(str, one["overrides"])), str(one["sentence"])) for one in records]
+        records = [read_record(path, FailureRecord) for path in self.path.rglob(f"*{FAILED}")]
+        read = [Failure(one["number"], tuple(one["overrides"]), one["sentence"]) for one in records]
         return sorted(read, key=lambda one: one.number)
 
     @contextmanager
@@ -103,7 +118,7 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
                     "hydra.sweep.dir, or give the command that began it."
                 )
         else:
-            unfinished = {"overrides": [*overrides], "finished": False}
+            unfinished: SweepRecord = {"overrides": [*overrides], "finished": False}
             earlier = sorted((path.parent for path in folder.parent.glob(f"*/{RECORD}")), reverse=True)
             going_on = (one for one in map(Sweep, earlier) if one.record() == unfinished)
             for sweep in chain(going_on, _free(folder)):
