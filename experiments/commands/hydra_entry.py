@@ -50,7 +50,9 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
     """
     allow = Allowlist.importing(imports)
     overrides = announced(overrides)
-    arguments = get_args_parser().parse_args(overrides)
+    arguments = get_args_parser().parse_intermixed_args(overrides)
+    # Hydra takes overrides in one row, after its options.
+    overrides = [*(word for word in overrides if word not in arguments.overrides), *arguments.overrides]
     if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
         check_names(arguments.overrides)
         if not (_one_of_several() or arguments.cfg or arguments.info):
@@ -111,7 +113,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         with goes_on_with(f"what is done is in {sweep}; go on with: {again}", decides=True):
             try:
                 own_folder = [text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"]
-                _hydra(_with(own_folder, arguments.overrides, added), job)
+                _hydra([*own_folder, *added], job)
             except SystemExit as error:
                 if _interruption(error):
                     raise
@@ -207,7 +209,7 @@ def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, 
     if _helping():  # the first of several processes writes, and tells the others where
         with TemporaryDirectory() as nowhere:
             place = [override("hydra.run.dir", nowhere)] if automatic else []
-            _under_hydra(_with(overrides, settings, [*place, "hydra.output_subdir=null"]), allow)
+            _under_hydra([*overrides, *place, "hydra.output_subdir=null"], allow)
         return
     if not _one_of_several():
         with unfinished(config, folder, beside=automatic) as run:
@@ -220,19 +222,13 @@ def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, 
                 _go_on(run, config, given, allow.typed(config))  # the stored one names what was typed
                 return
     with claimed(folder, automatic=automatic) as run:
-        _under_hydra(_with(overrides, settings, [override("hydra.run.dir", run.path)]), allow)
+        _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
 
 
 def _helping() -> bool:
     """Whether this process is not the first of several, by what Lightning goes by."""
     ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     return next((os.environ[name] for name in ranks if name in os.environ), "0") != "0"
-
-
-def _with(overrides: Sequence[str], settings: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Overrides with others after the last of them: Hydra takes them in one row, with options before and after it."""
-    at = max((place for place, word in enumerate(overrides) if word in settings), default=len(overrides) - 1) + 1
-    return [*overrides[:at], *others, *overrides[at:]]
 
 
 def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist) -> None:

@@ -71,16 +71,17 @@ class Allowlist:
         Raises:
             ValueError: it hands arguments without their names to what can fetch.
         """
-        for where, node in _calls(OmegaConf.to_container(config, resolve=False)):
-            if self.fetches:
-                break
+        if self.fetches:
+            return config
+        container = OmegaConf.to_container(config, resolve=False)
+        for where, node in _calls(container):
             if node.get("_args_") and _can_fetch(node["_target_"]):
                 raise ValueError(
                     f"{source}: {where}_args_ has no names of arguments; write {where}NAME for each of them."
                 )
             if node.get(FETCH):
-                OmegaConf.update(config, f"{where}{FETCH}", False)
-        return config
+                node[FETCH] = False
+        return OmegaConf.create(container)  # type: ignore[arg-type, return-value]
 
     def naming(self, config: DictConfig) -> Allowlist:
         """This list, and the modules of what a built configuration calls beside the project's parts: it was typed."""

@@ -14,6 +14,7 @@ from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["problem"]
 
+CONTAINERS: dict[type, Any] = {dict: dict[str, Any], list: list[Any]}
 LARGEST = 1e100  # what sums of squares of do not overflow
 WORDS = {
     str: "text",
@@ -43,14 +44,14 @@ def problem(value: Any, kind: Any, where: str = "it") -> str | None:
     if value is None and kind in (Any, object, int, float, type(None)):
         return None
     if kind in (Any, object):
-        kind = {dict: dict[str, Any], list: list[Any]}.get(type(value), type(value))
+        kind = CONTAINERS.get(type(value), type(value))
     if is_typeddict(kind):
         return _difference(value, kind, where)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        found = [problem(value, one, where) for one in arguments]
+        faults = [problem(value, one, where) for one in arguments]
         # Of several, what is wrong inside the one that it resembles.
-        return None if None in found else max((text for text in found if text), key=lambda text: text.find(" is "))
+        return None if None in faults else max((text for text in faults if text), key=lambda text: text.find(" is "))
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             return _unlike(value, dict, where)

@@ -19,14 +19,14 @@ RECORD, FAILED = "sweep.json", ".failed.json"
 
 
 class SweepRecord(TypedDict, total=False):
-    """What was typed to begin a sweep, and whether all of it was done."""
+    """The content of ``sweep.json``: what was asked for, and whether all of it was done."""
 
     overrides: list[str]
     finished: bool
 
 
 class FailureRecord(TypedDict):
-    """A :class:`Failure` in its file."""
+    """The content of the file of a job that failed."""
 
     number: int
     overrides: list[str]
@@ -63,7 +63,7 @@ class Sweep:
         return str(self.path)
 
     def record(self) -> SweepRecord:
-        """Empty where there is none yet, or none that can be read."""
+        """``overrides``, and whether it is ``finished``; empty where there is none yet, or none that can be read."""
         try:
             return read_record(self.path / RECORD, SweepRecord)
         except (OSError, ValueError):
@@ -118,7 +118,7 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
                     "hydra.sweep.dir, or give the command that began it."
                 )
         else:
-            unfinished = {"overrides": [*overrides], "finished": False}
+            unfinished: SweepRecord = {"overrides": [*overrides], "finished": False}
             earlier = sorted((path.parent for path in folder.parent.glob(f"*/{RECORD}")), reverse=True)
             going_on = (one for one in map(Sweep, earlier) if one.record() == unfinished)
             for sweep in chain(going_on, _free(folder)):

@@ -137,19 +137,25 @@ def published() -> tuple[TVAE, Guide]:
 
 
 @pytest.fixture(scope="module")
-def sound(data: SequenceDataModule) -> EvaluationRecord:
-    return evaluate(*published(), data, num_particles=2, progress=False).record
+def few() -> SequenceDataModule:
+    moves = Transformations(rotation=range(0, 360, 60), moving=["rotation"])
+    return SequenceDataModule(digits(size=8), moves, n_frames=6, n_train=10, n_validation=10, n_test=10)
+
+
+@pytest.fixture(scope="module")
+def sound(few: SequenceDataModule) -> EvaluationRecord:
+    return evaluate(*published(), few, num_particles=2, progress=False).record
 
 
 @pytest.mark.parametrize("part", COSTS)
 def test_what_fails_costs_its_own_measures(
-    part: str, data: SequenceDataModule, sound: EvaluationRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    part: str, few: SequenceDataModule, sound: EvaluationRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("made to fail")
 
     monkeypatch.setattr(f"pyro_tvae.experiments.evaluation.{part}", broken)
-    record = evaluate(*published(), data, num_particles=2, progress=False).record
+    record = evaluate(*published(), few, num_particles=2, progress=False).record
     assert record["failed"] == dict.fromkeys(record["failed"], "RuntimeError: made to fail")
     derived = {"explained", "reconstruction"} if "elbo" in COSTS[part] else {"reconstruction"} & COSTS[part]
     assert COSTS[part] <= {*record["failed"]} <= COSTS[part] | derived
@@ -169,11 +175,11 @@ def test_what_fails_costs_its_own_measures(
 
 
 def test_a_rival_that_fails_costs_its_column(
-    data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch, sound: EvaluationRecord
+    few: SequenceDataModule, monkeypatch: pytest.MonkeyPatch, sound: EvaluationRecord
 ) -> None:
     rival, other = published()
     rival.decoder = torch.nn.Identity()  # whose frames have another shape
-    record = evaluate(*published(), data, untrained=(rival, other), num_particles=2, progress=False).record
+    record = evaluate(*published(), few, untrained=(rival, other), num_particles=2, progress=False).record
     assert record["measures"]["trained"] == sound["measures"]["trained"]
     assert any(name.endswith("(untrained)") for name in record["failed"])
     assert {row["key"] for row in record["rows"]} == {row["key"] for row in sound["rows"]}

@@ -25,6 +25,7 @@ from pyro_tvae.experiments.config.former_names import (
     current_overrides,
     current_settings,
 )
+from pyro_tvae.experiments.evaluation.record import EvaluationRecord
 from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.experiments.studies import reproduce
 
@@ -168,12 +169,12 @@ def test_a_former_run_goes_on_and_is_judged_and_told_apart(tmp_path: Path) -> No
     run = Run(tmp_path / "run")
     config = compose([*TINY, *NOW])
     train_run(config, run.path)
-    whole = run.read("evaluation.json")["measures"]
+    whole = run.read("evaluation.json", EvaluationRecord)["measures"]
     former = as_it_was((run.path / "config.yaml").read_text())
     (run.path / "config.yaml").write_text(former)
     assert run.config() == OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     evaluate_run(run.path)
-    assert run.read("evaluation.json")["measures"] == whole
+    assert run.read("evaluation.json", EvaluationRecord)["measures"] == whole
     for name in ("evaluation.json", "model.safetensors"):
         (run.path / name).unlink()
     # The same command, by either name, goes on with what the former version began.

@@ -69,7 +69,7 @@ class Stranger:
         (home / "outside" / "mine").write_text("the reader's own")
         self.records.mkdir()
         report_run(self.run)
-        self.whole = self.now()
+        self.whole = {name: (home / name).read_bytes() for name in self.now()}
         self.config = yaml.safe_load((self.run / "config.yaml").read_text())
         self.kept = {name: json.loads((RECORDS / f"{name}.json").read_text()) for name in ("priors", "recipe")}
         for record in self.kept.values():  # a small one is damaged in as many ways
@@ -84,13 +84,9 @@ class Stranger:
             (length,) = struct.unpack("<Q", file.read(8))
             self.header, self.weights = json.loads(file.read(length)), file.read()
 
-    def now(self) -> dict[str, bytes]:
-        """The files that are there; a pipe is named and not opened."""
-        return {
-            str(path.relative_to(self.home)): path.read_bytes() if path.is_file() else b"no file"
-            for path in self.home.rglob("*")
-            if not path.is_dir() or path.is_symlink()
-        }
+    def now(self) -> dict[str, tuple[int, ...]]:
+        """What is there, by when and where it was last written; nothing is opened."""
+        return {name: (one.st_mtime_ns, one.st_size, one.st_ino) for name, one in _entries(str(self.home))}
 
     def mend(self, names: set[str]) -> None:
         """Put back what these files were."""
@@ -103,6 +99,14 @@ class Stranger:
             if name in self.whole:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self.whole[name])
+
+
+def _entries(folder: str, under: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(entry.path, f"{under}{entry.name}/")
+        else:
+            yield f"{under}{entry.name}", entry.stat(follow_symlinks=False)
 
 
 Made = tuple[set[str], Callable[[], object], list[str]]  # files that may differ, what is done, what a sentence names
@@ -137,11 +141,11 @@ def record_of_a_study(stranger: Stranger, dice: random.Random) -> Made:
     name = dice.choice(sorted(stranger.kept))
     path = stranger.records / f"{name}.json"
     path.write_bytes(spoiled_json(stranger.kept[name], dice))
-    drawn = dice.random() < 0.05
+    draws = dice.random() < 0.05
 
     def looked_at() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            if not drawn:
+            if not draws:
                 patch.setattr(results, "recipe_curves", lambda record: None)
                 patch.setattr(results, "forecast_curves", lambda record: None)
             record = read_kept(path)
@@ -306,14 +310,13 @@ def test_what_a_stranger_made_is_taken_or_refused_in_a_sentence(
             ends["taken" if sentence is None else "refused"] += 1
             assert sentence is None or any(name in sentence for name in names), sentence
             after = stranger.now()
-            moved = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-            assert moved <= files, moved
+            others = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} - files
+            assert not others, others
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(f"{number}: {type(error).__name__} {str(error)[:300]!r} at {where.filename}:{where.lineno}")
         finally:
-            extra = {name for name in stranger.now() if name not in stranger.whole}
-            stranger.mend(files | extra)
+            stranger.mend(files | (stranger.now().keys() - stranger.whole.keys()))
     print(f"{kind.__name__}: {sum(ends.values())} cases, {dict(ends)}, {len(failures)} failed")
     assert not failures, "\n".join([f"{len(failures)} of them:", *failures[:40]])
     assert min(ends["taken"], ends["refused"]) > 0, ends

@@ -65,7 +65,7 @@ cli.main()
 def start(folder: Path, commands: Sequence[Sequence[str]], spread: float = 0.0) -> list[BaseProcess]:
     """Give commands in one folder, all at once or at random moments within so many seconds, and wait for their end."""
     dice, begin = random.Random(0), time.time() + 1.0 + 0.1 * len(commands)
-    processes = []
+    processes: list[BaseProcess] = []
     for number, arguments in enumerate(commands):
         names = {
             "FOLDER": str(folder),
@@ -133,7 +133,7 @@ def test_starts_at_once_in_one_folder_leave_one_run(tmp_path: Path) -> None:
         kinds = configurations(number)
         commands = [[*settings(kind), "hydra.run.dir=run"] for kind in kinds]
         ends = [process.exitcode for process in start(folder, commands, spread=0.6 * (number % 2))]
-        assert sorted(ends) == [0] + [2] * (STARTS - 1), [said(folder, k) for k in range(STARTS)]
+        assert sorted(map(str, ends)) == ["0"] + ["2"] * (STARTS - 1), [said(folder, k) for k in range(STARTS)]
         assert_whole(folder / "run")
         winner = ends.index(0)
         assert f"seed={kinds[winner]}" in (folder / "run" / ".hydra" / "overrides.yaml").read_text()

@@ -352,9 +352,13 @@ def test_a_stored_configuration_fetches_nothing_and_makes_no_folder(
 
 def test_no_part_fetches_at_any_depth(run: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["fit"]["callbacks"] = [{"_target_": "pyro_tvae.experiments.datasets.mnist", "download": True}]
+    fetching = {"_target_": "pyro_tvae.experiments.datasets.mnist", "download": True}
+    config["fit"]["callbacks"] = [fetching]
+    config["topography"]["a.b"] = {"c": [fetching]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert Run(run).config().fit.callbacks[0].download is False
+    config = Run(run).config()
+    assert config.fit.callbacks[0].download is False
+    assert config.topography["a.b"].c[0].download is False
 
 
 def test_the_baseline_of_a_stored_run_logs_into_its_folder(tmp_path: Path) -> None:
@@ -459,7 +463,7 @@ def test_a_damaged_state_in_a_checkpoint_is_named(state: str, tmp_path: Path) ->
 
 
 def test_a_record_is_text_wherever_it_is_shown(tmp_path: Path) -> None:
-    names = ["=1+1", "@x", "-a", "<b>x</b>", "a|b", "[x](http://a.b)", "`c`", "$x^", "plain"]
+    names = ["=1+1", "@x", "-a", "<b>x</b>", "a|b", "[x](http://a.b)", "`c`", "$x^$", "plain"]
     values = {"iwae": [-3.2], "elbo": [-4.5]}
     forecast = {"context": 1, "log_likelihood": {"model": [-1.0, -2.0], "mean frame": [-3.0, -3.0]}}
     runs = [{"hardware": "<i>y</i>", "notes": ["<u>z</u>\n\n# no heading"], "forward_roll": forecast}]
@@ -467,7 +471,7 @@ def test_a_record_is_text_wherever_it_is_shown(tmp_path: Path) -> None:
         "schema": 2,
         "kind": "reproduction",
         "study": "mine",
-        "title": "<script>alert(1)</script> | $\\frac{",
+        "title": "<script>alert(1)</script> | $\\frac{$",
         "command": "pyro-tvae `x` <b>",
         "settings": {"fit.max_epochs": "<s>3</s>"},
         "figures": ["<b>.png"],
@@ -492,8 +496,8 @@ def test_a_record_is_text_wherever_it_is_shown(tmp_path: Path) -> None:
 def test_a_figure_shows_dollar_signs(tmp_path: Path) -> None:
     figure = canvas(1)
     axis = figure.subplots()
-    axis.plot([0, 1], label="$\\frac{")
+    axis.plot([0, 1], label="$\\frac{$")
     axis.legend()
-    axis.set_xticks([0, 1], ["$a^", "b"])
-    gridded(axis, "$x^ and $\\frac")
+    axis.set_xticks([0, 1], ["$a^$", "b"])
+    gridded(axis, "$x^ and $ \\frac")
     assert save(figure, tmp_path / "a.png").is_file()

@@ -61,7 +61,8 @@ def swept(*arguments: str) -> list[int]:
     """The seeds that a command trained."""
     Listener.trained.clear()
     Listener.heard.clear()
-    run_with_hydra(["--multirun", *arguments, "+hydra.callbacks.listener._target_=listening.Listener"])
+    # Options may stand among overrides.
+    run_with_hydra([*arguments, "--multirun", "+hydra.callbacks.listener._target_=listening.Listener"])
     return [*Listener.trained]
 
 
