@@ -89,7 +89,7 @@ def measure(
     of_batches = Attempts()
     n_batches = math.ceil(len(dataset) / data.eval_batch_size)
 
-    def scored(batch: Mapping[str, Tensor]) -> dict[str, Callable[[], Any]]:
+    def scored(batch: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         """What is kept of a batch, in the order in which it draws."""
         x = batch["x"]
         posterior, marginals = posterior_of(guide, x), cache(lambda: moments(posterior))
@@ -165,8 +165,8 @@ def measure(
         "commutation": lambda: (
             _commutations(whole("t"), whole("further"), whole("moving"), dataset) if "further" in kept else {}
         ),
-        "probe": lambda: probe(*codes()[::2], whole("t"), whole("label")) if codes() else math.nan,
-        "pose": lambda: _poses(*codes()[:2], whole("t"), whole("index"), dataset) if codes() else {},
+        "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
+        "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
         "frame_unnormalised": lambda: concatenate(pieces("published")).per_frame if "published" in kept else math.nan,
     }
     for name, make in makers.items():
