@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -74,7 +73,8 @@ def measure(
     program = ELBO(model, guide, num_particles=KL_DRAWS)  # of a model with statements of its own
     device = model.like.device
     estimates: list[LogLikelihood] = []
-    kept: dict[str, list[Tensor]] = defaultdict(list)
+    whole: dict[str, Tensor] = {}
+    row = 0
     mean_frame = data.mean_frame(device)
     dataset = data.datasets[split]
     published: list[LogLikelihood] = []
@@ -114,10 +114,12 @@ def measure(
             if further is not None and model.n_frames > 1:
                 values["further"] = point_estimate(model, posterior_of(guide, further["x"]))
             for name, value in values.items():
-                kept[name].append(value.cpu())
-    # Sequence by sequence the codes are nearly as large as the data: each is let go of as soon as it is judged.
-    active = {name: active_latents(torch.cat(kept.pop(name))) for name in ("z", "energy") if name in kept}
-    whole = {name: torch.cat(kept.pop(name)) for name in [*kept]}
+                if name not in whole:  # made once: a list of batches would be a second copy, scattered over the heap
+                    whole[name] = torch.empty(len(dataset), *value.shape[1:], dtype=value.dtype)
+                whole[name][row : row + len(x)] = value
+            row += len(x)
+    # The codes are nearly as large as the data: each is let go of as soon as it is judged.
+    active = {name: active_latents(whole.pop(name)) for name in ("z", "energy") if name in whole}
     likelihood = concatenate(estimates)
     n_frames = model.n_frames
     elbo = float(likelihood.elbo.mean()) / n_frames
