@@ -219,7 +219,7 @@ def _check(owner: str, t: Tensor, index: Tensor | None = None) -> None:
             f"{owner}: t has shape {tuple(t.shape)}; expected (sequence, frame, capsule, position) with two frames or "
             "more, because a roll lies between frames: pass what pyro_tvae.encode returns."
         )
-    if not bool(t.isfinite().all()):
+    if not all(bool(end.isfinite()) for end in t.aminmax()):  # isfinite of all of t would be as large as t
         raise ValueError(
             f"{owner}: t holds nan or infinity; expected finite numbers: look at the input, and at the model's weights."
         )

@@ -122,6 +122,7 @@ def train(sizes: Mapping[str, int], n_processes: int, turns: int, steps: int) ->
     trainer = TrainerOptions("cpu", n_processes, "ddp" if n_processes > 1 else "auto")
     timed.during(model, guide, turning_digits(setting), trainer)
     if n_processes > 1:
+        torch.distributed.barrier()  # the one that keeps the store must not end before the others
         torch.distributed.destroy_process_group()
     return {"training": timed.steps, "products": timed.others}
 

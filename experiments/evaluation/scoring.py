@@ -85,7 +85,8 @@ def measure(
     device, n_frames = model.like.device, model.n_frames
     dataset, mean_frame = data.datasets[split], data.mean_frame(device)
     published = plain_program(model)
-    kept: dict[str, list[Any]] = defaultdict(list)
+    estimates: dict[str, list[LogLikelihood]] = defaultdict(list)
+    kept: dict[str, Tensor] = {}
     of_batches = Attempts()
     n_batches = math.ceil(len(dataset) / data.eval_batch_size)
 
@@ -114,29 +115,34 @@ def measure(
         batches = progress_bar(
             n_batches, label, shown=progress, unit="batch", leave=False, iterable=data.batches(split, device)
         )
+        row = 0
         for batch in batches:
             for name, make in scored(batch).items():
-                if name not in of_batches.failed:
-                    value = of_batches(name, make, None)
-                    kept[name].append(value.cpu() if isinstance(value, Tensor) else value)
+                value = None if name in of_batches.failed else of_batches(name, make, None)
+                if isinstance(value, LogLikelihood):
+                    estimates[name].append(value)
+                elif value is not None:
+                    if name not in kept:  # made once: a list of batches would be a second copy, scattered over the heap
+                        kept[name] = torch.empty(len(dataset), *value.shape[1:], dtype=value.dtype)
+                    kept[name][row : row + len(value)] = value
+            row += len(batch["x"])
 
-    def pieces(name: str) -> list[Any]:
+    def check(name: str) -> None:
         if name in of_batches.failed:
             raise ValueError(of_batches.failed[name])
+
+    def estimate(name: str) -> LogLikelihood:
+        check(name)
+        return concatenate(estimates[name])
+
+    def whole(name: str) -> Tensor:
+        check(name)
         return kept[name]
 
     def taken(name: str) -> Tensor:
-        """The batches' as one, which are let go of: such codes are nearly as large as the data."""
-        value = torch.cat(pieces(name))
-        del kept[name]
-        return value
-
-    joined: dict[str, Tensor] = {}
-
-    def whole(name: str) -> Tensor:
-        if name not in joined:
-            joined[name] = taken(name)
-        return joined[name]
+        """The same, let go of: such codes are nearly as large as the data."""
+        check(name)
+        return kept.pop(name)
 
     def mean(values: Tensor) -> float:
         return float(values.double().mean()) / n_frames
@@ -144,7 +150,7 @@ def measure(
     def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
         return _by_factor(whole("t"), whole("index"), whole("moving"), dataset, compute)
 
-    likelihood = cache(lambda: concatenate(pieces("likelihood")))
+    likelihood = cache(lambda: estimate("likelihood"))
     rolls = cache(lambda: by_factor(lambda t, phase, period: roll_correlation(t, phase, period, turn=period)))
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
@@ -167,7 +173,7 @@ def measure(
         ),
         "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
-        "frame_unnormalised": lambda: concatenate(pieces("published")).per_frame if "published" in kept else math.nan,
+        "frame_unnormalised": lambda: estimate("published").per_frame if "published" in estimates else math.nan,
     }
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)

@@ -98,6 +98,7 @@ def held() -> dict[str, float]:
     }
 
 
+@pytest.mark.timeout(0)
 @pytest.mark.skipif(FITS < 20, reason="takes minutes: PYRO_TVAE_SOAK says how many fits")
 def test_what_a_process_holds_stays_as_it_is_after_the_first_ten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

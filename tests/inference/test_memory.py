@@ -45,3 +45,46 @@ def test_freed_blocks_are_used_again() -> None:
 def test_a_users_own_setting_is_left_alone() -> None:
     made, _ = turns(MALLOC_TRIM_THRESHOLD_="1000000")
     assert not made
+
+
+# Codes of 15 MiB in chunks of half a one, and what the process holds at most after each measure of them.
+CODES = """
+import resource, torch
+torch.set_num_threads(1)
+from pyro_tvae.inference import equivariance, linear_probes
+linear_probes.CHUNK = equivariance.CHUNK = 2**16
+from pyro_tvae.inference import active_latents, capsule_correlation, commutation, equivariance_error, pose_probe, probe
+from pyro_tvae.inference import roll_correlation
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def codes(n):
+    t, moved = (torch.rand(n, 9, 4, 9, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
+    index = torch.arange(9).expand(n, 9).contiguous()
+    return t, moved, index, torch.arange(n) % 10
+def judge(t, moved, index, label):
+    few = 1000
+    yield "active", lambda: active_latents(t)
+    yield "commutation", lambda: commutation(t, moved)
+    yield "error", lambda: equivariance_error(t)
+    yield "correlation", lambda: roll_correlation(t, index, 9)
+    yield "published", lambda: capsule_correlation(t, index)
+    yield "class", lambda: probe(t[:few], label[:few], t, label)
+    yield "pose", lambda: pose_probe(t[:few], index[:few], t, index, 9)
+for _, small in judge(*codes(1000)):  # what every size needs: libraries, and chunks
+    small()
+given = codes(12_000)
+size = given[0].numel() * 4 / 2**20
+for name, large in judge(*given):
+    before = most()
+    large()
+    print(name, (most() - before) / size)
+"""
+
+
+def test_a_measure_of_codes_needs_little_beside_them() -> None:
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "100000", "MALLOC_MMAP_THRESHOLD_": "100000"}
+    result = subprocess.run([sys.executable, "-c", CODES], env=environment, capture_output=True, text=True, check=True)
+    rises = {name: float(rise) for name, rise in map(str.split, result.stdout.splitlines())}
+    assert len(rises) == 7
+    # Copies in double precision, all of them at once, would be two to sixteen times the codes.
+    assert max(rises.values()) < 0.5, rises
