@@ -119,7 +119,7 @@ def measure(
                 whole[name][row : row + len(x)] = value
             row += len(x)
     # The codes are nearly as large as the data: each is let go of as soon as it is judged.
-    active = {name: active_latents(whole.pop(name)) for name in ("z", "energy") if name in whole}
+    active: dict[str, float] = {name: active_latents(whole.pop(name)) for name in ("z", "energy") if name in whole}
     likelihood = concatenate(estimates)
     n_frames = model.n_frames
     elbo = float(likelihood.elbo.mean()) / n_frames
