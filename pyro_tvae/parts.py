@@ -21,6 +21,7 @@ from .former_names import ARGUMENTS, current, follow_methods, warn
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
 
 # Set while a part is built from a description, which may be a stranger's file: then no path in it is opened.
+LARGEST = 2**20  # of the sizes in a description, over which constructors loop; a file may say any number
 DESCRIBED: ContextVar[bool] = ContextVar("DESCRIBED", default=False)
 
 
@@ -186,6 +187,10 @@ def build(description: Any, **references: Any) -> Any:
         return {key: build(item, **references) for key, item in description.items()}
     part = _named(description["part"])
     arguments = {key: build(item, **references) for key, item in description.get("arguments", {}).items()}
+    for name, value in arguments.items():
+        sizes = value if isinstance(value, tuple) else (value,)
+        if name != "seed" and any(isinstance(size, int) and abs(size) > LARGEST for size in sizes):
+            raise ValueError(f"{part.__name__}: {name} is {_short(value)}; expected no size above {LARGEST:,}")
     return _call(part, arguments, references)
 
 

@@ -71,7 +71,7 @@ def literal(figure: Figure) -> Figure:
     """The figure, whose texts are shown as they are: between two dollar signs matplotlib expects mathematics, and a
     name from a file may hold anything."""
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+        text.set_parse_math(False)
     return figure
 
 
