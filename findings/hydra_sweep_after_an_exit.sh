@@ -7,7 +7,7 @@
 # Versions: hydra-core 1.3.8.
 # For users: jobs of pyro-tvae train --multirun that end in a sentence leave the others running; the failed ones are listed at
 #            the end.
-# Held by: HELD
+# Held by: tests/experiments/test_sweeps.py, test_a_job_that_fails_stops_no_other_and_is_tried_again.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

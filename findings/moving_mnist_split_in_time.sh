@@ -7,8 +7,7 @@
 # Versions: torchvision 0.29.1, torch 2.14.1.
 # For users: a model judged on that "test" has trained on the same films, a second earlier. Transpose the file to (sequence,
 #            frame), add a channel, and hand it over whole: data.source=arrays splits by sequences.
-# Held by: tests/experiments/test_datasets.py HELD
-
+# Held by: tests/experiments/test_datasets.py, test_arrays_of_images_and_of_sequences.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)
