@@ -39,7 +39,7 @@ def is_legacy() -> bool:
 
 
 def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
-    """One object of ArviZ's from its groups; log-likelihoods in double precision, since in single ``az.loo`` goes wrong."""
+    """One object of ArviZ's from its groups, log-likelihoods in double precision: ``az.loo`` goes wrong in single."""
     groups = {name: group.astype(np.float64) if name == "log_likelihood" else group for name, group in groups.items()}
     # Whole data sets, since the two versions of ``from_dict`` take different arguments.
     if is_legacy():

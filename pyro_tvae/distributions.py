@@ -138,7 +138,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return self._inverse(value, mirrored=True)
 
     def _inverse(self, value: Tensor, mirrored: bool) -> Tensor:
-        """The inverse distribution function; of a negative logit that of the mirrored one, or its value at 1 − value."""
+        """The inverse distribution function at ``value``; unless mirrored, at 1 − value where the logit is negative."""
         flat, safe = self._flat()
         size = safe.abs()
         share = torch.where(safe > 0, value, 1 - value) if mirrored else value

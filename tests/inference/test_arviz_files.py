@@ -69,7 +69,9 @@ def test_a_file_written_here_is_read_here(tmp_path: Path) -> None:
 
 def test_leaving_out_is_computed_in_double_precision() -> None:
     rng = np.random.default_rng(1)
-    values = (rng.normal(size=(4, 500, 30)) * 100 - 5000).astype(np.float32)  # Pareto k around 35, nan in single precision
+    values = (rng.normal(size=(4, 500, 30)) * 100 - 5000).astype(
+        np.float32
+    )  # Pareto k around 35, nan in single precision
     draws = Dataset({"t": (("chain", "draw"), rng.normal(size=(4, 500)))})
     found = []
     for those in (values, values.astype(np.float64)):

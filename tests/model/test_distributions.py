@@ -87,7 +87,9 @@ def test_continuous_bernoulli_against_quadrature() -> None:
 
     close = {"rtol": 1e-4, "atol": 2e-5, "check_dtype": False}
     torch.testing.assert_close(ours.mean, mean(x), **close)
-    torch.testing.assert_close(ours.variance, mean(x.square()) - mean(x).square(), rtol=1e-3, atol=1e-4, check_dtype=False)
+    torch.testing.assert_close(
+        ours.variance, mean(x.square()) - mean(x).square(), rtol=1e-3, atol=1e-4, check_dtype=False
+    )
     torch.testing.assert_close(ours.entropy(), -mean(log_density), **close)
     several = torch.tensor([0.0, 0.03, 0.5, 0.97, 1.0])[:, None]
     exact = torch.where(eta == 0, several, torch.expm1(eta * several.double()) / torch.expm1(eta))
