@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Expected: a job of a --multirun that ends in sys.exit("a sentence") fails as one that raises: the other jobs still run. And
 #           a failure means an exit code above 0.
-# Happens: after an exception the later jobs run, and the first of them is reported at the end, with code 1. After sys.exit none of
-#          them starts; sys.exit(0), "done", ends the whole sweep with code 0, and an exception of an earlier job is then never
+# Happens: after an exception the later jobs run, and it is reported at the end, with code 1. After sys.exit none of them
+#          starts; sys.exit(0), "done", ends the whole sweep with code 0, and an exception of an earlier job is then never
 #          reported. With hydra.sweeper.max_batch_size=1 an exception stops the later jobs too.
 # Versions: hydra-core 1.3.8.
 # For users: jobs of pyro-tvae train --multirun that end in a sentence leave the others running; the failed ones are listed at
 #            the end.
-# Held by: HELD
+# Held by: tests/experiments/test_sweeps.py, test_a_job_that_fails_stops_no_other_and_is_tried_again.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

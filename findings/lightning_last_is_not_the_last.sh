@@ -6,7 +6,7 @@
 # Versions: lightning 2.6.6, torch 2.14.1.
 # For users: a run that is gone on with does not lose its epochs: fit keeps a checkpoint of the end beside the best one,
 #            by a callback of its own.
-# Held by: HELD
+# Held by: tests/inference/test_training.py, test_the_last_checkpoint_is_of_the_last_epoch.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

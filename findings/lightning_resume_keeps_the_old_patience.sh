@@ -4,8 +4,9 @@
 # Happens: the checkpoint overwrites both without a word: a fit that was stopped with patience=2 and is gone on with under
 #          patience=10 has patience 2 again and ends at once. max_epochs is the one setting that is taken from the new script.
 # Versions: lightning 2.6.6, torch 2.14.1.
-# For users: what fit(resume=...) takes from the call and what from the checkpoint is said in docs/runs.md.
-# Held by: HELD
+# For users: a patience or a learning rate that is given to fit(resume=...) counts, whatever the checkpoint says; what cannot
+#            be changed is refused.
+# Held by: tests/inference/test_training.py, test_another_setting_than_then_is_taken_or_refused.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

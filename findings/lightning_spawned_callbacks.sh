@@ -5,9 +5,9 @@
 #          best checkpoint. A history that a callback kept is empty, best_model_score None, EarlyStopping has waited 0 times,
 #          global_step and current_epoch are 0, and attributes of the module are those of before. fit says nothing.
 # Versions: lightning 2.6.6, torch 2.14.1.
-# For users: a fit that hands back a history and the best weights cannot rely on its callbacks there; see the test for what
-#            fit does when it is asked for such a strategy.
-# Held by: HELD
+# For users: fit hands back a history and the best weights, which such strategies leave in the children: it refuses them and
+#            names ddp, under which each process is started whole.
+# Held by: tests/inference/test_processes.py, test_every_other_strategy_of_lightnings_is_refused_or_trains_here.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

@@ -2,13 +2,12 @@
 # Expected: split="train" and split="test" of a data set of sequences hold different sequences, whole; the array that is
 #           downloaded has the sequences first.
 # Happens: torchvision's MovingMNIST cuts time: "train" is the first half of every sequence and "test" the second half of the
-#          same sequences, so both have all of them; split_ratio counts frames. The file itself has frames first, sequences second,
-#          without a channel, and torchvision turns it to (sequence, frame, channel, height, width), as bytes.
+#          same sequences, so both have all of them; split_ratio counts frames. The file has frames first, then sequences,
+#          without a channel; torchvision turns it to (sequence, frame, channel, height, width), as bytes.
 # Versions: torchvision 0.29.1, torch 2.14.1.
 # For users: a model judged on that "test" has trained on the same films, a second earlier. Transpose the file to (sequence,
 #            frame), add a channel, and hand it over whole: data.source=arrays splits by sequences.
-# Held by: tests/experiments/test_datasets.py HELD
-
+# Held by: tests/experiments/test_datasets.py, test_arrays_of_images_and_of_sequences.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)
@@ -30,7 +29,7 @@ print("Python", sys.version.split()[0], "torchvision", version("torchvision"), "
 os.makedirs("root/MovingMNIST")
 # A stand-in of five sequences in the layout of the real file, (frame, sequence, height, width): a pixel says which is which.
 films = np.zeros((20, 5, 64, 64), np.uint8)
-films += (10 * np.arange(20)[:, None] + np.arange(5)).astype(np.uint8)[:, :, None, None]
+films += (10 * np.arange(20)[:, None] + np.arange(5)).astype(np.uint8)[..., None, None]
 np.save("root/MovingMNIST/mnist_test_seq.npy", films)
 
 found = {}

@@ -14,7 +14,7 @@ echo "installing"
 "${PYTHON:-python3}" -m venv "$work/old"
 "${PYTHON:-python3}" -m venv "$work/new"
 "$work/old/bin/python" -m pip install -q --no-compile "arviz==0.23.4" "h5py==3.16.0" 2>/dev/null
-"$work/new/bin/python" -m pip install -q --no-compile "arviz==1.3.0" "arviz-base==1.3.1" "arviz-stats==1.3.3" "h5py==3.16.0" 2>/dev/null
+"$work/new/bin/python" -m pip install -q --no-compile "arviz==1.3.0" "arviz-base==1.3.1" "arviz-stats==1.3.3" "h5netcdf==1.8.2" "h5py==3.16.0" 2>/dev/null
 cd "$work"
 echo "running"
 cat >size.py <<'PYTHON'

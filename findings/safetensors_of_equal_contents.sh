@@ -3,10 +3,9 @@
 # Happens: with two or more entries of metadata the bytes differ from save to save in one process: the entries stand in the
 #          header in the order of a hash table that is seeded anew each time. With one entry or none the bytes are the same.
 # Versions: safetensors 0.8.0.
-# For users: compare fitted models by their weights, or their files as this package writes them: all that is said of the
-#            parts is one entry beside the version, so see the test for what may be compared.
-# Held by: HELD
-
+# For users: files of one's own are to be compared by their tensors. pyro_tvae.save puts the header in order, so that equal
+#            pairs are equal files.
+# Held by: tests/model/test_storage.py, test_equal_pairs_are_equal_files.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

@@ -3,9 +3,9 @@
 # Happens: scope, in NumPyro as in Pyro, calls a site "block/z". Zarr takes a slash for a path: Dataset.to_zarr writes it without
 #          a word into a group "block", and open_zarr gives back a Dataset without it. NetCDF and DataTree refuse the name.
 # Versions: NumPyro 0.22.0, xarray 2026.9.0, zarr 3.1.6, h5netcdf 1.8.2.
-# For users: a model of one's own with scoped sites has draws that a Zarr store loses; see the test for what to_netcdf of this
-#            package does with such names.
-# Held by: HELD
+# For users: draws of a model of one's own with scoped sites are lost in a Zarr store; rename the variables first. to_netcdf
+#            writes NetCDF, where such a name is refused.
+# Held by: no test: no site of this package has a slash in its name.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

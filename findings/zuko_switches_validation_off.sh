@@ -3,9 +3,9 @@
 # Happens: "import zuko" switches argument validation off in the whole process, for every distribution of torch and of Pyro: a
 #          negative scale, refused before, is taken, and a value outside of the support is scored.
 # Versions: zuko 1.6.0, torch 2.14.1, pyro-ppl 1.9.2.
-# For users: with a flow of zuko as a guide, switch validation on again after the import, by
-#            torch.distributions.Distribution.set_default_validate_args(True); this package does not import it.
-# Held by: HELD
+# For users: import zuko within pyro.validation_enabled(), as docs/bring_your_own.md does, which switches it on again. This
+#            package neither imports zuko nor needs it.
+# Held by: tests/test_pages.py, which runs that page.
 # Exit status: 0 while it is so, 1 when the behaviour has changed. Another interpreter: PYTHON=python3.13 findings/….sh
 set -euo pipefail
 work=$(mktemp -d)

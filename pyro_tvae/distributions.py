@@ -81,7 +81,8 @@ class BinarizedBernoulli(Bernoulli):
 class ContinuousBernoulli(dist.ContinuousBernoulli):
     """The same distribution from its logit η alone: torch's own clamps probabilities and is no density beyond η = ±16.
 
-    ``log p(x) = η x − A(η)`` with ``A(η) = log((exp(η) − 1) / η)``; mean and variance are A's derivatives.
+    ``log p(x) = η x − A(η)`` with ``A(η) = log((exp(η) − 1) / η)``; mean and variance are A's derivatives, and entropy
+    and divergences follow from A and the mean.
     """
 
     def _flat(self) -> tuple[Tensor, Tensor]:
@@ -92,11 +93,28 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        eta = self.logits
+        return self.logits * value - self.log_normalizer
+
+    @property
+    def log_normalizer(self) -> Tensor:
+        """A(η)."""
         flat, safe = self._flat()
         size = safe.abs()
         far = safe.clamp(min=0) + torch.log1p(-torch.exp(-size)) - size.log()
-        return eta * value - torch.where(flat, eta / 2 + eta.square() / 24, far)
+        return torch.where(flat, self.logits / 2 + self.logits.square() / 24, far)
+
+    def entropy(self) -> Tensor:
+        return self.log_normalizer - self.logits * self.mean
+
+    def cdf(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        value, flat = value.clamp(0, 1), self.logits == 0
+        # Of a positive logit both exponents are taken below 0; a negative one mirrors it.
+        inside = torch.where(self.logits > 0, value, 1 - value)
+        size = torch.where(flat, 1.0, self.logits.abs())
+        upper = torch.exp(size * (inside - 1)) * torch.expm1(-size * inside) / torch.expm1(-size)
+        return torch.where(flat, value, torch.where(self.logits > 0, upper, 1 - upper))
 
     @property
     def mean(self) -> Tensor:
@@ -105,18 +123,33 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @property
     def variance(self) -> Tensor:
-        flat, safe = self._flat()
-        return torch.where(flat, 1 / 12, safe.square().reciprocal() - (2 * torch.sinh(safe / 2)).square().reciprocal())
+        # A difference of numbers near 1 / η²: the series goes further than the others.
+        flat = self.logits.abs() < 0.3
+        square = torch.where(flat, 1.0, self.logits).square()
+        far = square.reciprocal() - (2 * torch.sinh(square.sqrt() / 2)).square().reciprocal()
+        square = self.logits.square()
+        return torch.where(flat, 1 / 12 - square / 240 + square.square() / 6048, far)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
         shape = self._extended_shape(sample_shape)
-        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        return self._inverse(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device), mirrored=False)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return self._inverse(value, mirrored=True)
+
+    def _inverse(self, value: Tensor, mirrored: bool) -> Tensor:
+        """The inverse distribution function at ``value``; unless mirrored, at 1 − value where the logit is negative."""
         flat, safe = self._flat()
         size = safe.abs()
-        # The inverse distribution function for a positive logit; a negative one mirrors it.
-        upper = 1 + torch.log(uniform + (1 - uniform) * torch.exp(-size)) / size
-        return torch.where(flat, uniform, torch.where(safe > 0, upper, 1 - upper)).clamp(0, 1)
+        share = torch.where(safe > 0, value, 1 - value) if mirrored else value
+        upper = 1 + torch.log(share + (1 - share) * torch.exp(-size)) / size
+        return torch.where(flat, value, torch.where(safe > 0, upper, 1 - upper)).clamp(0, 1)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
         with torch.no_grad():
             return self.rsample(sample_shape)
+
+
+@torch.distributions.register_kl(ContinuousBernoulli, ContinuousBernoulli)
+def _kl_continuous_bernoullis(q: ContinuousBernoulli, p: ContinuousBernoulli) -> Tensor:
+    return (q.logits - p.logits) * q.mean - q.log_normalizer + p.log_normalizer

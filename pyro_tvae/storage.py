@@ -90,7 +90,20 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             save_file(contents.tensors, partial, metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from None
+        _sort_header(Path(partial))
     return path
+
+
+def _sort_header(path: Path) -> None:
+    """Put what is said of the tensors in order: safetensors writes it in another order every time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        metadata = dict(sorted(header.pop("__metadata__").items()))
+        ordered = json.dumps({"__metadata__": metadata, **header}, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def record(model: TVAE, guide: Guide) -> Record:

@@ -72,3 +72,36 @@ def test_bernoulli_is_torchs_on_grey_values_and_far_logits() -> None:
         distribution(logits=logits, validate_args=False) for distribution in (distributions.Bernoulli, Bernoulli)
     )
     same_with_gradients(ours, theirs, gray, [logits])
+
+
+def test_continuous_bernoulli_against_quadrature() -> None:
+    logits = torch.tensor([-60.0, -17.0, -1.0, -0.02, -0.0041, 0.0, 0.0041, 0.5, 3.0, 20.0, 60.0])
+    ours = distributions.ContinuousBernoulli(logits=logits)
+    x = torch.linspace(0, 1, 40_001).double()[:, None]
+    eta = logits.double()
+    energy = eta * x
+    log_density = energy - torch.logsumexp(energy + _simpson(len(x)).log(), 0)
+
+    def mean(values: Tensor) -> Tensor:
+        return (_simpson(len(x)) * log_density.exp() * values).sum(0)
+
+    close = {"rtol": 1e-4, "atol": 2e-5, "check_dtype": False}
+    torch.testing.assert_close(ours.mean, mean(x), **close)
+    torch.testing.assert_close(
+        ours.variance, mean(x.square()) - mean(x).square(), rtol=1e-3, atol=1e-4, check_dtype=False
+    )
+    torch.testing.assert_close(ours.entropy(), -mean(log_density), **close)
+    several = torch.tensor([0.0, 0.03, 0.5, 0.97, 1.0])[:, None]
+    exact = torch.where(eta == 0, several, torch.expm1(eta * several.double()) / torch.expm1(eta))
+    torch.testing.assert_close(ours.cdf(several), exact, **close)
+    torch.testing.assert_close(ours.cdf(ours.icdf(several)), several.expand(-1, len(eta)), rtol=0, atol=3e-3)
+    q = distributions.ContinuousBernoulli(logits=logits[:, None])
+    kl = torch.stack([mean(log_density - log_density[:, [i]]) for i in range(len(eta))], 1)  # of each q, to each p
+    torch.testing.assert_close(kl_divergence(q, ours), kl, **close)
+
+
+def _simpson(n: int) -> Tensor:
+    """Simpson's weights of n equally spaced points of [0, 1], (n, 1)."""
+    weights = torch.full((n,), 2.0).double()
+    weights[1::2], weights[0], weights[-1] = 4, 1, 1
+    return (weights / (3 * (n - 1)))[:, None]

@@ -146,6 +146,13 @@ def test_a_second_save_replaces_the_first(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_equal_pairs_are_equal_files(tmp_path: Path) -> None:
+    model = MODELS["roll"]()
+    guide = MeanFieldGuide(model)
+    # safetensors alone writes the eight entries of metadata in another order every time.
+    assert len({save(tmp_path / "m.safetensors", model, guide).read_bytes() for _ in range(6)}) == 1
+
+
 def test_a_part_that_cannot_be_described_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     model = TVAE(FRAME, 4, 2, 4, network=Tanh(names=nn.ReLU()))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a ReLU cannot be written into a model file"):
