@@ -39,7 +39,7 @@ __all__ = [
 # InferenceData under ArviZ 0.x, DataTree under 1.x: both have their groups as attributes.
 ArvizData: TypeAlias = Any
 
-ENGINE = "h5netcdf"
+ENGINE: Literal["h5netcdf"] = "h5netcdf"
 CHUNK = 2**20  # bytes of an array that are compressed as one
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
 PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
@@ -94,7 +94,9 @@ class InFile:
     """Groups of a NetCDF file whose arrays are filled piece by piece, so that none is ever whole in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file, self.mode = path, None, "w"
+        self.path = path
+        self.file: Any = None
+        self.mode: Literal["w", "a"] = "w"
 
     def open(
         self, group: str, layout: Layout, dtypes: Mapping[str, np.dtype[Any]], rows: int, binary: bool
