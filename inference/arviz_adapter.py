@@ -29,6 +29,7 @@ __all__ = [
     "InFile",
     "InMemory",
     "assemble",
+    "close",
     "diagnose",
     "groups_of",
     "names_of",
@@ -41,7 +42,7 @@ __all__ = [
 ArvizData: TypeAlias = Any
 
 OVERHEAD = 2**20  # bytes of names and indices, at most
-ENGINE = "h5netcdf"
+ENGINE: Literal["h5netcdf"] = "h5netcdf"
 CHUNK = 2**20  # bytes of an array that are compressed as one
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
 PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
@@ -96,7 +97,9 @@ class InFile:
     """Groups of a NetCDF file whose arrays are filled piece by piece, so that none is ever whole in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file, self.mode = path, None, "w"
+        self.path = path
+        self.file: Any = None
+        self.mode: Literal["w", "a"] = "w"
 
     def open(
         self, group: str, layout: Layout, dtypes: Mapping[str, np.dtype[Any]], rows: int, binary: bool
@@ -165,6 +168,12 @@ def groups_of(data: ArvizData) -> dict[str, Dataset]:
     if is_legacy():
         return {name: data[name] for name in data.groups()}
     return {name: node.to_dataset() for name, node in data.children.items()}
+
+
+def close(data: ArvizData) -> None:
+    """Close the file that data are read from."""
+    for group in groups_of(data).values():
+        group.close()
 
 
 def write(data: ArvizData, path: Path) -> None:

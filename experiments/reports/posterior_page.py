@@ -259,7 +259,8 @@ def energies(data: ArvizData) -> Figure | None:
     where = ", frame 0" if "frame" in fixed else ""
     return forest(
         values.isel(capsule=capsule),
-        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: {'z' if name == 'z' else f'log {name}'} (grey: prior)",
+        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: "
+        f"{'z' if name == 'z' else f'log {name}'} (grey: prior)",
         {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name],
         (float(low), float(high)),
     )
