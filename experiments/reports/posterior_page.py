@@ -359,7 +359,9 @@ def energy_plot(data: ArvizData) -> Figure | None:
         (centered, BLUE, "energy of a draw, less its mean"),
         (moves, VERMILLION, "change to the next"),
     ):
-        axis.hist(values.ravel(), bins=edges, density=True, histtype="step", color=color, linewidth=1.4, label=label)
+        axis.hist(
+            values.ravel(), bins=edges.tolist(), density=True, histtype="step", color=color, linewidth=1.4, label=label
+        )
     bfmi = np.square(moves).mean(1) / energy.var(1)
     axis.set_yticks([])
     axis.legend(frameon=False, fontsize=9)
