@@ -257,10 +257,11 @@ def energies(data: ArvizData) -> Figure | None:
     capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
     low, high = np.quantile(before.isel(capsule=capsule).values, [0.03, 0.97])
     where = ", frame 0" if "frame" in fixed else ""
+    label = {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name]
     return forest(
         values.isel(capsule=capsule),
-        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: {'z' if name == 'z' else f'log {name}'} (grey: prior)",
-        {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name],
+        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: {label.partition(',')[0]} (grey: prior)",
+        label,
         (float(low), float(high)),
     )
 
