@@ -27,6 +27,7 @@ __all__ = [
     "InFile",
     "InMemory",
     "assemble",
+    "close",
     "diagnose",
     "groups_of",
     "names_of",
@@ -160,6 +161,12 @@ def groups_of(data: ArvizData) -> dict[str, Dataset]:
     if is_legacy():
         return {name: data[name] for name in data.groups()}
     return {name: node.to_dataset() for name, node in data.children.items()}
+
+
+def close(data: ArvizData) -> None:
+    """Close the file that data are read from."""
+    for group in groups_of(data).values():
+        group.close()
 
 
 def write(data: ArvizData, path: Path) -> None:

@@ -21,7 +21,7 @@ from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
-from .arviz_adapter import ArvizData, InFile, InMemory, assemble, names_of, read, write, write_zarr
+from .arviz_adapter import ArvizData, InFile, InMemory, assemble, close, names_of, read, write, write_zarr
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
@@ -29,7 +29,7 @@ from .likelihood import CHUNK_BYTES, seeded
 from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
-__all__ = ["from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
+__all__ = ["expected_size", "from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
 
 OF_POSTERIOR = ("posterior", "posterior_predictive", "log_likelihood", "log_prior")
 OF_PRIOR = ("prior", "prior_predictive")
@@ -221,6 +221,37 @@ def to_arviz(
     return assemble(target.groups) if isinstance(target, InMemory) else read(Path(path or ""), lazy=True)
 
 
+def expected_size(
+    model: TVAE | Callable[..., object],
+    guide: Guide | Callable[..., object],
+    x: Tensor,
+    *,
+    covariates: Mapping[str, Tensor] | None = None,
+    draws: int = 100,
+    num_chains: int = 1,
+    groups: Collection[str] = GROUPS,
+    variables: Collection[str] | None = None,
+) -> int:
+    """Bytes of the file that :func:`to_arviz` would write: what a few draws of the guide take, times their number.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
+        >>> size = expected_size(model, pyro_tvae.MeanFieldGuide(model), torch.rand(4, 6, 1, 8, 8), draws=1000)
+        >>> 1e6 < size < 4e7
+        True
+    """
+    few, more = 2, 10
+    given: dict[str, Any] = {"covariates": covariates, "groups": groups, "variables": variables}
+    with TemporaryDirectory() as folder:
+        small, large = Path(folder) / "small.nc", Path(folder) / "large.nc"
+        for n, path in ((few, small), (more, large)):
+            close(to_arviz(model, guide, x, draws=n, path=path, **given))
+        least = small.stat().st_size
+        slope = (large.stat().st_size - least) / (more - few)
+    return round(least + slope * (draws * num_chains - few))
+
+
 def _fill(
     following: Consequences,
     latents: Mapping[str, Tensor],
@@ -270,8 +301,8 @@ def _warn(stats: Mapping[str, Tensor], n: int, draws: int) -> None:
         warnings.warn(
             f"to_arviz: {int(bad.sum())} of {len(k)} sequences have a Pareto k above {RELIABLE_PARETO_K} (or none): "
             f"their {draws} draws, {int(distinct.min())} to {int(distinct.max())} of them distinct, are not the "
-            "posterior and their effective sample sizes too large; take method='nuts' for a small model, train a richer "
-            f"guide, or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
+            "posterior and their effective sample sizes too large; take method='nuts' for a small model, train a "
+            f"richer guide, or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
             UnreliableWeights,
             stacklevel=4,
         )

@@ -15,7 +15,7 @@ from pyro_tvae.inference.arviz_adapter import ArvizData, assemble
 from pyro_tvae.inference.mcmc import NUTSResult, guide_quality
 from pyro_tvae.inference.mcmc import nuts as sample_nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
-from pyro_tvae.inference.posterior import GROUPS, METHODS, to_arviz, to_netcdf
+from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, to_arviz, to_netcdf
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets.renderers import MovingImages
@@ -116,6 +116,10 @@ def posterior_run(
         options = {"result": _thinned(result, thin), "quality": quality}
     elif method == "guide":
         options["num_particles"] = max(draws, FOR_K)
+    whole = {*groups} >= FOR_THE_PAGE and not variables
+    if whole:
+        size = expected_size(model, guide, batch["x"], draws=draws, num_chains=chains if nuts else 1, groups=groups)
+        print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
         drawn = to_arviz(
@@ -125,15 +129,14 @@ def posterior_run(
             **options,
             groups={*groups} | FOR_THE_PAGE,
             coords=coords,
+            attributes={REQUEST: json.dumps(request), "thinning": thin, "run": str(config.name)},
             seed=seed,
+            path=file if whole else None,  # what the page takes and the file does not is held in memory
             progress=show,
         )
     print(verdict(drawn), flush=True)
-    kept = _selected(drawn, groups, variables)
-    for group in groups:
-        if group in kept:
-            kept[group].attrs |= {REQUEST: json.dumps(request), "thinning": thin}
-    to_netcdf(kept, file)
+    if not whole:
+        to_netcdf(_selected(drawn, groups, variables), file)
     facts = {
         "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split",
         "Draws": f"{draws} per sequence{f' and chain, {chains} chains' if nuts else ''}, method {method}, seed {seed}",

@@ -40,7 +40,9 @@ def test_the_command_writes_a_file_and_a_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "orbits")
     result = command(tmp_path, "run", "--draws", "30", "--sequences", "5")
     assert result.returncode == 0, result.stderr
-    verdict, *lines = result.stdout.splitlines()
+    size, verdict, *lines = result.stdout.splitlines()
+    told = float(re.fullmatch(r"writing about ([0-9.]+) MB to run/posterior.nc", size)[1])  # type: ignore[index]
+    assert 0.8 < told / ((run / "posterior.nc").stat().st_size / 1e6) < 1.25
     assert "the draws are the guide's opinion" in verdict
     assert lines == ["posterior: run/posterior.nc", "page: run/posterior.html"]
     assert "draws from the guide" in result.stderr  # progress
