@@ -210,10 +210,10 @@ def compare(
             ks.append(found.pareto_k)
             gaps.append(_gap(model, guide, n_simulations, num_particles, batch_size, seed + index))
         else:
-            tvae: Any = model  # annealing refuses what is none
-            bounds.append(annealed_importance(tvae, guide, x, annealing=annealing, **own).log_p)
+            pair: Any = (model, guide)  # annealing refuses what it cannot walk
+            bounds.append(annealed_importance(*pair, x, annealing=annealing, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            gaps.append(bracket(tvae, guide, n_simulations, annealing=annealing, **own).gap)
+            gaps.append(bracket(*pair, n_simulations, annealing=annealing, **own).gap)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),
@@ -228,7 +228,8 @@ def compare(
 def _check_measures(models: Mapping[str, TVAE], x: Tensor) -> None:
     """Raise ValueError where two likelihoods score x in another measure: their nats are of different things."""
     for (one, first), (other, second) in combinations(models.items(), 2):
-        a, b = first.likelihood, second.likelihood
+        a: Any = first.likelihood
+        b: Any = second.likelihood
         binary = [likelihood.binarize(x) for likelihood in (a, b) if hasattr(likelihood, "binarize")]
         if a.remark != b.remark or (len(binary) == 2 and not torch.equal(*binary)):
             raise ValueError(

@@ -116,10 +116,10 @@ def predictive_check(
         raise ValueError(f"predictive_check: n_replicates is {n_replicates!r}; expected at least 2.")
     with seeded(seed):
         frames = model.decode(t.to(x))
-        binary = model.likelihood.interval(x) == (0.0, 1.0) and _is_binary(frames)
-        if hasattr(model.likelihood, "binarize"):
-            x = model.likelihood.binarize(x)
-        elif binary:
+        likelihood: Any = model.likelihood
+        if hasattr(likelihood, "binarize"):
+            x = likelihood.binarize(x)
+        elif _is_binary(frames):
             x = torch.bernoulli(x.clamp(0, 1))
         observed = frame_statistics(x) | {"log_likelihood": frames.log_prob(x)}
         chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))

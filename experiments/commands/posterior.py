@@ -149,7 +149,7 @@ def posterior_run(
 def _thinned(result: NUTSResult, thin: int) -> NUTSResult:
     """Every so many draws; R-hat and ESS stay those of all of them."""
     rows = slice(thin - 1, None, thin)
-    stats = {name: value[:, rows] for name, value in result.stats.items()}
+    stats: dict[str, Any] = {name: value[:, rows] for name, value in result.stats.items()}
     return replace(result, draws={name: value[:, rows] for name, value in result.draws.items()}, **stats)
 
 

@@ -257,11 +257,17 @@ def energies(data: ArvizData) -> Figure | None:
     capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
     low, high = np.quantile(before.isel(capsule=capsule).values, [0.03, 0.97])
     where = ", frame 0" if "frame" in fixed else ""
+    label = {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name]
     return forest(
         values.isel(capsule=capsule),
+<<<<<<< HEAD
         f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: "
         f"{'z' if name == 'z' else f'log {name}'} (grey: prior)",
         {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name],
+=======
+        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: {label.partition(',')[0]} (grey: prior)",
+        label,
+>>>>>>> g-page
         (float(low), float(high)),
     )
 
@@ -360,7 +366,9 @@ def energy_plot(data: ArvizData) -> Figure | None:
         (centered, BLUE, "energy of a draw, less its mean"),
         (moves, VERMILLION, "change to the next"),
     ):
-        axis.hist(values.ravel(), bins=edges, density=True, histtype="step", color=color, linewidth=1.4, label=label)
+        axis.hist(
+            values.ravel(), bins=edges.tolist(), density=True, histtype="step", color=color, linewidth=1.4, label=label
+        )
     bfmi = np.square(moves).mean(1) / energy.var(1)
     axis.set_yticks([])
     axis.legend(frameon=False, fontsize=9)
