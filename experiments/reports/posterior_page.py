@@ -260,14 +260,8 @@ def energies(data: ArvizData) -> Figure | None:
     label = {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name]
     return forest(
         values.isel(capsule=capsule),
-<<<<<<< HEAD
-        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: "
-        f"{'z' if name == 'z' else f'log {name}'} (grey: prior)",
-        {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name],
-=======
         f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: {label.partition(',')[0]} (grey: prior)",
         label,
->>>>>>> g-page
         (float(low), float(high)),
     )
 
