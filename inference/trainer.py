@@ -127,8 +127,8 @@ def check_strategy(given: str | Strategy) -> None:
         whole = isinstance(given, DDPStrategy | SingleDeviceStrategy)
         copies = isinstance(getattr(given, "launcher", None), _MultiProcessingLauncher)
         copies = copies or getattr(given, "_start_method", "popen") != "popen"
-    elif given.lower() in StrategyRegistry:
-        entry = StrategyRegistry[given.lower()]
+    elif str(given).lower() in StrategyRegistry:
+        entry = StrategyRegistry[str(given).lower()]
         whole = entry["strategy"] in (DDPStrategy, SingleDeviceStrategy)
         copies = entry["init_params"].get("start_method", "popen") != "popen"
     else:
