@@ -31,6 +31,7 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 Split = Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that was made with other settings.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -96,17 +97,38 @@ def report(run: RunFolder, imports: Imports = None) -> None:
 @app.command()
 def posterior(
     run: RunFolder,
-    draws: Annotated[int, typer.Option(min=1, help="Draws per sequence.")] = 100,
-    sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, help="Draws per sequence, and chain of NUTS.")] = 100,
+    sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for, the first ones.")] = 8,
     method: Annotated[str, typer.Option(help="guide, importance, or (small models) nuts.")] = "guide",
+    chains: Annotated[int, typer.Option(min=1, help="Of NUTS.")] = 2,
+    warmup: Annotated[int, typer.Option(min=1, help="Adaptation steps of NUTS.")] = 300,
+    thin: Annotated[int, typer.Option(min=1, help="Keep every so many draws of NUTS.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    groups: Annotated[str, typer.Option(help="Groups to write, separated by commas; all by default.")] = "",
+    variables: Annotated[str, typer.Option(help="Of the posterior and the prior, such as z,t; all by default.")] = "",
+    output: Annotated[Path | None, typer.Option(help="The file of draws. Default: posterior.nc in RUN.")] = None,
+    overwrite: Overwrite = False,
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
     with _stored(run, imports) as allow:
-        from .commands.posterior import posterior_run
+        from .commands.posterior import GROUPS, posterior_run
 
-        file, page = posterior_run(run, draws=draws, sequences=sequences, method=method, seed=seed, allow=allow)
+        file, page = posterior_run(
+            run,
+            draws=draws,
+            sequences=sequences,
+            method=method,
+            chains=chains,
+            warmup=warmup,
+            thin=thin,
+            seed=seed,
+            groups=groups.split(",") if groups else GROUPS,
+            variables=variables.split(",") if variables else (),
+            output=output,
+            overwrite=overwrite,
+            allow=allow,
+        )
         print(f"posterior: {file}\npage: {page}")
 
 
@@ -119,6 +141,10 @@ def likelihood(
     chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
     split: Split = "test",
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="The file of the record. Default: likelihood.json in RUN.")
+    ] = None,
+    overwrite: Overwrite = False,
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
@@ -134,9 +160,81 @@ def likelihood(
             chains=chains,
             split=split,
             seed=seed,
+            output=output,
+            overwrite=overwrite,
             allow=allow,
         )
         print_likelihood(record)
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    simulations: Annotated[int, typer.Option(min=1, help="Sequences to simulate, five per bin or more.")] = 200,
+    draws: Annotated[int, typer.Option(min=1, help="Of the posterior of each; a multiple of the bins less 1.")] = 99,
+    bins: Annotated[int, typer.Option(min=2, help="Of the histograms.")] = 10,
+    method: Annotated[str, typer.Option(help="guide, or (small models) nuts.")] = "guide",
+    warmup: Annotated[int, typer.Option(min=1, help="Adaptation steps of NUTS.")] = 300,
+    thin: Annotated[int, typer.Option(min=1, help="Keep every so many draws of NUTS.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="The file of ranks. Default: calibration.nc in RUN.")] = None,
+    overwrite: Overwrite = False,
+    imports: Imports = None,
+) -> None:
+    """Simulation-based calibration of a run's posterior: is it as sure as it may be? Goes on where it was cut."""
+    with _answered(f"the simulations that were done are in {output or run / 'calibration.nc'}; go on with: {typed()}"):
+        from .commands.calibrate import calibrate_run
+        from .config.allowlist import Allowlist
+
+        file, page, verdict = calibrate_run(
+            run,
+            simulations=simulations,
+            draws=draws,
+            bins=bins,
+            method=method,
+            warmup=warmup,
+            thin=thin,
+            seed=seed,
+            output=output,
+            overwrite=overwrite,
+            allow=Allowlist.importing(imports or ()),
+        )
+        print(f"{verdict}\ncalibration: {file}\npage: {page}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    particles: Annotated[int, typer.Option(min=1, help="Draws K from each guide per sequence.")] = 1000,
+    sequences: Annotated[int, typer.Option(min=2, help="The first sequences of the split.")] = 32,
+    temperatures: Annotated[int, typer.Option(min=0, help="Of annealing, instead of importance weights; or 0.")] = 0,
+    chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
+    split: Split = "test",
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="A JSON file of the table and every sequence's bounds.")] = None,
+    overwrite: Overwrite = False,
+    imports: Imports = None,
+) -> None:
+    """Compare runs by log p(x) of the same sequences, paired, and say whether the bounds can tell them apart."""
+    with _answered(f"nothing was written; start over with: {typed()}"):
+        from .commands.compare import compare_runs, print_comparison
+        from .config.allowlist import Allowlist
+
+        result = compare_runs(
+            runs,
+            particles=particles,
+            sequences=sequences,
+            temperatures=temperatures,
+            chains=chains,
+            split=split,
+            seed=seed,
+            output=output,
+            overwrite=overwrite,
+            allow=Allowlist.importing(imports or ()),
+        )
+        print_comparison(result)
+        if output is not None:
+            print(f"comparison: {output}")
 
 
 @app.command(context_settings=HYDRA)

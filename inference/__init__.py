@@ -9,8 +9,10 @@ CONTENTS = (
     "objectives",
     "likelihood",
     "annealing",
+    "comparison",
     "posterior",
     "mcmc",
+    "predictive_checks",
     "simulation_based_calibration",
     "equivariance",
     "forecasts",
@@ -28,6 +30,7 @@ FORMER = {
 
 if TYPE_CHECKING:
     from .annealing import *
+    from .comparison import *
     from .equivariance import *
     from .forecasts import *
     from .likelihood import *
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from .objectives import *
     from .pareto import *
     from .posterior import *
+    from .predictive_checks import *
     from .selectivity import *
     from .simulation_based_calibration import *
     from .training import *

@@ -5,11 +5,12 @@ In 0.x groups of data are an ``InferenceData``, in 1.x an ``xarray.DataTree``, a
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,14 +20,28 @@ from torch import Tensor
 from .labels import Layout
 
 if TYPE_CHECKING:
-    from xarray import Dataset
+    from xarray import Dataset, Variable
 
-__all__ = ["ArvizData", "assemble", "diagnose", "read", "write"]
+__all__ = [
+    "ArvizData",
+    "InFile",
+    "InMemory",
+    "assemble",
+    "diagnose",
+    "groups_of",
+    "names_of",
+    "read",
+    "write",
+    "write_zarr",
+]
 
 # InferenceData under ArviZ 0.x, DataTree under 1.x: both have their groups as attributes.
 ArvizData: TypeAlias = Any
 
 ENGINE = "h5netcdf"
+CHUNK = 2**20  # bytes of an array that are compressed as one
+REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
+PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
 
 
 def arviz() -> Any:
@@ -59,43 +74,148 @@ class InMemory:
     def __init__(self) -> None:
         self.groups: dict[str, Dataset] = {}
 
-    def open(self, group: str, layout: Layout, dtypes: Mapping[str, torch.dtype]) -> dict[str, NDArray[Any]]:
+    def open(
+        self, group: str, layout: Layout, dtypes: Mapping[str, np.dtype[Any]], rows: int, binary: bool
+    ) -> Mapping[str, Any]:
         """Empty arrays of a group, to be filled."""
         from xarray import Dataset
 
-        arrays = {name: torch.empty(shape, dtype=dtypes[name]).numpy() for name, shape in layout.shapes.items()}
+        arrays = {name: np.empty(shape, dtypes[name]) for name, shape in layout.shapes.items()}
         variables = {name: (layout.dims[name], array) for name, array in arrays.items()}
         self.groups[group] = Dataset(variables, coords=layout.coords, attrs=dict(layout.attributes))
         return arrays
 
-    def finish(self) -> ArvizData:
-        """All groups as one object of ArviZ's."""
-        return assemble(self.groups)
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+
+class InFile:
+    """Groups of a NetCDF file whose arrays are filled piece by piece, so that none is ever whole in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file, self.mode = path, None, "w"
+
+    def open(
+        self, group: str, layout: Layout, dtypes: Mapping[str, np.dtype[Any]], rows: int, binary: bool
+    ) -> Mapping[str, Any]:
+        """Places of a group's arrays, to be filled ``rows`` draws at a time; ``binary`` ones hold zeros and ones."""
+        from xarray import Dataset
+
+        self.close()
+        bare = Dataset(coords=layout.coords, attrs=dict(layout.attributes))
+        bare.to_netcdf(self.path, mode=self.mode, group=group, engine=ENGINE)
+        self.mode = "a"
+        for name, shape in layout.shapes.items():
+            dtype, attributes = dtypes[name], dict[str, Any]()
+            if dtype.kind == "b":
+                dtype, attributes = np.dtype("int8"), {"dtype": "bool"}  # NetCDF has none: this is how xarray says so
+            elif binary and dtype == np.float32:
+                dtype, attributes = np.dtype("int8"), PACKED
+            chunks = _chunks(layout.dims[name], shape, dtype.itemsize, rows)
+            options: dict[str, Any] = {}
+            if shape:
+                options = {"chunks": chunks, "compression": "gzip", "compression_opts": 4, "shuffle": name != REPEATED}
+            variable = self.handle()[group].create_variable(name, layout.dims[name], dtype, **options)
+            variable.attrs.update(attributes)
+        return {name: _Place(self, f"{group}/{name}") for name in layout.shapes}
+
+    def handle(self) -> Any:
+        """The open file."""
+        import h5netcdf
+
+        if self.file is None:
+            self.file = h5netcdf.File(self.path, "a")
+        return self.file
+
+    def close(self) -> None:
+        """Write out what is held back."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+class _Place:
+    """An array in a file that is closed and opened again while it is filled."""
+
+    def __init__(self, file: InFile, name: str) -> None:
+        self.file, self.name = file, name
+
+    def __setitem__(self, place: Any, values: NDArray[Any]) -> None:
+        variable = self.file.handle()[self.name]
+        variable[place] = values.astype(variable.dtype)
+
+
+def _chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int, rows: int) -> tuple[int, ...]:
+    """What is compressed as one: a small array as a whole, of others the draws that are written together."""
+    if dims[:2] != ("chain", "draw") or math.prod(shape) * itemsize <= CHUNK:
+        return shape
+    chunk = (1, min(rows, shape[1]), *shape[2:])
+    if math.prod(chunk) * itemsize > CHUNK and dims[2:3] == ("sequence",):
+        chunk = (*chunk[:2], 1, *chunk[3:])
+    return chunk
+
+
+def groups_of(data: ArvizData) -> dict[str, Dataset]:
+    """Name -> group, whatever the version of ArviZ."""
+    if is_legacy():
+        return {name: data[name] for name in data.groups()}
+    return {name: node.to_dataset() for name, node in data.children.items()}
 
 
 def write(data: ArvizData, path: Path) -> None:
     """Write all groups into one NetCDF file, numbers compressed."""
-    if is_legacy():
-        data.to_netcdf(str(path), engine=ENGINE)
-        return
-    # 0.x compresses by itself; a tree is told to.
-    numbers = {
-        node.path: {name: {"zlib": True} for name, value in node.variables.items() if value.dtype.kind in "biufc"}
-        for node in data.leaves
-    }
-    data.to_netcdf(str(path), engine=ENGINE, encoding=numbers)
+    mode: Literal["w", "a"] = "w"
+    for name, group in groups_of(data).items():
+        numbers = {key: value for key, value in group.variables.items() if value.dtype.kind in "biufc"}
+        encoding = {key: _encoding(name, key, value) for key, value in numbers.items()}
+        group.to_netcdf(path, mode=mode, group=name, engine=ENGINE, encoding=encoding)
+        mode = "a"
 
 
-def read(path: Path) -> ArvizData:
-    """All groups of a NetCDF file, in memory; OSError or ValueError where it is none."""
-    if is_legacy():
-        # Eager: a lazy file stays open and could not be written again.
-        with arviz().rc_context({"data.load": "eager"}):
-            return arviz().from_netcdf(str(path), engine=ENGINE)
-    from xarray import open_datatree
+def _encoding(group: str, name: Hashable, value: Variable) -> dict[str, Any]:
+    packed = group.endswith("_predictive") and value.dtype == np.float32 and bool(((value == 0) | (value == 1)).all())
+    compression = {"zlib": True, "complevel": 4, "shuffle": name != REPEATED}
+    return compression | ({"dtype": "int8", "_FillValue": -1, **PACKED} if packed else {})
 
-    with open_datatree(path, engine=ENGINE) as tree:
-        return tree.load()
+
+def write_zarr(data: ArvizData, path: Path) -> None:
+    """Write all groups into one Zarr folder; ModuleNotFoundError without the package zarr."""
+    for name, group in groups_of(data).items():
+        for value in group.variables.values():
+            value.encoding = {}  # that of a NetCDF file, where it was read from one
+        # Format 2 has strings of fixed length, which format 3 has not yet agreed on.
+        texts = {key: value.astype(str) for key, value in group.variables.items() if value.dtype.kind in "OT"}
+        group.assign(texts).to_zarr(path, mode="a", group=name, zarr_format=2, consolidated=False)
+
+
+def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) -> ArvizData:
+    """Groups of a NetCDF file or Zarr folder, in memory or read when used; OSError or ValueError where it is none."""
+    from xarray import open_dataset
+
+    engine = "zarr" if path.is_dir() else ENGINE
+    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+    names = names_of(path)
+    unknown = sorted(set(groups or ()) - set(names))
+    if unknown:
+        raise KeyError(unknown[0])
+    made = {}
+    for name in names if groups is None else groups:
+        group = open_dataset(path, group=name, engine=engine, **options)
+        # Else a lazy file stays open and could not be written again.
+        made[name] = group if lazy else group.load()
+        if not lazy:
+            group.close()
+    return assemble(made)
+
+
+def names_of(path: Path) -> list[str]:
+    """Names of the groups in a NetCDF file or Zarr folder."""
+    if path.is_dir():
+        return sorted(entry.name for entry in path.iterdir() if (entry / ".zgroup").exists())
+    import h5netcdf
+
+    with h5netcdf.File(path, "r") as file:
+        return list(file.groups)
 
 
 def diagnose(kind: str, draws: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
@@ -256,16 +255,19 @@ def log_prob(site: Site, precise: bool = False) -> Tensor:
 
 
 def in_double(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Log-probabilities summed over event dimensions in double precision, whatever that of the distribution is.
+    """Log-probabilities summed over event dimensions, the first of them in double precision.
 
-    A sequence's are tens of thousands of terms: in single precision their sum is known to hundredths of a nat.
+    A sequence's are tens of thousands of terms: in single precision their sum is known to hundredths of a nat. Those of
+    one frame are added as they are, which costs neither time nor memory.
     """
     dims = 0
     while isinstance(distribution, Independent):
         dims += distribution.reinterpreted_batch_ndims
         distribution = distribution.base_dist
     log_p = distribution.log_prob(value, *args, **kwargs)
-    return log_p.sum(tuple(range(-dims, 0)), dtype=torch.float64) if dims else log_p.double()
+    if dims > 1:
+        log_p = log_p.sum(tuple(range(1 - dims, 0)))
+    return log_p.double().sum(-1) if dims else log_p.double()
 
 
 def counts_plainly(site: Site) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pyro
 import torch
@@ -12,13 +12,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE
+from pyro_tvae.likelihoods import Bernoulli
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import call
 
 from .densities import in_double, in_plate, log_prob, scored
 from .inspection import plain_program, prior_trace
 
-__all__ = ["Piece", "consequences"]
+__all__ = ["Consequences", "Piece", "consequences"]
 
 
 class Piece(NamedTuple):
@@ -45,9 +46,7 @@ class Piece(NamedTuple):
         return self.variables, self.predicted, self.log_likelihood, self.log_prior
 
 
-def consequences(
-    model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int
-) -> FromDistributions | FromProgram:
+def consequences(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> Consequences:
     """By its distributions where these are all of a model, else by running it."""
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     if plain_program(model):
@@ -59,6 +58,8 @@ class FromDistributions:
     """A model that is told by its distributions: t is composed of the latents, and x follows from t.
 
     Attributes:
+        chunk: draws in a piece.
+        binary: whether what is predicted is zeros and ones.
         shared: latents that have one value for all sequences.
         observed: what the model observes, by site, factors left out.
         constants: what has neither draws nor sequences: μ, a point estimate.
@@ -72,6 +73,7 @@ class FromDistributions:
         self.model, self.x, self.chunk, self.observed = model, x, chunk, {"x": x}
         self.site = next(iter(model.energies), None)
         self.constants = {} if self.site is None else {"mu": model.mu.detach()}
+        self.binary = isinstance(model.likelihood, Bernoulli)
 
     def prior(self, draws: int) -> dict[str, Tensor]:
         """Draws of the latents from their prior, each (1, draws, …)."""
@@ -95,7 +97,7 @@ class FromDistributions:
                 if predict:
                     piece.predicted["x"] = distribution.sample()
                 if score:
-                    piece.log_likelihood["x"] = in_double(distribution, self.x).sum(-1)
+                    piece.log_likelihood["x"] = in_double(distribution.to_event(1), self.x)
             if score:
                 priors = model.prior_distributions().items()
                 piece.log_prior.update({name: in_double(prior, part[name]) for name, prior in priors})
@@ -106,6 +108,7 @@ class FromProgram:
     """A model with statements of its own: what follows from draws is what its program says when it is given them."""
 
     one_prior = False
+    binary = False
 
     def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk: int) -> None:
         self.tvae, self.chunk = tvae_of(model), chunk
@@ -168,6 +171,9 @@ class FromProgram:
                 if score:
                     piece.log_likelihood[name] = _rows(log_prob(site, precise=True), site)
             yield piece
+
+
+Consequences: TypeAlias = FromDistributions | FromProgram
 
 
 def _rows(value: Tensor, site: Mapping[str, Any]) -> Tensor:

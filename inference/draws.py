@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -38,6 +38,11 @@ class Draws:
     sequence_stats: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def thinned(self, thin: int) -> Draws:
+        """Every ``thin``-th draw of every chain."""
+        latents, stats = ({k: v[:, thin - 1 :: thin] for k, v in of.items()} for of in (self.latents, self.stats))
+        return replace(self, latents=latents, stats=stats)
+
 
 def guide_draws(
     model: Any,
@@ -60,7 +65,7 @@ def guide_draws(
     none is kept twice that need not be, and none is favored, as sampling without replacement would favor the light.
     """
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
-    first: list[dict[str, Tensor]] = []
+    kept: dict[str, Tensor] = {}
     states, weights = [], []
     with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
         for start in range(0, n, chunk):
@@ -68,8 +73,10 @@ def guide_draws(
             values, log_w = weighted_particles(model, posterior, x, min(chunk, n - start), covariates)
             weights.append(log_w)
             bar.update(len(log_w))
-            if not resample and start < draws:
-                first.append({name: value[: draws - start] for name, value in values.items()})
+            for name, value in values.items() if not resample and start < draws else ():
+                if start == 0:
+                    kept[name] = value.new_empty(draws, *value.shape[1:])
+                kept[name][start : start + len(value)] = value[: draws - start]
     log_w = torch.cat(weights)
     estimate = summarize(log_w, x.shape[-4])
     of_sequences = {"pareto_k": estimate.pareto_k, "ess": estimate.ess}
@@ -83,7 +90,6 @@ def guide_draws(
         # A mean over the draws errs by what the weights leave uncertain, and by what resampling adds.
         of_sequences["ess"] = 1 / (share.square().sum(0) + 1 / draws)
     else:
-        kept = {name: torch.cat([part[name] for part in first]) for name in first[0]}
         kept_weight = log_w[:draws]
     kept = {name: value.squeeze(1) if name in shared else value for name, value in kept.items()}
     latents = {name: value[None] for name, value in kept.items()}

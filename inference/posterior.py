@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import PARTIAL, atomic_write
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
-from .arviz_adapter import ArvizData, InMemory, read, write
-from .derived import consequences
+from .arviz_adapter import ArvizData, InFile, InMemory, assemble, names_of, read, write, write_zarr
+from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
-from .labels import Layout, coordinates, layout
+from .labels import coordinates, layout
 from .likelihood import CHUNK_BYTES, seeded
 from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
-__all__ = ["from_netcdf", "to_arviz", "to_netcdf"]
+__all__ = ["from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
 
 OF_POSTERIOR = ("posterior", "posterior_predictive", "log_likelihood", "log_prior")
 OF_PRIOR = ("prior", "prior_predictive")
@@ -45,13 +49,16 @@ def to_arviz(
     num_particles: int | None = None,
     num_chains: int = 2,
     warmup_steps: int = 300,
+    thin: int = 1,
     result: NUTSResult | None = None,
     quality: GuideQuality | None = None,
     groups: Collection[str] = GROUPS,
     variables: Collection[str] | None = None,
     coords: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, str | float] | None = None,
     seed: int | None = 0,
     chunk_bytes: int = CHUNK_BYTES,
+    path: str | Path | None = None,
     progress: bool = False,
 ) -> ArvizData:
     """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ about data.
@@ -99,13 +106,14 @@ def to_arviz(
         method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled by Pareto-smoothed
             weights, each sequence by its own, so that there is none for random weights (`Vehtari et al. 2024, Pareto
             smoothed importance sampling <https://arxiv.org/abs/1507.02646>`__). None is copied whose weight does not
-            ask for it. Resampling without any copies (Gelman et al., "Bayesian data analysis", 3rd ed., section 10.4) is not done:
-            it trades them for draws that lean towards the guide, unseen. ``"nuts"``: Hamiltonian Monte Carlo from
-            :func:`.nuts`, for small models.
+            ask for it. Resampling without any copies (Gelman et al., "Bayesian data analysis", 3rd ed., section 10.4)
+            is not done: it trades them for draws that lean towards the guide, unseen. ``"nuts"``: Hamiltonian Monte
+            Carlo from :func:`.nuts`, for small models.
         num_particles: draws from the guide that weights are computed of; by default ``draws`` for the guide, of which
             the first ``draws`` are kept, and ten times as many for importance.
         num_chains: chains of NUTS.
         warmup_steps: adaptation steps of NUTS per chain.
+        thin: of this many draws of NUTS one is kept; others are independent, and none is left out.
         result: what :func:`.nuts` drew for these sequences, taken as it is; the method is then ``"nuts"``.
         quality: what :func:`.guide_quality` said of the guide beside it: in ``sequence_stats`` its ``pareto_k``, and
             ``guide_mean_difference`` and ``guide_variance_ratio`` of the latent where the guide is worst.
@@ -115,13 +123,17 @@ def to_arviz(
             dimensions, (length,); or any other name that is not a variable's, one value per sequence (B,) or per
             sequence and frame (B, S), such as labels and factors. The latter stand in every group whose variables all
             have these dimensions; select draws by ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
+        attributes: what to say of every group beside the method, the seed, num_particles, …, such as a run's name.
         seed: of all draws; None uses torch's global generator.
         chunk_bytes: bound on the decoded pixels of one pass.
+        path: of a NetCDF file to write, whole or not at all. It is filled draw by draw, so that memory holds the
+            latents and one pass alone.
         progress: show a progress bar.
 
     Returns:
         ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with 1.x, on the CPU; dimensions (chain, draw,
-        sequence, frame, capsule, position, orbit, channel, height, width).
+        sequence, frame, capsule, position, orbit, channel, height, width). With a path, what is in the file, read when
+        it is used.
 
     Warns:
         UnreliableWeights: importance draws of sequences whose Pareto k is above 0.7.
@@ -145,7 +157,7 @@ def to_arviz(
         raise ValueError(
             f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
         )
-    _check(method, groups, draws, num_particles, num_chains)
+    _check(method, groups, draws, num_particles, num_chains, thin)
     following = consequences(model, x, covariates, chunk_bytes)
     shared = following.shared
     if method == "importance" and shared:
@@ -153,17 +165,20 @@ def to_arviz(
             f"to_arviz: all sequences share site {min(shared)!r}, and method='importance' resamples each sequence by "
             "its own weights; use method='guide' or 'nuts'."
         )
-    target = InMemory()
     if result is not None:
         check_drawn(result, x, shared, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
-    wanted = set(groups)
-    with seeded(seed), untouched_store():
+    if variables is not None:
+        _check_variables(following, variables)
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed))
+        stack.enter_context(untouched_store())
         if method == "nuts":
             if result is None:
-                options: dict[str, Any] = {"num_samples": draws, "num_chains": num_chains, "warmup_steps": warmup_steps}
-                result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **options)
-            sampled = nuts_draws(result, len(x), shared, quality)
+                number: dict[str, Any] = {"num_samples": draws * thin, "num_chains": num_chains}
+                number["warmup_steps"] = warmup_steps
+                result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **number)
+            sampled = nuts_draws(result, len(x), shared, quality).thinned(thin)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
@@ -171,42 +186,27 @@ def to_arviz(
             sampled = guide_draws(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
             if resample:
                 _warn(sampled.sequence_stats, n, draws)
-        attributes = {
+        told = {
             "inference_library": "pyro-tvae",
             "inference_library_version": version("pyro-tvae"),
             "method": method,
             "seed": "none" if seed is None else seed,
-            "thinning": 1,
+            "thinning": thin,
             "dtype": str(x.dtype).removeprefix("torch."),
             **sampled.facts,
+            **(attributes or {}),
         }
+        target = InMemory() if path is None else InFile(stack.enter_context(atomic_write(path)))
+        stack.callback(target.close)  # before the file is named
 
-        def lay(group: str, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-            return layout(group, shapes, names, attributes, following.shared, following.one_prior)
+        def lay(group: str, values: Mapping[str, Tensor], shape: tuple[int, ...] | None) -> Mapping[str, Any]:
+            shapes = {name: tuple(v.shape) if shape is None else (*shape, *v.shape[1:]) for name, v in values.items()}
+            dtypes = {name: np.dtype(str(v.dtype).removeprefix("torch.")) for name, v in values.items()}
+            laid = layout(group, shapes, names, told, shared, following.one_prior)
+            return target.open(group, laid, dtypes, following.chunk, following.binary and group.endswith("_predictive"))
 
-        chains, n_draws = next(iter(sampled.latents.values())).shape[:2]
-        lp = torch.zeros(chains, n_draws, dtype=torch.float64)
-        for source, latents in ((OF_POSTERIOR, sampled.latents), (OF_PRIOR, following.prior(draws))):
-            score = source is OF_POSTERIOR and bool(wanted & {"log_likelihood", "log_prior", "sample_stats"})
-            options = (source[0] in wanted, source[1] in wanted, score)
-            shape = next(iter(latents.values())).shape[:2]
-            places: dict[str, dict[str, Any]] = {}
-            for piece in following.follow(latents, *options) if any(options) else ():
-                rows = slice(piece.start, piece.start + piece.size)
-                for group, values in zip(source, piece.groups, strict=False):
-                    if group not in wanted:
-                        continue
-                    if variables is not None and group in ("posterior", "prior"):
-                        values = {name: value for name, value in values.items() if name in variables}
-                    if group not in places:
-                        shapes = {name: (*shape, *value.shape[1:]) for name, value in values.items()}
-                        dtypes = {name: value.dtype for name, value in values.items()}
-                        places[group] = target.open(group, lay(group, shapes), dtypes)
-                    for name, value in values.items():
-                        places[group][name][piece.chain, rows] = value.cpu().numpy()
-                if score:
-                    terms = (*piece.log_likelihood.values(), *piece.log_prior.values())
-                    lp[piece.chain, rows] = sum(term.reshape(piece.size, -1).sum(1).cpu() for term in terms)
+        lp = _fill(following, sampled.latents, OF_POSTERIOR, groups, variables, lay)
+        _fill(following, following.prior(draws), OF_PRIOR, groups, variables, lay)
         whole = {
             "sample_stats": {"lp": lp, **sampled.stats},
             "sequence_stats": sampled.sequence_stats,
@@ -214,15 +214,52 @@ def to_arviz(
             "constant_data": following.constants,
         }
         for group, values in whole.items():
-            if group in wanted and values:
-                places = target.open(
-                    group,
-                    lay(group, {name: tuple(value.shape) for name, value in values.items()}),
-                    {name: value.dtype for name, value in values.items()},
-                )
+            if group in groups and values:
+                places = lay(group, values, None)
                 for name, value in values.items():
                     places[name][...] = value.detach().cpu().numpy()
-    return target.finish()
+    return assemble(target.groups) if isinstance(target, InMemory) else read(Path(path or ""), lazy=True)
+
+
+def _fill(
+    following: Consequences,
+    latents: Mapping[str, Tensor],
+    source: tuple[str, ...],
+    groups: Collection[str],
+    variables: Collection[str] | None,
+    lay: Callable[[str, Mapping[str, Tensor], tuple[int, ...]], Mapping[str, Any]],
+) -> Tensor:
+    """Fill the groups that follow from latents, piece by piece; log p(x, latents), (chain, draw), where wanted."""
+    shape = tuple(next(iter(latents.values())).shape[:2])
+    lp = torch.zeros(shape, dtype=torch.float64)
+    score = source is OF_POSTERIOR and bool({"log_likelihood", "log_prior", "sample_stats"} & set(groups))
+    options = (source[0] in groups, source[1] in groups, score)
+    places: dict[str, Mapping[str, Any]] = {}
+    for piece in following.follow(latents, *options) if any(options) else ():
+        rows = slice(piece.start, piece.start + piece.size)
+        made = {group: values for group, values in zip(source, piece.groups, strict=False) if group in groups}
+        if variables is not None and source[0] in made:
+            made[source[0]] = {name: value for name, value in made[source[0]].items() if name in variables}
+        if not places:
+            places = {group: lay(group, values, shape) for group, values in made.items() if values}
+        for group, values in made.items():
+            for name, value in values.items():
+                places[group][name][piece.chain, rows] = value.cpu().numpy()
+        for term in (*piece.log_likelihood.values(), *piece.log_prior.values()):
+            lp[piece.chain, rows] += term.reshape(piece.size, -1).sum(1).cpu()
+    return lp
+
+
+def _check_variables(following: Consequences, variables: Collection[str]) -> None:
+    if isinstance(variables, str):
+        raise TypeError(f"to_arviz: variables is {variables!r}; expected a list of names, such as [{variables!r}].")
+    with torch.random.fork_rng(), untouched_store():
+        piece = next(iter(following.follow(following.prior(1), True, False, False)))
+    unknown = sorted(set(variables) - {*piece.variables})
+    if unknown:
+        raise ValueError(
+            f"to_arviz: there is no variable {unknown[0]!r}; expected some of {', '.join(sorted(piece.variables))}."
+        )
 
 
 def _warn(stats: Mapping[str, Tensor], n: int, draws: int) -> None:
@@ -232,15 +269,17 @@ def _warn(stats: Mapping[str, Tensor], n: int, draws: int) -> None:
         distinct = stats["distinct_draws"][bad]
         warnings.warn(
             f"to_arviz: {int(bad.sum())} of {len(k)} sequences have a Pareto k above {RELIABLE_PARETO_K} (or none): "
-            f"their {draws} draws, {int(distinct.min())} to {int(distinct.max())} of them distinct, are not the posterior "
-            "and their effective sample sizes too large; take method='nuts' for a small model, train a richer guide, "
-            f"or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
+            f"their {draws} draws, {int(distinct.min())} to {int(distinct.max())} of them distinct, are not the "
+            "posterior and their effective sample sizes too large; take method='nuts' for a small model, train a richer "
+            f"guide, or raise num_particles, {n}, and leave out what stays above (sequence_stats.pareto_k).",
             UnreliableWeights,
             stacklevel=4,
         )
 
 
-def _check(method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int) -> None:
+def _check(
+    method: str, groups: Collection[str], draws: int, num_particles: int | None, num_chains: int, thin: int
+) -> None:
     if method not in METHODS:
         raise ValueError(f"to_arviz: method is {method!r}; expected one of {', '.join(METHODS)}.")
     if isinstance(groups, str):
@@ -250,6 +289,11 @@ def _check(method: str, groups: Collection[str], draws: int, num_particles: int 
         raise ValueError(f"to_arviz: there is no group {unknown[0]!r}; expected some of {', '.join(GROUPS)}.")
     if draws < 1 or num_chains < 1:
         raise ValueError(f"to_arviz: draws={draws} and num_chains={num_chains}; expected at least 1 of each.")
+    if thin < 1 or (thin > 1 and method != "nuts"):
+        raise ValueError(
+            f"to_arviz: thin is {thin!r} with method={method!r}; expected at least 1, and 1 for draws of a guide, "
+            "which are independent."
+        )
     if num_particles is not None and num_particles < draws:
         raise ValueError(f"to_arviz: num_particles is {num_particles!r}; expected at least draws, {draws}.")
 
@@ -272,19 +316,47 @@ def to_netcdf(data: ArvizData, path: str | Path) -> Path:
     return path
 
 
-def from_netcdf(path: str | Path) -> ArvizData:
-    """Read a file of :func:`to_netcdf` into memory, bit for bit.
+def to_zarr(data: ArvizData, path: str | Path) -> Path:
+    """Write what :func:`to_arviz` made into a Zarr folder that is not there yet; :func:`from_netcdf` reads it as well.
+
+    Raises:
+        FileExistsError: something is there.
+        ModuleNotFoundError: the package zarr is missing.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another path, or move it away.")
+    if find_spec("zarr") is None:
+        raise ModuleNotFoundError("to_zarr needs the package zarr; pip install 'pyro-tvae[zarr]', or take to_netcdf.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL) as folder:
+        write_zarr(data, Path(folder) / "data")
+        (Path(folder) / "data").rename(path)
+    return path
+
+
+def from_netcdf(path: str | Path, groups: Collection[str] | None = None, *, lazy: bool = False) -> ArvizData:
+    """Read a file of :func:`to_netcdf`, or a folder of :func:`to_zarr`, bit for bit.
+
+    Args:
+        path: of either.
+        groups: which to read; None reads all.
+        lazy: leave the arrays in the file until they are used, and the file open.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a NetCDF file.
+        ValueError: it is not a NetCDF file, or has no such group.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not (path / ".zgroup").exists():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")
     try:
-        return read(path)
+        return read(path, groups, lazy)
+    except KeyError as error:
+        raise ValueError(
+            f"{path} has no group {error.args[0]!r}; expected some of {', '.join(names_of(path))}."
+        ) from None
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable NetCDF file ({error}); expected a file written by to_netcdf."

@@ -151,12 +151,12 @@ def calibration(
             else:
                 draws = _guide_draws(guide, x, n_draws)
             true = _quantities(model, truth, x)
-            parts.append({name: _rank(q, true[name]).cpu() for name, q in _quantities(model, draws, x).items()})
+            parts.append({name: rank_among(q, true[name]).cpu() for name, q in _quantities(model, draws, x).items()})
             bar.update(len(x))
     return Calibration({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, n_draws)
 
 
-def _rank(draws: Tensor, truth: Tensor) -> Tensor:
+def rank_among(draws: Tensor, truth: Tensor) -> Tensor:
     """How many of the draws (L, …) lie below the truth (…); ties, as where x ignores t, fall by lot."""
     ties = (draws == truth).sum(0)
     return (draws < truth).sum(0) + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long()

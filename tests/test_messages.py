@@ -186,6 +186,9 @@ ELBO(pyro.poutine.scale(model, scale=2.0), guide)
 MeanFieldELBO(model, autoguide)
 calibration(model, guide, method="magic")
 calibration(model, guide, n_draws=0)
+compare({"alone": (model, guide)}, x)
+compare({"mass": (model, guide), "density": (continuous, guide)}, x)
+predictive_check(model, torch.rand(4, 3, 1, 3), x, 1)
 to_arviz(model, guide, x, method="magic")
 to_arviz(model, guide, x, draws=0)
 to_arviz(model, guide, x, groups=["x"])
@@ -272,6 +275,13 @@ evaluate unfinished
 report unfinished
 posterior unfinished --sequences 0
 posterior unfinished --draws many
+posterior unfinished --draws 3
+posterior unfinished --thin 2
+calibrate unfinished --draws 100
+calibrate unfinished --simulations 10
+calibrate unfinished --method magic
+compare unfinished
+compare unfinished words --temperatures 1
 likelihood unfinished --particles 0
 reproduce table3
 reproduce table1 --seeds one

@@ -17,6 +17,7 @@ SAYS = {
     "README.md": ["nats per frame", "torch.Size([16, 6, 4, 6])"],
     "docs/parts.md": ["OneScale", "HalfNormalEnergy"],
     "docs/likelihoods.md": ["nats per frame"],
+    "docs/posterior.md": ["log_p_diff", "Pareto k: [", "log_likelihood: ", "simulations", "prior sensitivity: t moves"],
     "docs/bring_your_own.md": [
         "of those never labeled",
         "Pyro's Trace_ELBO",

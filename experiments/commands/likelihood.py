@@ -6,6 +6,7 @@ estimator that shares nothing with them but the model and the guide's starting p
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importanc
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.tables import plain_table, wide_console
-from ..runs.run import Run
+from ..runs.files import finite, write_text
+from ..runs.outputs import check_replaceable, digest
+from ..runs.run import WEIGHTS, Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
 
@@ -53,6 +56,7 @@ class LikelihoodRecord(TypedDict):
     """The content of ``likelihood.json``."""
 
     kind: str
+    request: dict[str, Any]
     name: str
     split: str
     sequences: int
@@ -73,6 +77,8 @@ def likelihood_run(
     chains: int = 16,
     split: str = "test",
     seed: int = 0,
+    output: Path | None = None,
+    overwrite: bool = False,
     allow: Allowlist = PARTS_ONLY,
 ) -> LikelihoodRecord:
     """Estimate log p(x) of a trained run's sequences over K, and by annealing; writes ``likelihood.json``.
@@ -87,6 +93,8 @@ def likelihood_run(
         chains: of annealing, per sequence.
         split: ``"test"`` or ``"validation"``.
         seed: of all draws.
+        output: the file, by default ``likelihood.json`` in the run's folder.
+        overwrite: replace a file that was made with other settings.
         allow: what the run's configuration may call.
 
     Returns:
@@ -94,6 +102,7 @@ def likelihood_run(
 
     Raises:
         FileNotFoundError: the folder is not a run's, or its training has not ended.
+        FileExistsError: the file is there, made with other settings.
         ValueError: nothing to estimate, or a number that is too small.
     """
     for name, value, sound, expected in (
@@ -108,8 +117,20 @@ def likelihood_run(
     loaded = stored.load()
     model, guide, data = loaded.model, loaded.guide, loaded.data
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
+    request = {
+        "particles": sorted(set(particles)),
+        "sequences": sequences,
+        "temperatures": temperatures,
+        "chains": chains if temperatures else None,
+        "split": split,
+        "seed": seed,
+        "weights": digest(run / WEIGHTS),
+    }
+    file = output or run / LIKELIHOOD
+    check_replaceable(file, request, overwrite)
     record: LikelihoodRecord = {
         "kind": "likelihood",
+        "request": request,
         "name": str(loaded.config.name),
         "split": split,
         "sequences": len(x),
@@ -129,7 +150,7 @@ def likelihood_run(
         if k > 20:  # without a tail of five weights there is no Pareto k to count
             row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
         record["rows"].append(row)
-        stored.write(LIKELIHOOD, record)
+        _write(file, record)
     if temperatures:
         options: dict[str, Any] = {
             "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
@@ -140,15 +161,19 @@ def likelihood_run(
         annealed = annealed_importance(model, guide, x, **options)
         what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
         record["rows"].append(_row(what, log_p, iwaes[0], error, annealed.ess, since, model.n_frames))
-        stored.write(LIKELIHOOD, record)
+        _write(file, record)
         bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {
             "gap": bounds.mean_gap,
             "gap_error": bounds.mean_gap_error,
             "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
         }
-        stored.write(LIKELIHOOD, record)
+        _write(file, record)
     return record
+
+
+def _write(file: Path, record: LikelihoodRecord) -> None:
+    write_text(file, json.dumps(finite(dict(record)), indent=1))
 
 
 def _row(

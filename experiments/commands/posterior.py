@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_tvae.inference.posterior import to_arviz, to_netcdf
+from pyro_tvae.inference.arviz_adapter import ArvizData, assemble
+from pyro_tvae.inference.mcmc import NUTSResult, guide_quality
+from pyro_tvae.inference.mcmc import nuts as sample_nuts
+from pyro_tvae.inference.pareto import UnreliableWeights
+from pyro_tvae.inference.posterior import GROUPS, METHODS, to_arviz, to_netcdf
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..datasets.renderers import MovingImages
-from ..reports.figures import interleaved
-from ..reports.posterior_page import POSTERIOR, write_page
-from ..runs.run import Run
+from ..reports.posterior_page import POSTERIOR, verdict, write_page
+from ..runs.outputs import REQUEST, check_replaceable, digest
+from ..runs.run import WEIGHTS, Run
 
 __all__ = ["posterior_run"]
 
-PAGE = "posterior.html"
+LEAST_DRAWS = 4  # of ArviZ's diagnostics
+FOR_K = 100  # draws that k is estimated from, at least: with few it is noise
+FOR_THE_PAGE = {"sample_stats", "sequence_stats", "observed_data"}
 
 
 def posterior_run(
@@ -26,35 +36,70 @@ def posterior_run(
     draws: int = 100,
     sequences: int = 8,
     method: str = "guide",
+    chains: int = 2,
+    warmup: int = 300,
+    thin: int = 1,
     seed: int = 0,
+    groups: Collection[str] = GROUPS,
+    variables: Collection[str] = (),
+    output: Path | None = None,
+    overwrite: bool = False,
     allow: Allowlist = PARTS_ONLY,
 ) -> tuple[Path, Path]:
     """Write ``posterior.nc`` and ``posterior.html`` into a trained run's folder.
 
     Args:
         run: the run's folder.
-        draws: draws per sequence (and chain, for NUTS).
-        sequences: the first ones of the test split.
+        draws: draws per sequence (and chain, for NUTS), those that are kept.
+        sequences: the first ones of the test split, in its order.
         method: ``"guide"``, ``"importance"`` or ``"nuts"``; see :func:`.to_arviz`.
+        chains: of NUTS.
+        warmup: adaptation steps of NUTS.
+        thin: keep every so many draws of NUTS.
         seed: of the draws.
+        groups: which groups to write.
+        variables: which variables of ``posterior`` and ``prior`` to write; none means all.
+        output: the file, by default ``posterior.nc`` in the run's folder; the page lies beside it.
+        overwrite: replace a file that was made with other settings.
         allow: what the run's configuration may call.
 
     Returns:
-        The paths of both files.
+        The paths of both files; how far the draws can be trusted is printed.
 
     Raises:
         FileNotFoundError: the folder is not a run's, or its training has not ended.
-        ValueError: fewer than one sequence, or what :func:`.to_arviz` refuses.
+        FileExistsError: the file is there, made with other settings.
+        ValueError: numbers that are too small, or what :func:`.to_arviz` refuses.
     """
-    loaded = Run(run, allow).load()
-    if sequences < 1:
-        raise ValueError(f"posterior: sequences is {sequences!r}; expected at least 1.")
+    stored = Run(run, allow)
+    if sequences < 1 or draws < LEAST_DRAWS or min(chains, warmup, thin) < 1:
+        raise ValueError(
+            f"posterior: sequences={sequences}, draws={draws}, chains={chains}, warmup={warmup}, thin={thin}; expected "
+            f"at least {LEAST_DRAWS} draws, which diagnostics need, and 1 of the others."
+        )
+    if method not in METHODS or (thin > 1 and method != "nuts"):
+        raise ValueError(
+            f"posterior: method is {method!r} with thin={thin}; expected one of {', '.join(METHODS)}, and thin=1 but "
+            "for nuts, whose neighboring draws resemble each other."
+        )
+    loaded = stored.load()
     config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
+    file = output or run / POSTERIOR
+    nuts = {"chains": chains, "warmup": warmup, "thin": thin} if method == "nuts" else {}
+    request = {
+        "draws": draws,
+        "sequences": sequences,
+        "method": method,
+        **nuts,
+        "seed": seed,
+        "groups": sorted(groups),
+        "variables": sorted(variables),
+        "weights": digest(run / WEIGHTS),
+    }
+    check_replaceable(file, request, overwrite)
     described = data.datasets["test"]
     batch = next(data.batches("test", loaded.device, batch_size=sequences))
-    order = interleaved(batch["moving"])
-    batch = {name: value[order] for name, value in batch.items()}
-    coords: dict[str, Any] = {"item": order, "label": batch["label"]}
+    coords: dict[str, Any] = {"item": np.arange(len(batch["x"])), "label": batch["label"]}
     # A factor may be called like a variable (x, scale), its index never is.
     coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
     if isinstance(described.renderer, MovingImages):
@@ -62,12 +107,63 @@ def posterior_run(
             coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
-    show = config.fit.progress
-    drawn = to_arviz(model, guide, batch["x"], draws=draws, method=method, coords=coords, seed=seed, progress=show)
-    file = to_netcdf(drawn, run / POSTERIOR)
+    show = bool(config.fit.progress)
+    options: dict[str, Any] = {"draws": draws, "method": method}
+    if nuts:
+        options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
+        result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options)
+        quality = guide_quality(model, guide, batch["x"], result, seed=seed)
+        options = {"result": _thinned(result, thin), "quality": quality}
+    elif method == "guide":
+        options["num_particles"] = max(draws, FOR_K)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
+        drawn = to_arviz(
+            model,
+            guide,
+            batch["x"],
+            **options,
+            groups={*groups} | FOR_THE_PAGE,
+            coords=coords,
+            seed=seed,
+            progress=show,
+        )
+    print(verdict(drawn), flush=True)
+    kept = _selected(drawn, groups, variables)
+    for group in groups:
+        if group in kept:
+            kept[group].attrs |= {REQUEST: json.dumps(request), "thinning": thin}
+    to_netcdf(kept, file)
     facts = {
-        "Sequences": f"the first {len(batch['x'])} of the test split",
-        "Draws": f"{drawn['posterior'].sizes['draw']} per sequence, method {method}, seed {seed}",
+        "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split",
+        "Draws": f"{draws} per sequence{f' and chain, {chains} chains' if nuts else ''}, method {method}, seed {seed}",
         "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
     }
-    return file, write_page(run / PAGE, drawn, model, name=str(config.name), facts=facts)
+    page = file.with_suffix(".html")
+    return file, write_page(page, drawn, model, name=str(config.name), facts=facts, file=file.name)
+
+
+def _thinned(result: NUTSResult, thin: int) -> NUTSResult:
+    """Every so many draws; R-hat and ESS stay those of all of them."""
+    rows = slice(thin - 1, None, thin)
+    stats = {name: value[:, rows] for name, value in result.stats.items()}
+    return replace(result, draws={name: value[:, rows] for name, value in result.draws.items()}, **stats)
+
+
+def _selected(data: ArvizData, groups: Collection[str], variables: Collection[str]) -> ArvizData:
+    """Some groups, and of the draws some variables."""
+    chosen = {}
+    for group in GROUPS:
+        if group not in data or group not in groups:
+            continue
+        dataset = data[group]
+        dataset = dataset.to_dataset() if hasattr(dataset, "to_dataset") else dataset
+        if variables and group in ("posterior", "prior"):
+            unknown = sorted({*variables} - {*dataset.data_vars})
+            if unknown and group == "posterior":
+                raise ValueError(
+                    f"posterior: there is no variable {unknown[0]!r}; expected some of {', '.join(map(str, dataset))}."
+                )
+            dataset = dataset[[name for name in variables if name in dataset]]
+        chosen[group] = dataset
+    return assemble(chosen)

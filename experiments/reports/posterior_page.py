@@ -5,70 +5,202 @@ The figures are matplotlib figures without global state, as in :mod:`.figures`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from pyro_tvae import TVAE
+from pyro_tvae import TVAE, roll
+from pyro_tvae.inference import STATISTICS, PredictiveCheck, predictive_check
 from pyro_tvae.inference.arviz_adapter import ArvizData
 from pyro_tvae.inference.pareto import RELIABLE_PARETO_K
 
 from ..runs.files import write_text
-from .mosaics import pick
+from .calibration_page import rank_histograms
+from .figures import interleaved
+from .mosaics import MAX_COLUMNS, as_frames, mosaic, pick
 from .pages import Caption, render, shown
-from .style import BLUE, GRAY, VERMILLION, canvas, whole_numbers
+from .style import BLUE, COLORS, GRAY, VERMILLION, canvas, gridded, whole_numbers
 
 if TYPE_CHECKING:
     from xarray import DataArray
 
-__all__ = ["POSTERIOR", "energies", "forest", "intensity_check", "likelihoods", "pareto_k_plot", "write_page"]
+__all__ = [
+    "POSTERIOR",
+    "energies",
+    "energy_plot",
+    "expected_frames",
+    "figures_of",
+    "forest",
+    "integral_transforms",
+    "likelihoods",
+    "pareto_k_plot",
+    "scores_plot",
+    "traces",
+    "traversal",
+    "verdict",
+    "write_page",
+]
 
 POSTERIOR = "posterior.nc"
 
 
-def intensity_check(data: ArvizData) -> Figure:
-    """Posterior-predictive check: densities of the mean pixel of a frame, predicted and observed."""
-    pixels = ["channel", "height", "width"]
-    predicted = data["posterior_predictive"]["x"].mean(pixels).values.astype(np.float64)
-    predicted = predicted.reshape(predicted.shape[0] * predicted.shape[1], -1)
-    chosen = predicted[pick(len(predicted), 50)]
-    observed = data["observed_data"]["x"].mean(pixels).values.astype(np.float64).ravel()
-    figure = canvas(3.6)
-    axis = figure.add_subplot()
-    for i, values in enumerate(chosen):
-        label = f"predicted, {len(chosen)} draws" if i == 0 else None
-        axis.plot(*density(values), color=BLUE, alpha=0.25, linewidth=0.8, label=label)
-    axis.plot(*density(predicted.ravel()), color=VERMILLION, linestyle="--", linewidth=1.5, label="all draws together")
-    axis.plot(*density(observed), color="black", linewidth=1.5, label="observed")
-    axis.set_ylim(bottom=0)
-    axis.set_yticks([])
-    axis.spines.left.set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
-    _words(axis, "Mean pixel of a frame, predicted and observed", "mean pixel of a frame")
+def method_of(data: ArvizData) -> str:
+    """How the draws were made: ``"guide"``, ``"importance"`` or ``"nuts"``."""
+    return str(data["sequence_stats"].attrs.get("method", "guide"))
+
+
+def stats_of(data: ArvizData) -> ArvizData:
+    """What is known of each sequence's draws."""
+    return data["sequence_stats"]
+
+
+def names_of(data: ArvizData) -> list[str]:
+    """A name for every sequence: its item, and what says how far its draws can be trusted."""
+    stats = stats_of(data)
+    items = [str(value) for value in stats["sequence"].values]
+    if method_of(data) != "nuts":
+        names = [f"{item}: k {k:.2g}" for item, k in zip(items, stats["pareto_k"].values, strict=True)]
+    else:
+        names = [f"{item}: R-hat {rhat:.2f}" for item, rhat in zip(items, stats["rhat"].values, strict=True)]
+    if method_of(data) == "importance":
+        names = [f"{name}, {n} distinct" for name, n in zip(names, stats["distinct_draws"].values, strict=True)]
+    return names
+
+
+def _shown_sequences(data: ArvizData, most: int) -> list[int]:
+    """The first sequences, those in which different factors move before others."""
+    n = data["observed_data"].sizes["sequence"]
+    if "moving" not in data["observed_data"].coords:
+        return [*range(min(n, most))]
+    moving = data["observed_data"]["moving"].values
+    factors = {name: i for i, name in enumerate(dict.fromkeys(moving.tolist()))}
+    return interleaved(torch.tensor([factors[name] for name in moving.tolist()]))[:most].tolist()
+
+
+def _codes(data: ArvizData, sequences: Sequence[int], most: int = 100) -> Tensor | None:
+    """t of at most so many draws, spread over all of them: (draw, sequence, S, C, D); None where it was left out."""
+    if "posterior" not in data or "t" not in data["posterior"]:
+        return None
+    t = data["posterior"]["t"].isel(sequence=list(sequences)).values
+    t = t.reshape(-1, *t.shape[2:])
+    return torch.from_numpy(np.ascontiguousarray(t[pick(len(t), most)]))
+
+
+@torch.no_grad()
+def mean_and_spread(model: TVAE, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over draws of E[x | t], and its standard deviation: t (draw, …, C, D) -> frames (…, channel, height, width).
+
+    One draw at a time, so that memory does not grow with their number.
+    """
+    total = square = torch.zeros(())
+    for part in t:
+        frames = model.decode(part.to(model.like)).mean.double().cpu()
+        total, square = total + frames, square + frames.square()
+    mean = total / len(t)
+    return mean, (square / len(t) - mean.square()).clamp(min=0).sqrt()
+
+
+def expected_frames(data: ArvizData, model: TVAE, most: int = 3) -> Figure | None:
+    """Observed frames, the posterior mean of E[x | t], and its standard deviation over draws."""
+    sequences = _shown_sequences(data, most)
+    t = _codes(data, sequences)
+    return (
+        None
+        if t is None
+        else _strips(data, sequences, *mean_and_spread(model, t), "mean", "What the draws say of each frame")
+    )
+
+
+def traversal(data: ArvizData, model: TVAE, most: int = 2) -> Figure | None:
+    """Frame 0 of every draw, its capsules rolled one position a frame and decoded: mean and standard deviation."""
+    sequences = _shown_sequences(data, most)
+    t = _codes(data, sequences)
+    if t is None:
+        return None
+    shifts = torch.arange(model.n_frames).reshape(1, -1, 1)
+    rolled = torch.stack([roll(one[:, 0].unsqueeze(1), shifts) for one in t])
+    return _strips(
+        data, sequences, *mean_and_spread(model, rolled), "rolled", "Frame 0, its capsules rolled and decoded"
+    )
+
+
+def _strips(data: ArvizData, sequences: list[int], mean: Tensor, spread: Tensor, word: str, title: str) -> Figure:
+    """Rows of frames: what was observed, a mean, and twice its standard deviation, black where all draws agree."""
+    x, names = data["observed_data"]["x"].values, names_of(data)
+    columns = pick(x.shape[1], MAX_COLUMNS)
+    rows, labels = [], []
+    for i, sequence in enumerate(sequences):
+        for label, frames in ((names[sequence], x[sequence]), (word, mean[i]), ("2 s.d.", 2 * spread[i])):
+            values = as_frames(frames)[0]
+            rows.append([values[k] for k in columns])
+            labels.append(label)
+    return mosaic(rows, labels, columns, title, row_breaks=[3 * k for k in range(1, len(sequences))])
+
+
+def check_of(data: ArvizData, model: TVAE) -> PredictiveCheck | None:
+    """Frames against replicates given the last draw of every sequence; None where there are no frames or codes."""
+    t = _codes(data, range(data["observed_data"].sizes["sequence"]), most=1 << 30) if "observed_data" in data else None
+    if t is None:
+        return None
+    return predictive_check(
+        model, t[-1].to(model.like), torch.from_numpy(data["observed_data"]["x"].values).to(model.like)
+    )
+
+
+def scores_plot(check: PredictiveCheck, names: Sequence[str]) -> Figure:
+    """z-scores of the statistics of every frame, sequence by sequence."""
+    figure = canvas(1.0 + 1.5 * len(check.scores))
+    axes = np.atleast_1d(figure.subplots(len(check.scores), 1, sharex=True))
+    for axis, (name, scores) in zip(axes, check.scores.items(), strict=True):
+        values = scores.numpy().clip(-1e4, 1e4)
+        n, s = values.shape
+        place = np.arange(n)[:, None] + 0.8 * (np.arange(s) / max(s - 1, 1) - 0.5)
+        outside, count = check.outside(name)
+        axis.axhspan(-1.96, 1.96, color="#e4e4e4", zorder=-10)
+        beyond = abs(values) > 1.96
+        axis.plot(place[~beyond], values[~beyond], ".", color=BLUE, markersize=4)
+        axis.plot(place[beyond], values[beyond], "X", color=VERMILLION, markersize=4)
+        if abs(values).max() > 6:
+            axis.set_yscale("symlog", linthresh=2.0)
+            axis.set_yticks(
+                [tick for tick in (-1e3, -100, -10, -2, 0, 2, 10, 100, 1e3) if abs(tick) <= abs(values).max()]
+            )
+            axis.yaxis.set_major_formatter("{x:g}")
+        else:
+            axis.set_ylim(-max(3.2, abs(values).max() * 1.1), max(3.2, abs(values).max() * 1.1))
+        gridded(
+            axis, f"{STATISTICS[name]}: {outside} of {count} outside the central 95 % ({0.05 * count:.0f} expected)", 10
+        )
+        axis.set_ylabel("z", fontsize=9)
+    axes[-1].set_xticks(range(len(names)), names, fontsize=8, rotation=0 if len(names) <= 4 else 20)
+    axes[-1].set_xlabel("sequence; its frames side by side", fontsize=9)
     return figure
 
 
-def density(values: NDArray[np.float64], points: int = 200) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Kernel estimate of a density: places and heights, from M values.
+def integral_transforms(check: PredictiveCheck, bins: int = 10) -> Figure:
+    """Histograms of the observed statistics' ranks among replicates: probability integral transforms."""
+    figure = rank_histograms(check.ranks, bins)
+    for axis in figure.axes:
+        axis.set_xlabel("replicates below", fontsize=9)
+        axis.set_title(SHORT.get(axis.get_title(loc="left"), axis.get_title(loc="left")), loc="left", fontsize=10)
+    figure.axes[0].set_ylabel("share of frames", fontsize=9)
+    return figure
 
-    Gaussian kernels of ``0.9 min(s, IQR / 1.34) M^(-1/5)`` (Silverman, "Density estimation for statistics and data
-    analysis", 1986, eq. 3.31); values that are all equal get one narrow bump. Many values are first counted in narrow
-    bins, so that memory does not grow with them.
-    """
-    low, high = np.quantile(values, [0.25, 0.75])
-    spread = min(s for s in (values.std(), (high - low) / 1.34, np.inf) if s > 0)
-    floor = 1e-3 * max(1e-6, float(np.ptp(values)), abs(float(values.mean())))
-    width = max(0.9 * spread * len(values) ** -0.2, floor) if np.isfinite(spread) else floor
-    counts, edges = np.histogram(values, bins=4 * points, range=(values.min() - 3 * width, values.max() + 3 * width))
-    centers = (edges[:-1] + edges[1:]) / 2
-    place = np.linspace(edges[0], edges[-1], points)
-    kernel = np.exp(-0.5 * ((place[:, None] - centers) / width) ** 2)
-    return place, kernel @ counts / (len(values) * width * np.sqrt(2 * np.pi))
+
+SHORT = {
+    "ink": "mean pixel",
+    "centroid_x": "center, across",
+    "centroid_y": "center, down",
+    "change": "change",
+    "log p(x | t)": "log p(frame | t)",
+}
 
 
 def forest(values: DataArray, title: str, label: str, band: tuple[float, float] | None = None) -> Figure:
@@ -108,50 +240,134 @@ def shortest_interval(draws: NDArray[np.float64], share: float) -> tuple[NDArray
     return draws[start, column], draws[start + reach, column]
 
 
-def energies(data: ArvizData) -> Figure:
+def energies(data: ArvizData) -> Figure | None:
     """One sequence's energies in the capsule where they differ most, over orbits or over the positions of a frame.
 
     Without a topography there are none; z takes their place.
     """
+    if "posterior" not in data or "prior" not in data:
+        return None
     posterior, prior = data["posterior"], data["prior"]
-    name = next(site for site in ("e", "v", "z") if site in posterior)
+    name = next((site for site in ("e", "v", "z") if site in posterior and site in prior), None)
+    if name is None:
+        return None
     fixed = {"sequence": 0, "frame": 0} if "frame" in posterior[name].dims else {"sequence": 0}
     values, before = (np.log(group[name]) if name != "z" else group[name] for group in (posterior, prior))
     values, before = values.isel(fixed), before.isel(fixed, missing_dims="ignore")
     capsule = int(np.argmax(values.mean(["chain", "draw"]).var(values.dims[-1]).values))
     low, high = np.quantile(before.isel(capsule=capsule).values, [0.03, 0.97])
-    where = " in frame 0" if "frame" in fixed else ""
+    where = ", frame 0" if "frame" in fixed else ""
     return forest(
         values.isel(capsule=capsule),
-        f"Capsule {capsule} of one sequence{where}: {'z' if name == 'z' else 'log energies'} (grey: the prior)",
+        f"Capsule {capsule} of sequence {names_of(data)[0]}{where}: {'z' if name == 'z' else f'log {name}'} (grey: prior)",
         {"e": "log e", "v": "log v, v = W u²", "z": "z"}[name],
         (float(low), float(high)),
     )
 
 
-def likelihoods(data: ArvizData) -> Figure:
+def likelihoods(data: ArvizData) -> Figure | None:
     """log p(x | t) of every sequence over the draws."""
+    if "log_likelihood" not in data:
+        return None
+    values = data["log_likelihood"]["x"].assign_coords(sequence=names_of(data))
     title = "Log-likelihood of each sequence given its latents"
-    return forest(data["log_likelihood"]["x"], title, "log p(x | t), nats per sequence (higher is better)")
+    return forest(values, title, "log p(x | t), nats per sequence (higher is better)")
 
 
-def pareto_k_plot(k: ArrayLike) -> Figure:
-    """Pareto k of each sequence's importance weights (N,) against the limit of what is reliable."""
+def pareto_k_plot(k: ArrayLike, names: Sequence[str] | None = None) -> Figure | None:
+    """Pareto k of each sequence's importance weights (N,) against the limit of what is reliable; None without a k."""
     values = np.asarray(k, dtype=np.float64)
-    figure = canvas(2.8)
+    if not np.isfinite(values).any():
+        return None
+    figure = canvas(3.0)
     axis = figure.add_subplot()
-    good = values <= RELIABLE_PARETO_K
-    shown = np.where(np.isfinite(values), values, np.nan)
+    good, infinite = values <= RELIABLE_PARETO_K, np.isposinf(values)
+    top = max(1.0, float(values[np.isfinite(values)].max()))
+    shown = np.where(infinite, 1.3 * top, values)
     place = np.arange(len(values))
     axis.axhline(RELIABLE_PARETO_K, color=GRAY, linestyle="--", linewidth=1.0)
-    axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE_PARETO_K})")
-    axis.plot(place[~good], shown[~good], "X", color=VERMILLION, label=f"{(~good).sum()} not usable")
-    if np.nanmax(shown, initial=0.0) > 20:
+    if good.any():
+        axis.plot(place[good], shown[good], "o", color=BLUE, label=f"{good.sum()} usable (k ≤ {RELIABLE_PARETO_K})")
+    if not good.all():
+        axis.plot(place[~good], shown[~good], "X", color=VERMILLION, label=f"{(~good).sum()} not usable")
+    for i in np.flatnonzero(infinite):
+        axis.annotate("∞", (i, shown[i]), textcoords="offset points", xytext=(6, -4))
+    if top > 20:
         axis.set_yscale("symlog", linthresh=1.0)
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_xlim(-0.6, len(values) - 0.4)
     _words(axis, "Pareto k of the importance weights", "sequence", "k (lower is better)")
-    whole_numbers(axis.xaxis)
+    if names is not None and len(names) <= 12:
+        axis.set_xticks(place, names, fontsize=8, rotation=0 if len(names) <= 4 else 20)
+    else:
+        whole_numbers(axis.xaxis)
     axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def traces(data: ArvizData) -> Figure | None:
+    """Chains of NUTS as they ran, and how often each holds the low and the high ranks of all: alike if they mixed."""
+    if method_of(data) != "nuts":
+        return None
+    series: dict[str, NDArray[np.float64]] = {}
+    if "lp" in data["sample_stats"]:
+        series["log p(x, latents)"] = data["sample_stats"]["lp"].values
+    if "log_likelihood" in data:
+        worst = int(np.nan_to_num(stats_of(data)["rhat"].values, nan=np.inf).argmax())
+        name = names_of(data)[worst]
+        series[f"log p(x | t) of sequence {name}"] = data["log_likelihood"]["x"].isel(sequence=worst).values
+    if not series:
+        return None
+    figure = canvas(0.4 + 2.1 * len(series))
+    axes = figure.subplots(len(series), 2, squeeze=False, width_ratios=(3, 2))
+    for (trace, ranks), (name, values) in zip(axes, series.items(), strict=True):
+        chains, n = values.shape
+        order = values.ravel().argsort().argsort().reshape(values.shape)
+        bins = max(2, min(20, n // 5))
+        for chain in range(chains):
+            color = COLORS[chain % len(COLORS)]
+            trace.plot(values[chain], color=color, linewidth=0.8, alpha=0.8)
+            counts, edges = np.histogram(order[chain], bins=bins, range=(0, values.size))
+            ranks.stairs(counts, edges, color=color, label=f"chain {chain}")
+        ranks.axhline(n / bins, color=GRAY, linestyle="--", linewidth=0.8)
+        ranks.set_ylim(bottom=0)
+        gridded(trace, name, 10)
+        gridded(ranks, "ranks of each chain", 10)
+        trace.set_ylabel("nats", fontsize=9)
+    axes[-1][0].set_xlabel("draw", fontsize=9)
+    axes[-1][1].set_xlabel("rank among all draws", fontsize=9)
+    if len(values) > 1:
+        axes[0][1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def energy_plot(data: ArvizData) -> Figure | None:
+    """Energies of the draws and how far one draw moves them: the latter must be as wide (`Betancourt 2016
+    <https://arxiv.org/abs/1604.00695>`__), as the fraction of missing information says.
+    """
+    if method_of(data) != "nuts" or "energy" not in data["sample_stats"]:
+        return None
+    energy = data["sample_stats"]["energy"].values
+    if energy.shape[1] < 4:
+        return None
+    moves = np.diff(energy, axis=1)
+    figure = canvas(2.8)
+    axis = figure.add_subplot()
+    centered = energy - energy.mean(1, keepdims=True)
+    edges = np.histogram_bin_edges(np.concatenate([centered.ravel(), moves.ravel()]), bins=30)
+    for values, color, label in (
+        (centered, BLUE, "energy of a draw, less its mean"),
+        (moves, VERMILLION, "change to the next"),
+    ):
+        axis.hist(values.ravel(), bins=edges, density=True, histtype="step", color=color, linewidth=1.4, label=label)
+    bfmi = np.square(moves).mean(1) / energy.var(1)
+    axis.set_yticks([])
+    axis.legend(frameon=False, fontsize=9)
+    _words(
+        axis,
+        f"Energy of NUTS: E-BFMI {', '.join(f'{value:.2f}' for value in bfmi)} by chain (above 0.3 is good)",
+        "nats",
+    )
     return figure
 
 
@@ -165,80 +381,146 @@ def _words(axis: Axes, title: str, across: str, up: str = "") -> None:
 
 # ---- the page
 
-CAPTIONS: dict[str, tuple[Callable[[ArvizData], Figure], Caption]] = {
-    "intensity": (
-        intensity_check,
-        Caption(
-            "Posterior-predictive check",
-            "The black line, the observed frames, should run inside the bundle of predicted ones. A bundle that is too "
-            "narrow or stands beside it means that the model cannot reproduce how bright frames are.",
-            "Densities of the mean pixel of a frame: many predicted ones and the observed one.",
-        ),
+CAPTIONS = {
+    "expected_frames": Caption(
+        "What the draws say of each frame",
+        "The second row is the posterior mean of E[x | t], the third twice its standard deviation over draws, white "
+        "where draws disagree. {draws}",
+        "Rows of observed frames, the mean that the draws give, and their spread.",
     ),
-    "energies": (
-        energies,
-        Caption(
-            "Energies of one capsule",
-            "Lines that stand apart from each other, narrower than the grey band, are what the sequence told the "
-            "capsule. Lines that all fill the band are the prior: the code is empty. μ, the shift of z, is a learned "
-            "number without a spread; it stands in the table.",
-            "Median and intervals of the energies, one line for each orbit or position, over the prior's interval.",
-        ),
+    "scores": Caption(
+        "Predictive check, frame by frame",
+        "Each point is a frame's statistic against 199 replicates drawn given one posterior draw of its sequence: "
+        "under the right model and posterior one in twenty lies outside the gray band. Of changes every second one is "
+        "counted, since neighbors share a frame. {gray}",
+        "z-scores of five statistics of every frame, sequence by sequence.",
     ),
-    "pareto_k": (
-        lambda data: pareto_k_plot(data["sequence_stats"]["pareto_k"].values),
-        Caption(
-            "Does the guide cover the posterior",
-            "Points should lie below the dashed line. Above it, the guide's draws miss so much of the posterior that "
-            "reweighting them cannot repair it: read intervals on this page as the guide's opinion, and the "
-            "importance-weighted likelihood as a loose bound. From few draws k itself is uncertain: ask for more.",
-            f"Pareto k of each sequence against the limit of {RELIABLE_PARETO_K}.",
-        ),
+    "pit": Caption(
+        "Predictive check, calibration",
+        "Where the observed statistics rank among their replicates. Bars inside the gray band are those of a right "
+        "model; at both ends, frames vary more than the model says, in the middle less, at one end it is off.",
+        "A histogram of ranks for each statistic, with the band of a right model.",
     ),
-    "likelihoods": (
-        likelihoods,
-        Caption(
-            "Log-likelihood of each sequence",
-            "Sequences far to the left are the ones that the model explains badly: look at these. Wide lines mean that "
-            "draws of one posterior disagree about the picture.",
-            "Median and intervals of log p(x | t), one line for each sequence.",
-        ),
+    "traversal": Caption(
+        "A traversal with its uncertainty",
+        "The capsules of frame 0 are rolled one position a frame in every draw: the second row is the mean of what "
+        "comes out, the third twice its standard deviation. {draws}",
+        "Rows of observed frames, the mean rolled ones, and their spread.",
+    ),
+    "energies": Caption(
+        "Energies of one capsule",
+        "Lines that stand apart from each other, narrower than the grey band, are what the sequence told the "
+        "capsule. Lines that all fill the band are the prior: the code is empty. μ, the shift of z, is a learned "
+        "number without a spread; it stands in the table. {draws}",
+        "Median and intervals of the energies, one line for each orbit or position, over the prior's interval.",
+    ),
+    "pareto_k": Caption(
+        "Does the guide cover the posterior",
+        "Points should lie below the dashed line. Above it, the guide's draws miss so much of the posterior that "
+        "reweighting them cannot repair it, and the importance-weighted likelihood is a loose bound. From few draws k "
+        "itself is uncertain: ask for more. {draws}",
+        f"Pareto k of each sequence against the limit of {RELIABLE_PARETO_K}.",
+    ),
+    "traces": Caption(
+        "Chains of NUTS",
+        "Traces should look like noise around one level, the same for all chains, and every chain should hold as many "
+        "low ranks as high ones.",
+        "Traces of the chains, and histograms of their ranks.",
+    ),
+    "energy": Caption(
+        "Energy of NUTS",
+        "The two histograms should be alike. Changes much narrower than the energies mean that the chains creep, and "
+        "have not reached the tails.",
+        "Histograms of the energies of draws and of their changes.",
+    ),
+    "likelihoods": Caption(
+        "Log-likelihood of each sequence",
+        "Sequences far to the left are the ones that the model explains badly: look at these. Wide lines mean that "
+        "draws of one posterior disagree about the picture. {draws}",
+        "Median and intervals of log p(x | t), one line for each sequence.",
     ),
 }
 
 
-def write_page(path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Mapping[str, str]) -> Path:
+def figures_of(data: ArvizData, model: TVAE) -> dict[str, Figure]:
+    """The page's figures by name, those left out that have nothing to show."""
+    check = check_of(data, model)
+    stats = stats_of(data)
+    made = {
+        "expected_frames": expected_frames(data, model) if "observed_data" in data else None,
+        "scores": scores_plot(check, names_of(data)) if check is not None else None,
+        "pit": integral_transforms(check) if check is not None else None,
+        "traversal": traversal(data, model) if "observed_data" in data else None,
+        "energies": energies(data),
+        "pareto_k": pareto_k_plot(stats["pareto_k"].values, names_of(data)) if "pareto_k" in stats else None,
+        "traces": traces(data),
+        "energy": energy_plot(data),
+        "likelihoods": likelihoods(data),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+CODE = """import arviz as az
+data = az.from_netcdf("{file}")
+az.summary(data, var_names=["z"], coords={{"sequence": {item}, "capsule": 0, "frame": 0}})"""
+
+
+def write_page(
+    path: Path, data: ArvizData, model: TVAE, *, name: str, facts: Mapping[str, str], file: str = POSTERIOR
+) -> Path:
     """Write the page of plots of what :func:`.to_arviz` made: one file, pictures embedded, written whole or not at all.
 
     Args:
         path: where to.
-        data: draws with all groups.
-        model: for the remark on its likelihood.
+        data: draws; a picture of a group that is not there is left out.
+        model: that decodes, and for the remark on its likelihood.
         name: of the run.
         facts: lines of the table: what was drawn, and how.
+        file: that holds the draws.
     """
-    stats = data["sequence_stats"]
+    words = {
+        "draws": _trust(data),
+        "gray": "Gray pixels were made black or white first, as the likelihood takes them."
+        if model.likelihood.remark
+        else "",
+    }
     pictures = [
-        shown(key, figure(data), caption)
-        for key, (figure, caption) in CAPTIONS.items()
-        if key != "pareto_k" or key in stats
+        shown(key, figure, CAPTIONS[key]._replace(look_for=CAPTIONS[key].look_for.format(**words).strip()))
+        for key, figure in figures_of(data, model).items()
     ]
     page = render(
         "posterior.html",
-        name=name,
-        verdict=_verdict(data),
+        heading=f"Posterior of {name}",
+        verdict=verdict(data),
         facts=dict(facts),
         remark=model.likelihood.remark,
         pictures=pictures,
-        file=POSTERIOR,
+        file=file,
+        code=CODE.format(file=file, item=stats_of(data)["sequence"].values[0]),
     )
     return write_text(path, page)
 
 
-def _verdict(data: ArvizData) -> str:
+def _trust(data: ArvizData) -> str:
+    """What the draws of a picture are."""
+    method, stats = method_of(data), stats_of(data)
+    if method == "nuts":
+        return "Draws are those of the chains: see whether these have mixed."
+    bad = int((~(stats["pareto_k"].values <= RELIABLE_PARETO_K)).sum())
+    if method == "guide":
+        return "Draws are the guide's own, not reweighted: its opinion of the posterior." if bad else ""
+    return (
+        "Draws are resampled by weight: where k is above 0.7 they are copies of the few that its name counts as "
+        "distinct, and their spread is that of these few, neither the posterior's nor the guide's."
+        if bad
+        else ""
+    )
+
+
+def verdict(data: ArvizData) -> str:
     """One sentence on how far the draws can be trusted."""
-    stats = data["sequence_stats"]
-    if "pareto_k" not in stats:
+    stats = stats_of(data)
+    if method_of(data) == "nuts":
         rhat, divergent = float(stats["rhat"].max()), int(data["sample_stats"]["diverging"].sum())
         word = "have mixed" if rhat < 1.01 and divergent == 0 else "have NOT mixed well enough"
         return f"The chains {word}: the largest R-hat is {rhat:.2f} (below 1.01 is good), with {divergent} divergences."
@@ -246,6 +528,10 @@ def _verdict(data: ArvizData) -> str:
     good, ess = int((k <= RELIABLE_PARETO_K).sum()), float(np.median(stats["ess"].values))
     whose = "" if good == 0 else "of the others "
     tail = "stand for the posterior" if good == len(k) else f"{whose}are the guide's opinion, not the posterior"
+    if method_of(data) == "importance":
+        few = stats["distinct_draws"].values[~(k <= RELIABLE_PARETO_K)]
+        if len(few):
+            tail = f"{whose}are copies of a few ({int(np.median(few))} distinct in the median), not the posterior"
     return (
         f"{good} of {len(k)} sequences have a Pareto k of at most {RELIABLE_PARETO_K} (median effective sample size "
         f"{ess:.1f}): the draws {tail}."

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from untrained_runs import make_run
 
 import pyro_tvae
+from pyro_tvae import Network, Normal
+from pyro_tvae.experiments.commands import posterior as posterior_command
 from pyro_tvae.experiments.commands.posterior import posterior_run
-from pyro_tvae.experiments.config.building import build
-from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import Transformations
 from pyro_tvae.experiments.reports import posterior_page
-from pyro_tvae.experiments.runs.files import write_text
+from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.inference import nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
 
-SMALL = ["data.n_train=8", "data.n_validation=4", "data.n_test=6", "model.n_capsules=2", "fit.accelerator=cpu"]
-KINDS = {
-    "orbits": [],
-    "roll": ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"],
-    "plain": ["experiment=plain_vae"],
-}
-
-
-def make_run(folder: Path, kind: str) -> Path:
-    """A run's folder as training leaves it, with untrained weights and a name that wants escaping."""
-    from omegaconf import OmegaConf
-
-    config = compose([*SMALL, *KINDS[kind]])
-    config.name = "a <b> & c"
-    parts = build(config)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    pyro_tvae.save(folder / "model.safetensors", parts.model, parts.guide)
-    return folder
+OF_WEIGHTS = {*posterior_page.CAPTIONS} - {"traces", "energy"}
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +40,9 @@ def test_the_command_writes_a_file_and_a_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "orbits")
     result = command(tmp_path, "run", "--draws", "30", "--sequences", "5")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["posterior: run/posterior.nc", "page: run/posterior.html"]
+    verdict, *lines = result.stdout.splitlines()
+    assert "the draws are the guide's opinion" in verdict
+    assert lines == ["posterior: run/posterior.nc", "page: run/posterior.html"]
     assert "draws from the guide" in result.stderr  # progress
     data = from_netcdf(run / "posterior.nc")
     assert data["posterior"]["e"].shape == (1, 30, 5, 2, 18)
@@ -61,8 +52,12 @@ def test_the_command_writes_a_file_and_a_page(tmp_path: Path) -> None:
     assert np.array_equal(degrees, 20.0 * data["observed_data"]["rotation_index"])
     assert set(np.unique(data["observed_data"]["scale_value"])) <= set(Transformations(scale=True).factors["scale"])
     page = (run / "posterior.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(posterior_page.CAPTIONS)
-    assert page.count("alt=") == len(posterior_page.CAPTIONS)
+    assert page.count("data:image/png;base64,") == len(OF_WEIGHTS)
+    assert page.count("alt=") == len(OF_WEIGHTS)
+    assert data["posterior"]["sequence"].values.tolist() == [*range(5)]  # the first ones, in the order of the split
+    batch = next(Run(run).load().data.batches("test", batch_size=5))
+    assert np.array_equal(data["observed_data"]["x"].values, batch["x"].cpu().numpy())
+    assert np.array_equal(data["observed_data"]["label"].values, batch["label"].cpu().numpy())
     assert not re.search(r"https?://|<script", page)  # nothing from outside
     assert "a &lt;b&gt; &amp; c" in page
     assert "<b>" not in page
@@ -75,7 +70,10 @@ def test_every_prior_has_its_page(tmp_path: Path, kind: str) -> None:
     run = make_run(tmp_path / "run", kind)
     file, page = posterior_run(run, draws=30, sequences=2, method="importance")
     assert file.is_file()
-    assert page.read_text(encoding="utf-8").count("data:image/png") == len(posterior_page.CAPTIONS)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:image/png") == len(OF_WEIGHTS)
+    assert "copies of a few" in text  # untrained: k is far above 0.7
+    assert "opinion" not in text
 
 
 def test_nuts_has_its_page(tmp_path: Path) -> None:
@@ -84,7 +82,9 @@ def test_nuts_has_its_page(tmp_path: Path) -> None:
     data = to_arviz(model, guide, torch.rand(2, 3, 1, 2, 2), draws=10, method="nuts", warmup_steps=20)
     page = posterior_page.write_page(tmp_path / "page.html", data, model, name="small", facts={"Draws": "10"})
     text = page.read_text(encoding="utf-8")
-    assert text.count("data:image/png") == len(posterior_page.CAPTIONS) - 1  # no weights, no Pareto k
+    assert (
+        text.count("data:image/png") == len(posterior_page.CAPTIONS) - 1
+    )  # no weights, no Pareto k; traces and energies instead
     assert "R-hat" in text
 
 
@@ -100,7 +100,7 @@ def test_the_verdict_counts_usable_sequences(k: list[float], words: str) -> None
     import xarray
 
     stats = xarray.Dataset({"pareto_k": ("sequence", k), "ess": ("sequence", [50.0, 60.0])})
-    assert re.search(words, posterior_page._verdict({"sequence_stats": stats}))
+    assert re.search(words, posterior_page.verdict({"sequence_stats": stats}))
 
 
 @pytest.mark.parametrize("k", [[0.1, 0.5], [0.1, 300.0, np.inf], [np.nan, 0.2], [-0.5]])
@@ -110,16 +110,84 @@ def test_pareto_k_is_drawn_at_any_size(k: list[float], tmp_path: Path) -> None:
     assert (tmp_path / "k.png").stat().st_size > 5000
 
 
-def test_densities_are_the_kernels_of_all_values() -> None:
-    values = np.random.default_rng(0).normal(2.0, 3.0, 4000)
-    place, height = posterior_page.density(values)
-    assert height.sum() * (place[1] - place[0]) == pytest.approx(1, abs=0.01)
-    exact = np.exp(-0.5 * ((place - 2) / 3) ** 2) / (3 * np.sqrt(2 * np.pi))
-    assert abs(height - exact).max() < 0.012  # five standard deviations of such an estimate at its top
-    for equal in (np.full(10, 0.5), np.zeros(3), np.array([0.25])):
-        place, height = posterior_page.density(equal)
-        assert np.isfinite(height).all()
-        assert place[height.argmax()] == pytest.approx(equal[0], abs=1e-3)
+def test_without_a_k_nothing_is_drawn_over_empty_axes() -> None:
+    assert posterior_page.pareto_k_plot([np.inf, np.nan]) is None
+
+
+class Halves(Network):
+    """A decoder that shows t itself: E[x | t] is known by hand."""
+
+    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
+
+    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
+        return nn.Unflatten(-1, tuple(frame_shape))
+
+
+def test_mean_and_spread_of_frames_are_those_of_the_draws() -> None:
+    model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 4, pyro_tvae.NoTopography(), network=Halves(), likelihood=Normal(0.1))
+    t = torch.randn(50, 2, 3, 1, 4)
+    mean, spread = posterior_page.mean_and_spread(model, t)
+    frames = t.double().reshape(50, 2, 3, 1, 2, 2)
+    torch.testing.assert_close(mean, frames.mean(0))
+    torch.testing.assert_close(spread, frames.std(0, correction=0), rtol=1e-5, atol=1e-6)
+
+
+def test_what_was_left_out_is_left_out_of_the_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "roll")
+    file, page = posterior_run(
+        run, draws=4, sequences=2, groups=["posterior"], variables=["z"], output=tmp_path / "small.nc"
+    )
+    data = from_netcdf(file)
+    assert "prior" not in data
+    assert "observed_data" not in data
+    assert [*data["posterior"].data_vars] == ["z"]
+    assert page == tmp_path / "small.html"
+    # The page shows what was drawn: t, against the frames; of the prior and of log p(x | t) there is nothing to show.
+    assert page.read_text(encoding="utf-8").count("data:image/png") == len(OF_WEIGHTS) - 2
+    with pytest.raises(ValueError, match="there is no variable 'zz'; expected some of z"):
+        posterior_run(run, draws=4, sequences=2, variables=["zz"], output=tmp_path / "other.nc")
+    with pytest.raises(ValueError, match="there is no group 'x'"):
+        posterior_run(run, draws=4, sequences=2, groups=["x"], output=tmp_path / "other.nc")
+
+
+def test_a_repeat_is_fine_and_other_settings_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posterior_command, "write_page", lambda path, *_, **__: path)
+    run = make_run(tmp_path / "run", "plain")
+    file, _ = posterior_run(run, draws=4, sequences=2)
+    first = from_netcdf(file)["posterior"]["z"].values
+    posterior_run(run, draws=4, sequences=2)
+    assert np.array_equal(from_netcdf(file)["posterior"]["z"].values, first)
+    with pytest.raises(FileExistsError, match=r"made with other draws, seed; give --overwrite .* or --output"):
+        posterior_run(run, draws=5, sequences=2, seed=1)
+    assert np.array_equal(from_netcdf(file)["posterior"]["z"].values, first)
+    posterior_run(run, draws=5, sequences=2, seed=1, overwrite=True)
+    assert from_netcdf(file)["posterior"].sizes["draw"] == 5
+
+
+def test_nuts_is_thinned_and_keeps_its_diagnostics() -> None:
+    model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 3, pyro_tvae.CapsuleRoll(3), mu=1.0)
+    guide, x = pyro_tvae.MeanFieldGuide(model), torch.rand(2, 3, 1, 2, 2)
+    result = nuts(model, x, init=guide, num_samples=12, warmup_steps=5, num_chains=1)
+    thinned = posterior_command._thinned(result, 3)
+    assert all(torch.equal(thinned.draws[name], value[:, 2::3]) for name, value in result.draws.items())
+    assert all(torch.equal(thinned.stats[name], value[:, 2::3]) for name, value in result.stats.items())
+    assert to_arviz(model, guide, x, result=thinned)["posterior"].sizes["draw"] == 4
+    assert thinned.rhat is result.rhat
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"draws": 3}, "at least 4 draws, which diagnostics need"),
+        ({"thin": 2}, "thin=1 but for nuts"),
+        ({"method": "magic"}, "expected one of guide, importance, nuts"),
+        ({"warmup": 0}, "and 1 of the others"),
+    ],
+)
+def test_too_few_draws_are_refused_before_sampling(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        posterior_run(tmp_path / "not even there", **options)
 
 
 def test_the_shortest_interval_holds_its_share() -> None:

@@ -20,7 +20,7 @@ from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal,
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.draws import systematic
 from pyro_tvae.inference.pareto import UnreliableWeights
-from pyro_tvae.inference.posterior import GROUPS, ArvizData, from_netcdf, to_arviz, to_netcdf
+from pyro_tvae.inference.posterior import GROUPS, ArvizData, from_netcdf, to_arviz, to_netcdf, to_zarr
 
 FRAME = (1, 2, 3)
 S, B = 4, 3
@@ -454,6 +454,98 @@ def test_files_that_are_none_get_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad.nc").write_bytes(b"not a file of numbers")
     with pytest.raises(ValueError, match="not a readable NetCDF file"):
         from_netcdf(tmp_path / "bad.nc")
+
+
+# --- in pieces -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["guide", "importance"])
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.filterwarnings("ignore::pyro_tvae.inference.UnreliableWeights")
+def test_a_file_that_is_written_in_pieces_holds_what_memory_would(kind: str, method: str, tmp_path: Path) -> None:
+    options = {"method": method, "coords": {"item": [4, 2, 9], "label": ["a", "b", "c"]}, "attributes": {"run": "r"}}
+    torch.manual_seed(5)
+    model, guide, x, whole = made(kind, **options, chunk_bytes=3 * B * S * 6 * 4)
+    path = tmp_path / "deep" / "posterior.nc"
+    lazy = to_arviz(
+        model, guide, x, draws=7, path=path, chunk_bytes=3 * B * S * 6 * 4, **options  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [entry.name for entry in path.parent.iterdir()] == ["posterior.nc"]
+    for data in (lazy, from_netcdf(path)):
+        for group in (group for group in GROUPS if group in whole):
+            one, other = (xarray.Dataset(d[group].data_vars, d[group].coords, d[group].attrs) for d in (whole, data))
+            xarray.testing.assert_identical(one, other.load())
+            assert {name: v.dtype for name, v in one.variables.items() if name != "label"} == {
+                name: v.dtype for name, v in other.variables.items() if name != "label"
+            }
+            assert other.attrs["run"] == "r"
+    assert len({group for group in GROUPS if group in whole}) == 10 - (kind == "plain")
+
+
+def test_nuts_is_written_in_pieces_too(tmp_path: Path) -> None:
+    model = MODELS["plain"]()
+    guide, x = default_guide(model), torch.rand(2, S, *FRAME)
+    options = {"draws": 3, "method": "nuts", "num_chains": 2, "warmup_steps": 5, "thin": 2, "chunk_bytes": 1}
+    whole = to_arviz(model, guide, x, **options)  # type: ignore[arg-type]
+    again = to_arviz(model, guide, x, path=tmp_path / "nuts.nc", **options)  # type: ignore[arg-type]
+    assert whole["posterior"]["z"].shape == (2, 3, 2, S, 2, 4)
+    assert whole["posterior"].attrs["thinning"] == 2
+    assert again["sample_stats"]["diverging"].dtype == bool
+    for group in (group for group in GROUPS if group in whole):
+        assert whole[group].equals(again[group].load()), group
+    dense = to_arviz(model, guide, x, **(options | {"draws": 6, "thin": 1}))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(dense["posterior"]["z"].values[:, 1::2], whole["posterior"]["z"].values)
+    np.testing.assert_array_equal(dense["sample_stats"]["lp"].values[:, 1::2], whole["sample_stats"]["lp"].values)
+    with pytest.raises(ValueError, match="thin is 2 with method='guide'; expected"):
+        to_arviz(model, guide, x, thin=2)
+
+
+def test_a_part_of_a_file_is_read_alone(tmp_path: Path) -> None:
+    _, _, _, data = made("roll", path=tmp_path / "posterior.nc")
+    part = from_netcdf(tmp_path / "posterior.nc", groups=["sample_stats", "sequence_stats"])
+    assert {"sample_stats", "sequence_stats"} == {group for group in GROUPS if group in part}
+    assert part["sequence_stats"].equals(data["sequence_stats"])
+    with pytest.raises(ValueError, match="has no group 'draws'; expected some of .*posterior_predictive"):
+        from_netcdf(tmp_path / "posterior.nc", groups=["draws"])
+
+
+def test_variables_can_be_left_out(tmp_path: Path) -> None:
+    for path in (None, tmp_path / "posterior.nc"):
+        _, _, _, data = made("roll", variables=["t"], path=path)
+        assert set(data["posterior"].data_vars) == set(data["prior"].data_vars) == {"t"}
+        assert set(data["log_prior"].data_vars) == {"z", "u"}
+    with pytest.raises(ValueError, match="no variable 'w'; expected some of t, u, v, z"):
+        made("roll", variables=["t", "w"])
+    with pytest.raises(TypeError, match=r"such as \['t'\]"):
+        made("roll", variables="t")
+
+
+def test_pixels_of_zeros_and_ones_take_a_byte_and_are_read_as_before(tmp_path: Path) -> None:
+    import h5py
+
+    for road, path in (("pieces", tmp_path / "one.nc"), ("memory", tmp_path / "two.nc")):
+        _, _, _, data = made("roll", draws=40, path=path if road == "pieces" else None)
+        if road == "memory":
+            to_netcdf(data, path)
+        with h5py.File(path) as file:
+            assert file["posterior_predictive/x"].dtype == np.int8
+        frames = from_netcdf(path)["posterior_predictive"]["x"]
+        assert frames.dtype == np.float32
+        assert set(np.unique(frames.values)) == {0.0, 1.0}
+
+
+def test_zarr_holds_what_netcdf_does(tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="an extra of this package")
+    _, _, _, data = made("orbits", coords={"label": ["a", "bcd", "naïve"]})
+    for source in (data, from_netcdf(to_netcdf(data, tmp_path / "file.nc"), lazy=True)):
+        path = to_zarr(source, tmp_path / f"{id(source)}.zarr")
+        again = from_netcdf(path)
+        for group in (group for group in GROUPS if group in data):
+            xarray.testing.assert_equal(
+                *(xarray.Dataset(d[group].data_vars, d[group].coords) for d in (data, again))
+            )  # fmt: skip
+        with pytest.raises(FileExistsError, match="choose another path"):
+            to_zarr(data, path)
 
 
 FRESH = """

@@ -1,0 +1,133 @@
+"""The command ``calibrate``: simulation-based calibration of a run's guide, or of NUTS, batch by batch, and a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_tvae.files import atomic_write
+from pyro_tvae.inference import Calibration, calibration
+from pyro_tvae.inference.progress import progress_bar
+
+from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..reports.calibration_page import verdict, write_page
+from ..runs.outputs import REQUEST, check_replaceable, digest, request_of
+from ..runs.run import WEIGHTS, Run
+
+__all__ = ["CALIBRATION", "calibrate_run"]
+
+CALIBRATION = "calibration.nc"
+BATCH = {"guide": 20, "nuts": 4}  # sequences at a time; those of NUTS share a chain
+
+
+def calibrate_run(
+    run: Path,
+    *,
+    simulations: int = 200,
+    draws: int = 99,
+    bins: int = 10,
+    method: str = "guide",
+    warmup: int = 300,
+    thin: int = 5,
+    seed: int = 0,
+    output: Path | None = None,
+    overwrite: bool = False,
+    allow: Allowlist = PARTS_ONLY,
+) -> tuple[Path, Path, str]:
+    """Rank simulated latents among posterior draws, see :func:`.calibration`; given again, it goes on where it was cut.
+
+    Every batch is written when it is done, and has a seed of its own: an interrupted calibration ends with the same
+    ranks as one that was left alone, and more simulations are added to those that are there.
+
+    Args:
+        run: the run's folder.
+        simulations: how many sequences to simulate, at least five per bin.
+        draws: from the posterior of each; one less than a multiple of the bins.
+        bins: of the histograms.
+        method: ``"guide"`` or ``"nuts"``.
+        warmup: adaptation steps of NUTS.
+        thin: keep every so many draws of NUTS.
+        seed: of everything.
+        output: the file of ranks, by default ``calibration.nc`` in the run's folder; the page lies beside it.
+        overwrite: replace a file that was made with other settings.
+        allow: what the run's configuration may call.
+
+    Returns:
+        The file of ranks, the page, and the page's verdict.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's, or its training has not ended.
+        FileExistsError: the file is there, made with other settings.
+        ValueError: numbers that do not fit, or what :func:`.calibration` refuses.
+    """
+    if method not in BATCH:
+        raise ValueError(f"calibrate: method is {method!r}; expected {' or '.join(BATCH)}.")
+    if min(draws, warmup, thin) < 1 or bins < 2 or (draws + 1) % bins:
+        raise ValueError(
+            f"calibrate: draws={draws}, warmup={warmup}, thin={thin}, bins={bins}; expected at least 1 of each and two "
+            f"bins, and one draw less than a multiple of the bins, such as {max(1, round(draws / bins)) * bins - 1}."
+        )
+    if simulations < 5 * bins:
+        raise ValueError(
+            f"calibrate: simulations is {simulations}; expected at least {5 * bins}, five for each of {bins} bins."
+        )
+    stored = Run(run, allow)
+    loaded = stored.load()
+    model, guide, config = loaded.model, loaded.guide, loaded.config
+    nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
+    weights = digest(stored.path / WEIGHTS)
+    request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
+    file = output or stored.path / CALIBRATION
+    check_replaceable(file, request, overwrite)
+    ranks = _read(file) if request_of(file) == request else {}
+    done, size = len(next(iter(ranks.values()), ())), BATCH[method]
+    bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
+    with bar:
+        for start in range(done, simulations, size):
+            # Whole batches, each with its own seed: the same ranks wherever it was cut, and whatever is added.
+            part = calibration(
+                model,
+                guide,
+                size,
+                draws,
+                method=method,
+                batch_size=size,
+                warmup_steps=warmup,
+                thin=thin,
+                seed=(seed << 24) + start,
+            )
+            ranks = {name: torch.cat([ranks[name], value]) if ranks else value for name, value in part.ranks.items()}
+            _write(file, ranks, request)
+            bar.update(min(size, simulations - start))
+    result = Calibration({name: value[:simulations] for name, value in ranks.items()}, draws)
+    facts = {
+        "Simulations": f"{simulations}, from the model's prior",
+        "Posterior": f"{draws} draws each, method {method}, seed {seed}",
+        "Smallest p": ", ".join(f"{name}: {result.p_value(name, bins):.2g}" for name in result.ranks),
+    }
+    page = file.with_suffix(".html")
+    write_page(page, result, model, name=str(config.name), facts=facts, file=file.name, bins=bins)
+    return file, page, verdict(result, bins)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    from xarray import open_dataset
+
+    with open_dataset(path, engine="h5netcdf") as data:
+        return {str(name): torch.from_numpy(np.asarray(value.values, dtype=np.int64)) for name, value in data.items()}
+
+
+def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any]) -> None:
+    from xarray import Dataset
+
+    variables = {
+        name: (("simulation", *(f"{name}_dim_{i}" for i in range(value.dim() - 1))), value.numpy().astype(np.int32))
+        for name, value in ranks.items()
+    }
+    data = Dataset(variables, attrs={REQUEST: json.dumps(request), "n_draws": request["draws"]})
+    with atomic_write(path) as partial:
+        data.to_netcdf(partial, engine="h5netcdf", encoding={name: {"zlib": True} for name in variables})

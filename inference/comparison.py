@@ -1,0 +1,309 @@
+"""Comparison: which of several models explains the same sequences better, and whether bounds can tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pyro import poutine
+from scipy import stats
+from torch import Tensor
+
+from pyro_tvae import TVAE, Guide
+from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.model import tvae_of
+from pyro_tvae.posteriors import JOINT, Program, draw
+
+from .annealing import Annealing, Simulated, annealed_importance, bracket, simulate
+from .inspection import plain_program
+from .likelihood import log_likelihood, log_weights
+from .pareto import RELIABLE_PARETO_K
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["Comparison", "Difference", "bound_gap", "compare"]
+
+Pair = tuple[TVAE | Callable[..., object], Guide | Callable[..., object]]
+
+
+class Difference(NamedTuple):
+    """Difference of two models' mean log p(x), nats per sequence.
+
+    Attributes:
+        mean: of the bounds, sequence by sequence.
+        standard_error: of that mean over sequences, which are paired: what both models find hard cancels.
+        low: lower end of an interval for the difference of log p(x) itself, the looseness of both bounds included.
+        high: upper end; nan where a looseness is not known, as is ``low``.
+        warning: why the sign is not decided, or "".
+    """
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    warning: str
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Lower bounds of log p(x) of M models on the same N sequences, latents integrated out; nats per sequence.
+
+    Attributes:
+        names: of the models, as they were given.
+        log_p: (M, N), higher is better.
+        pareto_k: (M, N), of the importance weights, see :class:`.LogLikelihood`; nan for annealing.
+        looseness: (M,), mean gap between an upper and this lower bound on sequences that the model itself made, which
+            is how far the bound may lie below log p(x); nan where it cannot be measured.
+        looseness_error: (M,), its standard error over those sequences.
+        n_frames: S, to convert to nats per frame.
+        level: of the intervals, over all pairs of models together.
+    """
+
+    names: tuple[str, ...]
+    log_p: Tensor
+    pareto_k: Tensor
+    looseness: Tensor
+    looseness_error: Tensor
+    n_frames: int
+    level: float = 0.95
+
+    def difference(self, one: str, other: str) -> Difference:
+        """Mean log p(x) of one model minus that of the other.
+
+        With lower bounds ``L``, log p lies between ``L`` and ``L`` plus the looseness g, so that::
+
+            L_1 − L_2 − g_2 − c s_2  ≤  log p_1 − log p_2  ≤  L_1 − L_2 + g_1 + c s_1
+
+        where s combines the standard errors of the difference and of the looseness, and c is a quantile of Student's t,
+        with Bonferroni's correction where there are more than two models: all intervals hold together in a share of at
+        least :attr:`level` of data sets.
+        """
+        i, j = self.names.index(one), self.names.index(other)
+        gaps = self.log_p[i] - self.log_p[j]
+        mean, n = float(gaps.mean()), gaps.numel()
+        error = float(gaps.std()) / math.sqrt(n) if n > 1 else math.nan
+        pairs = len(self.names) * (len(self.names) - 1) / 2
+        c = float(stats.t.ppf(1 - (1 - self.level) / (2 * pairs), max(n - 1, 1)))
+        reach = [
+            max(0.0, float(self.looseness[k])) + c * math.hypot(error, float(self.looseness_error[k])) for k in (i, j)
+        ]
+        low, high = mean - reach[1], mean + reach[0]
+        # The bound of the model that seems worse is the one that may hide more than the difference.
+        if math.isnan(error):
+            warning = "one sequence has no standard error"
+        elif abs(mean) <= c * error:
+            warning = "within the error over sequences"
+        elif math.isnan(low) or math.isnan(high):
+            warning = "looseness not known"
+        elif low <= 0 <= high:
+            warning = "within the bounds' looseness"
+        else:
+            warning = ""
+        return Difference(mean, error, low, high, warning)
+
+    @property
+    def table(self) -> DataFrame:
+        """The comparison as ``az.compare`` lays it out, a row for each model, best first; means in nats per sequence.
+
+        Columns: ``rank``; ``log_p`` and its standard error ``se``; ``log_p_diff`` from the best, 0 or less, with its
+        paired standard error ``dse``, and ``low`` and ``high``, an interval for the difference of log p(x) itself;
+        ``looseness`` of the model's own bound; ``bad_k``, the share of sequences whose Pareto k is above 0.7; and
+        ``warning``, why the difference from the best is not decided.
+        """
+        from xarray import Dataset
+
+        means = self.log_p.mean(1)
+        order = means.argsort(descending=True).tolist()
+        best = self.names[order[0]]
+        differences = [self.difference(self.names[k], best) if k != order[0] else None for k in order]
+        known = ~self.pareto_k.isnan()
+        bad = torch.where(
+            known.any(1), (self.pareto_k > RELIABLE_PARETO_K).sum(1) / known.sum(1).clamp(min=1), math.nan
+        )
+        n = self.log_p.shape[1]
+        columns: dict[str, list[Any]] = {
+            "rank": [*range(len(order))],
+            "log_p": means[order].tolist(),
+            "se": (self.log_p[order].std(1) / math.sqrt(n)).tolist() if n > 1 else [math.nan] * len(order),
+            "log_p_diff": [0.0 if d is None else d.mean for d in differences],
+            "dse": [0.0 if d is None else d.standard_error for d in differences],
+            "low": [0.0 if d is None else d.low for d in differences],
+            "high": [0.0 if d is None else d.high for d in differences],
+            "looseness": self.looseness[order].tolist(),
+            "bad_k": bad[order].tolist(),
+            "warning": ["" if d is None else d.warning for d in differences],
+        }
+        rows = Dataset(
+            {name: ("model", values) for name, values in columns.items()},
+            coords={"model": [self.names[k] for k in order]},
+        )
+        return rows.to_dataframe()
+
+
+def compare(
+    fitted: Mapping[str, Pair],
+    x: Tensor,
+    num_particles: int = 1000,
+    *,
+    annealing: Annealing | None = None,
+    n_simulations: int = 32,
+    covariates: Mapping[str, Tensor] | None = None,
+    batch_size: int = 16,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """Compare models by log p(x) with the latents integrated out, sequence by sequence.
+
+    Each model gets a lower bound of every sequence's log p(x): importance-weighted (`Burda et al. 2016, Importance
+    weighted autoencoders <https://arxiv.org/abs/1509.00519>`__) or annealed; and its looseness, the gap between an
+    upper bound and the same lower one on sequences simulated from the model, see :func:`bound_gap` and
+    :func:`.bracket`. On other sequences the guide may be worse than on those: Pareto k tells.
+
+    ``az.loo`` of a file of :func:`.to_arviz` asks for the same number in a worse way: the weights are fixed and each
+    sequence has latents of its own, so leaving a sequence out leaves its latents to their prior, and ``elpd_loo`` is
+    the sum of log p(x) itself, estimated by the harmonic mean of p(x | t) over posterior draws.
+
+    Args:
+        fitted: name -> (model, guide), two or more.
+        x: (N, S, channel, height, width), the same sequences for all; not those that the models were fitted to.
+        num_particles: draws K from each guide per sequence, for importance weights.
+        annealing: walk from the guides to the posteriors instead: tighter and slower.
+        n_simulations: sequences that looseness is measured on, 2 or more.
+        covariates: what the programs take beside x by name, (N, …). Models of such programs have no looseness.
+        batch_size: sequences per pass.
+        level: that all intervals together hold the differences.
+        seed: of all draws; every model has its own.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: fewer than two models, numbers that are too small, or likelihoods that score x in another measure,
+            such as mass for one and density for the other.
+
+    Example:
+        >>> import pyro_tvae
+        >>> fitted = {}
+        >>> for name, topography in {"rolling": pyro_tvae.CapsuleRoll(3), "plain": pyro_tvae.NoTopography()}.items():
+        ...     model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3, topography=topography)
+        ...     fitted[name] = model, pyro_tvae.default_guide(model)
+        >>> compare(fitted, torch.rand(4, 3, 1, 4, 4), 50).table.columns[:5].tolist()
+        ['rank', 'log_p', 'se', 'log_p_diff', 'dse']
+    """
+    if len(fitted) < 2 or min(num_particles, batch_size) < 1 or n_simulations < 2 or not 0 < level < 1:
+        raise ValueError(
+            f"compare: {len(fitted)} models, num_particles={num_particles}, batch_size={batch_size}, "
+            f"n_simulations={n_simulations}, level={level}; expected two models and two simulations or more, at least "
+            "1 of the others, and a level between 0 and 1."
+        )
+    _check_measures({name: tvae_of(model) for name, (model, _) in fitted.items()}, x)
+    bounds, ks, gaps = [], [], []
+    for index, (model, guide) in enumerate(fitted.values()):
+        own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
+        if annealing is None:
+            found = log_likelihood(model, guide, x, num_particles, covariates=covariates, batch_size=batch_size, **own)
+            bounds.append(found.iwae)
+            ks.append(found.pareto_k)
+            gaps.append(_gap(model, guide, n_simulations, num_particles, batch_size, seed + index))
+        else:
+            tvae: Any = model  # annealing refuses what is none
+            bounds.append(annealed_importance(tvae, guide, x, annealing=annealing, **own).log_p)
+            ks.append(torch.full_like(bounds[-1], math.nan))
+            gaps.append(bracket(tvae, guide, n_simulations, annealing=annealing, **own).gap)
+    return Comparison(
+        tuple(fitted),
+        torch.stack(bounds),
+        torch.stack(ks),
+        torch.stack([gap.mean() for gap in gaps]),
+        torch.stack([gap.std() / math.sqrt(len(gap)) for gap in gaps]),
+        x.shape[-4],
+        level,
+    )
+
+
+def _check_measures(models: Mapping[str, TVAE], x: Tensor) -> None:
+    """Raise ValueError where two likelihoods score x in another measure: their nats are of different things."""
+    for (one, first), (other, second) in combinations(models.items(), 2):
+        a, b = first.likelihood, second.likelihood
+        binary = [likelihood.binarize(x) for likelihood in (a, b) if hasattr(likelihood, "binarize")]
+        if a.remark != b.remark or (len(binary) == 2 and not torch.equal(*binary)):
+            raise ValueError(
+                f"compare: {one!r} scores pixels by {type(a).__name__} and {other!r} by {type(b).__name__}, whose nats "
+                "are of different things (mass, density, or other binarized pixels); expected models that score the "
+                "same pixels alike."
+            )
+
+
+def _gap(model: Any, guide: Any, n: int, num_particles: int, batch_size: int, seed: int) -> Tensor:
+    """Gaps on simulated sequences (n,); nan where the model or the guide has what cannot be simulated or scored."""
+    if not plain_program(model):
+        return torch.full((n,), math.nan, dtype=torch.float64)
+    simulated = simulate(model, n, seed=seed)
+    parts = []
+    for start in range(0, n, batch_size):
+        rows = slice(start, start + batch_size)
+        latents = {site: value[rows] for site, value in simulated.latents.items()}
+        part = Simulated(simulated.x[rows], latents)
+        parts.append(bound_gap(model, guide, part, num_particles, seed=seed + start))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def bound_gap(
+    model: TVAE, guide: Guide | Callable[..., object], simulated: Simulated, num_particles: int, *, seed: int | None = 0
+) -> Tensor:
+    """Upper minus lower importance-weighted bound of log p(x) on sequences whose latents were drawn with them.
+
+    ``log (w_1 + … + w_K) / K`` is a lower bound of log p(x) in expectation where all latents come from the guide, and
+    an upper one where one of them is an exact draw from the posterior, as are the latents that made x (`Sobolev &
+    Vetrov 2019, Importance weighted hierarchical variational inference <https://arxiv.org/abs/1905.03290>`__). Both
+    ends share the other K − 1 draws, so that the gap is less noisy than either.
+
+    Args:
+        model: the generative program.
+        guide: its posterior, by distributions of the model's sites.
+        simulated: from :func:`.simulate`, N sequences.
+        num_particles: K.
+        seed: of the draws; None uses torch's global generator.
+
+    Returns:
+        (N,), nats per sequence; nearer to 0 is better. nan where the guide is a program or has sites of
+        its own.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 4, 4), n_frames=3, n_capsules=1, capsule_dim=3)
+        >>> bound_gap(model, pyro_tvae.MeanFieldGuide(model), simulate(model, 2), 10).shape
+        torch.Size([2])
+    """
+    x, latents = simulated
+    trace = _given(guide, x, latents)
+    if trace is None:
+        return torch.full((len(x),), math.nan, dtype=torch.float64)
+    log_w = log_weights(model, guide, x, num_particles, seed=seed).cpu().double()
+
+    def made(x: Tensor) -> None:
+        with poutine.replay(trace=trace):
+            draw(posterior_of(guide, x))
+
+    exact = log_weights(model, made, x, 1).cpu().double()
+    return torch.cat([exact, log_w[1:]]).logsumexp(0) - log_w.logsumexp(0)
+
+
+def _given(guide: Any, x: Tensor, latents: Mapping[str, Tensor]) -> poutine.Trace | None:
+    """A trace that gives a guide's sites these values; None where it has sites whose values these do not tell."""
+    posterior = posterior_of(guide, x)
+    if isinstance(posterior, Program) or {*posterior} - {JOINT} != {*latents}:
+        return None
+    values = {site: value.unsqueeze(0) for site, value in latents.items()}
+    if JOINT in posterior:
+        values[JOINT] = torch.stack([values[site] for site in posterior if site != JOINT], -3)
+    trace = poutine.Trace()
+    for site, value in values.items():
+        infer = {"is_auxiliary": site == JOINT}
+        trace.add_node(site, name=site, type="sample", value=value, is_observed=False, infer=infer)
+    return trace
