@@ -213,7 +213,8 @@ def _jacobian(kernel: NUTS, sampled: Mapping[str, Tensor]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for name, transform in kernel.transforms.items():
         value = sampled[name]
-        total = total + transform.log_abs_det_jacobian(value, transform(value)).cpu().double().flatten(1).sum(1)
+        terms = transform.log_abs_det_jacobian(value, transform(value)).cpu().double()
+        total = total + terms.reshape(len(value), -1).sum(1)  # a random scalar has no further dimension
     return total
 
 

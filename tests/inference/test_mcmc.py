@@ -12,6 +12,9 @@ import pytest
 import torch
 from gaussian import FRAME, Toy
 from pyro import poutine
+from pyro.distributions import LogNormal
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroSample
 from torch import Tensor
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy
@@ -184,6 +187,19 @@ def test_the_joint_density_of_every_draw(kind: str) -> None:
         values = {name: value[chain, draw] for name, value in result.draws.items()}
         trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
         assert float(result.lp[chain, draw]) == pytest.approx(trace.log_prob_sum().item(), rel=1e-9)
+
+
+def test_the_joint_density_with_a_random_scalar() -> None:
+    """One that all sequences share, and that is positive."""
+    model, x = MODELS["roll"]().double(), torch.rand(2, 3, *FRAME).double()
+    del model.mu
+    model.mu = PyroSample(LogNormal(torch.zeros(()).double(), 1.0))
+    guide = AutoNormal(model)
+    guide(x)
+    result = nuts(model, x, init=guide, num_samples=2, warmup_steps=2, num_chains=1)
+    values = {name: value[0, 1] for name, value in result.draws.items()}
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(x)
+    assert float(result.lp[0, 1]) == pytest.approx(trace.log_prob_sum().item(), rel=1e-9)
 
 
 def test_energies_are_the_potential_and_a_chi_squared(exact: tuple[Toy, Tensor, NUTSResult]) -> None:
