@@ -14,6 +14,7 @@ with an estimated likelihood: `Tran, Scharth, Pitt & Kohn 2013, Importance sampl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def frame_averaged_weights(
     num_particles: int,
     frame_particles: int,
     chunk: int,
+    exact: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Log-weights of K draws of the energies, each with M draws of z per frame.
 
@@ -70,6 +72,9 @@ def frame_averaged_weights(
         num_particles: K.
         frame_particles: M.
         chunk: draws of z that are decoded at once, for each of the K.
+        exact: latents (B, *site) drawn from the posterior, as those are that made x: they take the place of the first
+            draw of the energies and of the first of z in each of its frames, and the log of the mean weight is an upper
+            bound of log p(x) in expectation.
 
     Returns:
         (K, B), nats per sequence.
@@ -82,6 +87,8 @@ def frame_averaged_weights(
         energies: Any = posterior[site]
         energies = all_events(energies)
         values[site] = energies.sample(torch.Size(plates[:1]))
+        if exact is not None:
+            values[site][0] = exact[site]
         log_w = log_w + priors[site].log_prob(values[site]) - energies.log_prob(values[site])
     z: Any = posterior["z"]
     # By type: Pyro's distributions can be called as well.
@@ -98,6 +105,8 @@ def frame_averaged_weights(
     for start in range(0, frame_particles, chunk):
         size = min(chunk, frame_particles - start)
         drawn = q.sample(torch.Size([size]))
+        if exact is not None and start == 0:
+            drawn[0, 0] = exact["z"]
         log_frame = model.decode(model.compose(values | {"z": drawn})).log_prob(x)
         log_frame = log_frame + _per_frame(prior.log_prob(drawn)) - _per_frame(q.log_prob(drawn))
         total = torch.logaddexp(total, log_frame.logsumexp(0))

@@ -27,7 +27,7 @@ from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
 from .densities import INNER_PLATE, log_weight, refuse_plates, replay
-from .frame_averages import frame_averaged_weights
+from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import refuse_further_terms
 from .memory import keep_freed_memory
 from .pareto import pareto_shape, tail_length
@@ -356,9 +356,9 @@ def log_likelihood(
         num_particles: draws K per sequence, 1 to 100,000 and more; the bound grows with K.
         frame_particles: draws M of z per frame within each of the K draws of the energies, which the frames share:
             given them frames are independent, and the average over z is taken frame by frame. A bound as well, which
-            grows in both numbers, at the price of K M draws and far above the bound of K M whole sequences; see
-            :mod:`.frame_averages`. A plain VAE has no energies, and needs M alone. Only where frames of z are
-            independent otherwise.
+            grows in both numbers, at the price of K M draws; see :mod:`.frame_averages`. A plain VAE has no energies,
+            so that all K M draws of a frame count together; its error, ESS and Pareto k are then as with the estimators
+            per frame. Only where frames of z are independent otherwise.
         estimator: ``"sequence"``, the bound. Two more serve comparison with published numbers, and warn:
             ``"frame"`` averages weights frame by frame, ``sum over l of (logsumexp_k log w_kl − log K)``, and is no
             bound because V couples frames; ``"frame_unnormalised"`` also leaves the log K out, and is no likelihood.
@@ -402,6 +402,11 @@ def log_likelihood(
         )
     if per_frame:
         warnings.warn(REMARKS[estimator], stacklevel=3)
+    if frame_particles > 1 and not tvae.energies:
+        # Nothing couples the frames: an average per frame is a bound here, over all draws of a frame at once.
+        first = {name: value[:1] for name, value in (covariates or {}).items()}
+        refuse_coupled_frames(model, posterior_of(guide, x[:1], None, first))
+        num_particles, frame_particles, per_frame = num_particles * frame_particles, 1, True
     whole = frame_mask(observed, len(x), tvae.n_frames).expand(len(x), -1) if observed is not None else None
     masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
     parts = []
