@@ -136,6 +136,9 @@ def posterior(
 def likelihood(
     run: RunFolder,
     particles: Annotated[str, typer.Option(help="Numbers of particles K, separated by commas.")] = "1,10,100,1000",
+    frame_particles: Annotated[
+        int, typer.Option(min=1, help="Also K / M draws of the energies, with M of z per frame in each.")
+    ] = 1,
     sequences: Annotated[int, typer.Option(min=1, help="The first sequences of the split.")] = 32,
     temperatures: Annotated[int, typer.Option(min=0, help="Of annealed importance sampling; 0 leaves it out.")] = 0,
     chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
@@ -155,6 +158,7 @@ def likelihood(
         record = likelihood_run(
             run,
             particles=counts,
+            frame_particles=frame_particles,
             sequences=sequences,
             temperatures=temperatures,
             chains=chains,

@@ -72,6 +72,7 @@ def likelihood_run(
     run: Path,
     *,
     particles: Sequence[int] = (1, 10, 100, 1000),
+    frame_particles: int = 1,
     sequences: int = 32,
     temperatures: int = 0,
     chains: int = 16,
@@ -88,6 +89,8 @@ def likelihood_run(
     Args:
         run: the run's folder.
         particles: the K of the importance-weighted bound, each with draws of its own.
+        frame_particles: M; above 1, also K / M draws of the energies with M of z per frame in each, see
+            :func:`.log_likelihood`; all K of a plain VAE, which has no energies.
         sequences: the first ones of the split.
         temperatures: of annealed importance sampling, and of the bracket on as many simulated sequences; 0 for none.
         chains: of annealing, per sequence.
@@ -107,6 +110,7 @@ def likelihood_run(
     """
     for name, value, sound, expected in (
         ("particles", list(particles), bool(particles) and min(particles, default=0) >= 1, "numbers of at least 1"),
+        ("frame_particles", frame_particles, frame_particles >= 1, "at least 1"),
         ("sequences", sequences, sequences >= 1, "at least 1"),
         ("temperatures", temperatures, temperatures == 0 or temperatures >= 2, "0 for none, or at least 2"),
         ("chains", chains, chains >= 1, "at least 1"),
@@ -119,6 +123,7 @@ def likelihood_run(
     x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
     request = {
         "particles": sorted(set(particles)),
+        "frame_particles": frame_particles,
         "sequences": sequences,
         "temperatures": temperatures,
         "chains": chains if temperatures else None,
@@ -143,14 +148,18 @@ def likelihood_run(
     show = bool(loaded.config.fit.progress)
     iwaes: list[Tensor] = []
     for k in sorted(set(particles)):
-        since = time.perf_counter()
-        bound = log_likelihood(model, guide, x, k, seed=seed + k, progress=show)
-        iwaes.append(bound.iwae)
-        row = _row(f"IWAE, K = {k:,}", bound.iwae, iwaes[0], bound.standard_error, bound.ess, since, model.n_frames, k)
-        if k > 20:  # without a tail of five weights there is no Pareto k to count
-            row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
-        record["rows"].append(row)
-        _write(file, record)
+        m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
+        for draws, of_frame in dict.fromkeys([(k, 1), (k // m, m)]):
+            since = time.perf_counter()
+            numbers: dict[str, int] = {"frame_particles": of_frame, "seed": seed + k}
+            bound = log_likelihood(model, guide, x, draws, progress=show, **numbers)
+            iwaes.append(bound.iwae)
+            what = f"IWAE, K = {k:,}" if of_frame == 1 else f"by frames, K = {draws:,}, M = {of_frame:,}"
+            row = _row(what, bound.iwae, iwaes[0], bound.standard_error, bound.ess, since, model.n_frames, draws)
+            if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
+                row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
+            record["rows"].append(row)
+            _write(file, record)
     if temperatures:
         options: dict[str, Any] = {
             "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
