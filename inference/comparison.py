@@ -223,10 +223,11 @@ def compare(
             ks.append(found.pareto_k)
             gaps.append(tried[k, m])
         else:
-            pair: Any = (model, guide)  # annealing refuses what it cannot walk
-            bounds.append(annealed_importance(*pair, x, annealing=annealing, **own).log_p)
+            walked: Any = model  # annealing refuses what it cannot walk
+            by: Any = guide
+            bounds.append(annealed_importance(walked, by, x, annealing=annealing, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            gaps.append(bracket(*pair, n_simulations, annealing=annealing, **own).gap)
+            gaps.append(bracket(walked, by, n_simulations, annealing=annealing, **own).gap)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),
@@ -277,8 +278,8 @@ def _gap(
         rows = slice(start, start + batch_size)
         latents = {site: value[rows] for site, value in simulated.latents.items()}
         part = Simulated(simulated.x[rows], latents)
-        numbers: dict[str, int] = {"frame_particles": frame_particles, "seed": seed + start}
-        parts.append(bound_gap(model, guide, part, num_particles, **numbers))
+        own = seed + start
+        parts.append(bound_gap(model, guide, part, num_particles, frame_particles=frame_particles, seed=own))
     return torch.cat(parts)
 
 

@@ -42,8 +42,8 @@ def refuse_coupled_frames(model: Any, posterior: Posterior | Program) -> None:
             f"frame_particles: {type(model).__name__} has statements of its own, or a handler around it, which may "
             f"couple frames; expected a plain TVAE: {REMEDY}"
         )
-    alone = not isinstance(posterior, Program) and {*posterior} == {"z", *model.energies}
-    if not alone or not ([*posterior][-1] == "z" or standalone(posterior)):
+    sites = [] if isinstance(posterior, Program) else [*posterior]
+    if {*sites} != {"z", *model.energies} or not (sites[-1] == "z" or standalone(posterior)):
         raise ValueError(
             "frame_particles: this guide does not draw the energies, and z by itself or given them, each as a site of "
             f"its own, so that z cannot be averaged over given the energies: {REMEDY}"

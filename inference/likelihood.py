@@ -109,7 +109,7 @@ def log_weights(
 
 
 def _chunks(
-    model: TVAE | Callable[..., object],
+    model: Any,
     guide: Guide | Callable[..., object],
     x: Tensor,
     num_particles: int,
@@ -129,6 +129,7 @@ def _chunks(
     keep_freed_memory()
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
+    by_site: Any = posterior  # frame averages refuse a program
     step = max(1, chunk // frame_particles)
     for start in range(0, num_particles, step):
         size = min(step, num_particles - start)
@@ -138,7 +139,7 @@ def _chunks(
             if per_frame:
                 log_w = _chunk_by_frame(model, posterior, x, observed, covariates, size)
             elif frame_particles > 1:
-                log_w = frame_averaged_weights(model, posterior, x, observed, size, frame_particles, chunk)
+                log_w = frame_averaged_weights(model, by_site, x, observed, size, frame_particles, chunk)
             else:
                 log_w = _chunk_of_weights(model, posterior, x, observed, covariates, size)
         yield log_w

@@ -151,8 +151,7 @@ def likelihood_run(
         m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
         for draws, of_frame in dict.fromkeys([(k, 1), (k // m, m)]):
             since = time.perf_counter()
-            numbers: dict[str, int] = {"frame_particles": of_frame, "seed": seed + k}
-            bound = log_likelihood(model, guide, x, draws, progress=show, **numbers)
+            bound = log_likelihood(model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show)
             iwaes.append(bound.iwae)
             what = f"IWAE, K = {k:,}" if of_frame == 1 else f"by frames, K = {draws:,}, M = {of_frame:,}"
             row = _row(what, bound.iwae, iwaes[0], bound.standard_error, bound.ess, since, model.n_frames, draws)

@@ -81,7 +81,7 @@ class Allowlist:
                 )
             if node.get(FETCH):
                 node[FETCH] = False
-        return OmegaConf.create(container)  # type: ignore[arg-type, return-value]
+        return OmegaConf.create(container)  # type: ignore[return-value]
 
     def naming(self, config: DictConfig) -> Allowlist:
         """This list, and the modules of what a built configuration calls beside the project's parts: it was typed."""

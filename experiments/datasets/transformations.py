@@ -79,9 +79,10 @@ class Transformations:
             raise ValueError(f"Transformations: published is {published!r}; expected true or false.")
         self.published = published
         given = {"rotation": rotation, "hue": hue, "scale": scale, "perspective": perspective}
-        given = {name: values for name, values in given.items() if values is not None and values is not False}
         self.factors: dict[str, tuple[float, ...]] = {
-            name: _values(name, values, published) for name, values in given.items()
+            name: _values(name, values, published)
+            for name, values in given.items()
+            if values is not None and values is not False
         }
         self.names = tuple(self.factors)
         self.periods = tuple(len(values) for values in self.factors.values())

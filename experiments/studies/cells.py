@@ -55,8 +55,9 @@ def measured(run: Run) -> Cell:
     seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
     if run.has(ANNEALED):
         annealed = run.read(ANNEALED, Values)
-        if "seconds" in annealed:
-            seconds["annealing"] = annealed.pop("seconds")
+        took = annealed.pop("seconds", None)
+        if took is not None:
+            seconds["annealing"] = took
         values |= {f"few/{key}": value for key, value in annealed.items()}
     for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
         if run.has(file):
@@ -64,7 +65,7 @@ def measured(run: Run) -> Cell:
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     if record.get("notes"):
         how["notes"] = record["notes"]
-    if "forward_roll" in values:
+    if forecast and "forward_roll" in values:
         how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
     return Cell(_rounded(finite(values)), _rounded(finite(how)))
 

@@ -119,7 +119,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
         curves: RunInfo = {
             "hardware": hardware(device_of(config)),
             "versions": versions(),
-            "seconds": {"training": moments[-1]["seconds"]},
+            "seconds": {"training": moments[-1]["seconds"] or 0.0},
             "points": points,
         }
         run.write(POINTS, curves)
