@@ -167,7 +167,7 @@ def compare(
     Each model gets a lower bound of every sequence's log p(x): importance-weighted (`Burda et al. 2016, Importance
     weighted autoencoders <https://arxiv.org/abs/1509.00519>`__) or annealed; and its looseness, the gap between an
     upper bound and the same lower one on sequences simulated from the model, see :func:`bound_gap` and
-    :func:`.bracket`. Importance weights are of whole sequences, or average z frame by frame (:mod:`.frame_averages`)
+    :func:`.bracket`. Importance weights are of whole sequences, or average z frame by frame (:func:`.log_likelihood`)
     with as many draws, whichever has the smaller gap there: a plain VAE, whose frames are independent, gains most. On
     other sequences the guide may be worse than on those: Pareto k tells.
 

@@ -356,8 +356,9 @@ def log_likelihood(
         x: (N, S, channel, height, width), any N.
         num_particles: draws K per sequence, 1 to 100,000 and more; the bound grows with K.
         frame_particles: draws M of z per frame within each of the K draws of the energies, which the frames share:
-            given them frames are independent, and the average over z is taken frame by frame. A bound as well, which
-            grows in both numbers, at the price of K M draws; see :mod:`.frame_averages`. A plain VAE has no energies,
+            given them frames are independent, and the average over z is taken frame by frame,
+            ``w_k = p(e_k) / q(e_k) · prod over l of mean over m of p(z_klm) p(x_l | z_klm, e_k) / q(z_klm)``. A bound
+            as well, which grows in both numbers, at the price of K M draws. A plain VAE has no energies,
             so that all K M draws of a frame count together; its error, ESS and Pareto k are then as with the estimators
             per frame. Only where frames of z are independent otherwise.
         estimator: ``"sequence"``, the bound. Two more serve comparison with published numbers, and warn:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["RELIABLE_PARETO_K", "UnreliableWeights", "pareto_shape", "pareto_smooth", "tail_length"]
+__all__ = ["RELIABLE_PARETO_K", "UnreliableWeights", "pareto_shape", "pareto_smooth"]
 
 RELIABLE_PARETO_K = 0.7  # above it importance weights have no usable variance (Vehtari et al. 2024)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,10 @@ def posterior_run(
         options["num_particles"] = max(draws, FOR_K)
     whole = {*groups} >= FOR_THE_PAGE and not variables
     if whole:
-        size = expected_size(model, guide, batch["x"], draws=draws, num_chains=chains if nuts else 1, groups=groups)
-        print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
+        with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
+            n_chains = chains if nuts else 1
+            size = expected_size(model, guide, batch["x"], draws=draws, num_chains=n_chains, groups=groups)
+            print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
         drawn = to_arviz(

@@ -131,6 +131,10 @@ def measure(
         if name in of_batches.failed:
             raise ValueError(of_batches.failed[name])
 
+    def has(name: str) -> bool:
+        """Whether the model has such a thing, even if it failed."""
+        return name in kept or name in estimates or name in of_batches.failed
+
     def estimate(name: str) -> LogLikelihood:
         check(name)
         return concatenate(estimates[name])
@@ -156,7 +160,7 @@ def measure(
     scores: dict[str, float | dict[str, float]] = {}
     makers: dict[str, Callable[[], Any]] = {
         # First, since nothing else needs these two.
-        "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if name in kept},
+        "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if has(name)},
         "elbo": lambda: float(likelihood().elbo.mean()) / n_frames,
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
@@ -169,11 +173,11 @@ def measure(
         "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
         "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase)),
         "commutation": lambda: (
-            _commutations(whole("t"), whole("further"), whole("moving"), dataset) if "further" in kept else {}
+            _commutations(whole("t"), whole("further"), whole("moving"), dataset) if has("further") else {}
         ),
         "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
-        "frame_unnormalised": lambda: estimate("published").per_frame if "published" in estimates else math.nan,
+        "frame_unnormalised": lambda: estimate("published").per_frame if has("published") else math.nan,
     }
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)

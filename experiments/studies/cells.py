@@ -23,7 +23,7 @@ DIGITS = 7  # more would be noise in the files' diffs
 
 def judged(run: Run) -> EvaluationRecord:
     """The evaluation of a run; ValueError where it lacks what every evaluation of a study says."""
-    record = run.read(EVALUATION, EvaluationRecord, ("measures", "collapsed", "hardware", "versions"))
+    record = run.read(EVALUATION, EvaluationRecord, ("measures", "hardware", "versions"))
     if not record["measures"].get("trained"):
         raise ValueError(
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
@@ -46,7 +46,8 @@ def measured(run: Run) -> Cell:
         values["forward_roll_floor"] = max(means.values(), default=math.nan)
     untrained = record["measures"].get("untrained") or {}
     values |= flat({f"{key}_untrained": untrained[key] for key in CONTROLLED if key in untrained})
-    values["collapsed"] = math.nan if record["collapsed"] is None else float(record["collapsed"])
+    collapsed = record.get("collapsed")
+    values["collapsed"] = math.nan if collapsed is None else float(collapsed)
     history = run.history()
     steps = max((row.get("step") or 0 for row in history.get("rows") or ()), default=0)
     if steps and history.get("seconds") is not None:

@@ -45,7 +45,7 @@ def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
     """
     record = judged(run)
     explained = flat(record["measures"]["trained"]).get("explained")
-    title = f"{title} (explained: {format_number(explained)}{', collapsed' if record['collapsed'] else ''})"
+    title = f"{title} (explained: {format_number(explained)}{', collapsed' if record.get('collapsed') else ''})"
     stored = run.read(SELECTIVITY, Values) if run.has(SELECTIVITY) else {}
     numbers = {name: value for name, value in stored.items() if value is not None}
     figure = DRAWINGS[drawing](run.load(), numbers, title)

@@ -12,6 +12,7 @@ import xarray
 from typer.testing import CliRunner
 from untrained_runs import make_run
 
+import pyro_tvae
 from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.commands import calibrate as command
 from pyro_tvae.experiments.commands.calibrate import calibrate_run
@@ -79,7 +80,10 @@ def test_other_settings_do_not_replace_a_file_unasked(tmp_path: Path) -> None:
     assert file.read_bytes() == before
     calibrate_run(run, **FEW, seed=1, overwrite=True)
     assert file.read_bytes() != before
-    (run / "model.safetensors").write_bytes((make_run(tmp_path / "other", "plain") / "model.safetensors").read_bytes())
+    model, guide = pyro_tvae.load(run / "model.safetensors")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    pyro_tvae.save(run / "model.safetensors", model, guide)
     with pytest.raises(FileExistsError, match="made with other weights"):
         calibrate_run(run, **FEW, seed=1)
 

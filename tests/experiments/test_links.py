@@ -96,7 +96,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "train": resume_run,
     "evaluate": evaluate_run,
     "report": report_run,
-    "posterior": lambda run: posterior_run(run, draws=2, sequences=2),
+    "posterior": lambda run: posterior_run(run, draws=4, sequences=2),
     "likelihood": lambda run: likelihood_run(run, particles=[1], sequences=2),
 }
 

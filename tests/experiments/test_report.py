@@ -465,7 +465,7 @@ def test_capsule_stripes_show_one_capsule_the_liveliest() -> None:
     image = alone.axes[0].images[0]
     np.testing.assert_allclose(np.asarray(image.get_array()), t[:, 0].numpy() - 1.05, atol=1e-6)
     assert image.get_clim()[0] == -image.get_clim()[1]
-    with pytest.raises(ValueError, match=r"expected \(frame, capsule, position\\)"):
+    with pytest.raises(ValueError, match=r"expected \(frame, capsule, position\)"):
         figures.capsule_stripes(t[0])
 
 

@@ -45,6 +45,11 @@ USES: dict[str, Use] = {
     "forward_roll": lambda m, g, x, p: inference.forward_roll(m, g, x, context=2),
     "equivariance_error": lambda m, g, x, p: inference.equivariance_error(pyro_tvae.encode(m, g, x)),
     "to_arviz": lambda m, g, x, p: inference.to_arviz(m, g, x, draws=3),
+    "expected_size": lambda m, g, x, p: inference.expected_size(m, g, x, draws=3),
+    "to_zarr": lambda m, g, x, p: inference.to_zarr(inference.to_arviz(m, g, x, draws=3), p / "d.zarr"),
+    "compare": lambda m, g, x, p: inference.compare({"one": (m, g), "two": (m, g)}, x, 3, n_simulations=2),
+    "bound_gap": lambda m, g, x, p: inference.bound_gap(m, g, inference.simulate(m, 2), 3),
+    "predictive_check": lambda m, g, x, p: inference.predictive_check(m, pyro_tvae.encode(m, g, x), x, 3),
     "to_netcdf": lambda m, g, x, p: inference.to_netcdf(inference.to_arviz(m, g, x, draws=3), p / "d.nc"),
     "nuts": lambda m, g, x, p: inference.nuts(m, x, init=g, num_samples=4, warmup_steps=2, num_chains=1),
     "guide_quality": lambda m, g, x, p: inference.guide_quality(
@@ -74,6 +79,8 @@ WITHOUT_A_MODEL = {
     "probe",
     "from_netcdf",
     "pareto_shape",
+    "pareto_smooth",
+    "frame_statistics",
 }
 
 
