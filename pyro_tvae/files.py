@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import glob
 import os
-import tempfile
+import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         OSError: the file cannot be written: a full or read-only disk, a folder in its place.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with atomic_write(f"{folder}/notes.txt") as partial:
         ...         _ = partial.write_text("all of it")
@@ -38,14 +40,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: only within one file system is a rename all or nothing.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-{os.getpid()}-", suffix=PARTIAL)
+        name = f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}"
+        handle = os.open(path.parent / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the user's umask has it
         os.close(handle)
-        partial = Path(name)
+        partial = path.parent / name
         _clear(path)
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the good name
-        os.chmod(partial, 0o644)  # mkstemp makes private files
+        os.chmod(partial, mode)  # some writers put a file of their own in its place
         os.replace(partial, path)
     except Exception as error:
         full = None if isinstance(error, OSError) and error.errno else _full(partial, error)

@@ -82,7 +82,8 @@ def calibrate_run(
     weights = digest(stored.path / WEIGHTS)
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
     file = output or stored.path / CALIBRATION
-    check_replaceable(file, request, overwrite)
+    page = file.with_suffix(".html")
+    check_replaceable(file, request, overwrite, page=page)
     ranks = _read(file) if request_of(file) == request else {}
     done, size = len(next(iter(ranks.values()), ())), BATCH[method]
     bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
@@ -109,7 +110,6 @@ def calibrate_run(
         "Posterior": f"{draws} draws each, method {method}, seed {seed}",
         "Smallest p": ", ".join(f"{name}: {result.p_value(name, bins):.2g}" for name in result.ranks),
     }
-    page = file.with_suffix(".html")
     write_page(page, result, model, name=str(config.name), facts=facts, file=file.name, bins=bins)
     return file, page, verdict(result, bins)
 

@@ -21,6 +21,7 @@ from ..reports.report import write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
+from ..runs.outputs import digest
 from ..runs.run import EVALUATION, PLAIN_VAE, UNTRAINED, Run, Trained
 
 __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page"]
@@ -35,9 +36,14 @@ def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY)
         path: of the run's folder.
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
+
+    Raises:
+        BlockingIOError: another process is at work on it.
     """
     run = Run(path, allow)
-    judge(run, run.load(), run.history(), split)
+    run.stored()  # nothing is written, not even a lock, in a folder that is no run's
+    with run.held():
+        judge(run, run.load(), run.history(), split)
 
 
 def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
@@ -73,6 +79,7 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     result.record["failed"] |= draw(run.path / "figures", trained, result, history.get("rows"))
     for name, sentence in result.record["failed"].items():
         print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
+    result.record["figures"] = {picture.stem: digest(picture) for picture in (run.path / "figures").glob("*.png")}
     run.write(EVALUATION, result.record)
     page = write_page(run, config, finite(result.record), history)
     print_evaluation(result.record)
@@ -82,8 +89,13 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    failed = record.get("failed") or {}  # what an earlier evaluation drew is not this one's
-    pictures = {path.stem: path for path in (run.path / "figures").glob("*.png") if f"figure {path.stem}" not in failed}
+    # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record.
+    failed, drawn = record.get("failed") or {}, record.get("figures") or {}
+    pictures = {
+        path.stem: path
+        for path in (run.path / "figures").glob("*.png")
+        if f"figure {path.stem}" not in failed and (path.stem not in drawn or drawn[path.stem] == digest(path))
+    }
     return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
 
 

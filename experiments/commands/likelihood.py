@@ -20,8 +20,8 @@ from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importanc
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.tables import plain_table, wide_console
-from ..runs.files import finite, write_text
-from ..runs.outputs import check_replaceable, digest
+from ..runs.files import finite, read_record, write_text
+from ..runs.outputs import check_replaceable, digest, request_of
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
@@ -133,6 +133,7 @@ def likelihood_run(
     }
     file = output or run / LIKELIHOOD
     check_replaceable(file, request, overwrite)
+    before = _size(read_record(file, LikelihoodRecord)) if request_of(file) == request else 0
     record: LikelihoodRecord = {
         "kind": "likelihood",
         "request": request,
@@ -158,7 +159,7 @@ def likelihood_run(
             if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
                 row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
             record["rows"].append(row)
-            _write(file, record)
+            _write(file, record, before)
     if temperatures:
         options: dict[str, Any] = {
             "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
@@ -169,19 +170,26 @@ def likelihood_run(
         annealed = annealed_importance(model, guide, x, **options)
         what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
         record["rows"].append(_row(what, log_p, iwaes[0], error, annealed.ess, since, model.n_frames))
-        _write(file, record)
+        _write(file, record, before)
         bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {
             "gap": bounds.mean_gap,
             "gap_error": bounds.mean_gap_error,
             "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
         }
-        _write(file, record)
+        _write(file, record, before)
     return record
 
 
-def _write(file: Path, record: LikelihoodRecord) -> None:
+def _write(file: Path, record: LikelihoodRecord, before: int) -> None:
+    if _size(record) < before:
+        return  # the same command again, whose file holds all of this and more
     write_text(file, json.dumps(finite(dict(record)), indent=1))
+
+
+def _size(record: LikelihoodRecord) -> int:
+    """How many estimates there are in it."""
+    return len(record["rows"]) + ("bracket" in record)
 
 
 def _row(

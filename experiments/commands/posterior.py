@@ -97,7 +97,8 @@ def posterior_run(
         "variables": sorted(variables),
         "weights": digest(run / WEIGHTS),
     }
-    check_replaceable(file, request, overwrite)
+    page = file.with_suffix(".html")
+    check_replaceable(file, request, overwrite, page=page)
     described = data.datasets["test"]
     batch = next(data.batches("test", loaded.device, batch_size=sequences))
     coords: dict[str, Any] = {"item": np.arange(len(batch["x"])), "label": batch["label"]}
@@ -145,7 +146,6 @@ def posterior_run(
         "Draws": f"{draws} per sequence{f' and chain, {chains} chains' if nuts else ''}, method {method}, seed {seed}",
         "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
     }
-    page = file.with_suffix(".html")
     return file, write_page(page, drawn, model, name=str(config.name), facts=facts, file=file.name)
 
 

@@ -118,6 +118,8 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             if _first():
                 print("the plain VAE, for comparison:", flush=True)
             fit_parts(plain_config, plain, run.path / "plain_vae")
+            if _first():
+                (run.path / EVALUATION).unlink(missing_ok=True)  # a judgement without it, before the run had ended
             _save(run, PLAIN_VAE, plain)
         if not _first():
             return {}

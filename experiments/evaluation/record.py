@@ -56,6 +56,7 @@ class EvaluationRecord(TypedDict, total=False):
     measures: dict[str, Scores]
     notes: list[str]
     failed: dict[str, str]  # what could not be measured or drawn, and why
+    figures: dict[str, str]  # what was drawn, and a digest of it
     seed: int
     versions: dict[str, str]
     hardware: str

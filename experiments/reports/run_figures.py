@@ -39,11 +39,12 @@ def draw(
         Why a figure was left out, by ``figure <name>``.
     """
     model, guide, forecast = trained.model, trained.guide, result.forward_roll
+    split = result.record["data"]["split"]
 
     @cache
     def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """A few sequences of all motions and their places in the batch, t, and their reconstruction."""
-        batch = next(trained.data.batches("test", model.like.device, batch_size=8))
+        batch = next(trained.data.batches(split, model.like.device, batch_size=8))
         order = figures.interleaved(batch["moving"])
         x = batch["x"][order]
         t = pyro_tvae.encode(model, guide, x)

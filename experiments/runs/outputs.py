@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pyro_tvae.files import atomic_write
 
 from .files import read_record
 
@@ -41,8 +46,28 @@ def request_of(path: Path) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) else None
 
 
-def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool) -> None:
-    """Raise FileExistsError where a file is there that was asked for otherwise, unless it may be overwritten."""
+def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None) -> None:
+    """Raise an error where a file cannot be written, before what goes into it is computed.
+
+    Args:
+        path: of the file.
+        request: what is asked for.
+        overwrite: replace what was asked for otherwise.
+        page: is written beside it.
+
+    Raises:
+        FileExistsError: there is one that was asked for otherwise, or a page that is not its own.
+        OSError: it cannot be written.
+        ValueError: the page would take its place.
+    """
+    if page == path:
+        raise ValueError(f"{path} is where the page goes; choose another suffix, such as {path.with_suffix('.nc')}.")
+    _check_writable(path)
+    if not overwrite and page is not None and page.exists() and not path.exists():
+        raise FileExistsError(
+            f"{page} is there already, where the page goes; give --overwrite to replace it, or --output for another "
+            "file."
+        )
     if overwrite or not path.exists():
         return
     stored = request_of(path)
@@ -52,3 +77,15 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool) -
     differs = [] if stored is None else sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
     why = f"was made with other {', '.join(differs)}" if differs else "is there already"
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
+
+
+class _UnwrittenError(Exception):
+    """The file could be written."""
+
+
+def _check_writable(path: Path) -> None:
+    """Raise OSError, in the words of :func:`.atomic_write`, where a file could not be written; what is there stays."""
+    with suppress(_UnwrittenError), atomic_write(path):
+        if path.is_dir() and not path.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise _UnwrittenError

@@ -182,7 +182,9 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether all that a run makes is there."""
-        return self.has(EVALUATION) and self.has(REPORT)
+        judged = self.has(EVALUATION) and self.has(REPORT)
+        # It may have been judged by hand before its plain VAE was trained.
+        return judged and (self.has(PLAIN_VAE) or not OmegaConf.select(self.stored(), "baseline.enabled"))
 
     def is_of(self, config: DictConfig) -> bool:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
@@ -221,7 +223,10 @@ class Run:
     def sweep(self) -> None:
         """Remove what a killed process was still writing."""
         for partial in self.path.rglob(f".*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
+            if partial.is_dir():  # of a Zarr store
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
 
     @contextmanager
     def undone_after_mistakes(self) -> Iterator[None]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from pyro_tvae.experiments.commands import evaluate, train
+from pyro_tvae.experiments.commands.evaluate import evaluate_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
+from pyro_tvae.experiments.runs.run import Run
 
 TINY = [
     "data.n_train=16",
@@ -82,3 +86,39 @@ def test_a_resumed_run_takes_no_other_settings_than_where_it_computes(monkeypatc
     with pytest.raises(ConfigurationError, match=r"model\.mu cannot be given beside it; leave it out"):
         run_with_hydra(["resume=runs/a", "model.mu=3"])
     assert len(called) == 1
+
+
+def test_a_judgement_before_the_plain_vae_does_not_stand_for_the_last_one(run: Path, tmp_path: Path) -> None:
+    early = tmp_path / "early"
+    shutil.copytree(run, early)
+    whole = json.loads((run / "evaluation.json").read_text())["measures"]
+    (early / "plain_vae.safetensors").unlink()
+    (early / ".posterior.zarr-x.partial" / "data").mkdir(parents=True)  # a store that was killed while it was written
+    evaluate_run(early)
+    assert "plain_vae" not in json.loads((early / "evaluation.json").read_text())["measures"]
+    assert not Run(early).ended
+    resume_run(early)
+    assert json.loads((early / "evaluation.json").read_text())["measures"] == whole
+    assert Run(early).ended
+    assert not [*early.rglob(".*.partial")]
+
+
+def test_a_run_that_somebody_works_on_is_not_judged(run: Path) -> None:
+    before = stamps(run)
+    at_work, ends = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with Run(run).held():
+            at_work.set()
+            ends.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        assert at_work.wait(60)
+        with pytest.raises(BlockingIOError, match="another process is at work"):
+            evaluate_run(run)
+    finally:
+        ends.set()
+        thread.join()
+    assert stamps(run) == before
