@@ -83,7 +83,8 @@ def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
     failed = record.get("failed") or {}  # what an earlier evaluation drew is not this one's
-    pictures = {path.stem: path for path in (run.path / "figures").glob("*.png") if f"figure {path.stem}" not in failed}
+    drawn = (path for path in (run.path / "figures").glob("*.png") if path.is_file())
+    pictures = {path.stem: path for path in drawn if f"figure {path.stem}" not in failed}
     return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
 
 
