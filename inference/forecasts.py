@@ -180,7 +180,8 @@ def forward_roll(
             error = (means - truth).square().flatten(3).mean(-1)
             log_likelihood[name] = log_likelihood.get(name, 0) + nats.cpu().double().sum(1)  # (candidates, H)
             squared_error[name] = squared_error.get(name, 0) + error.cpu().double().sum(1)
-            examples.setdefault(name, []).append(means[:, : max(0, n_examples - start)].cpu())
+            if start < n_examples:  # a copy: a slice, an empty one too, would keep all of means
+                examples.setdefault(name, []).append(means[:, : n_examples - start].cpu().clone())
     frames = {}
     for name, kept in examples.items():
         best = log_likelihood[name].argmax(0)  # which candidate, for every horizon

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -386,9 +387,9 @@ def from_netcdf(path: str | Path, groups: Collection[str] | None = None, *, lazy
         return read(path, groups, lazy)
     except KeyError as error:
         raise ValueError(
-            f"{path} has no group {error.args[0]!r}; expected some of {', '.join(names_of(path))}."
+            f"{path} has no group {error.args[0]!r}; expected some of {', '.join(map(repr, names_of(path)))}."
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a readable NetCDF file ({error}); expected a file written by to_netcdf."
+            f"{path} is not a readable NetCDF file ({shorten(str(error), 300)}); expected a file written by to_netcdf."
         ) from None

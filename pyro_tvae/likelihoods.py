@@ -70,9 +70,12 @@ class Likelihood(Part, nn.Module):
         low, high = self.interval(x)
         if math.isinf(low) and math.isinf(high):
             return
-        if observed is not None:
-            x = torch.where(observed.to(x.device)[..., None, None, None], x, min(max(self.blank, low), high))
-        least, most = (float(bound) for bound in x.aminmax())
+        if observed is None:
+            least, most = (float(bound) for bound in x.aminmax())
+        else:  # frame by frame: to blank the pixels of the others would take a copy of x
+            seen, blank = observed.to(x.device), min(max(self.blank, low), high)
+            least = float(torch.where(seen, x.amin((-3, -2, -1)), blank).min())
+            most = float(torch.where(seen, x.amax((-3, -2, -1)), blank).max())
         if least < low - SLACK or most > high + SLACK:
             raise ValueError(
                 f"x holds pixels from {least:.4g} to {most:.4g}; {type(self).__name__} takes {low:g} to {high:g}: "

@@ -400,7 +400,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is not a readable safetensors file ({error}); expected a file written by pyro_tvae.save."
+            f"{path} is not a readable safetensors file ({_quoted(str(error))}); expected a file written by "
+            "pyro_tvae.save."
         ) from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} holds weights, but not a pyro-tvae model; expected a file written by pyro_tvae.save.")
@@ -429,4 +430,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
 
 def _line(error: Exception) -> str:
     """A library's message as part of a sentence."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+    return _quoted(f"{type(error).__name__}: {error}")
+
+
+def _quoted(text: str) -> str:
+    """A message on one line, without what would steer a terminal: it may quote a stranger's file."""
+    return textwrap.shorten("".join(char if char.isprintable() else " " for char in text), 300)

@@ -94,7 +94,9 @@ def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history:
     pictures = {
         path.stem: path
         for path in (run.path / "figures").glob("*.png")
-        if f"figure {path.stem}" not in failed and (path.stem not in drawn or drawn[path.stem] == digest(path))
+        if path.is_file()
+        and f"figure {path.stem}" not in failed
+        and (path.stem not in drawn or drawn[path.stem] == digest(path))
     }
     return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
 

@@ -79,6 +79,8 @@ def read_record(path: Path, kind: type[Kind], needed: Collection[str] = ()) -> K
         ValueError: it is damaged, of another kind, no file, or leads out of its folder.
     """
     file = inside(path.parent, path.name)
+    if file.is_dir():
+        raise ValueError(f"{path} is a folder; expected a file: remove it.")
     try:
         record = finite(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:

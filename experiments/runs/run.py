@@ -113,11 +113,17 @@ class Run:
                 f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
             )
         try:
+            text = path.read_text(encoding="utf-8")
+            if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise yaml.YAMLError("its *aliases can stand for far more than is written")
             stored = OmegaConf.to_container(OmegaConf.load(path))
             # OmegaConf takes words alone for a name without a value.
             if isinstance(stored, dict) and [*stored.values()] != [None]:
+                if not _named(stored):
+                    raise yaml.YAMLError("a setting's name is no text")
                 return OmegaConf.create(current_settings(stored))
-        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
+        # A hostile or damaged file may fail in any way; each means the same to its owner.
+        except Exception as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise ValueError(f"{path} cannot be read ({problem}); {EXPECTED}") from None
         raise ValueError(f"{path} holds no mapping; {EXPECTED}")
@@ -327,6 +333,13 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
 
     with ExitStack() as stack:
         yield first(stack)
+
+
+def _named(node: object) -> bool:
+    """Whether every name in plain data is a text: YAML's may be numbers."""
+    if isinstance(node, dict):
+        return all(isinstance(name, str) and _named(value) for name, value in node.items())
+    return not isinstance(node, list) or all(map(_named, node))
 
 
 def _computed(config: DictConfig) -> DictConfig:

@@ -27,6 +27,7 @@ from pyro_tvae.experiments.config.allowlist import PARTS_ONLY, Allowlist
 from pyro_tvae.experiments.config.composition import compose, make
 from pyro_tvae.experiments.datasets import arrays
 from pyro_tvae.experiments.reports.style import canvas, gridded, save
+from pyro_tvae.experiments.runs.files import read_record
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies.comparison import as_csv, markdown
 from pyro_tvae.experiments.studies.kept import read_kept
@@ -215,6 +216,15 @@ def test_a_stored_configuration_calls_parts_only(
         "data: {path: '${oc.env:HOME}'}",
         "{name: '${hydra:runtime.cwd}', seed: 0}",
         "a: &a [*a]",
+        "a: &a [x, x]\nb: [*a, *a]",
+        "a: !!int x",
+        "a: !!int ''",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: !!set [1]",
+        f"seed: {'9' * 5000}",
+        "1: 2",
+        "data: {true: 2}",
         "- a list",
         "just words",
         "{unclosed: [",
@@ -227,6 +237,18 @@ def test_a_stored_configuration_is_plain_data(text: str, run: Path, witness: Pat
     (run / "config.yaml").write_text(text.replace("WITNESS", str(witness)))
     assert "config.yaml" in refused(lambda: Run(run).config())
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("name", ["history.json", "evaluation.json", "figures/reconstructions.png"])
+def test_a_folder_in_the_place_of_a_file_is_no_file(name: str, run: Path) -> None:
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir(parents=True)
+    if name == "evaluation.json":
+        assert "holds no evaluation.json" in refused(lambda: report_run(run))
+    else:
+        assert "reconstructions" not in report_run(run).read_text()
+    with pytest.raises(ValueError, match=r"is a folder; expected a file: remove it\.$"):
+        read_record(run / name, dict[str, Any])
 
 
 def test_parts_of_ones_own_are_found_where_their_module_is_named(

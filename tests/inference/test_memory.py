@@ -47,21 +47,24 @@ def test_a_users_own_setting_is_left_alone() -> None:
     assert not made
 
 
-# Codes of 15 MiB in chunks of half a one, and what the process holds at most after each measure of them.
+# Codes, and sequences, of 15 MiB in chunks of half a one, and what the process holds at most after each measure.
 CODES = """
 import resource, torch
+from pyro_tvae import CapsuleRoll, TVAE, default_guide
 torch.set_num_threads(1)
 from pyro_tvae.inference import equivariance, linear_probes
 linear_probes.CHUNK = equivariance.CHUNK = 2**16
 from pyro_tvae.inference import active_latents, capsule_correlation, commutation, equivariance_error, pose_probe, probe
-from pyro_tvae.inference import roll_correlation
+from pyro_tvae.inference import forward_roll, roll_correlation
+model = TVAE((1, 12, 12), 9, 1, 3, CapsuleRoll(3), mu=3.0)
+guide = default_guide(model)
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 def codes(n):
     t, moved = (torch.rand(n, 9, 4, 9, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
     index = torch.arange(9).expand(n, 9).contiguous()
-    return t, moved, index, torch.arange(n) % 10
-def judge(t, moved, index, label):
+    return t, moved, index, torch.arange(n) % 10, torch.rand(n // 4, 9, 1, 12, 12)
+def judge(t, moved, index, label, x):
     few = 1000
     yield "active", lambda: active_latents(t)
     yield "commutation", lambda: commutation(t, moved)
@@ -70,6 +73,7 @@ def judge(t, moved, index, label):
     yield "published", lambda: capsule_correlation(t, index)
     yield "class", lambda: probe(t[:few], label[:few], t, label)
     yield "pose", lambda: pose_probe(t[:few], index[:few], t, index, 9)
+    yield "forecast", lambda: forward_roll(model, guide, x, num_particles=2)
 for _, small in judge(*codes(1000)):  # what every size needs: libraries, and chunks
     small()
 given = codes(12_000)
@@ -81,10 +85,11 @@ for name, large in judge(*given):
 """
 
 
-def test_a_measure_of_codes_needs_little_beside_them() -> None:
+def test_a_measure_needs_little_beside_what_it_measures() -> None:
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "100000", "MALLOC_MMAP_THRESHOLD_": "100000"}
     result = subprocess.run([sys.executable, "-c", CODES], env=environment, capture_output=True, text=True, check=True)
     rises = {name: float(rise) for name, rise in map(str.split, result.stdout.splitlines())}
-    assert len(rises) == 7
-    # Copies in double precision, all of them at once, would be two to sixteen times the codes.
+    assert len(rises) == 8
+    # Copies in double precision, all of them at once, would be two to sixteen times the codes; forecasts of which
+    # slices are kept, ten times the sequences.
     assert max(rises.values()) < 0.5, rises

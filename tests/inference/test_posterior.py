@@ -507,6 +507,12 @@ def test_a_part_of_a_file_is_read_alone(tmp_path: Path) -> None:
     assert part["sequence_stats"].equals(data["sequence_stats"])
     with pytest.raises(ValueError, match=r"has no group .draws.; expected some of .*posterior_predictive"):
         from_netcdf(tmp_path / "posterior.nc", groups=["draws"])
+    import h5py
+
+    with h5py.File(tmp_path / "strange.nc", "w") as file:
+        file.create_group("a\nb")
+    with pytest.raises(ValueError, match=r"has no group .draws.; expected some of .a\\nb.\.$"):
+        from_netcdf(tmp_path / "strange.nc", groups=["draws"])
 
 
 def test_variables_can_be_left_out(tmp_path: Path) -> None:

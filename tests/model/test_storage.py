@@ -450,6 +450,16 @@ def test_a_truncated_file(saved: Path, share: float) -> None:
     assert "not a readable safetensors file" in complaint(saved, ValueError)
 
 
+def test_what_a_file_says_of_itself_stays_within_one_line(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "a\n\x1b[31m" + 400 * " b", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    sentence = complaint(path, ValueError)  # safetensors quotes all of it
+    assert "unknown variant `a [31m b b" in sentence
+    assert sentence.isprintable()
+    assert len(sentence) < 500 + len(str(path))
+
+
 def test_a_newer_version(saved: Path) -> None:
     assert "format version 4, this pyro-tvae reads up to 3" in complaint(rewritten(saved, version="4"), ValueError)
 
