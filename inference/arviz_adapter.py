@@ -99,41 +99,39 @@ class InFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: Any = None
-        self.mode: Literal["w", "a"] = "w"
 
     def open(
         self, group: str, layout: Layout, dtypes: Mapping[str, np.dtype[Any]], rows: int, binary: bool
     ) -> Mapping[str, Any]:
         """Places of a group's arrays, to be filled ``rows`` draws at a time; ``binary`` ones hold zeros and ones."""
+        import h5netcdf
         from xarray import Dataset
+        from xarray.backends import H5NetCDFStore
 
-        self.close()
         size = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in layout.shapes.items())
         check_room(self.path, size + OVERHEAD)
-        bare = Dataset(coords=layout.coords, attrs=dict(layout.attributes))
-        bare.to_netcdf(self.path, mode=self.mode, group=group, engine=ENGINE)
-        self.mode = "a"
+        if self.file is None:  # opened once: room that is free when it is closed is lost
+            # It takes the filter below for no NetCDF feature, which the NetCDF library reads and h5netcdf as well.
+            self.file = h5netcdf.File(self.path, "w", invalid_netcdf=True)
+        made = self.file.create_group(group)
+        Dataset(coords=layout.coords, attrs=dict(layout.attributes)).dump_to_store(H5NetCDFStore(made))
+        places = {}
         for name, shape in layout.shapes.items():
             dtype, attributes = dtypes[name], dict[str, Any]()
+            options: dict[str, Any] = {}
+            if shape:
+                options = {"compression": "gzip", "compression_opts": _level(name), "shuffle": name != REPEATED}
             if dtype.kind == "b":
                 dtype, attributes = np.dtype("int8"), {"dtype": "bool"}  # NetCDF has none: this is how xarray says so
             elif binary and dtype == np.float32:
                 dtype, attributes = np.dtype("int8"), PACKED
-            chunks = _chunks(layout.dims[name], shape, dtype.itemsize, rows)
-            options: dict[str, Any] = {}
+                options |= {"scaleoffset": 0, "shuffle": False}  # HDF5's own filter: a bit for each
             if shape:
-                options = {"chunks": chunks, "compression": "gzip", "compression_opts": 4, "shuffle": name != REPEATED}
-            variable = self.handle()[group].create_variable(name, layout.dims[name], dtype, **options)
+                options["chunks"] = _chunks(layout.dims[name], shape, dtype.itemsize, rows, name)
+            variable = made.create_variable(name, layout.dims[name], dtype, **options)
             variable.attrs.update(attributes)
-        return {name: _Place(self, f"{group}/{name}") for name in layout.shapes}
-
-    def handle(self) -> Any:
-        """The open file."""
-        import h5netcdf
-
-        if self.file is None:
-            self.file = h5netcdf.File(self.path, "a")
-        return self.file
+            places[name] = _Place(variable)
+        return places
 
     def close(self) -> None:
         """Write out what is held back."""
@@ -143,23 +141,29 @@ class InFile:
 
 
 class _Place:
-    """An array in a file that is closed and opened again while it is filled."""
+    """An array in a file, that takes values of another type."""
 
-    def __init__(self, file: InFile, name: str) -> None:
-        self.file, self.name = file, name
+    def __init__(self, variable: Any) -> None:
+        self.variable = variable
 
     def __setitem__(self, place: Any, values: NDArray[Any]) -> None:
-        variable = self.file.handle()[self.name]
-        variable[place] = values.astype(variable.dtype)
+        self.variable[place] = values.astype(self.variable.dtype)
 
 
-def _chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int, rows: int) -> tuple[int, ...]:
+def _level(name: Hashable) -> int:
+    return 4 if name == REPEATED else 6  # more makes repeated numbers larger, and others smaller
+
+
+def _chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int, rows: int, name: str) -> tuple[int, ...]:
     """What is compressed as one: a small array as a whole, of others the draws that are written together."""
     if dims[:2] != ("chain", "draw") or math.prod(shape) * itemsize <= CHUNK:
         return shape
     chunk = (1, min(rows, shape[1]), *shape[2:])
     if math.prod(chunk) * itemsize > CHUNK and dims[2:3] == ("sequence",):
         chunk = (*chunk[:2], 1, *chunk[3:])
+    if name == REPEATED and "capsule" in dims:  # one capsule's frames side by side, which repeat each other
+        k = dims.index("capsule")
+        chunk = (*chunk[:k], 1, *chunk[k + 1 :])
     return chunk
 
 
@@ -189,7 +193,7 @@ def write(data: ArvizData, path: Path) -> None:
 
 def _encoding(group: str, name: Hashable, value: Variable) -> dict[str, Any]:
     packed = group.endswith("_predictive") and value.dtype == np.float32 and bool(((value == 0) | (value == 1)).all())
-    compression = {"zlib": True, "complevel": 4, "shuffle": name != REPEATED}
+    compression = {"zlib": True, "complevel": _level(name), "shuffle": name != REPEATED}
     return compression | ({"dtype": "int8", "_FillValue": -1, **PACKED} if packed else {})
 
 

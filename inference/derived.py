@@ -94,14 +94,17 @@ class FromDistributions:
             if predict or score:
                 # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
                 distribution = model.decode(t)
+                if score:  # first, since it needs the most memory
+                    piece.log_likelihood["x"] = in_double(distribution.to_event(1), self.x)
                 if predict:
                     piece.predicted["x"] = distribution.sample()
-                if score:
-                    piece.log_likelihood["x"] = in_double(distribution.to_event(1), self.x)
+                del distribution
             if score:
                 priors = model.prior_distributions().items()
                 piece.log_prior.update({name: in_double(prior, part[name]) for name, prior in priors})
+            del part, t
             yield piece
+            del piece  # before the next is made
 
 
 class FromProgram:

@@ -153,7 +153,7 @@ def to_arviz(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, None, covariates)
     if result is not None and method in ("guide", "nuts"):  # the first by default
-        method, draws = "nuts", result.diverging.shape[1]
+        method, draws = "nuts", result.diverging.shape[1] // max(thin, 1)
     if method != "nuts" and (result is not None or quality is not None):
         raise ValueError(
             f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
@@ -279,6 +279,8 @@ def _fill(
                 places[group][name][piece.chain, rows] = value.cpu().numpy()
         for term in (*piece.log_likelihood.values(), *piece.log_prior.values()):
             lp[piece.chain, rows] += term.reshape(piece.size, -1).sum(1).cpu()
+        made.clear()  # before the next is made
+        del piece
     return lp
 
 

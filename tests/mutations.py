@@ -25,7 +25,21 @@ TEXTS = [
     "é" * 300,
 ]
 NUMBERS = [0, 1, -1, 1.5, -0.0, 1e-320, 1e308, -1e308, 2**63, 10**30, float("nan"), float("inf"), -float("inf")]
-JUNK: list[Any] = [None, True, False, *TEXTS, *NUMBERS, [], {}, [[]], [None], {"a": 1}, {"": None}, ["x", 1], [1.5] * 50]
+JUNK: list[Any] = [
+    None,
+    True,
+    False,
+    *TEXTS,
+    *NUMBERS,
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    {"": None},
+    ["x", 1],
+    [1.5] * 50,
+]
 
 
 def junk(dice: random.Random) -> Any:

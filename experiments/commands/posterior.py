@@ -6,14 +6,13 @@ import json
 import warnings
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble
-from pyro_tvae.inference.mcmc import NUTSResult, guide_quality
+from pyro_tvae.inference.mcmc import guide_quality
 from pyro_tvae.inference.mcmc import nuts as sample_nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
 from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, to_arviz, to_netcdf
@@ -115,7 +114,7 @@ def posterior_run(
         options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
         result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options)
         quality = guide_quality(model, guide, batch["x"], result, seed=seed)
-        options = {"result": _thinned(result, thin), "quality": quality}
+        options = {"result": result, "thin": thin, "quality": quality}
     elif method == "guide":
         options["num_particles"] = max(draws, FOR_K)
     whole = {*groups} >= FOR_THE_PAGE and not variables
@@ -133,7 +132,7 @@ def posterior_run(
             **options,
             groups={*groups} | FOR_THE_PAGE,
             coords=coords,
-            attributes={REQUEST: json.dumps(request), "thinning": thin, "run": str(config.name)},
+            attributes={REQUEST: json.dumps(request), "run": str(config.name)},
             seed=seed,
             path=file if whole else None,  # what the page takes and the file does not is held in memory
             progress=show,
@@ -147,13 +146,6 @@ def posterior_run(
         "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
     }
     return file, write_page(page, drawn, model, name=str(config.name), facts=facts, file=file.name)
-
-
-def _thinned(result: NUTSResult, thin: int) -> NUTSResult:
-    """Every so many draws; R-hat and ESS stay those of all of them."""
-    rows = slice(thin - 1, None, thin)
-    stats: dict[str, Any] = {name: value[:, rows] for name, value in result.stats.items()}
-    return replace(result, draws={name: value[:, rows] for name, value in result.draws.items()}, **stats)
 
 
 def _selected(data: ArvizData, groups: Collection[str], variables: Collection[str]) -> ArvizData:
