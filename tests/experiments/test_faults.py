@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,14 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
 def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_was(
     name: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = files(run)
+    before, truly = files(run), os.open
 
-    def read_only(**options: Any) -> tuple[int, str]:
-        raise OSError(errno.EROFS, "Read-only file system")
+    def read_only(path: Any, flags: int, *mode: Any, **options: Any) -> int:
+        if flags & os.O_CREAT and str(path).startswith(str(run)):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return truly(path, flags, *mode, **options)
 
-    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(os, "open", read_only)
     text = refused(lambda: COMMANDS[name](run), OSError)
     assert str(run) in text
     assert "cannot be written (Read-only file system)" in text
