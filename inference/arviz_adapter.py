@@ -44,6 +44,7 @@ ArvizData: TypeAlias = Any
 OVERHEAD = 2**20  # bytes of names and indices, at most
 ENGINE: Literal["h5netcdf"] = "h5netcdf"
 CHUNK = 2**20  # bytes of an array that are compressed as one
+LEAST_CHUNK = 2**16  # below, finding them costs more than it saves
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
 PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
 
@@ -161,9 +162,9 @@ def _chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int, rows: 
     chunk = (1, min(rows, shape[1]), *shape[2:])
     if math.prod(chunk) * itemsize > CHUNK and dims[2:3] == ("sequence",):
         chunk = (*chunk[:2], 1, *chunk[3:])
-    if name == REPEATED and "capsule" in dims:  # one capsule's frames side by side, which repeat each other
-        k = dims.index("capsule")
-        chunk = (*chunk[:k], 1, *chunk[k + 1 :])
+    k = dims.index("capsule") if name == REPEATED and "capsule" in dims else None
+    if k is not None and math.prod(chunk) * itemsize >= LEAST_CHUNK * chunk[k]:
+        chunk = (*chunk[:k], 1, *chunk[k + 1 :])  # one capsule's frames side by side, which repeat each other
     return chunk
 
 
