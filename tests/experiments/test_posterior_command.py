@@ -171,11 +171,14 @@ def test_nuts_is_thinned_and_keeps_its_diagnostics() -> None:
     model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 3, pyro_tvae.CapsuleRoll(3), mu=1.0)
     guide, x = pyro_tvae.MeanFieldGuide(model), torch.rand(2, 3, 1, 2, 2)
     result = nuts(model, x, init=guide, num_samples=12, warmup_steps=5, num_chains=1)
-    thinned = posterior_command._thinned(result, 3)
-    assert all(torch.equal(thinned.draws[name], value[:, 2::3]) for name, value in result.draws.items())
-    assert all(torch.equal(thinned.stats[name], value[:, 2::3]) for name, value in result.stats.items())
-    assert to_arviz(model, guide, x, result=thinned)["posterior"].sizes["draw"] == 4
-    assert thinned.rhat is result.rhat
+    data = to_arviz(model, guide, x, result=result, thin=3)
+    assert np.array_equal(data["posterior"]["z"].values, result.draws["z"][:, 2::3].numpy())
+    assert np.array_equal(data["sample_stats"]["energy"].values, result.energy[:, 2::3].numpy())
+    assert data["posterior"].sizes["draw"] == data["prior"].sizes["draw"] == 4
+    assert data["posterior"].attrs["thinning"] == 3
+    assert np.allclose(
+        data["sequence_stats"]["rhat"].values, to_arviz(model, guide, x, result=result)["sequence_stats"]["rhat"]
+    )
 
 
 @pytest.mark.parametrize(
