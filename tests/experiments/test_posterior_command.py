@@ -170,7 +170,7 @@ def test_a_repeat_is_fine_and_other_settings_are_not(tmp_path: Path, monkeypatch
 def test_nuts_is_thinned_and_keeps_its_diagnostics() -> None:
     model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 3, pyro_tvae.CapsuleRoll(3), mu=1.0)
     guide, x = pyro_tvae.MeanFieldGuide(model), torch.rand(2, 3, 1, 2, 2)
-    result = nuts(model, x, init=guide, num_samples=12, warmup_steps=5, num_chains=1)
+    result = nuts(model, x, init=guide, num_samples=12, warmup_steps=5, num_chains=2)
     data = to_arviz(model, guide, x, result=result, thin=3)
     assert np.array_equal(data["posterior"]["z"].values, result.draws["z"][:, 2::3].numpy())
     assert np.array_equal(data["sample_stats"]["energy"].values, result.energy[:, 2::3].numpy())
