@@ -115,8 +115,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
                 own_folder = [text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"]
                 _hydra([*own_folder, *added], job)
             except SystemExit as error:
-                if _interruption(error):
-                    raise
+                if (asked := _interruption(error)) is not None:
+                    raise asked from None
                 status = error.code  # of a sweeper that gave up
         failures = sweep.failures()
         sweep.write(own, finished=not failures and not status)
@@ -146,13 +146,15 @@ def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float
     try:
         return _trained(config, path, allow)
     except Exception as error:
+        if (asked := _interruption(error)) is not None:
+            raise asked from None
         said = sentence(error)
         if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
     except SystemExit as error:
-        if _interruption(error):
-            raise
+        if (asked := _interruption(error)) is not None:
+            raise asked from None
         said = f"it ended itself with status {error.code}."
     failure = Failure(int(settings.job.num), tuple(own), said)
     failure.write(path)
@@ -176,9 +178,14 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
     return measured(resume_run(path, changes, allow.typed(config)), config.measure)
 
 
-def _interruption(error: SystemExit) -> bool:
-    """Whether a process was asked to end, be it within a fit of Lightning's."""
-    return error.code in INTERRUPTED
+def _interruption(error: BaseException) -> BaseException | None:
+    """That a process was asked to end, be it within a fit of Lightning's or where a library made an error of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt) or (isinstance(cause, SystemExit) and cause.code in INTERRUPTED):
+            return cause
+        cause = cause.__context__
+    return None
 
 
 def _one_of_several() -> bool:

@@ -114,7 +114,11 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train", "--multirun", "seed=0,1"])
-    for error, status in ((KeyboardInterrupt(), 130), (Interrupted(143), 143)):
+    by_a_library = [ValueError("cannot be parsed"), SystemExit(1)]
+    for error in by_a_library:  # which made an error of what interrupted it
+        error.__context__ = Interrupted(143)
+    interruptions = [(KeyboardInterrupt(), 130), *((error, 143) for error in (Interrupted(143), *by_a_library))]
+    for error, status in interruptions:
         jobs[1] = error
         with pytest.raises(SystemExit) as caught:
             swept("seed=0,1")
