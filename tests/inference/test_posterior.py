@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.draws import systematic
+from pyro_tvae.inference.mcmc import nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
 from pyro_tvae.inference.posterior import GROUPS, ArvizData, from_netcdf, to_arviz, to_netcdf, to_zarr
 
@@ -496,6 +497,11 @@ def test_nuts_is_written_in_pieces_too(tmp_path: Path) -> None:
     dense = to_arviz(model, guide, x, **(options | {"draws": 6, "thin": 1}))  # type: ignore[arg-type]
     np.testing.assert_array_equal(dense["posterior"]["z"].values[:, 1::2], whole["posterior"]["z"].values)
     np.testing.assert_array_equal(dense["sample_stats"]["lp"].values[:, 1::2], whole["sample_stats"]["lp"].values)
+    result = nuts(model, x, init=guide, num_samples=6, num_chains=2, warmup_steps=5, seed=0)
+    thinned = to_arviz(model, guide, x, result=result, thin=2)
+    np.testing.assert_array_equal(thinned["posterior"]["z"].values, result.draws["z"][:, 1::2].numpy())
+    assert thinned["prior"].sizes["draw"] == 3
+    assert thinned["posterior"].attrs["thinning"] == 2
     with pytest.raises(ValueError, match="thin is 2 with method='guide'; expected"):
         to_arviz(model, guide, x, thin=2)
 
