@@ -112,8 +112,7 @@ class InFile:
         size = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in layout.shapes.items())
         check_room(self.path, size + OVERHEAD)
         if self.file is None:  # opened once: room that is free when it is closed is lost
-            # It takes the filter below for no NetCDF feature, which the NetCDF library reads and h5netcdf as well.
-            self.file = h5netcdf.File(self.path, "w", invalid_netcdf=True)
+            self.file = h5netcdf.File(self.path, "w")
         made = self.file.create_group(group)
         Dataset(coords=layout.coords, attrs=dict(layout.attributes)).dump_to_store(H5NetCDFStore(made))
         places = {}
@@ -126,7 +125,6 @@ class InFile:
                 dtype, attributes = np.dtype("int8"), {"dtype": "bool"}  # NetCDF has none: this is how xarray says so
             elif binary and dtype == np.float32:
                 dtype, attributes = np.dtype("int8"), PACKED
-                options |= {"scaleoffset": 0, "shuffle": False}  # HDF5's own filter: a bit for each
             if shape:
                 options["chunks"] = _chunks(layout.dims[name], shape, dtype.itemsize, rows, name)
             variable = made.create_variable(name, layout.dims[name], dtype, **options)
