@@ -114,8 +114,8 @@ class Run:
             )
         try:
             text = path.read_text(encoding="utf-8")
-            if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-                raise yaml.YAMLError("its *aliases can stand for far more than is written")
+            if "*" in text and _multiplies(text):
+                raise yaml.YAMLError("its *aliases stand for aliases, and so for far more than is written")
             stored = OmegaConf.to_container(OmegaConf.load(path))
             # OmegaConf takes words alone for a name without a value.
             if isinstance(stored, dict) and [*stored.values()] != [None]:
@@ -333,6 +333,19 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
 
     with ExitStack() as stack:
         yield first(stack)
+
+
+def _multiplies(text: str) -> bool:
+    """Whether YAML repeats what repeats, which lets a few lines stand for more than memory holds."""
+    within: list[bool] = []  # an &anchor, of every collection that is open
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.CollectionStartEvent):
+            within.append(event.anchor is not None or within[-1:] == [True])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            within.pop()
+        elif isinstance(event, yaml.AliasEvent) and within[-1:] == [True]:
+            return True
+    return False
 
 
 def _named(node: object) -> bool:

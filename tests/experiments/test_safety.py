@@ -216,7 +216,7 @@ def test_a_stored_configuration_calls_parts_only(
         "data: {path: '${oc.env:HOME}'}",
         "{name: '${hydra:runtime.cwd}', seed: 0}",
         "a: &a [*a]",
-        "a: &a [x, x]\nb: [*a, *a]",
+        "a: &a [x, x]\nb: &b [*a, *a]",
         "a: !!int x",
         "a: !!int ''",
         "a: !!bool x",
