@@ -41,9 +41,10 @@ def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY)
         BlockingIOError: another process is at work on it.
     """
     run = Run(path, allow)
-    run.stored()  # nothing is written, not even a lock, in a folder that is no run's
+    config = run.config()  # nothing is written, not even a lock, in a folder that cannot be judged
+    run.check_trained()
     with run.held():
-        judge(run, run.load(), run.history(), split)
+        judge(run, run.load(config=config), run.history(), split)
 
 
 def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:

@@ -45,7 +45,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, BaseExcep
         (path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
         rows = [{"step": 1, "val/elbo": -1.0 - config.seed}]
         (path / "history.json").write_text(json.dumps({"rows": rows, "seconds": 1.0}))
-        for name in ("evaluation.json", "report.html", "model.safetensors"):
+        for name in ("evaluation.json", "report.html", "model.safetensors", "plain_vae.safetensors"):
             (path / name).write_text("{}")
         Listener.trained.append(config.seed)
         return rows[0]["val/elbo"]
