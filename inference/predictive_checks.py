@@ -16,7 +16,7 @@ from pyro_tvae import TVAE
 from .likelihood import CHUNK_BYTES, seeded
 from .simulation_based_calibration import Calibration, rank_among
 
-__all__ = ["STATISTICS", "PredictiveCheck", "frame_statistics", "predictive_check"]
+__all__ = ["PredictiveCheck", "frame_statistics", "predictive_check"]
 
 # What each statistic of a frame is, by name.
 STATISTICS = {
