@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_tvae import TVAE, roll
-from pyro_tvae.inference import STATISTICS, PredictiveCheck, predictive_check
+from pyro_tvae.inference import PredictiveCheck, predictive_check
 from pyro_tvae.inference.arviz_adapter import ArvizData
 from pyro_tvae.inference.pareto import RELIABLE_PARETO_K
+from pyro_tvae.inference.predictive_checks import STATISTICS
 
 from ..runs.files import write_text
 from .calibration_page import rank_histograms
