@@ -171,7 +171,7 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
     run = Run(path)
     if config.resume is not None or not run.is_of(config):
         return train_run(config, path, allow)
-    if run.ended:
+    if run.ended(config):
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}

@@ -185,12 +185,10 @@ class Run:
         if not self.has(WEIGHTS):
             raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
 
-    @property
-    def ended(self) -> bool:
-        """Whether all that a run makes is there."""
-        judged = self.has(EVALUATION) and self.has(REPORT)
-        # It may have been judged by hand before its plain VAE was trained.
-        return judged and (self.has(PLAIN_VAE) or not OmegaConf.select(self.stored(), "baseline.enabled"))
+    def ended(self, config: DictConfig) -> bool:
+        """Whether all that a run of this configuration makes is there; it may be judged before its plain VAE is."""
+        steps = [EVALUATION, REPORT, *([PLAIN_VAE] if config.baseline.enabled else [])]
+        return all(self.has(step) for step in steps)
 
     def is_of(self, config: DictConfig) -> bool:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
@@ -322,9 +320,9 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
     def first(stack: ExitStack) -> Run | None:
         for run in map(Run, (folder, *others)):
             try:
-                if not run.ended and run.is_of(config):
+                if not run.ended(config) and run.is_of(config):
                     stack.enter_context(run.held())
-                    if not run.ended and run.is_of(config):  # nobody has ended or removed it meanwhile
+                    if not run.ended(config) and run.is_of(config):  # nobody has ended or removed it meanwhile
                         return run
                     stack.close()
             except (OSError, ValueError, OmegaConfBaseException):

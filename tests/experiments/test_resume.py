@@ -96,10 +96,11 @@ def test_a_judgement_before_the_plain_vae_does_not_stand_for_the_last_one(run: P
     (early / ".posterior.zarr-x.partial" / "data").mkdir(parents=True)  # a store that was killed while it was written
     evaluate_run(early)
     assert "plain_vae" not in json.loads((early / "evaluation.json").read_text())["measures"]
-    assert not Run(early).ended
+    config = Run(early).config()
+    assert not Run(early).ended(config)
     resume_run(early)
     assert json.loads((early / "evaluation.json").read_text())["measures"] == whole
-    assert Run(early).ended
+    assert Run(early).ended(config)
     assert not [*early.rglob(".*.partial")]
 
 
