@@ -321,27 +321,34 @@ def bound_gap(
     """
     x, latents = simulated
     if frame_particles > 1:
-        k, m = (num_particles, frame_particles) if model.energies else (1, num_particles * frame_particles)
-        chunk = max(1, CHUNK_BYTES // (x.numel() * x.element_size() * k))
-        numbers = (x, None, k, m, chunk)
-        plain: Any = model
-        posterior: Any = posterior_of(guide, x)
-        with seeded(seed), untouched_store():
-            exact = frame_averaged_weights(plain, posterior, *numbers, exact=latents).cpu().double()
-        with seeded(seed), untouched_store():
-            log_w = frame_averaged_weights(plain, posterior, *numbers).cpu().double()
-        return exact.logsumexp(0) - log_w.logsumexp(0)
-    trace = _given(guide, x, latents)
-    if trace is None:
-        return torch.full((len(x),), math.nan, dtype=torch.float64)
-    log_w = log_weights(model, guide, x, num_particles, seed=seed).cpu().double()
+        log_w, exact = _by_frames(model, posterior_of(guide, x), simulated, num_particles, frame_particles, seed)
+    else:
+        trace = _given(guide, x, latents)
+        if trace is None:
+            return torch.full((len(x),), math.nan, dtype=torch.float64)
+        log_w = log_weights(model, guide, x, num_particles, seed=seed).cpu().double()
 
-    def made(x: Tensor) -> None:
-        with poutine.replay(trace=trace):
-            draw(posterior_of(guide, x))
+        def made(x: Tensor) -> None:
+            with poutine.replay(trace=trace):
+                draw(posterior_of(guide, x))
 
-    exact = log_weights(model, made, x, 1).cpu().double()
+        exact = log_weights(model, made, x, 1).cpu().double()
     return torch.cat([exact, log_w[1:]]).logsumexp(0) - log_w.logsumexp(0)
+
+
+def _by_frames(
+    model: TVAE, posterior: Any, simulated: Simulated, num_particles: int, frame_particles: int, seed: int | None
+) -> tuple[Tensor, Tensor]:
+    """Frame-averaged log-weights (K, N), and those (1, N) of the exact latents; all draws of a plain VAE count as M."""
+    x = simulated.x
+    k, m = (num_particles, frame_particles) if model.energies else (1, num_particles * frame_particles)
+    chunk = max(1, CHUNK_BYTES // (x.numel() * x.element_size() * k))
+    weights = []
+    for number, exact in ((k, None), (1, simulated.latents)):
+        with seeded(seed), untouched_store():  # the same draws again, as far as their number is
+            drawn = frame_averaged_weights(model, posterior, x, None, number, m, chunk, exact)
+        weights.append(drawn.cpu().double())
+    return weights[0], weights[1]
 
 
 def _given(guide: Any, x: Tensor, latents: Mapping[str, Tensor]) -> poutine.Trace | None:

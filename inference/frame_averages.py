@@ -73,8 +73,8 @@ def frame_averaged_weights(
         frame_particles: M.
         chunk: draws of z that are decoded at once, for each of the K.
         exact: latents (B, *site) drawn from the posterior, as those are that made x: they take the place of the first
-            draw of the energies and of the first of z in each of its frames, and the log of the mean weight is an upper
-            bound of log p(x) in expectation.
+            draw of the energies and of the first of z in each of its frames. With the other weights as they are, the
+            log of the mean weight is an upper bound of log p(x) in expectation.
 
     Returns:
         (K, B), nats per sequence.
