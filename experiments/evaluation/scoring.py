@@ -38,7 +38,7 @@ from ..datasets import SequenceDataModule, SequenceDataset
 from .attempts import Attempts
 from .measures import Scores, score
 
-__all__ = ["ends_of_explained", "measure"]
+__all__ = ["ends_of_explained", "explained_share", "measure"]
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ def measure(
         "iwae": lambda: likelihood().per_frame,
         "iwae_error": lambda: likelihood().per_frame_error,
         "ess": lambda: float(likelihood().ess.median()),
-        "explained": lambda: _explained(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
+        "explained": lambda: explained_share(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
         "e_eq": lambda: equivariance_error(whole("t")) if n_frames > 1 else math.nan,
         "roll": lambda: {name: result.correlation for name, result in rolls().items()},
         "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
@@ -200,8 +200,12 @@ def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:
     return energy.log() if bool((energy > 0).all()) else energy
 
 
-def _explained(elbo: float, mean: float, best: float) -> float:
-    """How far an ELBO lies from that of the mean frame to that of the pixels themselves, all in nats per frame."""
+def explained_share(elbo: float, mean: float, best: float) -> float:
+    """How far an ELBO lies from that of the mean frame to that of the pixels themselves, all in nats per frame.
+
+    Raises:
+        ValueError: there is nothing to explain.
+    """
     if best - mean <= ROUNDING * (abs(best) + abs(mean)):
         raise ValueError(
             "every frame equals the mean frame of the training split, so that there is nothing to explain beyond it."

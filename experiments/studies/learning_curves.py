@@ -23,7 +23,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..config.building import build, fit_parts
 from ..datasets import SequenceDataModule
-from ..evaluation.evaluate import ends_of_explained
+from ..evaluation.scoring import ends_of_explained, explained_share
 from ..provenance import hardware, versions
 from ..runs.files import write_text
 from ..runs.run import CONFIG, Run, device_of
@@ -82,7 +82,7 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
     mean_frame = data.mean_frame(device)
     mean, best = (float(end.double().mean()) / model.n_frames for end in ends_of_explained(model, mean_frame, x))
     elbo = float(bound.elbo.mean()) / model.n_frames
-    point: Values = {"elbo": elbo, "iwae": bound.per_frame, "explained": (elbo - mean) / (best - mean)}
+    point: Values = {"elbo": elbo, "iwae": bound.per_frame, "explained": explained_share(elbo, mean, best)}
     if model.n_frames > 1:
         means = forward_roll(model, guide, x, mean_frame=mean_frame).means()
         point["forward_roll"] = means.pop("model")
