@@ -223,7 +223,8 @@ def _table(name: str, values: Sequence[float]) -> Tensor:
     return torch.stack(rows, -1).reshape(-1, 3, 3)
 
 
-def _turned_both_ways(values: Sequence[float], height: int, width: int) -> Tensor:
+@functools.lru_cache(maxsize=16)  # every batch asks for it
+def _turned_both_ways(values: tuple[float, ...], height: int, width: int) -> Tensor:
     """The published perspective, (V, 3, 3) maps from displayed to source coordinates; angles in degrees.
 
     A point (X, Y, z) of the plane, z one pixel, is turned by the angle about the line of sight and then about the
