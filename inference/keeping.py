@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,18 +14,14 @@ import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from pyro_tvae.locks import lock, unlock
+
 from .callbacks import History
 from .checkpoints import Keeper, read_checkpoint
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Keeping", "claimed"]
 
 FOLDER, LAST = "checkpoints", "last"
-_held = set[int]()  # handles of claimed folders
 
 
 @contextmanager
@@ -57,10 +52,11 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
     for name in names:
         folder = Path(directory) / name
         made = [path for path in (folder, *folder.parents) if not path.exists()]
-        handle = _locked(folder)
-        if handle is not None and (goes_on or not (folder / f"{LAST}.ckpt").exists()):
-            break
-        _let_go(handle)
+        with suppress(BlockingIOError):
+            descriptor = lock(folder, folder=True)
+            if goes_on or not (folder / f"{LAST}.ckpt").exists():
+                break
+            unlock(descriptor)
     else:
         raise BlockingIOError(
             f"fit: cannot resume, another fit is at work in {folder}; wait for its end, or give a directory of its own."
@@ -71,51 +67,11 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
         with suppress(OSError):  # what holds something stays
             for path in made:
                 path.rmdir()
-        _let_go(handle)
+        unlock(descriptor)
 
 
 def _is_ours(name: str) -> bool:
     return re.fullmatch(rf"{FOLDER}(-v\d+)?", name) is not None
-
-
-def _locked(folder: Path) -> int | None:
-    """A handle that holds a folder, made where it was not; None where another process or thread holds it."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
-            return -1
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # removed by one that had made it
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        except OSError:
-            pass  # a file system that knows no locks
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(folder), os.fstat(handle)):
-                _held.add(handle)
-                return handle
-        os.close(handle)
-
-
-def _let_go(handle: int | None) -> None:
-    if handle in _held:
-        _held.remove(handle)
-        os.close(handle)
-
-
-def _forget() -> None:
-    """In a forked process, such as a worker of a loader, which may outlive this one by seconds."""
-    while _held:
-        os.close(_held.pop())
-
-
-if fcntl is not None:
-    os.register_at_fork(after_in_child=_forget)
 
 
 class BestWeights(Callback):

@@ -15,7 +15,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_tvae.parts import dotted
 
-__all__ = ["Clips", "Made", "Optimizers", "adam", "check_optimizer", "check_resumed", "make", "settings", "take_over"]
+__all__ = [
+    "Clips",
+    "Made",
+    "Optimizers",
+    "adam",
+    "check_optimizer",
+    "check_resumed",
+    "make",
+    "settings",
+    "take_over",
+    "unscales",
+]
 
 Optimizers = Callable[[Iterable[Tensor]], Optimizer] | PyroOptim
 Clips = list[tuple[Tensor, Mapping[str, float]]]
@@ -129,6 +140,11 @@ def clip(clips: Clips) -> None:
     """Bound gradients as Pyro does: each parameter by itself, first its norm, then its values."""
     for parameter, bounds in clips:
         PyroOptim._clip_grad(parameter, **bounds)
+
+
+def unscales(optimizer: Optimizer) -> bool:
+    """Whether an optimizer, a fused one, unscales float16's gradients in its own step, too late to clip them."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def settings(optimizer: Optimizer, scheduler: Any) -> dict[str, Any]:

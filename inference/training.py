@@ -44,7 +44,18 @@ from .former import gathered
 from .keeping import Keeping, claimed
 from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
-from .optimizers import Clips, Optimizers, adam, check_optimizer, check_resumed, clip, make, settings, take_over
+from .optimizers import (
+    Clips,
+    Optimizers,
+    adam,
+    check_optimizer,
+    check_resumed,
+    clip,
+    make,
+    settings,
+    take_over,
+    unscales,
+)
 from .pyro_elbos import adapted
 from .randomness import RandomStates
 from .subnormals import EVERY, sweep
@@ -402,9 +413,7 @@ class Fitting(lightning.LightningModule):
         trainer = self._trainer
         if trainer is None or getattr(trainer.precision_plugin, "scaler", None) is None:
             return False
-        return bool(trainer.gradient_clip_val or self._clips) and getattr(
-            optimizer, "_step_supports_amp_scaling", False
-        )
+        return bool(trainer.gradient_clip_val or self._clips) and unscales(optimizer)
 
     def _by_name(self) -> dict[str, Tensor]:
         """Parameters by the names that they have in Pyro's store."""

@@ -15,6 +15,7 @@ from pyro.optim import PyroOptim
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import History, TrainerOptions, fit
+from pyro_tvae.inference.optimizers import unscales
 
 from ..datasets import SequenceDataModule
 from .composition import make
@@ -56,14 +57,11 @@ def check_fit(config: DictConfig) -> None:
         raise ConfigurationError(
             f"optimizer.optimizer cannot be made from {settings}: {error}; look at these settings."
         ) from None
-    if "32" not in str(precision) and config.fit.gradient_clip is not None and getattr(made, FUSED, False):
+    if "32" not in str(precision) and config.fit.gradient_clip is not None and unscales(made):
         raise ConfigurationError(
             f"fit.gradient_clip goes with fit.precision={precision} only where the optimizer is not fused; add "
             "optimizer.optimizer.fused=false, or leave one of them out."
         )
-
-
-FUSED = "_step_supports_amp_scaling"  # an optimizer that unscales gradients itself, so that nothing else can clip them
 
 
 def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
