@@ -14,7 +14,7 @@ FRAME = (1, 2, 2)
 
 
 class Affine(Network):
-    """Decoder and encoders of one affine layer."""
+    """Decoder and encoders of one affine layer: with Normal pixels and no topography, log p(x) has a closed form."""
 
     def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussian import Affine
 from scipy import stats
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from pyro_tvae import (
     CapsuleRoll,
     Guide,
     MeanFieldGuide,
-    Network,
     Normal,
     NoTopography,
     OrbitEnergy,
@@ -31,16 +31,6 @@ from pyro_tvae.inference.hamiltonian import Path, leapfrog, transition
 from pyro_tvae.inference.likelihood import seeded
 
 FRAME, S, SIGMA = (1, 2, 3), 3, 0.5
-
-
-class Affine(Network):
-    """Encoders and decoder of one affine layer."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 @torch.no_grad()

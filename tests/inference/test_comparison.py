@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussian import Affine
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 
 import pyro_tvae
@@ -19,7 +20,6 @@ from pyro_tvae import (
     BinarizedBernoulli,
     CapsuleRoll,
     MeanFieldGuide,
-    Network,
     Normal,
     NoTopography,
     OrbitEnergy,
@@ -28,16 +28,6 @@ from pyro_tvae import (
 from pyro_tvae.inference import Annealing, Comparison, bound_gap, compare, log_weights, simulate
 
 FRAME, S, SIGMA = (1, 2, 3), 3, 0.5
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer: with Normal pixels and no topography, log p(x) has a closed form."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 class Toy:

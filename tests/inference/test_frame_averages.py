@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussian import Affine
 from torch import Tensor
 
 import pyro_tvae
@@ -18,7 +19,7 @@ from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.inference import bound_gap, log_likelihood, log_weights, simulate
 from pyro_tvae.inference.frame_averages import frame_averaged_weights
 
-from .test_likelihood import FRAME, SIGMA, Affine, S, Toy
+from .test_likelihood import FRAME, SIGMA, S, Toy
 
 EPS = 1e-6
 

@@ -11,11 +11,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussian import Affine
 from pyro.infer import RenyiELBO
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy, Stationary
+from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, NoTopography, OrbitEnergy, Stationary
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference import ELBO, LogLikelihood, log_likelihood, log_weights
 from pyro_tvae.inference.likelihood import _chunks, summarize
@@ -23,16 +24,6 @@ from pyro_tvae.inference.likelihood import _chunks, summarize
 FRAME = (1, 2, 3)
 SIGMA = 0.5
 S = 3
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer: with Normal pixels and no topography, log p(x) has a closed form."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 class Toy:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussian import Affine
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_tvae import (
     TVAE,
@@ -22,7 +23,6 @@ from pyro_tvae import (
     FlowGuide,
     Guide,
     MeanFieldGuide,
-    Network,
     Normal,
     NoTopography,
     OrbitEnergy,
@@ -184,16 +184,6 @@ def test_no_particle_is_refused() -> None:
 # --- a model whose log p(x) is known ---------------------------------------------------------------------------------
 
 SIGMA = 0.5
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer: with Normal pixels and no topography, log p(x) has a closed form."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 def linear_gaussian(off: float = 0.0) -> tuple[TVAE, Guide, Tensor, Tensor]:

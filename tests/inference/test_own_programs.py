@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gaussian import Affine
 from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroSample
 from pyro.nn.module import to_pyro_module_
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_tvae import (
     TVAE,
     CapsuleRoll,
     GuideList,
     MeanFieldGuide,
-    Network,
     Normal,
     NoTopography,
     default_guide,
@@ -53,16 +53,6 @@ from pyro_tvae.inference.posterior import from_netcdf, to_netcdf
 
 FRAME = (1, 2, 3)
 S, B, SIGMA, TILT, PRIOR = 4, 3, 0.5, 0.8, 0.7
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer: with Normal pixels and no topography, the posterior is Gaussian."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 class Tilted(TVAE):

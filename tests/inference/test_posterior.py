@@ -7,16 +7,17 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray
-from torch import Tensor, nn
+from gaussian import Affine
+from torch import Tensor
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.draws import systematic
 from pyro_tvae.inference.mcmc import nuts
@@ -33,16 +34,6 @@ MODELS: dict[str, Callable[[], TVAE]] = {
     "plain": lambda: TVAE(FRAME, S, 2, 4, NoTopography()),
     "normal": lambda: TVAE(FRAME, S, 2, 4, CapsuleRoll(3, 1), likelihood=Normal(0.3), mu=2.0).double(),
 }
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer: with Normal pixels and no topography, the posterior is Gaussian."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 class Toy:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
+from gaussian import Affine
 from scipy import stats
-from torch import nn
 
-from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Network, Normal, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.simulation_based_calibration import Calibration, calibration
 
 FRAME = (1, 2, 2)
-
-
-class Affine(Network):
-    """Decoder and encoders of one affine layer."""
-
-    def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(-3), nn.Linear(math.prod(frame_shape), n_outputs))
-
-    def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
-        return nn.Sequential(nn.Linear(n_latents, math.prod(frame_shape)), nn.Unflatten(-1, tuple(frame_shape)))
 
 
 def toy(shift: float = 0.0, widen: float = 0.0, sigma: float = 0.5) -> tuple[TVAE, MeanFieldGuide]:
