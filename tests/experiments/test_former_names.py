@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from tiny import TINY
 from typer.testing import CliRunner
 
 from pyro_tvae.experiments.cli import app
@@ -31,17 +32,6 @@ from pyro_tvae.experiments.studies import reproduce
 
 FORMER = ["likelihood=binarised_bernoulli", "model.centred=false"]
 NOW = ["likelihood=binarized_bernoulli", "model.centered=false"]
-TINY = [
-    "data.n_train=16",
-    "data.n_validation=8",
-    "data.n_test=12",
-    "model.n_capsules=2",
-    "fit.max_epochs=1",
-    "fit.progress=false",
-    "fit.accelerator=cpu",
-    "baseline.enabled=false",
-    "evaluation.num_particles=2",
-]
 
 
 @pytest.mark.parametrize(

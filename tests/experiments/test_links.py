@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
 from pyro_tvae.experiments.commands.likelihood import likelihood_run
@@ -71,18 +72,6 @@ def test_links_among_the_files_of_a_service_are_its_own(tmp_path: Path) -> None:
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------------------
-
-TINY = [
-    "data.n_train=16",
-    "data.n_validation=8",
-    "data.n_test=12",
-    "model.n_capsules=2",
-    "fit.max_epochs=1",
-    "fit.progress=false",
-    "fit.accelerator=cpu",
-    "baseline.enabled=false",
-    "evaluation.num_particles=2",
-]
 
 
 @pytest.fixture(scope="module")

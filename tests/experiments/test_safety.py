@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny import TINY
 
 import pyro_tvae
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
@@ -33,18 +34,6 @@ from pyro_tvae.experiments.studies.comparison import as_csv, markdown
 from pyro_tvae.experiments.studies.kept import read_kept
 from pyro_tvae.experiments.studies.results import write_results
 from pyro_tvae.inference import from_netcdf
-
-TINY = [
-    "data.n_train=16",
-    "data.n_validation=8",
-    "data.n_test=12",
-    "model.n_capsules=2",
-    "fit.max_epochs=1",
-    "fit.progress=false",
-    "fit.accelerator=cpu",
-    "baseline.enabled=false",
-    "evaluation.num_particles=2",
-]
 
 
 class Bomb:
