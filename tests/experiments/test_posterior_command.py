@@ -22,7 +22,7 @@ from pyro_tvae import Network, Normal
 from pyro_tvae.experiments.commands import posterior as posterior_command
 from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.datasets import Transformations
-from pyro_tvae.experiments.reports import posterior_page
+from pyro_tvae.experiments.reports import posterior_figures, posterior_page
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.inference import nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz
@@ -107,13 +107,13 @@ def test_the_verdict_counts_usable_sequences(k: list[float], words: str) -> None
 
 @pytest.mark.parametrize("k", [[0.1, 0.5], [0.1, 300.0, np.inf], [np.nan, 0.2], [-0.5]])
 def test_pareto_k_is_drawn_at_any_size(k: list[float], tmp_path: Path) -> None:
-    figure = posterior_page.pareto_k_plot(k)
+    figure = posterior_figures.pareto_k_plot(k)
     figure.savefig(tmp_path / "k.png")
     assert (tmp_path / "k.png").stat().st_size > 5000
 
 
 def test_without_a_k_nothing_is_drawn_over_empty_axes() -> None:
-    assert posterior_page.pareto_k_plot([np.inf, np.nan]) is None
+    assert posterior_figures.pareto_k_plot([np.inf, np.nan]) is None
 
 
 class Halves(Network):
@@ -129,7 +129,7 @@ class Halves(Network):
 def test_mean_and_spread_of_frames_are_those_of_the_draws() -> None:
     model = pyro_tvae.TVAE((1, 2, 2), 3, 1, 4, pyro_tvae.NoTopography(), network=Halves(), likelihood=Normal(0.1))
     t = torch.randn(50, 2, 3, 1, 4)
-    mean, spread = posterior_page.mean_and_spread(model, t)
+    mean, spread = posterior_figures.mean_and_spread(model, t)
     frames = t.double().reshape(50, 2, 3, 1, 2, 2)
     torch.testing.assert_close(mean, frames.mean(0))
     torch.testing.assert_close(spread, frames.std(0, correction=0), rtol=1e-5, atol=1e-6)
@@ -197,7 +197,7 @@ def test_too_few_draws_are_refused_before_sampling(tmp_path: Path, options: dict
 
 def test_the_shortest_interval_holds_its_share() -> None:
     skewed = np.sort(np.random.default_rng(0).exponential(size=(20_000, 2)) * [1.0, -1.0], axis=0)
-    low, high = posterior_page.shortest_interval(skewed, 0.94)
+    low, high = posterior_figures.shortest_interval(skewed, 0.94)
     # Of an exponential law: from 0 to −log 0.06. Its 94 % point has a standard error of 0.028.
     assert low == pytest.approx([0, -2.813], abs=0.14)
     assert high == pytest.approx([2.813, 0], abs=0.14)
@@ -208,7 +208,7 @@ def test_the_forest_shows_medians_quartiles_and_intervals() -> None:
 
     draws = np.stack([np.linspace(0, 1, 101), np.linspace(10, 30, 101)], 1)[None]
     values = xarray.DataArray(draws, dims=("chain", "draw", "orbit"), coords={"orbit": ["a", "b"]}, name="e")
-    axis = posterior_page.forest(values, "title", "log e", (0.0, 2.0)).axes[0]
+    axis = posterior_figures.forest(values, "title", "log e", (0.0, 2.0)).axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
     assert axis.get_lines()[0].get_xdata() == pytest.approx([0.5, 20])
     whole, half = ([s[:, 0] for s in lines.get_segments()] for lines in axis.collections)  # type: ignore[attr-defined]
