@@ -13,7 +13,6 @@ from ..distributions import Normal
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, joint
-from ..topographies.base import pooled
 from .encoders import Coupling, shown
 from .frames import FrameGuide
 
@@ -46,7 +45,6 @@ class FlowGuide(FrameGuide):
 
     mean_field = False
     couples = True
-    w: Tensor
 
     def __init__(
         self,
@@ -61,8 +59,7 @@ class FlowGuide(FrameGuide):
         if layers < 1:
             raise ValueError(f"FlowGuide: layers is {layers!r}; expected at least 1.")
         self.couplings = nn.ModuleList(Coupling(4, model.n_latents) for _ in range(2 * layers))
-        w = model.topography.neighborhood(model.n_frames, model.capsule_dim).detach()
-        self.register_buffer("w", w, persistent=False)
+        self.topography = model.topography.fixed(model.n_frames, model.capsule_dim)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
@@ -76,7 +73,7 @@ class FlowGuide(FrameGuide):
         """``log W u²`` (``log W e``) from u (or log e): (..., S, C, D) -> same shape."""
         e = value.exp() if self.coordinates[1].positive else value.square()
         # The small number keeps the slope of u² finite where all of a neighbourhood is near 0.
-        return (pooled(e, self.w) + 1e-4).log()
+        return (self.topography.pool(e) + 1e-4).log()
 
 
 class Couplings(Transform):

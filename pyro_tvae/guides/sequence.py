@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior
-from ..topographies.base import pooled
 from .base import Guide
 from .encoders import FrameEncoder, coordinates, shown
 
@@ -44,8 +43,6 @@ class SequenceGuide(Guide):
         True
     """
 
-    w: Tensor
-
     def __init__(
         self,
         model: TVAE,
@@ -64,8 +61,7 @@ class SequenceGuide(Guide):
             last = self.head[-1]
             assert isinstance(last, nn.Linear)
             last.bias.view(k, n)[1::2] += initial_log_variance
-        w = model.topography.neighborhood(model.n_frames, model.capsule_dim).detach()
-        self.register_buffer("w", w, persistent=False)
+        self.transposed = model.topography.fixed(model.n_frames, model.capsule_dim, transposed=True)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, observed_frames = shown(x, observed)
@@ -75,7 +71,7 @@ class SequenceGuide(Guide):
         if observed_frames is not None:
             mask = observed_frames.to(first).expand(n, -1, -1, -1)
         vote = log_precision.exp() * mask
-        evidence = pooled(torch.stack([vote, vote * first, vote * second]), self.w.mT)
+        evidence = self.transposed.pool(torch.stack([vote, vote * first, vote * second]), signed=True)
         total = evidence[0]
         own = [first * mask, second * mask, vote]
         pool = [total.log1p(), *(evidence[1:] / total.clamp(min=1e-6))]

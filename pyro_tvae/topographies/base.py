@@ -1,23 +1,29 @@
 """The base of topographies: which local energies pool which latents on the (frame, position) lattice.
 
-Every topography is a set of offsets (dt, dp) on the lattice of frames and positions. It builds one non-negative
-neighbourhood matrix W, shared by all capsules, and one matrix product applies it: ``v = W u²``. Pure tensors, no Pyro.
+Every topography is a set of offsets (dt, dp) on the lattice of frames and positions, which stand for one non-negative
+neighbourhood matrix W, shared by all capsules: ``v = W u²``. On small lattices one product with W applies it, on larger
+ones sums over the offsets do. Pure tensors, no Pyro.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..parts import Part
+from .orbits import Orbits, distinct, partition
+from .sums import Sums, numbered
 
 __all__ = ["Orbits", "Topography", "pooled", "roll", "window"]
 
 BOUNDARIES = ("circular", "truncate")
+LARGEST = 2**30  # bytes of a W that is shown
+# Rows of W up to which one product with it is the fastest: measured on one thread of a CPU, forward and backward.
+ROWS = 400
 
 
 def window(length: int) -> range:
@@ -57,14 +63,6 @@ def pooled(e: Tensor, w: Tensor) -> Tensor:
     return rows.unflatten(-1, (e.shape[-3], e.shape[-1])).transpose(-3, -2)
 
 
-@dataclass(frozen=True)
-class Orbits:
-    """Disjoint neighbourhoods: ``index[l, p]`` names the orbit of (frame, position); ``size[o]`` counts its members."""
-
-    index: Tensor
-    size: Tensor
-
-
 class Topography(Part, nn.Module):
     """A neighbourhood structure on the (frame, position) lattice; subclasses only list its offsets.
 
@@ -90,6 +88,7 @@ class Topography(Part, nn.Module):
             )
         self.boundary = boundary
         self._cache: dict[tuple[object, ...], Tensor] = {}
+        self._sums: dict[tuple[object, ...], Sums] = {}
         # log(e - 1) is where softplus gives exactly the paper's weight of one.
         self.raw_weight = nn.Parameter(torch.full((len(self.offsets()),), 0.5413248546129181)) if learned else None
 
@@ -109,49 +108,101 @@ class Topography(Part, nn.Module):
     def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
         """W of shape (S·D, S·D): row = (frame, position) of v, column = (frame, position) of u.
 
-        Differentiable in the weights when they are learned.
+        To be looked at: :meth:`pool` takes it for small lattices alone. Differentiable in the weights when they are
+        learned. A subclass that defines its own W is applied by that.
+
+        Raises:
+            ValueError: W would be larger than 1 GiB.
         """
         sizes = self.lattice(n_frames, n_positions)
+        weight = self.weight()
+        n = n_frames * n_positions
+        if n * n * weight.element_size() > LARGEST:
+            raise ValueError(
+                f"{type(self).__name__}: W of {n_frames:,} frames and {n_positions:,} positions would be {n:,} x {n:,} "
+                f"numbers, {n * n * weight.element_size() / 2**30:,.1f} GiB; expected a lattice whose W has at most "
+                "1 GiB: use pool or energy, which apply W without building it."
+            )
         offsets = torch.tensor(self.offsets(), dtype=torch.long).reshape(-1, len(sizes))
         cells = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).reshape(-1, len(sizes))
         target = cells.unsqueeze(1) + offsets  # (S·D, offsets, axes)
         inside = torch.ones(target.shape[:-1], dtype=torch.bool)
         if self.boundary == "truncate":
             inside = (target[..., 0] >= 0) & (target[..., 0] < n_frames)
-        target = target % torch.tensor(sizes)
-        column = torch.zeros(target.shape[:-1], dtype=torch.long)
-        for axis, size in enumerate(sizes):
-            column = column * size + target[..., axis]
         # Kernels longer than an axis meet a cell more than once; then its terms add up.
-        raw = self.raw_weight
-        weight = torch.tensor(self.coefficients())
-        if raw is not None:
-            weight = weight.to(raw) * nn.functional.softplus(raw)
         value = weight * inside.to(weight)
-        n = n_frames * n_positions
-        return value.new_zeros(n, n).scatter_add(1, column.to(value.device), value.expand(n, -1))
+        column = numbered(target, sizes).to(value.device)
+        return value.new_zeros(n, n).scatter_add(1, column, value.expand(n, -1))
+
+    def weight(self) -> Tensor:
+        """How much each offset counts now, (offsets,): differentiable when it is learned."""
+        coefficients = torch.tensor(self.coefficients())
+        raw = self.raw_weight
+        return coefficients if raw is None else coefficients.to(raw) * nn.functional.softplus(raw)
 
     def matrix(self, n_frames: int, n_positions: int, like: Tensor) -> Tensor:
         """The neighbourhood matrix in ``like``'s dtype and device, built once unless its weights are learned."""
-        if self.raw_weight is not None:
-            return self.neighborhood(n_frames, n_positions).to(like)
         key = (n_frames, n_positions, like.dtype, like.device)
+        return self._kept(key, lambda: self.neighborhood(n_frames, n_positions).to(like))
+
+    def _kept(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What is made of the weights, once unless they are learned."""
+        if self.raw_weight is not None:
+            return make()
         if key not in self._cache:
-            # Built outside inference mode, so that a matrix first needed by an evaluation also serves training.
+            # Made outside inference mode, so that what an evaluation needs first also serves training.
             with torch.inference_mode(False):
-                w = self.neighborhood(n_frames, n_positions).to(dtype=like.dtype, device=like.device)
-            if type(w) not in (Tensor, nn.Parameter):  # a stand-in while the program is exported
-                return w
-            self._cache[key] = w
+                made = make()
+            if type(made) not in (Tensor, nn.Parameter):  # a stand-in while the program is exported
+                return made
+            self._cache[key] = made
         return self._cache[key]
 
-    def pool(self, e: Tensor) -> Tensor:
-        """Apply W to non-negative energies: (..., S, C, D) -> same shape."""
+    @property
+    def dense(self) -> bool:
+        """W is a matrix of its own, and no list of offsets."""
+        return type(self).neighborhood is not Topography.neighborhood or type(self).matrix is not Topography.matrix
+
+    def pool(self, e: Tensor, *, signed: bool = False) -> Tensor:
+        """Apply W to non-negative energies: (..., S, C, D) -> same shape.
+
+        Time and memory grow as S does: W itself is built for small lattices alone, where it is the fastest, and where a
+        topography is no list of offsets.
+
+        Args:
+            e: energies, or what else is to be summed.
+            signed: e may hold negative numbers. Without, no energy is below 0, not by rounding either.
+        """
         if e.dim() < 3:
             raise ValueError(
                 f"energies (u or e) have shape {tuple(e.shape)}; expected (..., frame, capsule, position)."
             )
-        return pooled(e, self.matrix(e.shape[-3], e.shape[-1], e))
+        n_frames, n_positions = e.shape[-3], e.shape[-1]
+        if self.dense or n_frames * n_positions <= ROWS:
+            return pooled(e, self.matrix(n_frames, n_positions, e))
+        sums = self._sums_on(n_frames, n_positions, e.device.type)
+        key = (n_frames, n_positions, e.dtype, e.device)
+        v = sums.apply(e, self._kept(key, lambda: sums.operator(self.weight().to(e))))
+        return v if signed or sums.convolves else v.clamp_min(0)
+
+    def _sums_on(self, n_frames: int, n_positions: int, device: str) -> Sums:
+        key = (n_frames, n_positions, device)
+        if key not in self._sums:
+            sums = Sums(self.offsets(), self.lattice(n_frames, n_positions), self.boundary == "circular", device)
+            if type(sums.places) is not Tensor:  # as in _kept
+                return sums
+            self._sums[key] = sums
+        return self._sums[key]
+
+    def fixed(self, n_frames: int, n_positions: int, *, transposed: bool = False) -> Topography:
+        """The same W on this lattice with weights that stay as they are now, or its transpose: a part without any."""
+        if self.dense:
+            w = self.neighborhood(n_frames, n_positions).detach()
+            return Fixed(w.mT if transposed else w, boundary=self.boundary)
+        # Who looks from here to there is seen from there in the opposite direction.
+        sign = -1 if transposed else 1
+        offsets = [tuple(sign * one for one in offset) for offset in self.offsets()]
+        return Fixed(self.weight().detach(), offsets, grid=self.grid, boundary=self.boundary)
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies (variances) ``v = W u²``: (..., S, C, D) -> same shape."""
@@ -163,16 +214,21 @@ class Topography(Part, nn.Module):
         Raises:
             ValueError: the neighbourhoods overlap, or W is not a matrix of zeros and ones.
         """
-        w = self.neighborhood(n_frames, n_positions).detach()
-        rows, index = torch.unique(w, dim=0, return_inverse=True)
-        if self.raw_weight is not None or not bool(((rows == 0) | (rows == 1)).all()) or bool((rows.sum(0) != 1).any()):
+        orbits = None
+        if self.raw_weight is None:
+            if self.dense:
+                orbits = distinct(self.neighborhood(n_frames, n_positions).detach(), n_frames)
+            else:
+                sizes = self.lattice(n_frames, n_positions)
+                orbits = partition(self.offsets(), self.coefficients(), sizes, self.boundary == "circular")
+        if orbits is None:
             raise ValueError(
                 f"OrbitEnergy: the neighbourhoods of {type(self).__name__}({self.extra_repr()}) on {n_frames} frames "
                 f"and {n_positions} positions are no disjoint orbits; choose CapsuleRoll(kernel={n_positions}, "
                 f"width=0) with {n_positions} frames (topography=orbits), or GaussianEnergy with a guide for it "
                 "(prior=gaussian guide=mean_field)."
             )
-        return Orbits(index.reshape(n_frames, n_positions), rows.sum(1).long())
+        return orbits
 
     def check(self, n_frames: int, n_positions: int) -> None:
         """Raise ValueError where this topography does not fit a lattice of that size."""
@@ -184,3 +240,44 @@ class Topography(Part, nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+
+
+class Fixed(Topography):
+    """Offsets with weights that no longer change, or a W of them: what guides pool by.
+
+    Args:
+        weights: (offsets,), or W.
+        offsets: (frame, position, …), one for each weight.
+        grid, boundary: see :class:`Topography`.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        weights: Tensor,
+        offsets: Sequence[tuple[int, ...]] = (),
+        *,
+        grid: Sequence[int] | None = None,
+        boundary: str = "circular",
+    ) -> None:
+        self.grid, self._offsets = grid, list(offsets)
+        super().__init__(boundary=boundary)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def offsets(self) -> list[tuple[int, ...]]:
+        return self._offsets
+
+    def coefficients(self) -> list[float]:
+        coefficients: list[float] = self.weights.tolist()
+        return coefficients
+
+    def weight(self) -> Tensor:
+        return self.weights
+
+    @property
+    def dense(self) -> bool:
+        return self.weights.dim() == 2
+
+    def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
+        return self.weights if self.dense else super().neighborhood(n_frames, n_positions)

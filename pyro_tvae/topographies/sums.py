@@ -1,0 +1,123 @@
+"""Sums over offsets: ``W e`` without W, in time and memory that grow with the lattice and not with its square."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Sums", "numbered"]
+
+# Terms of one energy (frames that its offsets reach x positions) up to which a convolution is faster than a transform:
+# measured on one thread of a CPU, forward and backward in float32.
+TERMS = 400
+
+
+class Sums:
+    """Where a list of offsets lies on one lattice, and how ``v[l, p] = Σ weight · e[l + dt, p + dp]`` is summed there.
+
+    Two ways, each with an operator that holds the weights and is made once for weights that stay as they are:
+
+    - a convolution over frames, whose channels are the positions: ``frames reached · D`` multiplications an energy,
+      for offsets that reach few frames, and few positions;
+    - a circular convolution over the whole lattice by the fast Fourier transform (Cooley & Tukey 1965, "An algorithm
+      for the machine calculation of complex Fourier series", https://doi.org/10.1090/S0025-5718-1965-0178586-1), at
+      log(S·D) an energy, however many offsets there are. It is done in float64, whose rounding is 1e-16 of the largest
+      energies around, so that small ones, too, keep the digits of float32.
+
+    Args:
+        offsets: whole numbers (frame, position, …), one tuple for each.
+        sizes: lengths of the axes, frames first.
+        circular: frames wrap; positions always do.
+        device: type of the device. Convolutions are for CPUs, since others may round them to TF32, and for "mps", which
+            has no float64.
+    """
+
+    def __init__(self, offsets: Sequence[Sequence[int]], sizes: Sequence[int], circular: bool, device: str) -> None:
+        n_frames, *grid = sizes
+        # Further away than the sequence is long there are the same frames again, or none.
+        kept = [i for i, (dt, *_) in enumerate(offsets) if circular or abs(dt) < n_frames]
+        cells = torch.tensor([offsets[i] for i in kept], dtype=torch.long).reshape(-1, len(sizes))
+        self.first, self.last = (end([0, *(offsets[i][0] for i in kept)]) for end in (min, max))
+        if circular and self.last - self.first >= n_frames:
+            cells[:, 0] %= n_frames
+            self.first, self.last = 0, n_frames - 1
+        self.n_frames, self.grid, self.circular = n_frames, grid, circular
+        n_positions, reach = math.prod(grid), self.last - self.first + 1
+        self.convolves = device == "mps" or (device == "cpu" and reach * n_positions <= TERMS)
+        # Where the weights belong in the operator: (offsets, 1), or once in every row, (offsets, D).
+        if self.convolves:
+            self.shape: tuple[int, ...] = (n_positions, n_positions, reach, 1)
+            rows = torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid))
+            lines = torch.arange(n_positions) * n_positions + numbered(cells[:, None, 1:] + rows, grid)
+            self.places = lines * reach + cells[:, :1] - self.first
+        else:
+            # Truncated frames are followed by as many empty ones as the offsets reach, and may then wrap as well.
+            self.shape = (n_frames if circular else _smooth(n_frames + max(self.last, -self.first)), *grid)
+            self.places = numbered(cells, self.shape)[:, None]
+        self.kept = torch.tensor(kept, dtype=torch.long)
+
+    def operator(self, weight: Tensor) -> Tensor:
+        """What energies are multiplied with, from the weights of the offsets, (offsets,): differentiable.
+
+        A kernel (D, D, frames reached, 1), or a spectrum over the lattice, (S, 1, *grid), of which one half is kept.
+        """
+        places = self.places.to(weight.device)
+        weight = weight[self.kept.to(weight.device), None]
+        weight = weight if self.convolves else weight.double()
+        # Offsets that meet the same cell add up.
+        flat = weight.new_zeros(math.prod(self.shape))
+        kernel = flat.scatter_add(0, places.flatten(), weight.expand(places.shape).flatten()).view(self.shape)
+        return kernel if self.convolves else torch.fft.rfftn(kernel.unsqueeze(1), dim=self._axes).conj().resolve_conj()
+
+    def apply(self, e: Tensor, operator: Tensor) -> Tensor:
+        """The sums over terms (..., S, C, D): same shape."""
+        return self._convolved(e, operator) if self.convolves else self._transformed(e, operator)
+
+    def _convolved(self, e: Tensor, kernel: Tensor) -> Tensor:
+        frames = e.reshape(-1, *e.shape[-3:])
+        if self.circular:
+            frames = torch.cat([frames[:, self.n_frames + self.first :], frames, frames[:, : self.last]], 1)
+        else:
+            frames = nn.functional.pad(frames, (0, 0, 0, 0, -self.first, self.last))
+        # Seen as (N, positions, frames, capsules) this lies channels-last, as convolutions like it.
+        return nn.functional.conv2d(frames.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1).reshape(e.shape)
+
+    def _transformed(self, e: Tensor, spectrum: Tensor) -> Tensor:
+        sizes = [*self.shape[1:], self.shape[0]]
+        spectra = torch.fft.rfftn(e.double().unflatten(-1, self.grid), s=sizes, dim=self._axes)
+        v = torch.fft.irfftn(spectra * spectrum, s=sizes, dim=self._axes)
+        return v.narrow(self._axes[-1], 0, self.n_frames).flatten(-len(self.grid)).to(e)
+
+    @property
+    def _axes(self) -> list[int]:
+        """The axes of positions, then that of frames, counted from the right: the last is halved."""
+        n = len(self.grid)
+        return [*range(-n, 0), -2 - n]
+
+
+def numbered(cells: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The numbers of cells (..., axes), which wrap, in a lattice of these sizes: (...)."""
+    number = torch.zeros(cells.shape[:-1], dtype=torch.long)
+    for axis, size in enumerate(sizes):
+        number = number * size + cells[..., axis] % size
+    return number
+
+
+def _smooth(size: int) -> int:
+    """The smallest length from ``size`` on without prime factors above 5, whose transforms are fast.
+
+    Example:
+        >>> _smooth(17), _smooth(1013)
+        (18, 1024)
+    """
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
