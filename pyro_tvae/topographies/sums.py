@@ -12,7 +12,8 @@ __all__ = ["Sums", "numbered"]
 
 # Terms of one energy (frames that its offsets reach x positions) up to which a convolution is faster than a transform:
 # measured on one thread of a CPU, forward and backward in float32.
-TERMS = 400
+TERMS = 700
+CONVOLVED = (torch.float32, torch.bfloat16)  # the dtypes that convolutions on a CPU are made for
 
 
 class Sums:
@@ -31,11 +32,11 @@ class Sums:
         offsets: whole numbers (frame, position, …), one tuple for each.
         sizes: lengths of the axes, frames first.
         circular: frames wrap; positions always do.
-        device: type of the device. Convolutions are for CPUs, since others may round them to TF32, and for "mps", which
-            has no float64.
+        like: of the dtype and device of the terms. Convolutions are for CPUs, since others may round them to TF32, and
+            for MPS, which has no float64.
     """
 
-    def __init__(self, offsets: Sequence[Sequence[int]], sizes: Sequence[int], circular: bool, device: str) -> None:
+    def __init__(self, offsets: Sequence[Sequence[int]], sizes: Sequence[int], circular: bool, like: Tensor) -> None:
         n_frames, *grid = sizes
         # Further away than the sequence is long there are the same frames again, or none.
         kept = [i for i, (dt, *_) in enumerate(offsets) if circular or abs(dt) < n_frames]
@@ -46,7 +47,8 @@ class Sums:
             self.first, self.last = 0, n_frames - 1
         self.n_frames, self.grid, self.circular = n_frames, grid, circular
         n_positions, reach = math.prod(grid), self.last - self.first + 1
-        self.convolves = device == "mps" or (device == "cpu" and reach * n_positions <= TERMS)
+        few = reach * n_positions <= TERMS and like.dtype in CONVOLVED
+        self.convolves = like.device.type == "mps" or (like.device.type == "cpu" and few)
         # Where the weights belong in the operator: (offsets, 1), or once in every row, (offsets, D).
         if self.convolves:
             self.shape: tuple[int, ...] = (n_positions, n_positions, reach, 1)
@@ -62,7 +64,7 @@ class Sums:
     def operator(self, weight: Tensor) -> Tensor:
         """What energies are multiplied with, from the weights of the offsets, (offsets,): differentiable.
 
-        A kernel (D, D, frames reached, 1), or a spectrum over the lattice, (S, 1, *grid), of which one half is kept.
+        A kernel (D, D, frames reached, 1), or half of a spectrum over the lattice, (S // 2 + 1, *grid).
         """
         places = self.places.to(weight.device)
         weight = weight[self.kept.to(weight.device), None]
@@ -70,7 +72,7 @@ class Sums:
         # Offsets that meet the same cell add up.
         flat = weight.new_zeros(math.prod(self.shape))
         kernel = flat.scatter_add(0, places.flatten(), weight.expand(places.shape).flatten()).view(self.shape)
-        return kernel if self.convolves else torch.fft.rfftn(kernel.unsqueeze(1), dim=self._axes).conj().resolve_conj()
+        return kernel if self.convolves else torch.fft.rfftn(kernel, dim=self._axes).conj_physical()
 
     def apply(self, e: Tensor, operator: Tensor) -> Tensor:
         """The sums over terms (..., S, C, D): same shape."""
@@ -87,15 +89,17 @@ class Sums:
 
     def _transformed(self, e: Tensor, spectrum: Tensor) -> Tensor:
         sizes = [*self.shape[1:], self.shape[0]]
-        spectra = torch.fft.rfftn(e.double().unflatten(-1, self.grid), s=sizes, dim=self._axes)
+        # A capsule's lattice lies together, (..., C, S, *grid): long transforms over strides miss the cache.
+        lattices = e.transpose(-3, -2).double().contiguous().unflatten(-1, self.grid)
+        spectra = torch.fft.rfftn(lattices, s=sizes, dim=self._axes)
         v = torch.fft.irfftn(spectra * spectrum, s=sizes, dim=self._axes)
-        return v.narrow(self._axes[-1], 0, self.n_frames).flatten(-len(self.grid)).to(e)
+        return v.narrow(self._axes[-1], 0, self.n_frames).flatten(-len(self.grid)).to(e.dtype).transpose(-3, -2)
 
     @property
     def _axes(self) -> list[int]:
         """The axes of positions, then that of frames, counted from the right: the last is halved."""
         n = len(self.grid)
-        return [*range(-n, 0), -2 - n]
+        return [*range(-n, 0), -1 - n]
 
 
 def numbered(cells: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -60,6 +60,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     rows, terms = WAYS[request.param]
     monkeypatch.setattr(base, "ROWS", rows)
     monkeypatch.setattr(sums, "TERMS", terms)
+    monkeypatch.setattr(sums, "CONVOLVED", (torch.float32, torch.float64))
     return str(request.param)
 
 
