@@ -17,13 +17,35 @@ from torch.nn.functional import normalize
 
 from pyro_tvae.topographies.base import roll
 
-__all__ = ["RollCorrelation", "capsule_correlation", "equivariance_error", "roll_correlation"]
+__all__ = ["Estimate", "RollCorrelation", "capsule_correlation", "equivariance_error", "roll_correlation"]
 
 CHUNK = 2**20  # numbers per intermediate tensor, 8 MiB in float64
+MOST_PAIRS = 2**17  # pairs of frames that are all compared: up to 512 frames; as many are drawn where there are more
+GROUPS = 32  # of drawn pairs, from whose differences the standard errors are estimated
 TIE = 1e-13  # cross-correlations of unit capsules that differ by less are equal: single precision squared
 
 
-def equivariance_error(t: Tensor) -> float:
+class Estimate(float):
+    """A number, and how sure it is: that of all pairs of frames, or its estimate from pairs that were drawn.
+
+    Attributes:
+        standard_error: over the drawn pairs; 0 where all were compared.
+        n_pairs: of frames, that were compared in every sequence.
+    """
+
+    standard_error: float
+    n_pairs: int
+
+    def __new__(cls, value: float, standard_error: float = 0.0, n_pairs: int = 0) -> Estimate:
+        self = super().__new__(cls, value)
+        self.standard_error, self.n_pairs = standard_error, n_pairs
+        return self
+
+    def __getnewargs__(self) -> tuple[float, float, int]:
+        return (float(self), self.standard_error, self.n_pairs)
+
+
+def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0) -> Estimate:
     """Equivariance error E_eq: how far rolled capsules are from the capsules they should be; lower is better.
 
     ``E_eq = sum over l < m and c of ‖Roll_{m−l}(t̂[l, c]) − t̂[m, c]‖₁`` with ``t̂ = t / ‖t‖₂`` per capsule and frame,
@@ -32,9 +54,13 @@ def equivariance_error(t: Tensor) -> float:
 
     Args:
         t: (N, S, C, D), at least two frames.
+        max_pairs: where S frames make more pairs than that, so many of them are drawn, the same for all sequences, and
+            the sum over all is estimated from them: what is returned has a ``standard_error``.
+        seed: of that draw.
 
     Raises:
-        ValueError: t has another number of dimensions, a single frame, or values that are not finite.
+        ValueError: t has another number of dimensions, a single frame, or values that are not finite; or max_pairs is
+            below 2.
 
     Example:
         >>> t = torch.stack([roll(torch.tensor([[2.0, 0.0, 0.0]]), shift) for shift in range(3)]).unsqueeze(0)
@@ -42,12 +68,22 @@ def equivariance_error(t: Tensor) -> float:
         0.0
     """
     _check("equivariance_error", t)
-    total = 0.0
+    total, drawn = _drawn("equivariance_error", t.shape[1], max_pairs, seed)
+    if drawn is None:
+        summed = 0.0
+        for rows in _chunks(t):
+            unit = _unit(t[rows])
+            for lag in range(1, t.shape[1]):  # all pairs of one lag share their roll
+                summed += (roll(unit[:, :-lag], lag) - unit[:, lag:]).abs().sum().item()
+        return Estimate(summed / len(t), 0.0, total)
+    distances = torch.zeros(drawn.shape[1], dtype=torch.double)
     for rows in _chunks(t):
         unit = _unit(t[rows])
-        for lag in range(1, t.shape[1]):  # all pairs of one lag share their roll
-            total += (roll(unit[:, :-lag], lag) - unit[:, lag:]).abs().sum().item()
-    return total / len(t)
+        for start, (first, second) in _pieces(drawn, unit):
+            apart = roll(unit[:, first], (second - first).unsqueeze(-1)) - unit[:, second]
+            distances[start : start + len(first)] += apart.abs().sum((0, 2, 3)).cpu() / len(t)
+    error = float(distances.std()) / math.sqrt(len(distances))
+    return Estimate(total * float(distances.mean()), total * error, len(distances))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +95,9 @@ class RollCorrelation:
         exact: share of pairs whose pooled roll is exactly the true one; 1 / D by chance, and a little more where the
             capsules disagree, because both tied modes and the pairs of a sequence favour small rolls.
         per_capsule, exact_per_capsule: (C,), the same for every capsule by itself.
-        n_pairs: how many pairs of frames they rest on.
+        n_pairs: how many pairs of frames they rest on, those of all sequences.
+        correlation_error, exact_error: standard errors over the pairs of frames that were drawn; 0 where all were
+            compared.
     """
 
     correlation: float
@@ -67,9 +105,19 @@ class RollCorrelation:
     per_capsule: Tensor
     exact_per_capsule: Tensor
     n_pairs: int
+    correlation_error: float = 0.0
+    exact_error: float = 0.0
 
 
-def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None = None) -> RollCorrelation:
+def roll_correlation(
+    t: Tensor,
+    index: Tensor,
+    period: int,
+    *,
+    turn: int | None = None,
+    max_pairs: int = MOST_PAIRS,
+    seed: int = 0,
+) -> RollCorrelation:
     """Compare the roll observed between every two frames l < m with what the moving factor did between them.
 
     Observed: ``argmax_r sum_p t[l, c, p] · t[m, c, p + r]`` per capsule, pooled by the mode over capsules (ties: the
@@ -85,9 +133,11 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
         turn: positions that a capsule moves while the factor goes once through its cycle; D, once around, by default.
             Where a factor repeats within the sequence, capsules that move one position a frame repeat every
             ``turn=period`` positions, and rolls that differ by whole turns are the same.
+        max_pairs, seed: as in :func:`equivariance_error`; the standard errors are by the jackknife over groups of pairs.
 
     Raises:
-        ValueError: t or index has the wrong shape or dtype, there is a single frame, or period or turn is below 1.
+        ValueError: t or index has the wrong shape or dtype, there is a single frame, period or turn is below 1, or
+            max_pairs below 2.
 
     Example:
         >>> t = torch.stack([roll(torch.tensor([[1.0, 2.0, 4.0]]), shift) for shift in range(3)]).unsqueeze(0)
@@ -104,20 +154,49 @@ def roll_correlation(t: Tensor, index: Tensor, period: int, *, turn: int | None 
         if value < 1:
             raise ValueError(f"roll_correlation: {name} is {value!r}; expected {what}, at least 1.")
     index = index.to(t.device).long()  # a difference of unsigned integers would wrap
-    sums, exact, n_pairs = torch.zeros(8, n_capsules + 1).double(), torch.zeros(n_capsules + 1).double(), 0
+    total, drawn = _drawn("roll_correlation", n_frames, max_pairs, seed)
+    # One group of all pairs, or groups of drawn ones.
+    groups = 1 if drawn is None else min(GROUPS, drawn.shape[1])
+    sums, exact = torch.zeros(groups, 8, n_capsules + 1).double(), torch.zeros(groups, n_capsules + 1).double()
+    n_pairs = torch.zeros(groups, 1).double()
+
+    def add(group: int, rows: slice, spectrum: Tensor, first: Tensor | slice, second: Tensor | slice) -> None:
+        capsules = _rolls(spectrum[:, first], spectrum[:, second], size).flatten(0, 1).cpu()
+        # moved counts modulo the period
+        moved = (index[rows, second] - index[rows, first]).flatten().cpu().unsqueeze(-1)
+        series = torch.cat([capsules, _mode(capsules, size).unsqueeze(-1)], dim=-1)  # (pairs, C + 1): mode last
+        sums[group] += _sines(2 * math.pi * series.double() / turn, 2 * math.pi * moved.double() / period)
+        exact[group] += ((series * period - moved * turn) % (turn * period) == 0).double().sum(0)
+        n_pairs[group] += len(moved)
+
     for rows in _chunks(t):
         spectrum = _spectrum(t[rows])
-        for lag in range(1, n_frames):
-            capsules = _rolls(spectrum[:, :-lag], spectrum[:, lag:], size).flatten(0, 1).cpu()
-            # moved counts modulo the period
-            moved = (index[rows, lag:] - index[rows, :-lag]).flatten().cpu().unsqueeze(-1)
-            series = torch.cat([capsules, _mode(capsules, size).unsqueeze(-1)], dim=-1)  # (pairs, C + 1): mode last
-            sums += _sines(2 * math.pi * series.double() / turn, 2 * math.pi * moved.double() / period)
-            exact += ((series * period - moved * turn) % (turn * period) == 0).double().sum(0)
-            n_pairs += len(moved)
-    correlation, exact = _circular_correlation(sums / n_pairs), exact / n_pairs
-    per_capsule, exact_per_capsule = correlation[:n_capsules], exact[:n_capsules]
-    return RollCorrelation(correlation[-1].item(), exact[-1].item(), per_capsule, exact_per_capsule, n_pairs)
+        if drawn is None:
+            for lag in range(1, n_frames):
+                add(0, rows, spectrum, slice(None, -lag), slice(lag, None))
+        else:
+            for group, pairs in enumerate(drawn.tensor_split(groups, 1)):
+                for _, (first, second) in _pieces(pairs, t[rows]):
+                    add(group, rows, spectrum, first, second)
+
+    def measures(sums: Tensor, exact: Tensor, n_pairs: Tensor) -> tuple[Tensor, Tensor]:
+        return _circular_correlation(sums / n_pairs), exact / n_pairs
+
+    whole = [values.sum(0) for values in (sums, exact, n_pairs)]
+    correlation, exact_share = measures(*whole)
+    errors = [0.0, 0.0]
+    if drawn is not None:
+        without = [[every - one for every, one in zip(whole, group, strict=True)] for group in zip(sums, exact, n_pairs)]
+        left_out = [torch.stack([one[-1] for one in values]) for values in zip(*(measures(*one) for one in without))]
+        errors = [float(values.var(correction=0) * (groups - 1)) ** 0.5 for values in left_out]
+    return RollCorrelation(
+        correlation[-1].item(),
+        exact_share[-1].item(),
+        correlation[:n_capsules],
+        exact_share[:n_capsules],
+        int(whole[2]),
+        *errors,
+    )
 
 
 def capsule_correlation(t: Tensor, index: Tensor) -> float:
@@ -211,6 +290,28 @@ def _chunks(t: Tensor) -> Iterator[slice]:
     """Slices over sequences that bound the memory of whatever has the size of t."""
     step = max(1, CHUNK // t[0].numel())
     return (slice(start, start + step) for start in range(0, len(t), step))
+
+
+def _drawn(owner: str, n_frames: int, max_pairs: int, seed: int) -> tuple[int, Tensor | None]:
+    """How many pairs l < m there are of these frames, and where that is too many, those that stand for them: (2, n).
+
+    They are drawn evenly and with replacement.
+    """
+    if max_pairs < 2:
+        raise ValueError(f"{owner}: max_pairs is {max_pairs!r}; expected at least 2 pairs of frames.")
+    total = n_frames * (n_frames - 1) // 2
+    if total <= max_pairs:
+        return total, None
+    generator = torch.Generator().manual_seed(seed)
+    first, ahead = (torch.randint(low, n_frames, (max_pairs,), generator=generator) for low in (0, 1))
+    pairs = torch.stack([first, (first + ahead) % n_frames])
+    return total, pairs.sort(0).values
+
+
+def _pieces(pairs: Tensor, t: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Pairs (2, n) on t's device, a few at a time, so that what has a t for each of them stays small; where each begins."""
+    step = max(1, CHUNK // t[:, 0].numel())
+    return ((start, pairs[:, start : start + step].to(t.device)) for start in range(0, pairs.shape[1], step))
 
 
 def _check(owner: str, t: Tensor, index: Tensor | None = None) -> None:

@@ -20,12 +20,16 @@ from .frames import EncoderGuide
 __all__ = ["ConditionalOrbitGuide", "OrbitCovarianceGuide", "OrbitGuide"]
 
 
+PRODUCT = 2**20  # latents x orbits up to which votes are summed by one product, whose order is the same on every device
+
+
 class PooledGuide(EncoderGuide):
     """Base of guides for orbit energies, whose frames vote for the energy of every orbit that passes through them."""
 
     prior_location: Tensor
     prior_precision: Tensor
-    members: Tensor
+    index: Tensor
+    members: Tensor | None
 
     def __init__(
         self,
@@ -49,7 +53,9 @@ class PooledGuide(EncoderGuide):
         super().__init__(model, biases, network=network, shared_trunk=shared_trunk, name=name)
         self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
-        self.register_buffer("members", nn.functional.one_hot(index.flatten()).to(size), persistent=False)
+        self.register_buffer("index", index, persistent=False)
+        small = index.numel() * len(size) <= PRODUCT
+        self.register_buffer("members", self._one_hot().to(size) if small else None, persistent=False)
         self.couple(model)
 
     def read(self, x: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
@@ -66,7 +72,15 @@ class PooledGuide(EncoderGuide):
 
     def _pool(self, votes: Tensor) -> Tensor:
         """Sum (B, S, C, D) over the members of each orbit: (B, C, orbits)."""
-        return votes.transpose(-3, -2).flatten(-2) @ self.members
+        votes = votes.transpose(-3, -2).flatten(-2)
+        if self.members is not None:
+            return votes @ self.members
+        sums = votes.new_zeros(*votes.shape[:-1], len(self.prior_location))
+        return sums.scatter_add(-1, self.index.flatten().expand(votes.shape), votes)
+
+    def _one_hot(self) -> Tensor:
+        """Which latents (S·D) belong to which orbit: (S·D, orbits)."""
+        return nn.functional.one_hot(self.index.flatten())
 
 
 class OrbitGuide(PooledGuide):
@@ -152,7 +166,7 @@ class OrbitCovarianceGuide(PooledGuide):
         factors = self.gain * self.factors(x).unflatten(-1, (*vote.shape[-2:], self.rank))
         if mask is not None:
             factors = factors * mask.unsqueeze(-1)
-        shape = torch.Size([self.n_capsules, self.members.shape[-1]])
+        shape = torch.Size([self.n_capsules, len(self.prior_location)])
         size = torch.Size([shape.numel()])
         diagonal = (self.prior_precision + self._pool(vote)).flatten(-2)
         columns = self._columns(factors)
@@ -167,7 +181,8 @@ class OrbitCovarianceGuide(PooledGuide):
     def _columns(self, factors: Tensor) -> Tensor:
         """The frames' factors (B, S, C, D, r) on their orbits, side by side: (B, C·orbits, S·r)."""
         # A position of a frame belongs to one orbit, (S, D) -> orbit, but several may belong to the same.
-        members = self.members.unflatten(0, (self.n_frames, self.capsule_dim))
+        members = self._one_hot().to(factors) if self.members is None else self.members
+        members = members.unflatten(0, (self.n_frames, self.capsule_dim))
         spread: Tensor = torch.einsum("bscdr,sdo->bcosr", factors, members)
         return spread.flatten(-2).flatten(1, 2)
 
@@ -188,11 +203,8 @@ class ConditionalOrbitGuide(PooledGuide):
     """
 
     mean_field = False
-    index: Tensor
 
     def couple(self, model: TVAE) -> None:
-        assert isinstance(model.prior, OrbitEnergy)
-        self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

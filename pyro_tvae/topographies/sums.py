@@ -12,7 +12,7 @@ __all__ = ["Sums", "numbered"]
 
 # Terms of one energy (frames that its offsets reach x positions) up to which a convolution is faster than a transform:
 # measured on one thread of a CPU, forward and backward in float32.
-TERMS = 700
+TERMS = 1000
 CONVOLVED = (torch.float32, torch.bfloat16)  # the dtypes that convolutions on a CPU are made for
 
 
@@ -90,8 +90,8 @@ class Sums:
     def _transformed(self, e: Tensor, spectrum: Tensor) -> Tensor:
         sizes = [*self.shape[1:], self.shape[0]]
         # A capsule's lattice lies together, (..., C, S, *grid): long transforms over strides miss the cache.
-        lattices = e.transpose(-3, -2).double().contiguous().unflatten(-1, self.grid)
-        spectra = torch.fft.rfftn(lattices, s=sizes, dim=self._axes)
+        lattices = e.transpose(-3, -2).to(torch.float64, memory_format=torch.contiguous_format)
+        spectra = torch.fft.rfftn(lattices.unflatten(-1, self.grid), s=sizes, dim=self._axes)
         v = torch.fft.irfftn(spectra * spectrum, s=sizes, dim=self._axes)
         return v.narrow(self._axes[-1], 0, self.n_frames).flatten(-len(self.grid)).to(e.dtype).transpose(-3, -2)
 

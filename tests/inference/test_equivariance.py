@@ -408,3 +408,57 @@ def test_forward_roll_of_real_models_equals_a_loop_over_sequences_and_horizons()
 def test_forward_roll_names_what_does_not_fit(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mirror(torch.rand(shape), **options)
+
+
+def test_drawn_pairs_estimate_all_pairs_within_their_errors() -> None:
+    """Twelve draws of 300 of 780 pairs: chi-square of their misses over their errors, false alarms 1 in 10,000."""
+    index = indices(3, 40, 8)
+    t = rolling(index, 2, 8) + torch.randn(3, 40, 2, 8)
+    whole, rolls = equivariance_error(t), roll_correlation(t, index, 8)
+    assert (whole.standard_error, whole.n_pairs) == (0.0, 780)
+    assert (rolls.correlation_error, rolls.exact_error, rolls.n_pairs) == (0.0, 0.0, 3 * 780)
+    misses: list[list[float]] = []
+    for seed in range(12):
+        one = equivariance_error(t, max_pairs=300, seed=seed)
+        drawn = roll_correlation(t, index, 8, max_pairs=300, seed=seed)
+        assert one.n_pairs == 300
+        assert drawn.n_pairs == 900
+        misses.append(
+            [
+                (one - whole) / one.standard_error,
+                (drawn.correlation - rolls.correlation) / drawn.correlation_error,
+                (drawn.exact - rolls.exact) / drawn.exact_error,
+            ]
+        )
+    squares = torch.tensor(misses).square().sum(0)
+    assert bool(((squares > 1.5) & (squares < 39.1)).all()), squares  # 0.01 % and 99.99 % of chi-square with 12
+
+
+def test_drawn_pairs_are_compared_as_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = indices(2, 7, 7)
+    t = rolling(index, 3, 7) + torch.randn(2, 7, 3, 7)
+    every = torch.combinations(torch.arange(7)).T
+    monkeypatch.setattr(equivariance, "_drawn", lambda *_: (21, every))
+    drawn, its = equivariance_error(t), roll_correlation(t, index, 7)
+    monkeypatch.undo()
+    whole, rolls = equivariance_error(t), roll_correlation(t, index, 7)
+    assert drawn == pytest.approx(whole, rel=1e-12)
+    assert (its.correlation, its.exact) == pytest.approx((rolls.correlation, rolls.exact), rel=1e-12)
+    assert its.per_capsule.tolist() == pytest.approx(rolls.per_capsule.tolist(), rel=1e-12)
+
+
+def test_every_pair_is_as_likely() -> None:
+    """Chi-square of the 28,000 drawn pairs' distances in ten groups: false alarms 1 in 10,000."""
+    total, pairs = equivariance._drawn("", 300, 28_000, 1)
+    assert total == 300 * 299 / 2
+    assert pairs is not None
+    assert bool((pairs[0] < pairs[1]).all())
+    lags = (pairs[1] - pairs[0]).bincount(minlength=300)[1:].double()
+    expected = 28_000 * (300 - torch.arange(1, 300).double()) / total
+    met, wanted = ([float(part.sum()) for part in one.tensor_split(10)] for one in (lags, expected))
+    assert sum((a - b) ** 2 / b for a, b in zip(met, wanted, strict=True)) < 33.7  # 99.99 % of chi-square with 9
+
+
+def test_too_few_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_pairs is 1; expected at least 2"):
+        equivariance_error(torch.randn(1, 4, 1, 4), max_pairs=1)

@@ -44,7 +44,6 @@ from pyro_tvae import (
 from pyro_tvae.inference import ELBO, Annealing, annealed_importance, log_likelihood, log_weights, nuts, to_arviz
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.posteriors import JOINT, moments, standalone
-from pyro_tvae.topographies.base import pooled
 
 FRAME, S, C, D = (1, 2, 3), 4, 2, 4
 # How q is made of the encoders' answers; the rest is common to them all.
@@ -398,7 +397,7 @@ def test_the_pool_is_the_transposed_matrix() -> None:
     w = torch.rand(S * D, S * D)
     guide = SequenceGuide(TVAE(FRAME, S, C, D, Matrix(w)))
     votes = torch.rand(2, S, C, D)
-    evidence = pooled(votes, guide.w.mT)
+    evidence = guide.transposed.pool(votes)
     for n in range(2):
         for c in range(C):
             torch.testing.assert_close(evidence[n, :, c].flatten(), w.T @ votes[n, :, c].flatten())
