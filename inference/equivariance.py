@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from pyro_tvae.topographies.base import roll
 
-__all__ = ["Estimate", "RollCorrelation", "capsule_correlation", "equivariance_error", "roll_correlation"]
+__all__ = ["PairEstimate", "RollCorrelation", "capsule_correlation", "equivariance_error", "roll_correlation"]
 
 CHUNK = 2**20  # numbers per intermediate tensor, 8 MiB in float64
 MOST_PAIRS = 2**17  # pairs of frames that are all compared: up to 512 frames; as many are drawn where there are more
@@ -25,7 +25,7 @@ GROUPS = 32  # of drawn pairs, from whose differences the standard errors are es
 TIE = 1e-13  # cross-correlations of unit capsules that differ by less are equal: single precision squared
 
 
-class Estimate(float):
+class PairEstimate(float):
     """A number, and how sure it is: that of all pairs of frames, or its estimate from pairs that were drawn.
 
     Attributes:
@@ -36,7 +36,7 @@ class Estimate(float):
     standard_error: float
     n_pairs: int
 
-    def __new__(cls, value: float, standard_error: float = 0.0, n_pairs: int = 0) -> Estimate:
+    def __new__(cls, value: float, standard_error: float = 0.0, n_pairs: int = 0) -> PairEstimate:
         self = super().__new__(cls, value)
         self.standard_error, self.n_pairs = standard_error, n_pairs
         return self
@@ -45,7 +45,7 @@ class Estimate(float):
         return (float(self), self.standard_error, self.n_pairs)
 
 
-def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0) -> Estimate:
+def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0) -> PairEstimate:
     """Equivariance error E_eq: how far rolled capsules are from the capsules they should be; lower is better.
 
     ``E_eq = sum over l < m and c of ‖Roll_{m−l}(t̂[l, c]) − t̂[m, c]‖₁`` with ``t̂ = t / ‖t‖₂`` per capsule and frame,
@@ -75,7 +75,7 @@ def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0)
             unit = _unit(t[rows])
             for lag in range(1, t.shape[1]):  # all pairs of one lag share their roll
                 summed += (roll(unit[:, :-lag], lag) - unit[:, lag:]).abs().sum().item()
-        return Estimate(summed / len(t), 0.0, total)
+        return PairEstimate(summed / len(t), 0.0, total)
     distances = torch.zeros(drawn.shape[1], dtype=torch.double)
     for rows in _chunks(t):
         unit = _unit(t[rows])
@@ -83,7 +83,7 @@ def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0)
             apart = roll(unit[:, first], (second - first).unsqueeze(-1)) - unit[:, second]
             distances[start : start + len(first)] += apart.abs().sum((0, 2, 3)).cpu() / len(t)
     error = float(distances.std()) / math.sqrt(len(distances))
-    return Estimate(total * float(distances.mean()), total * error, len(distances))
+    return PairEstimate(total * float(distances.mean()), total * error, len(distances))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,9 @@ from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
 
+SHORT = 512  # frames of a sequence up to which it is encoded at once
+PIECE = 4096  # frames of all sequences that are encoded together, where sequences are longer
+
 
 @torch.no_grad()
 def encode(
@@ -34,7 +37,8 @@ def encode(
     Args:
         model: the generative program.
         guide: its posterior, or any Pyro program with the model's sites, whose means are then taken over 64 draws.
-        x: (B, S, channel, height, width).
+        x: (B, S, channel, height, width). Guides of single frames read long sequences piece by piece, so that x may be
+            a file that is mapped into memory.
         observed: (S,) or (B, S) booleans, true where a frame was seen; None means all.
         covariates: what the guide takes beside them, by name.
 
@@ -51,9 +55,26 @@ def _at_means(
 ) -> Iterator[dict[str, Tensor]]:
     """The posterior means given x, random weights at theirs, after what can be seen to be wrong was refused."""
     check_judged(model, guide, x, observed, covariates)
-    means = posterior_means(model, posterior_of(guide, x, observed, covariates))
+    means = _posterior_means_of(model, guide, x, observed, covariates)
     with weights_at(model, means):
         yield means
+
+
+def _posterior_means_of(
+    model: TVAE,
+    guide: Any,
+    x: Tensor,
+    observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The posterior means given x: of a guide of single frames in pieces, so that x may be larger than memory."""
+    n_frames, length = x.shape[1], max(1, PIECE // len(x))
+    if n_frames <= SHORT or n_frames <= length or not vars(type(guide)).get("by_frame") or is_bayesian(guide):
+        return posterior_means(model, posterior_of(guide, x, observed, covariates))
+    pieces = [slice(start, start + length) for start in range(0, n_frames, length)]
+    seen = [None if observed is None else observed[..., piece] for piece in pieces]
+    means = [posterior_means(model, posterior_of(guide, x[:, piece], s)) for piece, s in zip(pieces, seen, strict=True)]
+    return {site: torch.cat([one[site] for one in means], 1) for site in means[0]}
 
 
 def point_estimate(model: TVAE, posterior: Posterior | Program) -> Tensor:
@@ -211,7 +232,7 @@ def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int
         raise ValueError(
             f"interpolate: x_a has shape {tuple(x_a.shape)}, x_b {tuple(x_b.shape)}; expected equal shapes."
         )
-    a, b = (posterior_means(model, posterior_of(guide, x)) for x in (x_a, x_b))
+    a, b = (_posterior_means_of(model, guide, x) for x in (x_a, x_b))
     weight = torch.linspace(0, 1, steps).to(a["z"])
     # The weights of a Bayesian decoder are the same at both ends.
     with weights_at(model, a):

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import TypedDict
 
-from .measures import MEASURES, Measure, Scores, score
+from .measures import MEASURES, Measure, Scores, flat, score
 
 __all__ = ["EvaluationRecord", "ForwardRollRecord", "MeasureRow", "rows"]
 
@@ -69,7 +69,7 @@ def rows(scores: Mapping[str, Scores], num_particles: int) -> list[MeasureRow]:
     """The table of measures: of the roles ``trained``, ``untrained`` and ``plain_vae``, those that were scored."""
     trained = scores["trained"]
     scored = [measure for measure in MEASURES if measure.key in trained]
-    errors = {measure.error_of: score(trained, measure.key) for measure in scored if measure.error_of}
+    errors = flat({measure.error_of: trained[measure.key] for measure in scored if measure.error_of})
 
     def row(measure: Measure, part: str) -> MeasureRow:
         name = f"{measure.key}/{part}" if part else measure.key

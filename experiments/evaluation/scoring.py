@@ -26,6 +26,7 @@ from pyro_tvae.inference import (
     probe,
     roll_correlation,
 )
+from pyro_tvae.inference.equivariance import MOST_PAIRS
 from pyro_tvae.inference.inspection import plain_program
 from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarize
 from pyro_tvae.inference.objectives import divergence
@@ -44,7 +45,7 @@ T = TypeVar("T")
 
 PUBLISHED_K = 10
 ROUNDING = 1e-6  # of sums of log-probabilities in float32, relative
-OF_PARTS = ("roll", "roll_exact", "cap_corr", "commutation", "active", "pose")
+OF_PARTS = ("roll", "roll_error", "roll_exact", "cap_corr", "commutation", "active", "pose")
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
@@ -155,7 +156,9 @@ def measure(
         return _by_factor(whole("t"), whole("index"), whole("moving"), dataset, compute)
 
     likelihood = cache(lambda: estimate("likelihood"))
-    rolls = cache(lambda: by_factor(lambda t, phase, period: roll_correlation(t, phase, period, turn=period)))
+    compare = partial(roll_correlation, max_pairs=MOST_PAIRS)
+    rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
+    e_eq = cache(lambda: equivariance_error(whole("t"), max_pairs=MOST_PAIRS))
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
     makers: dict[str, Callable[[], Any]] = {
@@ -168,7 +171,7 @@ def measure(
         "iwae_error": lambda: likelihood().per_frame_error,
         "ess": lambda: float(likelihood().ess.median()),
         "explained": lambda: explained_share(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
-        "e_eq": lambda: equivariance_error(whole("t")) if n_frames > 1 else math.nan,
+        "e_eq": lambda: e_eq() if n_frames > 1 else math.nan,
         "roll": lambda: {name: result.correlation for name, result in rolls().items()},
         "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
         "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase)),
@@ -179,6 +182,9 @@ def measure(
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
         "frame_unnormalised": lambda: estimate("published").per_frame if has("published") else math.nan,
     }
+    if n_frames * (n_frames - 1) // 2 > MOST_PAIRS:
+        makers["e_eq_error"] = lambda: e_eq().standard_error
+        makers["roll_error"] = lambda: {name: result.correlation_error for name, result in rolls().items()}
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)
     return scores

@@ -33,10 +33,13 @@ class Guide(Part, NamedModule):
             is False they are sampled, and ``MeanFieldELBO`` refuses the guide. Pyro's own ``TraceMeanField_ELBO`` takes
             it and stays right for the guides here, since the model's sites are independent a priori and each site of
             the guide is given by those before it.
+        by_frame: what it says of a frame rests on that frame alone, so that long sequences are encoded in pieces. Every
+            class says it for itself: it is not inherited.
     """
 
     bare_forward = True  # see programs.py
     mean_field = True
+    by_frame = False
 
     def __init__(self, model: TVAE, *, name: str | None = None) -> None:
         super().__init__(name)

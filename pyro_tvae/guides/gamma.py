@@ -36,6 +36,8 @@ class GammaGuide(FrameGuide):
         torch.Size([4, 6, 2, 6])
     """
 
+    by_frame = True
+
     def biases(self, model: TVAE, initial_log_variance: float) -> dict[str, tuple[float, ...]]:
         if not isinstance(model.prior, GammaEnergy):
             raise ValueError(

@@ -35,6 +35,8 @@ class MeanFieldGuide(FrameGuide):
         torch.Size([4, 6, 2, 6])
     """
 
+    by_frame = True
+
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
         pairs = zip(self.coordinates, self.locate(self.outputs(x), mask), strict=True)
@@ -47,4 +49,5 @@ class SharedTrunkGuide(MeanFieldGuide):
     ``q(z_l | x_l) q(u_l | x_l)`` as :class:`MeanFieldGuide`, with half its weights, the same arguments and errors.
     """
 
+    by_frame = True
     shared_trunk = True

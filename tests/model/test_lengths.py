@@ -6,7 +6,11 @@ import pytest
 import torch
 from model.test_every_combination import FRAME, GUIDES, ORBITS, C, D, S, build
 
-from pyro_tvae import with_n_frames
+from torch import Tensor
+
+from pyro_tvae import MeanFieldGuide, encode, reconstruct, verbs, with_n_frames
+from pyro_tvae.guides.base import Posterior
+from pyro_tvae.guides.encoders import FrameEncoder
 from pyro_tvae.topographies.base import window
 
 LONG = 9
@@ -75,3 +79,36 @@ def test_what_belongs_to_a_length_is_refused_by_name(topography: str, prior: str
     with pytest.raises(ValueError, match=f"with_n_frames: .* {type(own).__name__} belongs to 4 frames") as caught:
         with_n_frames(model, own, LONG)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("guide", ["mean_field", "shared_trunk", "gamma"])
+def test_long_sequences_are_encoded_in_pieces(guide: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("roll", "gamma" if guide == "gamma" else "gaussian")
+    longer, own = with_n_frames(model, GUIDES[guide](model), LONG)
+    x = torch.rand(2, LONG, *FRAME)
+    observed = torch.rand(2, LONG) > 0.3 if masked else None
+    whole, mean = encode(longer, own, x, observed), reconstruct(longer, own, x, observed)
+    seen: list[int] = []
+    for part in own.modules():
+        if isinstance(part, FrameEncoder):
+            part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    monkeypatch.setattr(verbs, "SHORT", 1)
+    monkeypatch.setattr(verbs, "PIECE", 8)
+    torch.testing.assert_close(encode(longer, own, x, observed), whole)
+    torch.testing.assert_close(reconstruct(longer, own, x, observed), mean)
+    assert {*seen} == {4, 1}
+
+
+def test_a_guide_that_looks_at_other_frames_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(MeanFieldGuide):
+        def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
+            return super().posterior(x.roll(1, 1), observed)
+
+    model, x = build("roll", "gaussian"), torch.rand(2, S, *FRAME)
+    guides = Later(model), GUIDES["sequence"](model)
+    before = [encode(model, guide, x) for guide in guides]
+    monkeypatch.setattr(verbs, "SHORT", 1)
+    monkeypatch.setattr(verbs, "PIECE", 2)
+    for guide, t in zip(guides, before, strict=True):
+        assert torch.equal(encode(model, guide, x), t)
