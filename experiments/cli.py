@@ -328,6 +328,10 @@ def benchmark(
         Path | None,
         typer.Option(help="JSON file of the record; by default runs/benchmark/<time>.json."),
     ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(help="Checkout of another version that growth is measured beside; the product with W by default."),
+    ] = None,
 ) -> None:
     """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
     from datetime import datetime
@@ -336,7 +340,7 @@ def benchmark(
     with _answered(f"benchmarks that were finished, if any, are in {file}."):
         from .benchmarks import run_suite
 
-        run_suite(names, threads=threads, output=file)
+        run_suite(names, threads=threads, output=file, beside=beside)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ ABOUT = {
     "throughput": 40,
     "memory": 100,
     "scaling": 60,
-    "growth": 80,
+    "growth": 150,
     "startup": 15,
     "gradients": 60,
 }
@@ -26,7 +26,12 @@ NAMES = tuple(ABOUT)
 
 
 def run_suite(
-    names: Sequence[str] | None = None, *, threads: int = 2, output: str | Path | None = None, progress: bool = True
+    names: Sequence[str] | None = None,
+    *,
+    threads: int = 2,
+    output: str | Path | None = None,
+    progress: bool = True,
+    beside: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run benchmarks by name, print each as a table, and return their common record.
 
@@ -36,10 +41,12 @@ def run_suite(
         output: JSON file of the record, written whole or not at all before the first benchmark and after each, so that
             an interruption loses only the one under way; None writes nothing.
         progress: show progress bars, and how long the rest will take.
+        beside: a checkout of another version, which ``growth`` compares with.
 
     Raises:
         ValueError: there is no such benchmark, or no thread.
     """
+    from ..interruption import command
     from ..provenance import machine
     from ..reports.tables import wide_console
     from ..runs.files import write_text
@@ -51,7 +58,8 @@ def run_suite(
     if threads < 1:
         raise ValueError(f"benchmark: threads is {threads}; expected at least 1.")
     start = time.perf_counter()
-    record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": machine(threads)}
+    record: dict[str, Any] = {"schema": 4, "kind": "benchmark", "seed": 0, "machine": machine(threads)}
+    record["command"] = command("benchmark", *names, *(["--beside", beside] if beside is not None else []))
 
     def write() -> None:
         record["seconds"] = time.perf_counter() - start
@@ -69,7 +77,8 @@ def run_suite(
             where = f"{name}, {position + 1} of {len(names)}"
             console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
         module = import_module(f".{name}", __name__)
-        record[name] = module.run(threads=threads, progress=progress)
+        options = {"beside": beside} if name == "growth" and beside is not None else {}
+        record[name] = module.run(threads=threads, progress=progress, **options)
         module.print_record(record[name], console)
         write()
     if output is not None:

@@ -1,11 +1,20 @@
-"""Growth: time and memory of a training step as frames, capsules, positions and sequences grow, with exponents."""
+"""Growth: time and memory of a training step as frames, capsules, positions and sequences grow, with exponents.
+
+Of the energies ``W u²`` by themselves as well, for every kind of topography and up to thousands of frames, beside the
+product with W or another version's.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +28,16 @@ from ..reports.tables import plain_table
 from .children import call
 from .memory import begin, needed
 from .speed import PAPER, Setting, step_products
-from .timing import ONE_CPU, StepTimer, seconds_of
+from .sums import TOPOGRAPHIES
+from .timing import ONE_CPU, StepTimer, ratios, seconds_of, spread
 
 __all__ = ["print_record", "run", "step", "summary"]
 
 AXES = {"S": "n_frames", "C": "n_capsules", "D": "capsule_dim", "N": "n_sequences"}
 DOUBLINGS = (9, 18, 36, 72)
 WARM_UP_STEPS = 2
+FRAMES = (100, 300, 1_000, 3_000, 10_000)
+FEWER = (100, 200, 400)  # of which a product with W is still possible
 
 
 def run(
@@ -36,6 +48,10 @@ def run(
     turns: int = 3,
     turn_seconds: float = 0.3,
     setting: Setting = PAPER,
+    frames: Sequence[int] = FRAMES,
+    fewer: Sequence[int] = FEWER,
+    topographies: Sequence[str] = tuple(TOPOGRAPHIES),
+    beside: str | Path | None = None,
 ) -> dict[str, Any]:
     """Double one size at a time, from half the paper's, and fit ``value ~ size^exponent``.
 
@@ -48,13 +64,18 @@ def run(
         turns: of steps and products at each size.
         turn_seconds: about how long the products of a turn take; one call at least.
         setting: where the sizes that do not grow stay; the paper's MNIST configuration by default.
+        frames: the S of the energies by themselves, of one sequence of 18 capsules and 18 positions, on one thread.
+        fewer: the S of what they are compared with.
+        topographies: which of :data:`.sums.TOPOGRAPHIES`.
+        beside: a checkout of another version to compare with, at the paper's size as well, in turns; the product with W
+            by default.
 
     Returns:
         A mapping ready for JSON: ``axes`` (S, C, D, N -> ``sizes``, and ``seconds`` of a step, ``products`` and
-        ``memory``, each as in :func:`summary`) and ``setting``.
+        ``memory``, each as in :func:`summary`), ``setting``, and ``energies`` as of :func:`energies`.
 
     Raises:
-        ValueError: unknown axes, or fewer than three sizes of one.
+        ValueError: unknown axes, fewer than three sizes of one, or no checkout there.
         RuntimeError: a process failed.
     """
     sizes = sizes or {"S": DOUBLINGS, "C": DOUBLINGS, "D": DOUBLINGS, "N": (4, 8, 16, 32)}
@@ -63,6 +84,9 @@ def run(
             f"benchmark: turns={turns}, sizes={dict(sizes)}; expected at least 1 turn, and at least 3 sizes for some "
             f"of {', '.join(AXES)}."
         )
+
+    if beside is not None and not (Path(beside) / "pyro_tvae" / "__init__.py").is_file():
+        raise ValueError(f"benchmark: {beside} is no checkout; expected a folder that holds pyro_tvae/__init__.py.")
 
     @functools.cache  # the axes share a setting
     def measured(here: Setting) -> dict[str, float]:
@@ -81,7 +105,62 @@ def run(
                 bar.update()
             costs[axis] = {"sizes": list(values)}
             costs[axis] |= {name: summary(values, [point[name] for point in points]) for name in points[0]}
-    return {"axes": costs, "setting": asdict(setting)}
+    record = {"axes": costs, "setting": asdict(setting)}
+    return record | {"energies": energies(topographies, frames, fewer, beside, turns, turn_seconds, progress)}
+
+
+def energies(
+    topographies: Sequence[str],
+    frames: Sequence[int],
+    fewer: Sequence[int],
+    beside: str | Path | None,
+    turns: int,
+    turn_seconds: float,
+    progress: bool,
+) -> dict[str, Any]:
+    """Time and memory of ``W u²`` and its gradient over frames, beside another version's or the product with W.
+
+    Returns:
+        Topography -> ``sizes``, ``seconds`` and ``memory`` as in :func:`summary`; the same of ``beside``; and where that
+        is another version ``paper``, the ratio to its time at 18 frames and 8 sequences, taken in turns.
+    """
+    other = {"dense": True} if beside is None else {}
+    root = None if beside is None else str(Path(beside).resolve())
+    record: dict[str, Any] = {}
+    with progress_bar(len(topographies), "energies", shown=progress, unit="topography") as bar:
+        for name in topographies:
+            common: dict[str, Any] = {"topography": name, "seconds": turn_seconds}
+            own = _costs(None, **common, sizes=list(frames))
+            its = _costs(root, **common, **other, sizes=list(fewer))
+            record[name] = _grown(frames, own) | {"beside": _grown(fewer, its)}
+            if root is not None:
+                paper = common | {"sizes": [18], "n_sequences": 8}
+                above: list[float] = []
+                below = _costs(root, **paper)["seconds"]
+                for _ in range(turns):
+                    above += _costs(None, **paper)["seconds"]
+                    below += _costs(root, **paper)["seconds"]
+                record[name]["paper"] = spread(ratios(above, below))
+            bar.update()
+    return record
+
+
+def _grown(sizes: Sequence[int], costs: Mapping[str, list[float]]) -> dict[str, Any]:
+    return {"sizes": list(sizes), **{name: summary(sizes, values) for name, values in costs.items()}}
+
+
+def _costs(root: str | None, **options: Any) -> dict[str, list[float]]:
+    """What :mod:`.sums` says in a process of its own, of this version or of the one in that folder."""
+    found = Path(__file__).with_name("sums.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if root is None else {"PYTHONPATH": root})
+    ended = subprocess.run(
+        [sys.executable, "-P", str(found), json.dumps(options)], capture_output=True, text=True, env=environment
+    )
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
+        raise RuntimeError(f"benchmark: a process of its own failed: {last[:500]}")
+    answer: dict[str, list[float]] = json.loads(ended.stdout.splitlines()[-1])
+    return answer
 
 
 def summary(sizes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
@@ -145,6 +224,27 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
         f"{size['n_capsules']} capsules C of {size['capsule_dim']} positions D, {size['n_sequences']} sequences N of "
         f"{size['image_size']} x {size['image_size']} pixels; memory without the libraries'."
     )
+    _print_energies(record["energies"], console)
+
+
+def _print_energies(record: Mapping[str, Any], console: Console) -> None:
+    if not record:
+        return
+    table = plain_table("energies and gradient", "S", "ms", "exponent", "MB", "exponent", "at the paper's size", gap=2)
+    for name, costs in record.items():
+        for label, one in ((name, costs), ("  beside", costs["beside"])):
+            seconds, memory, paper = one["seconds"], one["memory"], one.get("paper")
+            table.add_row(
+                label,
+                f"{one['sizes'][0]:,} to {one['sizes'][-1]:,}",
+                f"{1e3 * seconds['values'][0]:.1f} to {1e3 * seconds['values'][-1]:,.0f}",
+                _power(seconds),
+                f"{memory['values'][0] / 1e6:,.0f} to {memory['values'][-1] / 1e6:,.0f}",
+                _power(memory),
+                f"{paper['ratio']:.2f} ({paper['low']:.2f} to {paper['high']:.2f})" if paper else "",
+            )
+    console.print(table)
+    console.print("One sequence of 18 capsules x 18 positions, CPU time of one thread; beside: what it is compared with.")
 
 
 def _power(cost: Mapping[str, Any]) -> str:

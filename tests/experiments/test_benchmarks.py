@@ -36,6 +36,7 @@ from pyro_tvae.experiments.benchmarks import (
     scaling,
     speed,
     startup,
+    sums,
     throughput,
     timing,
 )
@@ -223,7 +224,9 @@ def test_exponents_that_cannot_be_are_refused(sizes: list[int], values: list[flo
 
 def test_growth_measures_every_size_once_per_axis() -> None:
     sizes = {"S": (3, 6, 12), "C": (2, 4, 8), "D": (3, 6, 12), "N": (500, 1000, 2000)}
-    record = growth.run(threads=1, progress=False, sizes=sizes, turns=1, turn_seconds=0.001, setting=TINY)
+    one = [next(iter(sums.TOPOGRAPHIES))]
+    small: dict[str, Any] = {"frames": (3, 40, 80), "fewer": (3, 6, 12), "topographies": one}
+    record = growth.run(threads=1, progress=False, sizes=sizes, turns=1, turn_seconds=0.001, setting=TINY, **small)
     assert [*record["axes"]] == [*sizes]
     for axis, found in record["axes"].items():
         assert found["sizes"] == [*sizes[axis]]
@@ -233,8 +236,25 @@ def test_growth_measures_every_size_once_per_axis() -> None:
     held = record["axes"]["N"]["memory"]["values"]
     assert held[2] - held[0] > 1500 * 2304
     assert "N, 500 to 2000" in printed(growth, record)
+    energies = record["energies"][one[0]]
+    for frames, costs in (((3, 40, 80), energies), ((3, 6, 12), energies["beside"])):
+        assert costs["sizes"] == [*frames]
+        for name in ("seconds", "memory"):
+            assert costs[name] == growth.summary(frames, costs[name]["values"])
+    energies["paper"] = {"ratio": 0.98, "low": 0.9, "high": 1.1, "repeats": 3}
+    assert "0.98 (0.90 to 1.10)" in printed(growth, record)
+    with pytest.raises(ValueError, match="is no checkout; expected a folder that holds pyro_tvae"):
+        growth.run(beside="nowhere")
     with pytest.raises(ValueError, match="at least 3 sizes for some of S, C, D, N"):
         growth.run(sizes={"K": (1, 2, 3)})
+
+
+@pytest.mark.parametrize("name", sums.TOPOGRAPHIES)
+@pytest.mark.parametrize("dense", [False, True])
+def test_every_topography_of_the_sums_is_measured(name: str, dense: bool) -> None:
+    found = sums.costs(name, (6, 30), n_sequences=2, dense=dense, seconds=0.0)
+    assert [len(values) for values in found.values()] == [2, 2]
+    assert min(map(min, found.values())) > 0
 
 
 def test_every_step_is_compared_with_products_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
