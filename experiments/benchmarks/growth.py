@@ -230,7 +230,7 @@ def print_record(record: Mapping[str, Any], console: Console) -> None:
 def _print_energies(record: Mapping[str, Any], console: Console) -> None:
     if not record:
         return
-    table = plain_table("energies and gradient", "S", "ms", "exponent", "MB", "exponent", "at the paper's size", gap=2)
+    table = plain_table("energies and gradient", "S", "ms", "exponent", "MB", "exponent", "S = 18", gap=1)
     for name, costs in record.items():
         for label, one in ((name, costs), ("  beside", costs["beside"])):
             seconds, memory, paper = one["seconds"], one["memory"], one.get("paper")
@@ -241,10 +241,10 @@ def _print_energies(record: Mapping[str, Any], console: Console) -> None:
                 _power(seconds),
                 f"{memory['values'][0] / 1e6:,.0f} to {memory['values'][-1] / 1e6:,.0f}",
                 _power(memory),
-                f"{paper['ratio']:.2f} ({paper['low']:.2f} to {paper['high']:.2f})" if paper else "",
+                f"{paper['ratio']:.2f} ({paper['low']:.2f}–{paper['high']:.2f})" if paper else "",
             )
     console.print(table)
-    console.print("One sequence of 18 capsules x 18 positions, CPU time of one thread; beside: what it is compared with.")
+    console.print("One sequence of 18 capsules x 18 positions, CPU time of one thread; S = 18: ratio to beside of 8 sequences.")
 
 
 def _power(cost: Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ class FlowGuide(FrameGuide):
 
     mean_field = False
     couples = True
+    w: Tensor
 
     def __init__(
         self,
@@ -59,7 +60,8 @@ class FlowGuide(FrameGuide):
         if layers < 1:
             raise ValueError(f"FlowGuide: layers is {layers!r}; expected at least 1.")
         self.couplings = nn.ModuleList(Coupling(4, model.n_latents) for _ in range(2 * layers))
-        self.topography = model.topography.fixed(model.n_frames, model.capsule_dim)
+        self.sums, w = model.topography.fixed(model.n_frames, model.capsule_dim)
+        self.register_buffer("w", w, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
@@ -73,7 +75,7 @@ class FlowGuide(FrameGuide):
         """``log W u²`` (``log W e``) from u (or log e): (..., S, C, D) -> same shape."""
         e = value.exp() if self.coordinates[1].positive else value.square()
         # The small number keeps the slope of u² finite where all of a neighbourhood is near 0.
-        return (self.topography.pool(e) + 1e-4).log()
+        return (self.sums.sum(self.w, e) + 1e-4).log()
 
 
 class Couplings(Transform):

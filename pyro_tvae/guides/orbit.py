@@ -53,9 +53,10 @@ class PooledGuide(EncoderGuide):
         super().__init__(model, biases, network=network, shared_trunk=shared_trunk, name=name)
         self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
-        self.register_buffer("index", index, persistent=False)
         small = index.numel() * len(size) <= PRODUCT
-        self.register_buffer("members", self._one_hot().to(size) if small else None, persistent=False)
+        self.register_buffer("members", _one_hot(index).to(size) if small else None, persistent=False)
+        if not small:
+            self.register_buffer("index", index, persistent=False)
         self.couple(model)
 
     def read(self, x: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
@@ -78,9 +79,10 @@ class PooledGuide(EncoderGuide):
         sums = votes.new_zeros(*votes.shape[:-1], len(self.prior_location))
         return sums.scatter_add(-1, self.index.flatten().expand(votes.shape), votes)
 
-    def _one_hot(self) -> Tensor:
-        """Which latents (S·D) belong to which orbit: (S·D, orbits)."""
-        return nn.functional.one_hot(self.index.flatten())
+
+def _one_hot(index: Tensor) -> Tensor:
+    """Which latents (S·D) belong to which orbit: (S·D, orbits)."""
+    return nn.functional.one_hot(index.flatten())
 
 
 class OrbitGuide(PooledGuide):
@@ -181,7 +183,7 @@ class OrbitCovarianceGuide(PooledGuide):
     def _columns(self, factors: Tensor) -> Tensor:
         """The frames' factors (B, S, C, D, r) on their orbits, side by side: (B, C·orbits, S·r)."""
         # A position of a frame belongs to one orbit, (S, D) -> orbit, but several may belong to the same.
-        members = self._one_hot().to(factors) if self.members is None else self.members
+        members = _one_hot(self.index).to(factors) if self.members is None else self.members
         members = members.unflatten(0, (self.n_frames, self.capsule_dim))
         spread: Tensor = torch.einsum("bscdr,sdo->bcosr", factors, members)
         return spread.flatten(-2).flatten(1, 2)
@@ -205,6 +207,8 @@ class ConditionalOrbitGuide(PooledGuide):
     mean_field = False
 
     def couple(self, model: TVAE) -> None:
+        assert isinstance(model.prior, OrbitEnergy)
+        self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

@@ -43,6 +43,8 @@ class SequenceGuide(Guide):
         True
     """
 
+    w: Tensor
+
     def __init__(
         self,
         model: TVAE,
@@ -61,7 +63,8 @@ class SequenceGuide(Guide):
             last = self.head[-1]
             assert isinstance(last, nn.Linear)
             last.bias.view(k, n)[1::2] += initial_log_variance
-        self.transposed = model.topography.fixed(model.n_frames, model.capsule_dim, transposed=True)
+        self.transposed, w = model.topography.fixed(model.n_frames, model.capsule_dim, transposed=True)
+        self.register_buffer("w", w, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, observed_frames = shown(x, observed)
@@ -71,7 +74,7 @@ class SequenceGuide(Guide):
         if observed_frames is not None:
             mask = observed_frames.to(first).expand(n, -1, -1, -1)
         vote = log_precision.exp() * mask
-        evidence = self.transposed.pool(torch.stack([vote, vote * first, vote * second]), signed=True)
+        evidence = self.transposed.sum(self.w, torch.stack([vote, vote * first, vote * second]))
         total = evidence[0]
         own = [first * mask, second * mask, vote]
         pool = [total.log1p(), *(evidence[1:] / total.clamp(min=1e-6))]

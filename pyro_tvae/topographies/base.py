@@ -194,15 +194,15 @@ class Topography(Part, nn.Module):
             self._sums[key] = sums
         return self._sums[key]
 
-    def fixed(self, n_frames: int, n_positions: int, *, transposed: bool = False) -> Topography:
-        """The same W on this lattice with weights that stay as they are now, or its transpose: a part without any."""
+    def fixed(self, n_frames: int, n_positions: int, *, transposed: bool = False) -> tuple[Fixed, Tensor]:
+        """Where this W, or its transpose, sums on this lattice, and the weights that it has now: for :meth:`Fixed.sum`."""
         if self.dense:
             w = self.neighborhood(n_frames, n_positions).detach()
-            return Fixed(w.mT if transposed else w, boundary=self.boundary)
+            return Fixed(boundary=self.boundary), w.mT.contiguous() if transposed else w
         # Who looks from here to there is seen from there in the opposite direction.
         sign = -1 if transposed else 1
         offsets = [tuple(sign * one for one in offset) for offset in self.offsets()]
-        return Fixed(self.weight().detach(), offsets, grid=self.grid, boundary=self.boundary)
+        return Fixed(offsets, grid=self.grid, boundary=self.boundary), self.weight().detach()
 
     def energy(self, u: Tensor) -> Tensor:
         """Local energies (variances) ``v = W u²``: (..., S, C, D) -> same shape."""
@@ -243,11 +243,10 @@ class Topography(Part, nn.Module):
 
 
 class Fixed(Topography):
-    """Offsets with weights that no longer change, or a W of them: what guides pool by.
+    """A topography whose weights are given with the terms, and never change: what guides sum by.
 
     Args:
-        weights: (offsets,), or W.
-        offsets: (frame, position, …), one for each weight.
+        offsets: (frame, position, …); none where the weights are W itself.
         grid, boundary: see :class:`Topography`.
     """
 
@@ -255,7 +254,6 @@ class Fixed(Topography):
 
     def __init__(
         self,
-        weights: Tensor,
         offsets: Sequence[tuple[int, ...]] = (),
         *,
         grid: Sequence[int] | None = None,
@@ -263,14 +261,18 @@ class Fixed(Topography):
     ) -> None:
         self.grid, self._offsets = grid, list(offsets)
         super().__init__(boundary=boundary)
-        self.register_buffer("weights", weights, persistent=False)
+
+    def sum(self, weights: Tensor, terms: Tensor) -> Tensor:
+        """The sums over terms of either sign, (..., S, C, D) -> same shape.
+
+        Args:
+            weights: of the offsets, (offsets,), or W; the same at every call, but for dtype and device.
+        """
+        self.weights = weights
+        return self.pool(terms, signed=True)
 
     def offsets(self) -> list[tuple[int, ...]]:
         return self._offsets
-
-    def coefficients(self) -> list[float]:
-        coefficients: list[float] = self.weights.tolist()
-        return coefficients
 
     def weight(self) -> Tensor:
         return self.weights

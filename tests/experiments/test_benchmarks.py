@@ -242,7 +242,7 @@ def test_growth_measures_every_size_once_per_axis() -> None:
         for name in ("seconds", "memory"):
             assert costs[name] == growth.summary(frames, costs[name]["values"])
     energies["paper"] = {"ratio": 0.98, "low": 0.9, "high": 1.1, "repeats": 3}
-    assert "0.98 (0.90 to 1.10)" in printed(growth, record)
+    assert "0.98 (0.90–1.10)" in printed(growth, record)
     with pytest.raises(ValueError, match="is no checkout; expected a folder that holds pyro_tvae"):
         growth.run(beside="nowhere")
     with pytest.raises(ValueError, match="at least 3 sizes for some of S, C, D, N"):

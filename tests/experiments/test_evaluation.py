@@ -24,6 +24,7 @@ from pyro_tvae import (
 )
 from pyro_tvae.experiments.datasets import SequenceDataModule, Splits, Transformations, digits
 from pyro_tvae.experiments.datasets.splits import Frames
+from pyro_tvae.experiments.evaluation import scoring
 from pyro_tvae.experiments.evaluation.evaluate import evaluate, measure, remarks
 from pyro_tvae.experiments.evaluation.measures import BLIND, CONTROLLED, HEADINGS, MEASURES, flat, score
 from pyro_tvae.experiments.evaluation.record import EvaluationRecord, rows
@@ -263,6 +264,19 @@ def test_every_measure_has_its_entry_and_every_entry_a_name(data: SequenceDataMo
     assert shown == flat(scores).keys()
     assert table[1]["label"] == "IWAE, K = 3"
     assert table[1]["standard_error"] == scores["iwae_error"]
+
+
+def test_measures_over_drawn_pairs_have_their_errors_beside_them(
+    data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "MOST_PAIRS", 2)
+    scores = measure(*make(), data, num_particles=3, progress=False)
+    table = {row["key"]: row["standard_error"] for row in rows({"trained": scores}, 3)}
+    assert table["e_eq"] == scores["e_eq_error"] != 0
+    errors = scores["roll_error"]
+    assert isinstance(errors, dict)
+    assert errors
+    assert all(table[f"roll/{name}"] is error for name, error in errors.items())
 
 
 def test_parts_take_turns_and_a_part_that_a_model_lacks_is_undefined() -> None:

@@ -397,7 +397,7 @@ def test_the_pool_is_the_transposed_matrix() -> None:
     w = torch.rand(S * D, S * D)
     guide = SequenceGuide(TVAE(FRAME, S, C, D, Matrix(w)))
     votes = torch.rand(2, S, C, D)
-    evidence = guide.transposed.pool(votes)
+    evidence = guide.transposed.sum(guide.w, votes)
     for n in range(2):
         for c in range(C):
             torch.testing.assert_close(evidence[n, :, c].flatten(), w.T @ votes[n, :, c].flatten())
