@@ -133,7 +133,7 @@ def roll_correlation(
         turn: positions that a capsule moves while the factor goes once through its cycle; D, once around, by default.
             Where a factor repeats within the sequence, capsules that move one position a frame repeat every
             ``turn=period`` positions, and rolls that differ by whole turns are the same.
-        max_pairs, seed: as in :func:`equivariance_error`; the standard errors are by the jackknife over groups of pairs.
+        max_pairs, seed: as in :func:`equivariance_error`; standard errors are by the jackknife over groups of pairs.
 
     Raises:
         ValueError: t or index has the wrong shape or dtype, there is a single frame, period or turn is below 1, or
@@ -154,7 +154,7 @@ def roll_correlation(
         if value < 1:
             raise ValueError(f"roll_correlation: {name} is {value!r}; expected {what}, at least 1.")
     index = index.to(t.device).long()  # a difference of unsigned integers would wrap
-    total, drawn = _drawn("roll_correlation", n_frames, max_pairs, seed)
+    _, drawn = _drawn("roll_correlation", n_frames, max_pairs, seed)
     # One group of all pairs, or groups of drawn ones.
     groups = 1 if drawn is None else min(GROUPS, drawn.shape[1])
     sums, exact = torch.zeros(groups, 8, n_capsules + 1).double(), torch.zeros(groups, n_capsules + 1).double()
@@ -179,24 +179,16 @@ def roll_correlation(
                 for _, (first, second) in _pieces(pairs, t[rows]):
                     add(group, rows, spectrum, first, second)
 
-    def measures(sums: Tensor, exact: Tensor, n_pairs: Tensor) -> tuple[Tensor, Tensor]:
-        return _circular_correlation(sums / n_pairs), exact / n_pairs
-
-    whole = [values.sum(0) for values in (sums, exact, n_pairs)]
-    correlation, exact_share = measures(*whole)
+    correlation, share = _circular_correlation(sums.sum(0) / n_pairs.sum()), exact.sum(0) / n_pairs.sum()
+    per_capsule, exact_per_capsule = correlation[:n_capsules], share[:n_capsules]
     errors = [0.0, 0.0]
-    if drawn is not None:
-        without = [[every - one for every, one in zip(whole, group, strict=True)] for group in zip(sums, exact, n_pairs)]
-        left_out = [torch.stack([one[-1] for one in values]) for values in zip(*(measures(*one) for one in without))]
-        errors = [float(values.var(correction=0) * (groups - 1)) ** 0.5 for values in left_out]
-    return RollCorrelation(
-        correlation[-1].item(),
-        exact_share[-1].item(),
-        correlation[:n_capsules],
-        exact_share[:n_capsules],
-        int(whole[2]),
-        *errors,
-    )
+    if drawn is not None:  # what the pooled rolls say without one group
+        others = n_pairs.sum() - n_pairs[:, 0]
+        without = (sums.sum(0) - sums)[..., -1].T / others, (exact.sum(0) - exact)[:, -1] / others
+        varied = (_circular_correlation(without[0]), without[1])
+        errors = [math.sqrt((groups - 1) * float(values.var(correction=0))) for values in varied]
+    n = int(n_pairs.sum())
+    return RollCorrelation(correlation[-1].item(), share[-1].item(), per_capsule, exact_per_capsule, n, *errors)
 
 
 def capsule_correlation(t: Tensor, index: Tensor) -> float:
@@ -309,7 +301,7 @@ def _drawn(owner: str, n_frames: int, max_pairs: int, seed: int) -> tuple[int, T
 
 
 def _pieces(pairs: Tensor, t: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Pairs (2, n) on t's device, a few at a time, so that what has a t for each of them stays small; where each begins."""
+    """A few pairs (2, n) at a time, on t's device, so that a t for each of them stays small; and where they begin."""
     step = max(1, CHUNK // t[:, 0].numel())
     return ((start, pairs[:, start : start + step].to(t.device)) for start in range(0, pairs.shape[1], step))
 

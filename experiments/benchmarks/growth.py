@@ -121,8 +121,8 @@ def energies(
     """Time and memory of ``W u²`` and its gradient over frames, beside another version's or the product with W.
 
     Returns:
-        Topography -> ``sizes``, ``seconds`` and ``memory`` as in :func:`summary`; the same of ``beside``; and where that
-        is another version ``paper``, the ratio to its time at 18 frames and 8 sequences, taken in turns.
+        Topography -> ``sizes``, ``seconds`` and ``memory`` as in :func:`summary`; the same of ``beside``; and where
+        that is another version ``paper``, the ratio to its time at 18 frames and 8 sequences, taken in turns.
     """
     other = {"dense": True} if beside is None else {}
     root = None if beside is None else str(Path(beside).resolve())
@@ -244,7 +244,9 @@ def _print_energies(record: Mapping[str, Any], console: Console) -> None:
                 f"{paper['ratio']:.2f} ({paper['low']:.2f}–{paper['high']:.2f})" if paper else "",
             )
     console.print(table)
-    console.print("One sequence of 18 capsules x 18 positions, CPU time of one thread; S = 18: ratio to beside of 8 sequences.")
+    console.print(
+        "One sequence of 18 capsules x 18 positions, CPU time of one thread; S = 18: ratio to beside of 8 sequences."
+    )
 
 
 def _power(cost: Mapping[str, Any]) -> str:

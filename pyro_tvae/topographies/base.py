@@ -195,7 +195,7 @@ class Topography(Part, nn.Module):
         return self._sums[key]
 
     def fixed(self, n_frames: int, n_positions: int, *, transposed: bool = False) -> tuple[Fixed, Tensor]:
-        """Where this W, or its transpose, sums on this lattice, and the weights that it has now: for :meth:`Fixed.sum`."""
+        """Where this W, or its transpose, sums on this lattice, and the weights that it has now, for ``Fixed.sum``."""
         if self.dense:
             w = self.neighborhood(n_frames, n_positions).detach()
             return Fixed(boundary=self.boundary), w.mT.contiguous() if transposed else w

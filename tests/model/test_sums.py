@@ -167,7 +167,8 @@ def test_the_transpose_is_summed_in_the_opposite_direction(boundary: str, learne
             topography.raw_weight.zero_()  # type: ignore[union-attr]
     torch.testing.assert_close(fixed.sum(weights, votes), pooled(votes, w), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(turned.sum(its, votes), pooled(votes, w.mT), rtol=1e-5, atol=1e-5)
-    assert not list(fixed.parameters()) and not fixed.state_dict()
+    assert not list(fixed.parameters())
+    assert not fixed.state_dict()
 
 
 def test_a_matrix_of_ones_own_stays_one() -> None:
@@ -236,7 +237,7 @@ def test_orbits_are_the_distinct_rows_of_w(make: str, boundary: str) -> None:
 def test_orbits_of_a_lattice_whose_matrix_would_be_too_large() -> None:
     orbits = CapsuleRoll(180, 0).orbits(180, 180)
     place, frame = torch.arange(180), torch.arange(180)[:, None]
-    assert bool((orbits.size == 180).all()) and len(orbits.size) == 180
+    assert orbits.size.tolist() == [180] * 180
     along = (place - frame) % 180  # what rolls with the frames
     assert len({*zip(along.flatten().tolist(), orbits.index.flatten().tolist(), strict=True)}) == 180
     blocks = Stationary((2000, 1)).orbits(2000, 18)
