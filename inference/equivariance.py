@@ -41,9 +41,6 @@ class PairEstimate(float):
         self.standard_error, self.n_pairs = standard_error, n_pairs
         return self
 
-    def __getnewargs__(self) -> tuple[float, float, int]:
-        return (float(self), self.standard_error, self.n_pairs)
-
 
 def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0) -> PairEstimate:
     """Equivariance error E_eq: how far rolled capsules are from the capsules they should be; lower is better.
