@@ -59,7 +59,9 @@ def run_suite(
         raise ValueError(f"benchmark: threads is {threads}; expected at least 1.")
     start = time.perf_counter()
     record: dict[str, Any] = {"schema": 4, "kind": "benchmark", "seed": 0, "machine": machine(threads)}
-    record["command"] = command("benchmark", *names, *(["--beside", beside] if beside is not None else []))
+    record["command"] = command(
+        "benchmark", *names, "--threads", threads, *(["--beside", beside] if beside is not None else [])
+    )
 
     def write() -> None:
         record["seconds"] = time.perf_counter() - start

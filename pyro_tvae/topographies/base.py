@@ -188,7 +188,8 @@ class Topography(Part, nn.Module):
     def _sums_on(self, n_frames: int, n_positions: int, like: Tensor) -> Sums:
         key = (n_frames, n_positions, like.dtype, like.device)
         if key not in self._sums:
-            sums = Sums(self.offsets(), self.lattice(n_frames, n_positions), self.boundary == "circular", like)
+            sizes, learned = self.lattice(n_frames, n_positions), self.raw_weight is not None
+            sums = Sums(self.offsets(), sizes, self.boundary == "circular", like, learned=learned)
             if type(sums.places) is not Tensor:  # as in _kept
                 return sums
             self._sums[key] = sums

@@ -34,9 +34,18 @@ class Sums:
         circular: frames wrap; positions always do.
         like: of the dtype and device of the terms. Convolutions are for CPUs, since others may round them to TF32, and
             for MPS, which has no float64.
+        learned: the operator is to have a gradient.
     """
 
-    def __init__(self, offsets: Sequence[Sequence[int]], sizes: Sequence[int], circular: bool, like: Tensor) -> None:
+    def __init__(
+        self,
+        offsets: Sequence[Sequence[int]],
+        sizes: Sequence[int],
+        circular: bool,
+        like: Tensor,
+        *,
+        learned: bool = False,
+    ) -> None:
         n_frames, *grid = sizes
         # Further away than the sequence is long there are the same frames again, or none.
         kept = [i for i, (dt, *_) in enumerate(offsets) if circular or abs(dt) < n_frames]
@@ -45,7 +54,7 @@ class Sums:
         if circular and self.last - self.first >= n_frames:
             cells[:, 0] %= n_frames
             self.first, self.last = 0, n_frames - 1
-        self.n_frames, self.grid, self.circular = n_frames, grid, circular
+        self.n_frames, self.grid, self.circular, self.learned = n_frames, grid, circular, learned
         n_positions, reach = math.prod(grid), self.last - self.first + 1
         few = reach * n_positions <= TERMS and like.dtype in CONVOLVED
         self.convolves = like.device.type == "mps" or (like.device.type == "cpu" and few)
@@ -92,7 +101,9 @@ class Sums:
         # A capsule's lattice lies together, (..., C, S, *grid): long transforms over strides miss the cache.
         lattices = e.transpose(-3, -2).to(torch.float64, memory_format=torch.contiguous_format)
         spectra = torch.fft.rfftn(lattices.unflatten(-1, self.grid), s=sizes, dim=self._axes)
-        v = torch.fft.irfftn(spectra * spectrum, s=sizes, dim=self._axes)
+        # Where the weights are learned their gradient needs both factors; else the product takes the first one's place.
+        spectra = spectra * spectrum if self.learned else spectra.mul_(spectrum)
+        v = torch.fft.irfftn(spectra, s=sizes, dim=self._axes)
         return v.narrow(self._axes[-1], 0, self.n_frames).flatten(-len(self.grid)).to(e.dtype).transpose(-3, -2)
 
     @property
