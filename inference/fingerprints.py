@@ -65,5 +65,7 @@ def alike(one: Fingerprint, two: Fingerprint) -> bool:
     """Whether two fingerprints are of the same tensors, but for rounding."""
     if one["exact"] != two["exact"] or len(one["sums"]) != len(two["sums"]):
         return False
-    first, second = (torch.tensor([float("nan") if x is None else x for x in own["sums"]], dtype=torch.float64) for own in (one, two))
+    first, second = (
+        torch.tensor([float("nan") if x is None else x for x in own["sums"]], dtype=torch.float64) for own in (one, two)
+    )
     return bool(((first - second).abs() <= TOLERANCE * max(first[0], second[0])).all())

@@ -1,0 +1,61 @@
+"""The data of a run: a fingerprint of each split, by which data that are built anew are told from those of before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..datasets import SequenceDataModule, SequenceDataset
+
+__all__ = ["SplitRecord", "fingerprints", "other_splits"]
+
+ROWS, ROWS_RENDERED = 4096, 32  # at a time
+RENDERED = 256  # sequences, evenly spaced, of what renders itself and may hand out none of its pixels
+
+
+class SplitRecord(TypedDict):
+    """One split in ``data.json``: its number of sequences, and their :class:`.Fingerprint`."""
+
+    sequences: int
+    exact: str
+    sums: list[float]
+
+
+def fingerprints(data: SequenceDataModule) -> dict[str, SplitRecord]:
+    """What ``data.json`` holds: the fingerprint of each split.
+
+    Of what sequences are rendered from, not of rendered frames, which would take as long as an epoch: pixels, labels,
+    and the factors that are drawn for epoch 0, as every epoch of a fixed split has them.
+    """
+    from pyro_tvae.inference.fingerprints import fingerprint
+
+    return {
+        name: {"sequences": len(dataset), **fingerprint(_contents(dataset))} for name, dataset in data.datasets.items()
+    }
+
+
+def other_splits(then: dict[str, SplitRecord], now: dict[str, SplitRecord]) -> list[str]:
+    """The names of splits that are not what they were."""
+    from pyro_tvae.inference.fingerprints import alike
+
+    return [name for name, split in now.items() if name in then and not alike(then[name], split)]  # type: ignore[arg-type]
+
+
+def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
+    import torch  # takes seconds, for which a list of runs does not wait
+
+    from ..datasets import Frames, Images
+
+    draw = dataset.draw(0)
+    yield from (dataset.renderer.labels, draw.index, draw.moving)
+    if isinstance(dataset.source, Images | Frames):
+        yield dataset.source.pixels
+        return
+    for rows in torch.arange(len(dataset)).split(ROWS):
+        yield from dataset.renderer.pick(rows).values()
+    if len(dataset):
+        for rows in torch.arange(0, len(dataset), -(-len(dataset) // RENDERED)).split(ROWS_RENDERED):
+            yield dataset.render(dataset.__getitems__(rows.tolist()))["x"]
