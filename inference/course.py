@@ -21,7 +21,7 @@ ORDER = ("batch_size", "data")  # what the order of an epoch's sequences hangs o
 
 
 def described(loader: object) -> dict[str, Any]:
-    """How many sequences a loader has, a fingerprint of its data, and its batch size, as far as reading leaves no trace.
+    """A loader's number of sequences, fingerprint of its data and batch size, as far as reading leaves no trace.
 
     Tensors are looked at whole; of other data, which may lie on a disk, the first item, unless two readings of it
     differ. What is read from a stream would be gone, so streams are left alone.

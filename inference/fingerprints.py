@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import TypedDict
 
@@ -65,7 +66,10 @@ def alike(one: Fingerprint, two: Fingerprint) -> bool:
     """Whether two fingerprints are of the same tensors, but for rounding."""
     if one["exact"] != two["exact"] or len(one["sums"]) != len(two["sums"]):
         return False
-    first, second = (
-        torch.tensor([float("nan") if x is None else x for x in own["sums"]], dtype=torch.float64) for own in (one, two)
-    )
+    first, second = (_numbers(own) for own in (one, two))
     return bool(((first - second).abs() <= TOLERANCE * max(first[0], second[0])).all())
+
+
+def _numbers(own: Fingerprint) -> Tensor:
+    """The sums; what a damaged file has in their place is like nothing."""
+    return torch.tensor([math.nan if x is None else x for x in own["sums"]], dtype=torch.float64)

@@ -9,6 +9,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.allowlist import Allowlist
@@ -180,7 +181,8 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
         return train_run(config, path, allow)
     if run.ended(config):
         if run.has(DATA):
-            run.check_data(config, _fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
+            with suppress(InstantiationException):  # data that are not there any more are no other ones
+                run.check_data(config, _fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}

@@ -17,7 +17,7 @@ RENDERED = 256  # sequences, evenly spaced, of what renders itself and may hand 
 
 
 class SplitRecord(TypedDict):
-    """One split in ``data.json``: its number of sequences, and their :class:`.Fingerprint`."""
+    """One split in ``data.json``: its number of sequences, and what tells them from others."""
 
     sequences: int
     exact: str

@@ -26,8 +26,8 @@ from ..config.composition import located
 from ..datasets import SequenceDataModule
 from ..evaluation.scoring import ends_of_explained, explained_share
 from ..provenance import hardware, versions
-from ..runs.files import write_text
 from ..runs.data import fingerprints
+from ..runs.files import write_text
 from ..runs.run import CONFIG, DATA, Run, device_of
 from .cells import POINTS
 from .records import RunInfo, Values

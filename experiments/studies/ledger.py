@@ -92,8 +92,8 @@ class Ledger:
                 differing = other_splits(*(run.read(DATA, dict[str, SplitRecord]) for run in (first, other)))
                 if differing:
                     raise ValueError(
-                        f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and a "
-                        f"row of {self.name} ({row}) is of one data set; remove one of the two folders, or choose "
+                        f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and "
+                        f"a row of {self.name} ({row}) is of one data set; remove one of the two folders, or choose "
                         "another --output."
                     )
 
