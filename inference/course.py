@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,12 +14,55 @@ from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from pyro_tvae.former_names import current
+from pyro_tvae.parts import describe
+
 from .batches import same_randomness
 from .fingerprints import alike, fingerprint
 
-__all__ = ["check_course", "described"]
+__all__ = ["check_course", "described", "other_part", "parts_of"]
 
 ORDER = ("batch_size", "data")  # what the order of an epoch's sequences hangs on
+
+
+def parts_of(model: Any, guide: Any) -> dict[str, Any]:
+    """What model and guide are made of, by dotted names, long values as a digest; empty where they do not say.
+
+    Shapes of weights do not tell: energies of another kernel, or of another matrix, have weights of the same shapes.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 4, 4), 3, 1, 3, pyro_tvae.CapsuleRoll(3, 0))
+        >>> parts_of(model, pyro_tvae.default_guide(model))["model.topography.kernel"]
+        3
+    """
+    try:
+        return {**_flat(describe(model), "model"), **_flat(describe(guide, {"model": model}), "guide")}
+    except (TypeError, ValueError):
+        return {}
+
+
+def other_part(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
+    """The first name under which model or guide have something else than then; None where they have not."""
+    return next((name for name in now if name in then and _named(now[name]) != _named(then[name])), None)
+
+
+def _named(value: Any) -> Any:
+    """A class by its present name, wherever it is defined: a script is its module, and may be another one's."""
+    return current(value).rpartition(".")[2] if isinstance(value, str) else value
+
+
+def _flat(node: Any, name: str) -> dict[str, Any]:
+    if isinstance(node, Mapping) and "part" in node:
+        inner = [_flat(value, f"{name}.{key}") for key, value in node["arguments"].items() if not _begins(key)]
+        return {name: node["part"]} | {key: value for part in inner for key, value in part.items()}
+    text = json.dumps(node)
+    return {name: node if len(text) <= 80 else hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _begins(argument: str) -> bool:
+    """Whether an argument says where a weight begins, which a checkpoint says for itself."""
+    return argument == "mu" or argument.startswith("initial_")
 
 
 def described(loader: object) -> dict[str, Any]:

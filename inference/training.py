@@ -40,7 +40,7 @@ from .checks import (
     covariates,
     dry_run,
 )
-from .course import check_course, described
+from .course import check_course, described, parts_of
 from .former import gathered
 from .keeping import Keeping, claimed
 from .memory import keep_freed_memory
@@ -125,6 +125,7 @@ class Fitting(lightning.LightningModule):
         self._built: dict[str, Any] = {}
         self._stored: dict[str, Any] | None = None
         self._course: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
         self._former: dict[str, Any] | None = None  # the course of the fit that is gone on with
         self._rehearsed = False
         self.steps_taken = 0
@@ -273,6 +274,7 @@ class Fitting(lightning.LightningModule):
             self._stored = None
         if self.trainer.checkpoint_callbacks or self._former is not None:
             self._course = self._described()
+            self._parts = parts_of(self.objective.model, self.objective.guide)
         if self._former is not None:
             check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
             self._former = None
@@ -346,7 +348,7 @@ class Fitting(lightning.LightningModule):
         }
         if self._course:
             ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-            checkpoint[KEY]["course"] = {**self._course, "mid_epoch": not ended}
+            checkpoint[KEY] |= {"course": {**self._course, "mid_epoch": not ended}, "parts": self._parts}
         checkpoint[KEY]["holds"] = holdings(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
+from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
 from pyro_tvae.inference import IWAE, Fitting, History, TrainerOptions, fit
 from pyro_tvae.inference.checkpoints import KEY, read_checkpoint
@@ -256,6 +256,31 @@ def test_the_middle_of_an_epoch_goes_on_with_its_own_data_alone(tmp_path: Path) 
         with pytest.raises(ValueError, match=f"cannot resume with {said}, which .* of the middle of an epoch"):
             otherwise(tmp_path, then, now | {"max_steps": 8})
     assert otherwise(tmp_path, then, {"max_steps": 8}) == []
+
+
+def test_another_model_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
+    """Neither a kernel nor a matrix of one's own is among the weights; where a weight begins is no difference."""
+    options: dict[str, Any] = {"seed": 1, "progress": False, "trainer": TrainerOptions("cpu")}
+    eye, band = torch.eye(9), torch.eye(9) + torch.eye(9).roll(1, 0)
+    for number, (one, two, words) in enumerate(
+        [
+            (CapsuleRoll(3, 0), CapsuleRoll(3, 1), r"model\.topography\.width is 0 there and 1 here"),
+            (Matrix(eye), Matrix(band), r"model\.topography\.w is '\w{16}' there"),
+            (CapsuleRoll(3, 0), Stationary((3, 1)), r"model\.topography is 'pyro_tvae.CapsuleRoll' there"),
+        ]
+    ):
+        pairs = []
+        for topography in (one, two):
+            model = TVAE(FRAME, 3, 1, 3, topography, mu=3.0)
+            pairs.append((model, MeanFieldGuide(model)))
+        fit(*pairs[0], sequences(), max_epochs=1, directory=tmp_path / str(number), **options)
+        last = tmp_path / str(number) / "checkpoints" / "last.ckpt"
+        before = [value.clone() for value in pairs[1][0].parameters()]
+        with pytest.raises(ValueError, match=f"is of another model: {words}"):
+            fit(*pairs[1], sequences(), max_epochs=2, resume=last, **options)
+        assert all(map(torch.equal, before, pairs[1][0].parameters()))
+        again = TVAE(FRAME, 3, 1, 3, one, mu=9.0)
+        fit(again, MeanFieldGuide(again), sequences(), max_epochs=2, resume=last, **options)
 
 
 class Diced(Dataset[Tensor]):
