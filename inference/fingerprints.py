@@ -51,7 +51,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> Fingerprint:
         for start in range(0, len(flat), ROW * BLOCK):
             part = flat[start : start + ROW * BLOCK].cpu()
             if not value.is_floating_point():
-                exact.update(part.contiguous().view(torch.uint8).numpy())
+                exact.update(part.contiguous().view(torch.uint8).numpy().data)
                 continue
             rows = torch.nn.functional.pad(part.double(), (0, -len(part) % ROW)).reshape(-1, ROW)
             rows = rows.nan_to_num(2.0, 3.0, -3.0)  # frames that are missing may hold anything

@@ -114,10 +114,9 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             print(f"run: {run}", flush=True)
             run.sweep()
         compares = config.baseline.enabled and not run.has(PLAIN_VAE)
-        if parts is not None:
-            data = parts.data
-        else:  # none where but the page is to be written
-            data = run.data(config) if compares or not (run.has(WEIGHTS) and run.has(EVALUATION)) else None
+        data = parts.data if parts is not None else None
+        if data is None and (compares or not (run.has(WEIGHTS) and run.has(EVALUATION))):  # more than its page is made
+            data = run.data(config)
         history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data))
         if compares:
             plain_config = _plain_vae(config)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SplitRecord", "fingerprints", "other_splits"]
 
-ROWS, ROWS_RENDERED = 4096, 32  # at a time
-RENDERED = 256  # sequences, evenly spaced, of what renders itself and may hand out none of its pixels
+ROWS = 4096  # at a time
+RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand out none of its pixels
 
 
 class SplitRecord(TypedDict):
@@ -41,21 +41,25 @@ def other_splits(then: dict[str, SplitRecord], now: dict[str, SplitRecord]) -> l
     """The names of splits that are not what they were."""
     from pyro_tvae.inference.fingerprints import alike
 
-    return [name for name, split in now.items() if name in then and not alike(then[name], split)]  # type: ignore[arg-type]
+    return [name for name, split in now.items() if name in then and not alike(then[name], split)]
 
 
 def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     import torch  # takes seconds, for which a list of runs does not wait
 
-    from ..datasets import Frames, Images
+    from ..datasets import Frames, Images, Sprites
+    from ..datasets.sprites import StoredPixels
 
     draw = dataset.draw(0)
     yield from (dataset.renderer.labels, draw.index, draw.moving)
     if isinstance(dataset.source, Images | Frames):
         yield dataset.source.pixels
         return
+    if isinstance(dataset.source, Sprites):
+        pixels = dataset.source.pixels
+        yield pixels.packed if isinstance(pixels, StoredPixels) else pixels.pictures
+        return
     for rows in torch.arange(len(dataset)).split(ROWS):
         yield from dataset.renderer.pick(rows).values()
     if len(dataset):
-        for rows in torch.arange(0, len(dataset), -(-len(dataset) // RENDERED)).split(ROWS_RENDERED):
-            yield dataset.render(dataset.__getitems__(rows.tolist()))["x"]
+        yield dataset.render(dataset.__getitems__(range(0, len(dataset), -(-len(dataset) // RENDERED))))["x"]

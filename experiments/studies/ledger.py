@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -87,8 +88,8 @@ class Ledger:
     def _check_data(self) -> None:
         """Raise ValueError where the runs of a row were begun with different data: a path tells nothing of a file."""
         for row, place in self.homes.items():
-            first, *others = [Run(path.parent) for path in sorted(place.glob(f"seed*/{DATA}"))] or [None]
-            for other in others:
+            runs = [Run(path.parent) for path in sorted(place.glob(f"seed*/{DATA}"))]
+            for first, other in pairwise(runs):
                 differing = other_splits(*(run.read(DATA, dict[str, SplitRecord]) for run in (first, other)))
                 if differing:
                     raise ValueError(

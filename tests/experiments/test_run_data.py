@@ -364,6 +364,32 @@ def test_what_renders_itself_is_told_by_what_it_renders() -> None:
     assert other_splits(own, other) == ["test"]
 
 
+class Foreign:
+    """A renderer of somebody else's, of which nothing but the protocol is given."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def first(self, n: int) -> Foreign:
+        return Foreign(self._inner.first(n))
+
+
+def test_what_others_render_is_told_by_its_frames() -> None:
+    numbers = {"n_frames": 15, "n_train": 40, "n_validation": 8, "n_test": 8}
+    made = []
+    for altered in (False, False, True):
+        splits = dsprites(moving=["scale"])
+        pixels: Any = splits.train.pixels  # type: ignore[union-attr]
+        pixels.pictures = pixels.pictures.clone()
+        pixels.pictures[:, 3] ^= altered
+        made.append(fingerprints(SequenceDataModule(type(splits)(*map(Foreign, splits)), **numbers)))  # type: ignore[arg-type]
+    assert other_splits(*made[:2]) == []
+    assert other_splits(*made[1:]) == ["train", "validation", "test"]
+
+
 @pytest.mark.parametrize(
     ("one", "two"),
     [
