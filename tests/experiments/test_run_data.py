@@ -267,9 +267,12 @@ def test_a_run_builds_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.save("x.npy", film())
     built: list[object] = []
     init = SequenceDataModule.__init__
-    monkeypatch.setattr(
-        SequenceDataModule, "__init__", lambda self, *a, **k: (built.append(self), init(self, *a, **k))[1]
-    )
+
+    def counted(self: SequenceDataModule, *arguments: Any, **options: Any) -> None:
+        built.append(self)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(SequenceDataModule, "__init__", counted)
     baseline = ["baseline.enabled=true", "baseline.max_epochs=1"]
     train_run(compose([*SMALL, *baseline]), Path("run"))
     assert len(built) == 1
