@@ -125,7 +125,7 @@ def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: 
         warnings.warn(
             f"fit: goes on with {'; '.join(_said(name, now, then) for name in others)}: from here on it is not the fit "
             "that was stopped.",
-            stacklevel=2,
+            stacklevel=3,  # that of what called back
         )
 
 
