@@ -153,9 +153,9 @@ class Run:
         """
         config, path = self.stored(), self.path / CONFIG
         for name, value in self.given:
-            if name not in (known := keys(config)):
-                settings = ", ".join(key for key in known if key.startswith("data."))
-                raise ValueError(f"{path} has no setting {name!r}; expected one of {settings}.")
+            if name not in (settings := keys(config)):
+                possible = ", ".join(key for key in settings if key.startswith("data."))
+                raise ValueError(f"{path} has no setting {name!r}; expected one of {possible}.")
             OmegaConf.update(config, name, value, merge=False)
         config = located(config) if self.given else config
         self.allow.check(config, path)
