@@ -31,6 +31,12 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 Split = Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[data.SETTING=VALUE]...", help="Other data than the run's own, such as data.source.path=FILE."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that was made with other settings.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
@@ -77,12 +83,12 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 
 
 @app.command()
-def evaluate(run: RunFolder, split: Split = "test", imports: Imports = None) -> None:
+def evaluate(run: RunFolder, data: Data = None, split: Split = "test", imports: Imports = None) -> None:
     """Judge a trained run again and rewrite its report."""
     with _stored(run, imports) as allow:
         from .commands.evaluate import evaluate_run
 
-        evaluate_run(run, split, allow)
+        evaluate_run(run, split, allow, data or ())
 
 
 @app.command()
@@ -97,6 +103,7 @@ def report(run: RunFolder, imports: Imports = None) -> None:
 @app.command()
 def posterior(
     run: RunFolder,
+    data: Data = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws per sequence, and chain of NUTS.")] = 100,
     sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for, the first ones.")] = 8,
     method: Annotated[str, typer.Option(help="guide, importance, or (small models) nuts.")] = "guide",
@@ -128,6 +135,7 @@ def posterior(
             output=output,
             overwrite=overwrite,
             allow=allow,
+            data=data or (),
         )
         print(f"posterior: {file}\npage: {page}")
 
@@ -135,6 +143,7 @@ def posterior(
 @app.command()
 def likelihood(
     run: RunFolder,
+    data: Data = None,
     particles: Annotated[str, typer.Option(help="Numbers of particles K, separated by commas.")] = "1,10,100,1000",
     frame_particles: Annotated[
         int, typer.Option(min=1, help="Also K / M draws of the energies, with M of z per frame in each.")
@@ -167,6 +176,7 @@ def likelihood(
             output=output,
             overwrite=overwrite,
             allow=allow,
+            data=data or (),
         )
         print_likelihood(record)
 
@@ -208,7 +218,10 @@ def calibrate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN... [data.SETTING=VALUE]...", help="Folders of two runs or more; and other data."),
+    ],
     particles: Annotated[int, typer.Option(min=1, help="Draws K from each guide per sequence.")] = 1000,
     sequences: Annotated[int, typer.Option(min=2, help="The first sequences of the split.")] = 32,
     temperatures: Annotated[int, typer.Option(min=0, help="Of annealing, instead of importance weights; or 0.")] = 0,
@@ -224,8 +237,9 @@ def compare(
         from .commands.compare import compare_runs, print_comparison
         from .config.allowlist import Allowlist
 
+        data = [str(word) for word in runs if str(word).startswith("data.") and "=" in str(word)]
         result = compare_runs(
-            runs,
+            [run for run in runs if str(run) not in data],
             particles=particles,
             sequences=sequences,
             temperatures=temperatures,
@@ -235,6 +249,7 @@ def compare(
             output=output,
             overwrite=overwrite,
             allow=Allowlist.importing(imports or ()),
+            data=data,
         )
         print_comparison(result)
         if output is not None:

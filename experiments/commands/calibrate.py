@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import pyro_tvae
 from pyro_tvae.files import atomic_write
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
@@ -16,7 +17,7 @@ from pyro_tvae.inference.progress import progress_bar
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
 from ..runs.outputs import REQUEST, check_replaceable, digest, request_of
-from ..runs.run import WEIGHTS, Run
+from ..runs.run import WEIGHTS, Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
 
@@ -76,8 +77,9 @@ def calibrate_run(
             f"calibrate: simulations is {simulations}; expected at least {5 * bins}, five for each of {bins} bins."
         )
     stored = Run(run, allow)
-    loaded = stored.load()
-    model, guide, config = loaded.model, loaded.guide, loaded.config
+    config = stored.config()
+    stored.check_trained()
+    model, guide = pyro_tvae.load(stored.path / WEIGHTS, device_of(config))  # it makes its own data
     nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
     weights = digest(stored.path / WEIGHTS)
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import pyro_tvae
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts
+from ..config.composition import data_settings
 from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.record import EvaluationRecord
@@ -29,18 +30,20 @@ __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page
 MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 
 
-def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY) -> None:
+def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY, data: Sequence[str] = ()) -> None:
     """Judge a trained run, write ``evaluation.json``, the figures and the report; prints the table.
 
     Args:
         path: of the run's folder.
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
+        data: overrides of settings of its data, which may then be others than it was begun with.
 
     Raises:
         BlockingIOError: another process is at work on it.
+        ValueError: its data are others than it was begun with, and none were named.
     """
-    run = Run(path, allow)
+    run = Run(path, allow, data_settings(data))
     config = run.config()  # nothing is written, not even a lock, in a folder that cannot be judged
     run.check_trained()
     with run.held():
@@ -76,6 +79,9 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         seed=config.seed,
         progress=config.fit.progress,
     )
+    if trained.others:
+        result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
+        result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
     result.record["failed"] |= draw(run.path / "figures", trained, result, history.get("rows"))
     for name, sentence in result.record["failed"].items():

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.composition import data_settings
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
 from ..runs.outputs import check_replaceable, digest, request_of
@@ -81,6 +82,7 @@ def likelihood_run(
     output: Path | None = None,
     overwrite: bool = False,
     allow: Allowlist = PARTS_ONLY,
+    data: Sequence[str] = (),
 ) -> LikelihoodRecord:
     """Estimate log p(x) of a trained run's sequences over K, and by annealing; writes ``likelihood.json``.
 
@@ -99,6 +101,7 @@ def likelihood_run(
         output: the file, by default ``likelihood.json`` in the run's folder.
         overwrite: replace a file that was made with other settings.
         allow: what the run's configuration may call.
+        data: overrides of settings of its data, which may then be others than it was begun with.
 
     Returns:
         The content of the file: ``rows``, one mapping per estimate, ``remark``, and what was computed on.
@@ -117,10 +120,10 @@ def likelihood_run(
     ):
         if not sound:
             raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
-    stored = Run(run, allow)
+    stored = Run(run, allow, data_settings(data))
     loaded = stored.load()
-    model, guide, data = loaded.model, loaded.guide, loaded.data
-    x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
+    model, guide = loaded.model, loaded.guide
+    x = next(loaded.data.batches(split, loaded.device, batch_size=sequences))["x"]
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,
@@ -130,6 +133,7 @@ def likelihood_run(
         "split": split,
         "seed": seed,
         "weights": digest(run / WEIGHTS),
+        **({"data": loaded.others} if loaded.others else {}),
     }
     file = output or run / LIKELIHOOD
     check_replaceable(file, request, overwrite)
