@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = ["INTERRUPTED", "NOTHING", "Interrupted", "catch_signals", "command", 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = tuple(128 + number for number in SIGNALS)  # the status that shells expect
 NOTHING = "this time nothing was written yet; the same command begins, or goes on, again."
+AGAIN = 0.05  # seconds after which a signal that Python dropped is raised again
 PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra takes for text without quotes
 WORDS = ("null", "true", "false", "nan", "inf")
 
@@ -27,14 +29,23 @@ class Interrupted(SystemExit):
 
 def catch_signals() -> None:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on."""
+    owner, said = os.getpid(), sys.unraisablehook
 
-    owner = os.getpid()
+    def again(unraisable: Any) -> None:
+        # Python drops what is raised in a destructor, while it forks or in a library's callback: ask once more.
+        if not isinstance(unraisable.exc_value, Interrupted):
+            said(unraisable)
+        elif os.getpid() == owner:
+            timer = threading.Timer(AGAIN, os.kill, (owner, unraisable.exc_value.code - 128))
+            timer.daemon = True
+            timer.start()
 
     def interrupt(signum: int, frame: Any) -> None:
         # Ctrl-C reaches forked processes too, such as those that load data: they are this one's to end.
         if os.getpid() == owner or signum != signal.SIGINT:
             raise Interrupted(128 + signum)
 
+    sys.unraisablehook = again
     for number in SIGNALS:
         signal.signal(number, interrupt)
 

@@ -216,3 +216,21 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
     with unfinished(compose(TINY), tmp_path, beside=False) as begun:
         assert begun == Run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_a_signal_that_python_drops_is_raised_again() -> None:
+    """Such as one that comes while a destructor runs, or while workers are forked."""
+    script = """
+import os, signal, time
+from pyro_tvae.experiments.interruption import catch_signals, goes_on_with
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+catch_signals()
+with goes_on_with("go on."):
+    Closing()
+    time.sleep(20)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (143, "\npyro-tvae: interrupted; go on.\n")
