@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .budgets import Budget
 from .files import atomic_write
 from .guides.base import Guide
 from .model import TVAE
@@ -218,7 +219,7 @@ def _built(
 ) -> tuple[TVAE, Guide]:
     """The pair as its constructors make it; given values are the model's before the guide is built."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), restoring():
+    with torch.random.fork_rng(devices=devices), restoring(), Budget(contents.tensors.values()):
         model = build(contents.description["model"])
         if not isinstance(model, TVAE):
             raise TypeError("it describes no TVAE")
