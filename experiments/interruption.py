@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ __all__ = ["INTERRUPTED", "NOTHING", "Interrupted", "catch_signals", "command", 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = tuple(128 + number for number in SIGNALS)  # the status that shells expect
 NOTHING = "this time nothing was written yet; the same command begins, or goes on, again."
-AGAIN = 0.05  # seconds after which a signal that Python dropped is raised again
+AGAIN = 0.5  # seconds after which an interruption that was dropped is raised again
 PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra takes for text without quotes
 WORDS = ("null", "true", "false", "nan", "inf")
 
@@ -28,24 +27,33 @@ class Interrupted(SystemExit):
 
 
 def catch_signals() -> None:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on."""
-    owner, said = os.getpid(), sys.unraisablehook
+    """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on.
 
-    def again(unraisable: Any) -> None:
-        # Python drops what is raised in a destructor, while it forks or in a library's callback: ask once more.
-        if not isinstance(unraisable.exc_value, Interrupted):
-            said(unraisable)
-        elif os.getpid() == owner:
-            timer = threading.Timer(AGAIN, os.kill, (owner, unraisable.exc_value.code - 128))
-            timer.daemon = True
-            timer.start()
+    What Python or a library drops, such as an exception in a destructor, in a fork or below a bare ``except``, is raised
+    again until it is on its way up.
+    """
+    owner, asked, said = os.getpid(), 0, sys.unraisablehook
 
     def interrupt(signum: int, frame: Any) -> None:
+        nonlocal asked
         # Ctrl-C reaches forked processes too, such as those that load data: they are this one's to end.
+        if os.getpid() == owner and hasattr(signal, "setitimer"):
+            asked = signum
+            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
         if os.getpid() == owner or signum != signal.SIGINT:
             raise Interrupted(128 + signum)
 
-    sys.unraisablehook = again
+    def insist(signum: int, frame: Any) -> None:
+        if os.getpid() == owner and _interruption(sys.exc_info()[1]) is None:
+            raise Interrupted(128 + asked)
+
+    def unraisable(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Interrupted):
+            said(dropped)
+
+    sys.unraisablehook = unraisable
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, insist)
     for number in SIGNALS:
         signal.signal(number, interrupt)
 
@@ -107,7 +115,7 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         if passes_on:
             raise interruption from None
         # Impatience must not turn the sentence into a traceback.
-        for number in SIGNALS:
+        for number in (*SIGNALS, getattr(signal, "SIGALRM", signal.SIGTERM)):
             signal.signal(number, signal.SIG_IGN)
         print(f"\npyro-tvae: interrupted; {sentence}", file=sys.stderr, flush=True)
         code = interruption.code if isinstance(interruption, Interrupted) else 128 + signal.SIGINT
@@ -116,7 +124,7 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         _decided = passes_on
 
 
-def _interruption(error: BaseException) -> BaseException | None:
+def _interruption(error: BaseException | None) -> BaseException | None:
     """The interruption that an error is, or on the way out of which it came; None where it was answered already."""
     if isinstance(error, SystemExit) and not isinstance(error, Interrupted):
         return None
