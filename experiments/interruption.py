@@ -29,8 +29,8 @@ class Interrupted(SystemExit):
 def catch_signals() -> None:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on.
 
-    What Python or a library drops, such as an exception in a destructor, in a fork or below a bare ``except``, is raised
-    again until it is on its way up.
+    What Python or a library drops, such as an exception in a destructor, in a fork or below a bare ``except``, is
+    raised again until it is on its way up.
     """
     owner, asked, said = os.getpid(), 0, sys.unraisablehook
 

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Budget"]
 
 # Beside what a file holds: W of 10,000 frames times positions takes several times its 10,000² numbers.
-FREE_NUMBERS, FREE_CALLS = 2**29, 100_000
+FREE_NUMBERS, FREE_CALLS = 2**29, 10_000
 # Of what it holds: a constructor makes a number about five times, and calls torch about twenty times for a tensor.
-NUMBERS, CALLS = 100, 2_000
+NUMBERS, CALLS = 100, 1_000
 SIZED = ("empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full")
 POINTWISE = ("add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv", "eq", "ne", "lt", "le", "gt", "ge", "where")
 
