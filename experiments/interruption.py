@@ -12,7 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INTERRUPTED", "NOTHING", "Interrupted", "catch_signals", "command", "goes_on_with", "override", "typed"]
+__all__ = [
+    "INTERRUPTED",
+    "NOTHING",
+    "Interrupted",
+    "catch_signals",
+    "command",
+    "goes_on_with",
+    "leave_signals",
+    "override",
+    "typed",
+]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = tuple(128 + number for number in SIGNALS)  # the status that shells expect
@@ -56,6 +66,12 @@ def catch_signals() -> None:
         signal.signal(signal.SIGALRM, insist)
     for number in SIGNALS:
         signal.signal(number, interrupt)
+
+
+def leave_signals() -> None:
+    """Ask no more for an interruption that is on its way out of the process, whose end would be another one else."""
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def command(*words: object) -> str:
@@ -115,7 +131,8 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         if passes_on:
             raise interruption from None
         # Impatience must not turn the sentence into a traceback.
-        for number in (*SIGNALS, getattr(signal, "SIGALRM", signal.SIGTERM)):
+        leave_signals()
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print(f"\npyro-tvae: interrupted; {sentence}", file=sys.stderr, flush=True)
         code = interruption.code if isinstance(interruption, Interrupted) else 128 + signal.SIGINT
