@@ -39,11 +39,12 @@ def run_suite(
 
     Raises:
         ValueError: there is no such benchmark, or no thread.
+        OSError: the record cannot be written.
     """
     from ..provenance import machine
     from ..reports.tables import wide_console
     from ..runs.files import write_text
-    from ..runs.outputs import unfinished
+    from ..runs.outputs import check_replaceable, unfinished
 
     names = list(dict.fromkeys(names or NAMES))
     unknown = [name for name in names if name not in NAMES]
@@ -54,6 +55,8 @@ def run_suite(
     start = time.perf_counter()
     record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": machine(threads)}
 
+    if output is not None:
+        check_replaceable(Path(output), {}, overwrite=True)
     part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
 
     def write(path: Path | None = part) -> None:

@@ -6,10 +6,8 @@ command takes up again.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -113,6 +111,4 @@ class _UnwrittenError(Exception):
 def _check_writable(path: Path) -> None:
     """Raise OSError, in the words of :func:`.atomic_write`, where a file could not be written; what is there stays."""
     with suppress(_UnwrittenError), atomic_write(path):
-        if path.is_dir() and not path.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         raise _UnwrittenError

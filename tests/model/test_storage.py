@@ -554,6 +554,7 @@ OPTIONAL = {  # what may be null, or of a second type
     "max_logit": ("null", "number", "whole"),
     "rank": ("null", "whole"),
     "grid": ("null",),
+    "velocity": ("whole", "number"),
     **dict.fromkeys(("topography", "prior", "latent", "likelihood", "network"), ("null",)),
 }
 
