@@ -10,7 +10,6 @@ import pytest
 import torch
 from complaints import answer
 from matplotlib.figure import Figure
-from tiny import TINY
 from untrained_runs import make_run
 
 import pyro_tvae
@@ -19,12 +18,9 @@ from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.compare import compare_runs
 from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.commands.posterior import posterior_run
-from pyro_tvae.experiments.commands.train import train_run
-from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.reports.style import save
 from pyro_tvae.experiments.runs.files import write_text
 from pyro_tvae.experiments.runs.sweeps import begun
-from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.inference import to_arviz, to_netcdf, to_zarr
 
 
@@ -57,7 +53,7 @@ FILES = (
     "compare",
     "benchmark",
 )
-FOLDERS = ("to_zarr", "train", "sweep", "reproduce")
+FOLDERS = ("to_zarr", "sweep")
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +74,7 @@ def writers(
         "compare": lambda path: compare_runs(runs, output=path, overwrite=True),
         "benchmark": lambda path: run_suite(["startup"], output=path, progress=False),
         "to_zarr": lambda path: to_zarr(drawn, path),
-        "train": lambda path: train_run(compose(TINY), path),
         "sweep": begin,
-        "reproduce": lambda path: reproduce("guides", output=path),
     }
 
 
