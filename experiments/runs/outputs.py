@@ -32,7 +32,7 @@ def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
 
     Example:
         >>> print(unfinished(Path("run/likelihood.json"), {"particles": [1, 10]}))
-        run/likelihood.unfinished-f0fc6ee0.json
+        run/likelihood.unfinished-433da9d6.json
     """
     asked = hashlib.sha256(json.dumps(dict(request), sort_keys=True).encode()).hexdigest()[:8]
     return path.with_name(f"{path.stem}.unfinished-{asked}{path.suffix}")
