@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .interruption import NOTHING, catch_signals, goes_on_with, typed
+from .interruption import NOTHING, catch_signals, goes_on_with, leave_signals, typed
 
 if TYPE_CHECKING:
     from .config.allowlist import Allowlist
@@ -66,9 +66,10 @@ def _answered(sentence: str = NOTHING) -> Iterator[None]:
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
-    """The same for a command on a stored run; what its configuration may call."""
-    with _answered(f"every file in {run} is whole; start over with: {typed()}"):
+def _stored(run: Path, imports: list[str] | None, kept: str = "") -> Iterator[Allowlist]:
+    """The same for a command on a stored run, which may have kept a part; what its configuration may call."""
+    way_on = f"{kept}; go on with" if kept else f"every file in {run} is whole; start over with"
+    with _answered(f"{way_on}: {typed()}"):
         from .config.allowlist import Allowlist
 
         yield Allowlist.importing(imports or ())
@@ -160,7 +161,8 @@ def likelihood(
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
-    with _stored(run, imports) as allow:
+    place = output.parent if output else run
+    with _stored(run, imports, f"the estimates that were made are kept in {place}") as allow:
         counts = _whole_numbers("particles", particles, "1,10,100")
         from .commands.likelihood import likelihood_run, print_likelihood
 
@@ -196,9 +198,9 @@ def calibrate(
     imports: Imports = None,
 ) -> None:
     """Simulation-based calibration of a run's posterior: is it as sure as it may be? Goes on where it was cut."""
-    with _answered(f"the simulations that were done are in {output or run / 'calibration.nc'}; go on with: {typed()}"):
+    place = output.parent if output else run
+    with _stored(run, imports, f"the simulations that were done are kept in {place}") as allow:
         from .commands.calibrate import calibrate_run
-        from .config.allowlist import Allowlist
 
         file, page, verdict = calibrate_run(
             run,
@@ -211,7 +213,7 @@ def calibrate(
             seed=seed,
             output=output,
             overwrite=overwrite,
-            allow=Allowlist.importing(imports or ()),
+            allow=allow,
         )
         print(f"{verdict}\ncalibration: {file}\npage: {page}")
 
@@ -348,7 +350,7 @@ def benchmark(
     from datetime import datetime
 
     file = output or Path("runs/benchmark") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
-    with _answered(f"benchmarks that were finished, if any, are in {file}."):
+    with _answered(f"benchmarks that were finished, if any, are in {file.with_suffix('')}.unfinished-…{file.suffix}."):
         from .benchmarks import run_suite
 
         run_suite(names, threads=threads, output=file)
@@ -357,8 +359,11 @@ def benchmark(
 def main() -> None:
     """Entry point of the command ``pyro-tvae``."""
     catch_signals()
-    with goes_on_with(NOTHING):
-        app()
+    try:
+        with goes_on_with(NOTHING):
+            app()
+    finally:
+        leave_signals()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ from ..reports.report import write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
-from ..runs.outputs import digest
-from ..runs.run import EVALUATION, PLAIN_VAE, UNTRAINED, Run, Trained
+from ..runs.outputs import digest, shown_on
+from ..runs.run import EVALUATION, PLAIN_VAE, REPORT, UNTRAINED, Run, Trained
 
 __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page"]
 
@@ -87,7 +88,8 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     for name, sentence in result.record["failed"].items():
         print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
     result.record["figures"] = {picture.stem: digest(picture) for picture in (run.path / "figures").glob("*.png")}
-    run.write(EVALUATION, result.record)
+    with shown_on(run.path / EVALUATION, run.path / REPORT) as partial:
+        partial.write_text(json.dumps(finite(dict(result.record)), indent=1), encoding="utf-8")
     page = write_page(run, config, finite(result.record), history)
     print_evaluation(result.record)
     print(f"report: {page}")

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from pyro_tvae.inference.arviz_adapter import ArvizData, assemble
+from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close
 from pyro_tvae.inference.mcmc import guide_quality
 from pyro_tvae.inference.mcmc import nuts as sample_nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
-from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, to_arviz, to_netcdf
+from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, from_netcdf, to_arviz, to_netcdf
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
 from ..datasets.renderers import MovingImages
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, check_replaceable, digest
+from ..runs.outputs import REQUEST, check_replaceable, digest, shown_on
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["posterior_run"]
@@ -127,23 +127,28 @@ def posterior_run(
             n_chains = chains if nuts else 1
             size = expected_size(model, guide, batch["x"], draws=draws, num_chains=n_chains, groups=groups)
             print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
-        drawn = to_arviz(
-            model,
-            guide,
-            batch["x"],
-            **options,
-            groups={*groups} | FOR_THE_PAGE,
-            coords=coords,
-            attributes={REQUEST: json.dumps(request), "run": str(config.name)},
-            seed=seed,
-            path=file if whole else None,  # what the page takes and the file does not is held in memory
-            progress=show,
-        )
-    print(verdict(drawn), flush=True)
-    if not whole:
-        to_netcdf(_selected(drawn, groups, variables), file)
+    with shown_on(file, page) as partial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
+            drawn = to_arviz(
+                model,
+                guide,
+                batch["x"],
+                **options,
+                groups={*groups} | FOR_THE_PAGE,
+                coords=coords,
+                attributes={REQUEST: json.dumps(request), "run": str(config.name)},
+                seed=seed,
+                path=partial if whole else None,  # what the page takes and the file does not is held in memory
+                progress=show,
+            )
+        print(verdict(drawn), flush=True)
+        if whole:
+            close(drawn)
+        else:
+            to_netcdf(_selected(drawn, groups, variables), partial)
+    if whole:
+        drawn = from_netcdf(file, lazy=True)
     facts = {
         "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split{loaded.aside}",
         "Draws": f"{draws} per sequence{f' and chain, {chains} chains' if nuts else ''}, method {method}, seed {seed}",

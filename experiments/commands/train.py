@@ -22,7 +22,7 @@ from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..evaluation.record import EvaluationRecord
 from ..interruption import goes_on_with
-from ..runs.run import EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
+from ..runs.run import EVALUATION, HISTORY, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
@@ -125,7 +125,8 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
                 print("the plain VAE, for comparison:", flush=True)
             fit_parts(plain_config, plain, run.path / "plain_vae")
             if _first():
-                (run.path / EVALUATION).unlink(missing_ok=True)  # a judgement without it, before the run had ended
+                for name in (REPORT, EVALUATION):  # a judgement without it, before the run had ended
+                    (run.path / name).unlink(missing_ok=True)
             _save(run, PLAIN_VAE, plain)
         if not _first():
             return {}

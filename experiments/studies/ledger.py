@@ -15,6 +15,7 @@ from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
 from ..runs.data import SplitRecord, other_splits
 from ..runs.files import check_inside, inside, write_text
+from ..runs.outputs import shown_on
 from ..runs.run import CONFIG, DATA, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
@@ -134,9 +135,11 @@ class Ledger:
         if self.study.labels is not None:
             write_record(self.folder / "record.json", record)
         else:
-            write_record(self.folder / "table.json", record)
-            write_text(self.folder / "table.md", markdown(record))
-            write_text(self.folder / "table.csv", as_csv(record))
+            texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
+            with shown_on(self.folder / "table.json", *texts) as partial:
+                write_record(partial, record)
+            for path, text in texts.items():
+                write_text(path, text)
         if self.target is not None:
             for picture in self.folder.glob("*.png"):
                 with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
