@@ -42,7 +42,6 @@ from .checks import (
 )
 from .former import gathered
 from .keeping import Keeping, claimed
-from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
     Clips,
@@ -544,7 +543,6 @@ def fit(
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
-    keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
