@@ -27,12 +27,10 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        if not _by_onednn(input, weight):
+        if input.shape[-1:] != weight.shape[-1:] or not input.numel() or not _by_onednn(input, weight):
             return nn.functional.linear(input, weight, bias)
-        if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-            rows: Tensor = _Product.apply(input.flatten(0, -2), weight, bias)
-            return rows.unflatten(0, input.shape[:-1])
-        return _product(input, weight, bias)
+        rows: Tensor = _Product.apply(input.reshape(-1, input.shape[-1]), weight, bias)
+        return rows.view(*input.shape[:-1], len(weight))
 
 
 class _Product(torch.autograd.Function):
