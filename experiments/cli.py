@@ -322,7 +322,7 @@ def benchmark(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="speed, throughput, memory, scaling, growth, startup, gradients; all of these by default. And jax_step."
+            help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And jax_step."
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -78,13 +79,13 @@ def measure(threads: int, seconds: float, sizes: Mapping[str, int], generator: s
 
 def weights_of(model: TVAE, guide: MeanFieldGuide) -> Weights:
     """Weights of the networks and μ as JAX has them."""
-    numpy = _jax().numpy
+    array = _jax().numpy.array
     networks = {"z": guide.z_encoder, "u": guide.u_encoder, "decoder": model.decoder}
     layers = {
-        name: [tuple(numpy.array(one.detach().numpy()) for one in (layer.weight, layer.bias)) for layer in linears(part)]
+        name: [(array(layer.weight.detach().numpy()), array(layer.bias.detach().numpy())) for layer in linears(part)]
         for name, part in networks.items()
     }
-    return {**layers, "mu": numpy.array(model.mu.detach().numpy())}
+    return {**layers, "mu": array(model.mu.detach().numpy())}
 
 
 def loss(weights: Weights, x: Any, noise: Mapping[str, Any], pooling: Any, *, eps: float, beta: float = 1.0) -> Any:
@@ -158,10 +159,9 @@ def _network(layers: Any, value: Any) -> Any:
 
 def _jax() -> Any:
     try:
-        import jax
+        return import_module("jax")
     except ImportError:
         raise RuntimeError("benchmark jax_step: JAX is not installed; pip install pyro-tvae[jax].") from None
-    return jax
 
 
 def print_record(record: Mapping[str, Any], console: Console) -> None:

@@ -27,7 +27,18 @@ from ..datasets.transformations import Transformations
 from ..reports.tables import plain_table, yes_or_no
 from .timing import ONE_CPU, StepTimer, between, in_turns, measuring, seconds_of, spread
 
-__all__ = ["PAPER", "TARGETS", "Setting", "print_record", "linears", "make_batches", "run", "step_products", "summary", "weight_products"]
+__all__ = [
+    "PAPER",
+    "TARGETS",
+    "Setting",
+    "linears",
+    "make_batches",
+    "print_record",
+    "run",
+    "step_products",
+    "summary",
+    "weight_products",
+]
 
 TARGETS: dict[str, float | None] = {"step": 1.3, "step_sgd": 1.3, "step_bfloat16": None, "batch": 0.05, "iwae": 1.3}
 WHAT = {

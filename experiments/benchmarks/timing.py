@@ -97,9 +97,7 @@ class StepTimer(Callback):
         self._since = self.clock()
 
 
-def seconds_of(
-    action: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter
-) -> float:
+def seconds_of(action: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
     """Mean time of one call, by the wall's clock if not said otherwise."""
     since = clock()
     for _ in range(times):
