@@ -549,10 +549,9 @@ def fit(
     # name, such as a second AutoNormal, would find them.
     with quiet(), plain_ends(), untouched_store():
         logs_to_files = not isinstance(trainer, lightning.Trainer) and (trainer is None or trainer.logger is None)
-        options = None if isinstance(trainer, lightning.Trainer) else trainer or TrainerOptions()
-        if not isinstance(trainer, lightning.Trainer):
+        if ours := not isinstance(trainer, lightning.Trainer):
             trainer = make_trainer(
-                options,
+                trainer or TrainerOptions(),
                 max_epochs=max_epochs,
                 gradient_clip=gradient_clip,
                 shares_data=not isinstance(data, lightning.LightningDataModule),
@@ -595,7 +594,7 @@ def fit(
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
                 keeping.finish(module)
     module.zero_grad()  # as large as the weights, like each of Adam's moments, which the trainer would go on holding
-    if isinstance(options, TrainerOptions):
+    if ours:
         trainer.strategy.optimizers = []
     if module._before and module.steps_taken:
         warnings.warn(
