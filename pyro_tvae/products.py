@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 __all__ = ["Linear"]
 
@@ -73,6 +74,7 @@ def is_plain(*tensors: Tensor) -> bool:
     return (
         all(type(one) in PLAIN and one.device.type == "cpu" for one in tensors)
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from pyro_tvae import products
 from pyro_tvae.distributions import Bernoulli
@@ -46,6 +47,9 @@ def test_what_follows_tensors_sees_torchs_own_layer() -> None:
     torch.testing.assert_close(torch.vmap(layer)(x), expected)
     gradient = torch.func.grad(lambda one: layer(one).sum())(x)
     torch.testing.assert_close(gradient, layer.weight.sum(0).expand(3, -1))
+    with forward_ad.dual_level():
+        ahead = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))).tangent
+    torch.testing.assert_close(ahead, nn.functional.linear(x, layer.weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     assert layer.double()(x.double()).dtype == torch.float64
