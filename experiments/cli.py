@@ -338,7 +338,9 @@ def list_() -> None:
 def benchmark(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."),
+        typer.Argument(
+            help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And jax_step."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
     output: Annotated[

@@ -43,7 +43,6 @@ from .checks import (
 from .course import check_course, described, parts_of
 from .former import gathered
 from .keeping import Keeping, claimed
-from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
     Clips,
@@ -121,7 +120,7 @@ class Fitting(lightning.LightningModule):
         self.seed: int | None = None
         self._recent: list[Tensor] = []
         self._clips: Clips = []
-        self._before: list[tuple[Tensor, Tensor]] = []  # weights until one of them has moved
+        self._before: list[tuple[Tensor, Tensor]] = []  # weights and what they add up to, until one of them has moved
         self._built: dict[str, Any] = {}
         self._stored: dict[str, Any] | None = None
         self._course: dict[str, Any] = {}
@@ -283,7 +282,7 @@ class Fitting(lightning.LightningModule):
         loader = self.trainer.train_dataloader
         if isinstance(loader, DataLoader) and loader.batch_size is not None:
             self.objective.dataset_size = sized_len(loader.dataset) or self.objective.dataset_size
-        self._before = [(p, p.detach().clone()) for p in self.parameters() if p.requires_grad]
+        self._before = [(p, _bits(p)) for p in self.parameters() if p.requires_grad]
         self._stop_at_the_limit()
 
     def _described(self) -> dict[str, Any]:
@@ -302,7 +301,7 @@ class Fitting(lightning.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps_taken += 1
-        if self._before and any(not torch.equal(now, before) for now, before in self._before):
+        if self._before and any(not torch.equal(_bits(now), before) for now, before in self._before):
             self._before = []
         self._stop_at_the_limit()
 
@@ -460,6 +459,13 @@ def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:
     return term.mean() / n_frames if isinstance(n_frames, int) else term.sum() / n_frames
 
 
+def _bits(parameter: Tensor) -> Tensor:
+    """The sum of a parameter's bits, read as whole numbers: changes with any of its values, and takes no room."""
+    size = parameter.element_size()
+    whole = torch.int32 if size % 4 == 0 else torch.int16 if size % 2 == 0 else torch.uint8
+    return parameter.detach().flatten().view(whole).sum()
+
+
 @gathered("trainer", TrainerOptions)
 def fit(
     model: TVAE,
@@ -567,14 +573,13 @@ def fit(
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
-    keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
     # name, such as a second AutoNormal, would find them.
     with quiet(), plain_ends(), untouched_store():
         logs_to_files = not isinstance(trainer, lightning.Trainer) and (trainer is None or trainer.logger is None)
-        if not isinstance(trainer, lightning.Trainer):
+        if ours := not isinstance(trainer, lightning.Trainer):
             trainer = make_trainer(
                 trainer or TrainerOptions(),
                 max_epochs=max_epochs,
@@ -618,6 +623,9 @@ def fit(
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
                 keeping.finish(module)
+    module.zero_grad()  # as large as the weights, like each of Adam's moments, which the trainer would go on holding
+    if ours:
+        trainer.strategy.optimizers = []
     if module._before and module.steps_taken:
         warnings.warn(
             f"fit: no parameter has moved in {module.steps_taken} steps; look at the optimizer's learning rate.",
