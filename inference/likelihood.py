@@ -29,7 +29,6 @@ from pyro_tvae.programs import accepted, call, check_covariates, propose, untouc
 from .densities import INNER_PLATE, log_weight, refuse_plates, replay
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import refuse_further_terms
-from .memory import keep_freed_memory
 from .pareto import pareto_shape, tail_length
 from .progress import progress_bar
 
@@ -126,7 +125,6 @@ def _chunks(
         if value < 1:
             raise ValueError(f"log_weights: {name} is {value!r}; expected at least 1.")
     check_covariates(model, guide, covariates, x.shape[-5])
-    keep_freed_memory()
     chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     by_site: Any = posterior  # frame averages refuse a program

@@ -40,9 +40,9 @@ from .checks import (
     covariates,
     dry_run,
 )
+from .course import check_course, described, parts_of
 from .former import gathered
 from .keeping import Keeping, claimed
-from .memory import keep_freed_memory
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
     Clips,
@@ -120,9 +120,12 @@ class Fitting(lightning.LightningModule):
         self.seed: int | None = None
         self._recent: list[Tensor] = []
         self._clips: Clips = []
-        self._before: list[tuple[Tensor, Tensor]] = []  # weights until one of them has moved
+        self._before: list[tuple[Tensor, Tensor]] = []  # weights and what they add up to, until one of them has moved
         self._built: dict[str, Any] = {}
         self._stored: dict[str, Any] | None = None
+        self._course: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
+        self._former: dict[str, Any] | None = None  # the course of the fit that is gone on with
         self._rehearsed = False
         self.steps_taken = 0
         self._pixels: tuple[float, float] | None = None
@@ -268,17 +271,37 @@ class Fitting(lightning.LightningModule):
             scheduler = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
             take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
             self._stored = None
+        if self.trainer.checkpoint_callbacks or self._former is not None:
+            self._course = self._described()
+            self._parts = parts_of(self.objective.model, self.objective.guide)
+        if self._former is not None:
+            check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
+            self._former = None
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
         loader = self.trainer.train_dataloader
         if isinstance(loader, DataLoader) and loader.batch_size is not None:
             self.objective.dataset_size = sized_len(loader.dataset) or self.objective.dataset_size
-        self._before = [(p, p.detach().clone()) for p in self.parameters() if p.requires_grad]
+        self._before = [(p, _bits(p)) for p in self.parameters() if p.requires_grad]
         self._stop_at_the_limit()
+
+    def _described(self) -> dict[str, Any]:
+        """What this fit is told and shown."""
+        objective = getattr(self.objective, "loss", self.objective)  # of Pyro's, whose particles it says itself
+        return {
+            "objective": type(objective).__name__,
+            "beta": self.final_beta,
+            "num_particles": getattr(objective, "num_particles", 1),
+            "frame_dropout": self.frame_dropout,
+            "warmup_steps": self.warmup_steps,
+            "gradient_clip": self.trainer.gradient_clip_val,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            **described(self.trainer.train_dataloader),
+        }
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps_taken += 1
-        if self._before and any(not torch.equal(now, before) for now, before in self._before):
+        if self._before and any(not torch.equal(_bits(now), before) for now, before in self._before):
             self._before = []
         self._stop_at_the_limit()
 
@@ -322,11 +345,15 @@ class Fitting(lightning.LightningModule):
             "optimizer": self._built,
             "seed": self.seed,
         }
+        if self._course:
+            ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            checkpoint[KEY] |= {"course": {**self._course, "mid_epoch": not ended}, "parts": self._parts}
         checkpoint[KEY]["holds"] = holdings(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
         self._stored = checkpoint[KEY].get("optimizer") or None
+        self._former = checkpoint[KEY].get("course")
         seed = checkpoint[KEY].get("seed", self.seed)
         if self.seed is not None and seed != self.seed:
             raise ValueError(
@@ -432,6 +459,13 @@ def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:
     return term.mean() / n_frames if isinstance(n_frames, int) else term.sum() / n_frames
 
 
+def _bits(parameter: Tensor) -> Tensor:
+    """The sum of a parameter's bits, read as whole numbers: changes with any of its values, and takes no room."""
+    size = parameter.element_size()
+    whole = torch.int32 if size % 4 == 0 else torch.int16 if size % 2 == 0 else torch.uint8
+    return parameter.detach().flatten().view(whole).sum()
+
+
 @gathered("trainer", TrainerOptions)
 def fit(
     model: TVAE,
@@ -491,7 +525,9 @@ def fit(
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
-            seed is refused.
+            seed is refused. Another objective, beta, num_particles, frame_dropout, warmup_steps, gradient clipping or
+            accumulation wins with a warning that names both, and so do other data and another batch size, which are
+            refused in the middle of an epoch.
         seed: of everything random in the run.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
@@ -537,14 +573,13 @@ def fit(
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
-    keep_freed_memory()
     if seed is not None:
         lightning.seed_everything(seed, workers=True, verbose=False)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
     # name, such as a second AutoNormal, would find them.
     with quiet(), plain_ends(), untouched_store():
         logs_to_files = not isinstance(trainer, lightning.Trainer) and (trainer is None or trainer.logger is None)
-        if not isinstance(trainer, lightning.Trainer):
+        if ours := not isinstance(trainer, lightning.Trainer):
             trainer = make_trainer(
                 trainer or TrainerOptions(),
                 max_epochs=max_epochs,
@@ -588,6 +623,9 @@ def fit(
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
                 keeping.finish(module)
+    module.zero_grad()  # as large as the weights, like each of Adam's moments, which the trainer would go on holding
+    if ours:
+        trainer.strategy.optimizers = []
     if module._before and module.steps_taken:
         warnings.warn(
             f"fit: no parameter has moved in {module.steps_taken} steps; look at the optimizer's learning rate.",

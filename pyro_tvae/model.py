@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .former_names import sites_of
 from .latents import LatentPrior, NormalLatent
 from .likelihoods import Bernoulli, Likelihood
+from .memory import keep_freed_memory
 from .naming import NamedModule
 from .networks import MLP, Network, Shift
 from .parts import ArgumentError, Part
@@ -210,6 +211,7 @@ class TVAE(Part, NamedModule):
             The value of site ``x``: x itself, blank in frames that were not seen, or a sample (B, S, channel, height,
             width).
         """
+        keep_freed_memory()  # by fit or in a loop of one's own
         if x is not None:
             self.check(x)
             n_sequences = x.shape[-5]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .parts import Part, hold
+from .products import Linear
 
 __all__ = ["MLP", "Network"]
 
@@ -69,7 +70,7 @@ class MLP(Network):
 def _layers(sizes: Sequence[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU(inplace=True)]
+        layers += [Linear(n_in, n_out), nn.ReLU(inplace=True)]
     return layers[:-1]
 
 

@@ -27,7 +27,18 @@ from ..datasets.transformations import Transformations
 from ..reports.tables import plain_table, yes_or_no
 from .timing import ONE_CPU, StepTimer, between, in_turns, measuring, seconds_of, spread
 
-__all__ = ["PAPER", "TARGETS", "Setting", "print_record", "run", "step_products", "summary", "weight_products"]
+__all__ = [
+    "PAPER",
+    "TARGETS",
+    "Setting",
+    "linears",
+    "make_batches",
+    "print_record",
+    "run",
+    "step_products",
+    "summary",
+    "weight_products",
+]
 
 TARGETS: dict[str, float | None] = {"step": 1.3, "step_sgd": 1.3, "step_bfloat16": None, "batch": 0.05, "iwae": 1.3}
 WHAT = {
@@ -95,7 +106,7 @@ def step_products(model: TVAE, guide: MeanFieldGuide, n_sequences: int) -> Produ
     backward: list[tuple[Tensor, Tensor, Tensor]] = []
     networks = [(guide.z_encoder, True), (guide.u_encoder, True), (model.decoder, False)]
     for network, reads_pixels in networks:
-        for position, layer in enumerate(_linears(network)):
+        for position, layer in enumerate(linears(network)):
             n_out, n_in = layer.weight.shape
             x, g, weight = torch.randn(rows, n_in), torch.randn(rows, n_out), torch.randn(n_out, n_in)
             forward.append((x, weight.t(), torch.empty(rows, n_out)))
@@ -114,7 +125,7 @@ def weight_products(model: TVAE, n_sequences: int, num_particles: int) -> Produc
     frames = num_particles * n_sequences * model.n_frames
     most = min(ROWS, frames)
     layers = []
-    for layer in _linears(model.decoder):
+    for layer in linears(model.decoder):
         n_out, n_in = layer.weight.shape
         layers.append((torch.randn(most, n_in), torch.randn(n_out, n_in).t(), torch.empty(most, n_out)))
     passes = [min(most, frames - start) for start in range(0, frames, most)]
@@ -265,7 +276,8 @@ def make_batches(setting: Setting) -> Callable[[], Tensor]:
     return lambda: transformations.render(images, transformations.draw(len(images), setting.n_frames).index)
 
 
-def _linears(network: nn.Module | None) -> list[nn.Linear]:
+def linears(network: nn.Module | None) -> list[nn.Linear]:
+    """The linear layers of a network, in order."""
     return [] if network is None else [module for module in network.modules() if isinstance(module, nn.Linear)]
 
 

@@ -43,6 +43,7 @@ class StepTimer(Callback):
         warm_up: steps before the first turn.
         enough: number of turns so far -> whether to stop.
         report: is told the latest seconds of a step and of ``other``.
+        clock: seconds; the wall's by default.
 
     Attributes:
         steps: seconds of one step, one value per turn.
@@ -57,8 +58,10 @@ class StepTimer(Callback):
         warm_up: int,
         enough: Callable[[int], bool],
         report: Callable[[float, float], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.other, self.per_turn, self.warm_up, self.enough, self.report = other, steps, warm_up, enough, report
+        self.clock = clock
         self.steps: list[float] = []
         self.others: list[float] = []
         self._since = 0.0
@@ -85,21 +88,21 @@ class StepTimer(Callback):
         if done < 0 or done % self.per_turn:
             return
         if done:
-            self.steps.append((time.perf_counter() - self._since) / self.per_turn)
-        self.others.append(seconds_of(self.other, self.per_turn))
+            self.steps.append((self.clock() - self._since) / self.per_turn)
+        self.others.append(seconds_of(self.other, self.per_turn, self.clock))
         if self.steps and self.report is not None:
             self.report(self.steps[-1], self.others[-1])
         if self.enough(len(self.steps)):
             trainer.should_stop = True
-        self._since = time.perf_counter()
+        self._since = self.clock()
 
 
-def seconds_of(action: Callable[[], object], times: int = 1) -> float:
-    """Mean wall-clock time of one call."""
-    since = time.perf_counter()
+def seconds_of(action: Callable[[], object], times: int = 1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Mean time of one call, by the wall's clock if not said otherwise."""
+    since = clock()
     for _ in range(times):
         action()
-    return (time.perf_counter() - since) / times
+    return (clock() - since) / times
 
 
 def in_turns(

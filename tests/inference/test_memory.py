@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from pyro_tvae.inference.memory import keep_freed_memory
+from pyro_tvae.memory import keep_freed_memory
 
 # Sixteen blocks of 4 MiB, all freed before the next turn: what a step does with its gradients.
 TURNS = """
 import resource, torch
-from pyro_tvae.inference.memory import keep_freed_memory
+from pyro_tvae.memory import keep_freed_memory
 made = keep_freed_memory()
 def turn():
     blocks = [torch.ones(2**20) for _ in range(16)]
@@ -26,9 +26,9 @@ print(made, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def turns(**settings: str) -> tuple[bool, int]:
+def turns(code: str = TURNS, **settings: str) -> tuple[bool, int]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | settings
-    result = subprocess.run([sys.executable, "-c", TURNS], env=environment, capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     made, faults = result.stdout.split()
     return made == "True", int(faults)
 
@@ -93,3 +93,23 @@ def test_a_measure_needs_little_beside_what_it_measures() -> None:
     # Copies in double precision, all of them at once, would be two to sixteen times the codes; forecasts of which
     # slices are kept, ten times the sequences.
     assert max(rises.values()) < 0.5, rises
+
+
+LOOP = """
+import resource, pyro, torch, pyro_tvae
+model = pyro_tvae.TVAE((1, 64, 64), n_frames=4, n_capsules=4, capsule_dim=16)
+guide, x = pyro_tvae.MeanFieldGuide(model), torch.rand(64, 4, 1, 64, 64)
+svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO(max_plate_nesting=1))
+for _ in range(3):
+    svi.step(x)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    svi.step(x)
+print(True, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc, or its settings are the user's")
+def test_a_loop_of_ones_own_fetches_no_pages_either() -> None:
+    # A step's activations and gradients are some 20 MB, 5,000 pages of 4 KiB, which the kernel would hand out anew.
+    assert turns(LOOP)[1] < 500
