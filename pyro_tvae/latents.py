@@ -60,7 +60,7 @@ class LaplaceLatent(LatentPrior):
         self.spread = scale * math.sqrt(2)
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return dist.Laplace(like.new_zeros(()), like.new_tensor(self.scale)).expand(self.shape).to_event(3)
+        return dist.Laplace(like.new_zeros(()), like.new_full((), self.scale)).expand(self.shape).to_event(3)
 
 
 class StudentLatent(LatentPrior):
@@ -75,7 +75,7 @@ class StudentLatent(LatentPrior):
         self.df = _positive("StudentLatent", "df", df)
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return dist.StudentT(like.new_tensor(self.df)).expand(self.shape).to_event(3)
+        return dist.StudentT(like.new_full((), self.df)).expand(self.shape).to_event(3)
 
 
 class AutoregressiveLatent(LatentPrior):
