@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK_BYTES", "chunk_of", "in_chunks"]
+__all__ = ["CHUNK_BYTES", "chunk_of", "in_chunks", "placed"]
 
 CHUNK_BYTES = 24 * 2**20  # of decoded pixels: small enough to stay in a processor's cache, large enough to fill it
 MOST_BYTES = 512 * 2**20  # on a device, which larger chunks make no faster
@@ -35,6 +35,11 @@ def free_bytes(device: torch.device) -> int:
     """Memory of a GPU that tensors can still have, what this process keeps for them included."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def placed(data: Tensor, device: torch.device) -> Tensor:
+    """Data on a GPU, so that batches need not travel, where they leave three quarters of its free memory; or as before."""
+    return data.to(device) if 4 * data.numel() * data.element_size() <= free_bytes(device) else data
 
 
 def in_chunks(total: int, size: int, make: Callable[[int, int], T], what: str = "draw") -> Iterator[T]:

@@ -28,6 +28,7 @@ from pyro_tvae.programs import untouched_store
 from .batches import Batch, batch_of, peek
 from .callbacks import History, MatmulPrecision, ProgressBar, Settings, _Recorder
 from .capture import NOT_CAPTURED, Capture, per_step_needs, recorder_of
+from .chunks import placed
 from .checkpoints import KEY, VERSION, Patience, holdings, read_checkpoint, restored
 from .checks import (
     NonFiniteError,
@@ -151,7 +152,9 @@ class Fitting(lightning.LightningModule):
         if self.capture is not None and self.capture.replaying:
             self.capture.play()
             return -self._values[2]
-        parts = batch_of(self._rendered(batch if self.capture is None else self.capture.batch(batch)))
+        if self.capture is not None:
+            batch = self.capture.batch(batch)
+        parts = batch_of(batch if self._render is None else self._render(batch))
         x, self._moment = parts.x, Moment(self.global_step, batch_idx, self.current_epoch)
         self.objective.model.check(x)
         if self.capture is None:
@@ -303,11 +306,12 @@ class Fitting(lightning.LightningModule):
         self._values = torch.zeros(3, dtype=self.objective.model.like.dtype, device=self.device)
         self.soundness.deferred = True
         self.soundness.keep(trainer.optimizers[0])
-        self._render = getattr(trainer.datamodule, "defer", lambda: None)()
+        self._render = getattr(trainer.datamodule, "rendered", None)
 
-    def _rendered(self, batch: Any) -> Any:
-        """The batch, rendered where its data module has left that to the step."""
-        return batch if self._render is None else self._render(batch)
+    @property
+    def renders(self) -> bool:
+        """Whether a data module that has ``rendered`` may leave training batches to the step, to be captured with it."""
+        return self._render is not None
 
     def on_train_end(self) -> None:
         self._note_movement()
@@ -600,7 +604,8 @@ def fit(
             max_steps=max_steps,
         ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
         module.validates, module.seed, module.captures = validates, seed, capture
-        source = _sources(module, data, validation, batch_size)
+        device = trainer.strategy.root_device
+        source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:
             read_checkpoint(resume, module)
         generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
@@ -630,12 +635,14 @@ def fit(
     return keeping.history
 
 
-def _sources(module: Fitting, data: Any, validation: Any, batch_size: int) -> dict[str, Any]:
+def _sources(
+    module: Fitting, data: Any, validation: Any, batch_size: int, device: torch.device
+) -> dict[str, Any]:
     """What Lightning takes as data, after a look at the first batches."""
     if isinstance(data, lightning.LightningDataModule):
         return {"datamodule": data}
     model = module.objective.model
-    sources = {"train_dataloaders": _loader(data, model, batch_size, shuffle=True)}
+    sources = {"train_dataloaders": _loader(data, model, batch_size, shuffle=True, device=device)}
     if validation is not None:
         sources["val_dataloaders"] = _loader(validation, model, batch_size, shuffle=False, what="validation")
     first = peek(sources["train_dataloaders"])
@@ -644,7 +651,14 @@ def _sources(module: Fitting, data: Any, validation: Any, batch_size: int) -> di
     return sources
 
 
-def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool, what: str = "data") -> DataLoader:
+def _loader(
+    data: Tensor | DataLoader,
+    model: TVAE,
+    batch_size: int,
+    shuffle: bool,
+    what: str = "data",
+    device: torch.device | None = None,
+) -> DataLoader:
     if not isinstance(data, Tensor):
         first = peek(data)
         if first is not None and what != "data":
@@ -653,4 +667,6 @@ def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bo
     if len(data) == 0:
         raise ValueError("fit: there are no sequences; expected at least one.")
     check_batch(model, Batch(data, None, {}), what)
+    if device is not None and device.type == "cuda":
+        data = placed(data, device)
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)
