@@ -103,7 +103,7 @@ class _Calls(TorchFunctionMode):
         if not self.watch.fault:
             if name in ("tolist", "numpy", "__array__"):
                 self.watch.fault = f"{_part()} reads the values of a tensor ({name})"
-            elif name in ("tensor", "as_tensor", "new_tensor") and out.device.type != "cpu":
+            elif name in ("tensor", "as_tensor", "new_tensor") and out.device.type != "cpu" and out is not args[0]:
                 self.watch.fault = f"{_part()} copies numbers of Python's to the device ({name})"
         return out
 

@@ -75,7 +75,8 @@ class StudentLatent(LatentPrior):
         self.df = _positive("StudentLatent", "df", df)
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return dist.StudentT(like.new_full((), self.df)).expand(self.shape).to_event(3)
+        zero, one = like.new_zeros(()), like.new_ones(())  # on the device, as the library does not make its own
+        return dist.StudentT(like.new_full((), self.df), zero, one).expand(self.shape).to_event(3)
 
 
 class AutoregressiveLatent(LatentPrior):
