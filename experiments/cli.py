@@ -321,13 +321,14 @@ def list_() -> None:
 def benchmark(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="speed, throughput, memory, scaling, growth, startup, gradients; all by default."),
+        typer.Argument(help="speed, throughput, memory, scaling, growth, startup, gradients; all by default; or gpu."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
     output: Annotated[
         Path | None,
         typer.Option(help="JSON file of the record; by default runs/benchmark/<time>.json."),
     ] = None,
+    device: Annotated[str, typer.Option(help="Of gpu: cuda, or cpu to try it at a small size.")] = "cuda",
 ) -> None:
     """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
     from datetime import datetime
@@ -336,7 +337,7 @@ def benchmark(
     with _answered(f"benchmarks that were finished, if any, are in {file}."):
         from .benchmarks import run_suite
 
-        run_suite(names, threads=threads, output=file)
+        run_suite(names, threads=threads, output=file, device=device)
 
 
 def main() -> None:

@@ -73,10 +73,15 @@ class StudentLatent(LatentPrior):
     def __init__(self, df: float = 5.0) -> None:
         super().__init__()
         self.df = _positive("StudentLatent", "df", df)
+        self._made: dict[tuple[torch.dtype, torch.device], TorchDistribution] = {}
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        zero, one = like.new_zeros(()), like.new_ones(())  # on the device, as the library does not make its own
-        return dist.StudentT(like.new_full((), self.df), zero, one).expand(self.shape).to_event(3)
+        key = (like.dtype, like.device)
+        if key not in self._made:  # once: the library copies numbers to the device
+            with torch.inference_mode(False):
+                zero, one = like.new_zeros(()), like.new_ones(())
+                self._made[key] = dist.StudentT(like.new_full((), self.df), zero, one)
+        return self._made[key].expand(torch.Size(self.shape)).to_event(3)
 
 
 class AutoregressiveLatent(LatentPrior):

@@ -174,8 +174,9 @@ class BinarizedBernoulli(Likelihood):
             return like.new_full((), self.threshold)
         key = (tuple(like.shape[-3:]), like.dtype, like.device)
         if key not in self._drawn:  # on the CPU, whose draws all devices share
-            generator = torch.Generator().manual_seed(self.seed)
-            self._drawn[key] = torch.rand(like.shape[-3:], generator=generator).to(like)
+            with torch.inference_mode(False):
+                generator = torch.Generator().manual_seed(self.seed)
+                self._drawn[key] = torch.rand(like.shape[-3:], generator=generator).to(like)
         return self._drawn[key]
 
     def binarize(self, x: Tensor) -> Tensor:

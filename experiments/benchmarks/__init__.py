@@ -21,21 +21,29 @@ ABOUT = {
     "growth": 80,
     "startup": 15,
     "gradients": 60,
+    "gpu": 90,
 }
 NAMES = tuple(ABOUT)
+EVERYWHERE = tuple(name for name in NAMES if name != "gpu")
 
 
 def run_suite(
-    names: Sequence[str] | None = None, *, threads: int = 2, output: str | Path | None = None, progress: bool = True
+    names: Sequence[str] | None = None,
+    *,
+    threads: int = 2,
+    output: str | Path | None = None,
+    progress: bool = True,
+    device: str = "cuda",
 ) -> dict[str, Any]:
     """Run benchmarks by name, print each as a table, and return their common record.
 
     Args:
-        names: some of :data:`NAMES`; all by default.
+        names: some of :data:`NAMES`; by default all that need no GPU.
         threads: of torch.
         output: JSON file of the record, written whole or not at all before the first benchmark and after each, so that
             an interruption loses only the one under way; None writes nothing.
         progress: show progress bars, and how long the rest will take.
+        device: of the benchmark ``gpu``: ``"cuda"``, or ``"cpu"`` for a trial.
 
     Raises:
         ValueError: there is no such benchmark, or no thread.
@@ -44,7 +52,7 @@ def run_suite(
     from ..reports.tables import wide_console
     from ..runs.files import write_text
 
-    names = list(dict.fromkeys(names or NAMES))
+    names = list(dict.fromkeys(names or EVERYWHERE))
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise ValueError(f"there is no benchmark called {unknown[0]!r}; expected some of {', '.join(NAMES)}.")
@@ -69,7 +77,8 @@ def run_suite(
             where = f"{name}, {position + 1} of {len(names)}"
             console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
         module = import_module(f".{name}", __name__)
-        record[name] = module.run(threads=threads, progress=progress)
+        options = {"device": device} if name == "gpu" else {}
+        record[name] = module.run(threads=threads, progress=progress, **options)
         module.print_record(record[name], console)
         write()
     if output is not None:
