@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,7 +84,7 @@ class Watch(TorchDispatchMode):
         return out
 
     def difference(self, other: Watch) -> str:
-        """What another step did otherwise, in words: Python decides it anew at every step; "" where there is nothing."""
+        """What another step did otherwise, since Python decides it anew every time, in words; "" for nothing."""
         for (mine, part), (theirs, _) in zip(self.ops, other.ops, strict=False):
             if mine != theirs:
                 return f"{part} computes otherwise from step to step ({theirs.partition(' ')[0]})"

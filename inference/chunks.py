@@ -1,4 +1,4 @@
-"""Chunks: how many draws are decoded at once: as many as there is memory for, and fewer where there proves to be less."""
+"""Chunks: how many draws are decoded at once: as many as there is memory for, fewer where there proves to be less."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def placed(data: Tensor, device: torch.device) -> Tensor:
-    """Data on a GPU, so that batches need not travel, where they leave three quarters of its free memory; or as before."""
+    """Data on a GPU, so that batches need not travel, where they leave it three quarters of its free memory."""
     return data.to(device) if 4 * data.numel() * data.element_size() <= free_bytes(device) else data
 
 
 def in_chunks(total: int, size: int, make: Callable[[int, int], T], what: str = "draw") -> Iterator[T]:
-    """``make(start, number)`` of chunks that make up a total; where memory runs out, of chunks half as large from there.
+    """``make(start, number)`` of chunks that make up a total; where memory runs out, they are halved from there on.
 
     Args:
         total: number of items.
@@ -77,8 +77,8 @@ def in_chunks(total: int, size: int, make: Callable[[int, int], T], what: str = 
             if str(full).startswith(NO_ROOM):
                 raise full
             raise torch.OutOfMemoryError(
-                f"{NO_ROOM} for a single {what} at a time ({str(full).splitlines()[0]}); free memory on the device, use "
-                "a smaller batch_size, or compute on the CPU."
+                f"{NO_ROOM} for a single {what} at a time ({str(full).splitlines()[0]}); free memory on the device, "
+                "use a smaller batch_size, or compute on the CPU."
             ) from None
         size = max(1, number // 2)
         if torch.cuda.is_available():

@@ -20,9 +20,9 @@ from pyro_tvae.posteriors import JOINT, Program, draw
 from pyro_tvae.programs import untouched_store
 
 from .annealing import Annealing, Simulated, annealed_importance, bracket, simulate
+from .chunks import chunk_of
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import plain_program
-from .chunks import chunk_of
 from .likelihood import log_likelihood, log_weights, seeded
 from .pareto import RELIABLE_PARETO_K
 

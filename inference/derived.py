@@ -46,7 +46,9 @@ class Piece(NamedTuple):
         return self.variables, self.predicted, self.log_likelihood, self.log_prior
 
 
-def consequences(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int | None) -> Consequences:
+def consequences(
+    model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int | None
+) -> Consequences:
     """By its distributions where these are all of a model, else by running it."""
     chunk = chunk_of(x, chunk_bytes)
     if plain_program(model):

@@ -62,18 +62,22 @@ class Soundness:
             self._interval = self.likelihood.interval(x)
         return not (math.isinf(self._interval[0]) and math.isinf(self._interval[1]))
 
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        return self._interval or (-math.inf, math.inf)
+
     def extremes(self, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
         """The least and the largest pixel of the frames that were seen, (B, S) booleans."""
         if observed is None:
             least, most = x.aminmax()
             return least, most
-        low, high = self._interval or (-math.inf, math.inf)
+        low, high = self._bounds
         pixels, blank = (-3, -2, -1), min(max(self.likelihood.blank, low), high)
         return torch.where(observed, x.amin(pixels), blank).min(), torch.where(observed, x.amax(pixels), blank).max()
 
     def inside(self, least: Tensor | float, most: Tensor | float) -> Any:
         """Whether pixels lie where the likelihood can score them."""
-        low, high = self._interval or (-math.inf, math.inf)
+        low, high = self._bounds
         return (least >= low - SLACK) & (most <= high + SLACK)
 
     def check_pixels(self, parts: Batch, moment: Moment) -> None:
@@ -209,7 +213,7 @@ class Soundness:
         if not told["seen"]:
             return ValueError(NOTHING_SEEN.format(moment.batch))
         least, most = told["least"], told["most"]
-        if not self.inside(least, most) and (refusal := self.likelihood.refusal(least, most, self._interval)):
+        if not self.inside(least, most) and (refusal := self.likelihood.refusal(least, most, self._bounds)):
             return ValueError(f"batch {moment.batch} of epoch {moment.epoch}: {refusal}")
         if math.isfinite(told["objective"]):
             return None

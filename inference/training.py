@@ -28,7 +28,6 @@ from pyro_tvae.programs import untouched_store
 from .batches import Batch, batch_of, peek
 from .callbacks import History, MatmulPrecision, ProgressBar, Settings, _Recorder
 from .capture import NOT_CAPTURED, Capture, per_step_needs, recorder_of
-from .chunks import placed
 from .checkpoints import KEY, VERSION, Patience, holdings, read_checkpoint, restored
 from .checks import (
     NonFiniteError,
@@ -43,6 +42,7 @@ from .checks import (
     covariates,
     dry_run,
 )
+from .chunks import placed
 from .former import gathered
 from .keeping import Keeping, claimed
 from .memory import keep_freed_memory
@@ -310,7 +310,7 @@ class Fitting(lightning.LightningModule):
 
     @property
     def renders(self) -> bool:
-        """Whether a data module that has ``rendered`` may leave training batches to the step, to be captured with it."""
+        """Whether a data module that has ``rendered`` may leave that to the step, to be captured with it."""
         return self._render is not None
 
     def on_train_end(self) -> None:
@@ -525,7 +525,7 @@ def fit(
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
             faster on processors and GPUs that have instructions for it.
-        capture: record a whole step once and replay it, so that a GPU does not wait for Python to launch its kernels one
+        capture: record a whole step once and replay it, so that a GPU does not wait for Python to launch kernels one
             by one; the weights are those of a fit without, but for rounding where a schedule moves the learning rate.
             ``"auto"`` where there is a GPU; True also on a CPU, as a trial: by a tape, which is no faster. What Python
             decides in a step is decided once: what reads a tensor's value, or changes from step to step, is noticed in
@@ -635,9 +635,7 @@ def fit(
     return keeping.history
 
 
-def _sources(
-    module: Fitting, data: Any, validation: Any, batch_size: int, device: torch.device
-) -> dict[str, Any]:
+def _sources(module: Fitting, data: Any, validation: Any, batch_size: int, device: torch.device) -> dict[str, Any]:
     """What Lightning takes as data, after a look at the first batches."""
     if isinstance(data, lightning.LightningDataModule):
         return {"datamodule": data}

@@ -178,7 +178,9 @@ class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
         self.cov_factor = cov_factor.expand(*shape, -1)
         self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag = cov_factor, cov_diag
         capacitance = (cov_factor.mT / cov_diag.unsqueeze(-2)) @ cov_factor
-        self._capacitance_tril = cholesky(capacitance + torch.eye(cov_factor.shape[-1], dtype=loc.dtype, device=loc.device))
+        self._capacitance_tril = cholesky(
+            capacitance + torch.eye(cov_factor.shape[-1], dtype=loc.dtype, device=loc.device)
+        )
         torch.distributions.Distribution.__init__(self, shape[:-1], shape[-1:], validate_args=validate_args)
 
     def expand(

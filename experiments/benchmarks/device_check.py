@@ -55,13 +55,13 @@ def options(device: torch.device, *callbacks: Callback) -> TrainerOptions:
 
 
 def trained(
-    setting: Setting, device: torch.device, captures: bool, steps: int, **further: Any
+    setting: Setting, device: torch.device, captures: bool, steps: int, n_train: int | None = None, **further: Any
 ) -> tuple[list[torch.Tensor], History]:
     """Weights and history of so many steps, always from the same start."""
     torch.manual_seed(0)
     model, guide = setting.build()
     history = fit(
-        model, guide, turning_digits(setting), max_steps=steps, seed=1, capture=captures, progress=False,
+        model, guide, turning_digits(setting, n_train), max_steps=steps, seed=1, capture=captures, progress=False,
         trainer=options(device), **({"max_epochs": 1_000_000, "warmup_steps": 50} | further),
     )  # fmt: skip
     return [p.detach().cpu().clone() for p in [*model.parameters(), *guide.parameters()]], history
@@ -87,7 +87,7 @@ def equal_losses(setting: Setting, device: torch.device, steps: int = 200) -> di
 
 def resumed(setting: Setting, device: torch.device) -> dict[str, Any]:
     """Whether a captured run that was stopped after its second epoch of three ends as one left alone."""
-    few = {"max_epochs": 3, "warmup_steps": 10}
+    few: dict[str, Any] = {"max_epochs": 3, "warmup_steps": 10, "n_train": 20 * setting.n_sequences}
     whole, _ = trained(setting, device, True, -1, **few)
     with tempfile.TemporaryDirectory() as folder:
         trained(setting, device, True, -1, **few | {"max_epochs": 2}, directory=folder)
@@ -119,7 +119,7 @@ def training(device: torch.device, deadline: float, overrides: Sequence[str]) ->
     try:
         parts = build(config)
     except Exception as error:  # no file and no network
-        told = f"scikit-learn's digits in the place of MNIST ({type(error).__name__}: {str(error).splitlines()[0]})"
+        told = f"scikit-learn's digits in the place of MNIST: {' '.join(str(error).split())[:300]}"
         parts = build(config, turning_digits(PAPER if device.type == "cuda" else gpu.SMALL))
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,9 @@ def check(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The script."""
-    parser = argparse.ArgumentParser(prog="python -m pyro_tvae.experiments.benchmarks.device_check", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_tvae.experiments.benchmarks.device_check", description=__doc__
+    )
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try it at tiny sizes")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that all may take")
     parser.add_argument("--output", type=Path, default=Path("device_check.json"), help="the record")
@@ -194,9 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="of the training's configuration, such as data.source.root=DIR")
     given = parser.parse_args(arguments)
     try:
-        check(
-            given.device, seconds=given.seconds, output=given.output, tests=given.tests, overrides=given.overrides
-        )  # fmt: skip
+        check(given.device, seconds=given.seconds, output=given.output, tests=given.tests, overrides=given.overrides)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
     print(f"record: {given.output}")

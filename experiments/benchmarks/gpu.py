@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -117,18 +118,18 @@ def run(
                 seconds[name].append(timed.seconds / n)
                 replays = max(replays, timed.replays)
                 peaks[name] = _peak(place)
-            model, guide = (part.to(place) for part in setting.build())
+            model, guide = setting.build()
+            model, guide = model.to(place), guide.to(place)
             with torch.device(place):
                 products = step_products(model, guide, setting.n_sequences)
                 weights = weight_products(model, setting.n_sequences, setting.num_particles)
             seconds["products of a step"].append(_each(products, place, steps))
             data = turning_digits(setting)
             batch = {name: value.to(place) for name, value in _first(data).items()}
-            seconds["batch"].append(_each(lambda data=data, batch=batch: data.rendered(batch), place, steps))  # type: ignore[misc]
+            seconds["batch"].append(_each(partial(data.rendered, batch), place, steps))
             x = data.rendered(batch)["x"]
             k = setting.num_particles
-            weigh: Callable[[], object] = lambda m=model, g=guide, x=x: log_weights(m, g, x, k)  # type: ignore[misc] # noqa: E731
-            seconds["importance weights"].append(_each(weigh, place, 3))
+            seconds["importance weights"].append(_each(partial(log_weights, model, guide, x, k), place, 3))
             seconds["products of the weights"].append(_each(weights, place, 3))
             peaks["importance weights"] = _peak(place)
     return {

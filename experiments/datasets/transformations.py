@@ -91,7 +91,9 @@ class Transformations:
         self.moving: tuple[str, ...] = (moving,) if isinstance(moving, str) else tuple(moving)
         self._moves = [self._parse(entry) for entry in self.moving]
         self._tables = {name: _table(name, values) for name, values in self.factors.items()}
-        self._placed: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}  # on devices, where every batch needs them
+        self._placed: dict[
+            tuple[str, torch.dtype, torch.device], Tensor
+        ] = {}  # on devices, where every batch needs them
 
     def __repr__(self) -> str:
         factors = "".join(f"{name}={list(values)}, " for name, values in self.factors.items())

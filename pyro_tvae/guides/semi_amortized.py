@@ -30,8 +30,9 @@ class SemiAmortizedGuide(Guide):
     With the start ``loc₀, scale₀`` the sites are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
     energies; Adam moves a and b from 0 (Kim et al. 2018, "Semi-Amortized Variational Autoencoders",
     https://arxiv.org/abs/1802.02550). Its noise comes from a fixed seed and is the same for all sequences and on all
-    devices, so that the posterior of a sequence is a function of it alone; whatever that makes of a and b, q is a density and its ELBO a bound. Training passes gradients
-    to the encoder through ``loc₀, scale₀`` and treats a and b as constants: first order, no second derivatives.
+    devices, so that the posterior of a sequence is a function of it alone; whatever that makes of a and b, q is a
+    density and its ELBO a bound. Training passes gradients to the encoder through ``loc₀, scale₀`` and treats a and b
+    as constants: first order, no second derivatives.
 
     The guide looks at its model: copy or move both together.
 
@@ -115,7 +116,9 @@ class SemiAmortizedGuide(Guide):
         kinds = [(*one.shape, one.dtype, one.device) for one in self._noise]
         if kinds != [(*shape, like.dtype, like.device) for shape in shapes]:
             generator = torch.Generator().manual_seed(0)
-            self._noise = [torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device) for shape in shapes]
+            self._noise = [
+                torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device) for shape in shapes
+            ]
         return self._noise
 
     def _bound(

@@ -40,7 +40,7 @@ NO_DREG = ("semi_amortized",)  # a part that DReG refuses
 
 
 def chosen() -> list[tuple[Any, ...]]:
-    """Combinations that meet every guide with every prior, and every likelihood, law of z and topography; or as many."""
+    """Combinations that meet every guide with every prior, and every likelihood, law of z and topography; or more."""
     if STEPS:
         return random.Random(0).sample(ALL, min(STEPS, len(ALL)))
     met: set[tuple[str, str]] = set()
@@ -134,7 +134,11 @@ def test_what_a_graph_cannot_hold_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize(
     "harmless",
-    [lambda: torch.ones(2, device=META) + 1.5, lambda: torch.full((2,), 2.0, device=META), lambda: torch.randn(2).exp()],
+    [
+        lambda: torch.ones(2, device=META) + 1.5,
+        lambda: torch.full((2,), 2.0, device=META),
+        lambda: torch.randn(2).exp(),
+    ],
 )
 def test_what_a_graph_can_hold_is_no_fault(harmless: Callable[[], object]) -> None:
     with Watch() as watch:
@@ -157,7 +161,11 @@ class Counted(Callback):
 
 
 def trained(
-    captures: bool, parts: tuple[TVAE, Any] | None = None, data: Any = None, callbacks: tuple[Callback, ...] = (), **options: Any
+    captures: bool,
+    parts: tuple[TVAE, Any] | None = None,
+    data: Any = None,
+    callbacks: tuple[Callback, ...] = (),
+    **options: Any,
 ) -> tuple[list[Tensor], History, Counted]:
     torch.manual_seed(0)
     model = parts[0] if parts else TVAE((1, 4, 4), 3, 2, 3, CapsuleRoll(3, 1), mu=2.0)
@@ -166,7 +174,8 @@ def trained(
     trainer = TrainerOptions("cpu", precision=precision, callbacks=[counted, *callbacks])
     options = {"batch_size": 4, "max_epochs": 4, "seed": 3, "warmup_steps": 8, "frame_dropout": 0.5} | options
     history = fit(
-        model, guide, sequences() if data is None else data, progress=False, capture=captures, trainer=trainer, **options
+        model, guide, sequences() if data is None else data, progress=False, capture=captures, trainer=trainer,
+        **options,
     )  # fmt: skip
     return [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]], history, counted
 
@@ -205,8 +214,8 @@ def test_replayed_steps_give_the_weights_of_eager_ones_bit_by_bit(name: str) -> 
 
 def turning(captures: bool) -> tuple[list[Tensor], History, Counted]:
     data = SequenceDataModule(
-        digits(size=8), Transformations(rotation=True, hue=True), n_frames=3, batch_size=4, n_train=20, n_validation=4, n_test=1
-    )  # fmt: skip
+        digits(size=8), Transformations(rotation=True, hue=True), 3, batch_size=4, n_train=20, n_validation=4, n_test=1
+    )
     torch.manual_seed(0)
     model = TVAE((3, 8, 8), 3, 2, 3, CapsuleRoll(3, 1), mu=2.0)
     return trained(captures, (model, MeanFieldGuide(model)), data, max_epochs=3)
@@ -280,10 +289,19 @@ class Each(Callback):
 
 
 EAGER: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
-    "a part that reads": (lambda: {"objective": Reads}, r"Reads \(test_capture.py, line \d+\) reads a value of a tensor"),
-    "a part that counts": (lambda: {"objective": Counts}, r"Counts \(test_capture.py, line \d+\) computes otherwise from"),
+    "a part that reads": (
+        lambda: {"objective": Reads},
+        r"Reads \(test_capture.py, line \d+\) reads a value of a tensor",
+    ),
+    "a part that counts": (
+        lambda: {"objective": Counts},
+        r"Counts \(test_capture.py, line \d+\) computes otherwise from",
+    ),
     "an optimizer": (lambda: {"optimizer": torch.optim.Adam}, "the optimizer Adam reads a value"),
-    "a callback": (lambda: {"callbacks": (Each(),)}, "the callback Each is to be called in every step .on_after_backward"),
+    "a callback": (
+        lambda: {"callbacks": (Each(),)},
+        "the callback Each is to be called in every step .on_after_backward",
+    ),
 }
 
 
@@ -311,7 +329,7 @@ def test_on_a_cpu_steps_are_captured_only_where_that_is_asked_for() -> None:
     assert recorder_of("auto", cpu) is None
     assert recorder_of(False, cuda) is None
     assert isinstance(recorder_of(True, cpu), Tape)
-    with pytest.raises(ValueError, match="^fit: capture is 'always'; expected 'auto', True or False.$"):
+    with pytest.raises(ValueError, match=r"^fit: capture is 'always'; expected 'auto', True or False\.$"):
         trained("always")  # type: ignore[arg-type]
 
 
@@ -326,7 +344,11 @@ def poisoned(pixel: float, at: int, n: int = 60) -> DataLoader:
 
 UNSOUND: dict[str, tuple[float, type[Exception], str]] = {
     "a pixel that is nan": (math.nan, NonFiniteError, "the log-probability of site 'x' is not finite at {step}; "),
-    "a pixel out of place": (7.0, ValueError, r"batch {batch} of epoch 0: x holds pixels from .* to 7; Bernoulli takes"),
+    "a pixel out of place": (
+        7.0,
+        ValueError,
+        r"batch {batch} of epoch 0: x holds pixels from .* to 7; Bernoulli takes",
+    ),
 }
 
 
@@ -367,7 +389,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path
     x = sequences(32) * 0.99
     x[25] = 1.0  # batch 6 of each epoch; of the second epoch, it is after the first checkpoint
     loader = DataLoader(TensorDataset(x), batch_size=4)
-    with pytest.raises(NonFiniteError, match=r"^the gradient of model.mu \(1 of \d+ parameters\) is not finite at step 6, "):
+    with pytest.raises(
+        NonFiniteError, match=r"^the gradient of model.mu \(1 of \d+ parameters\) is not finite at step 6, "
+    ):
         trained(True, data=loader, directory=tmp_path, objective=Burst, max_epochs=2)
     assert not list(tmp_path.rglob("*.ckpt"))  # 8 steps an epoch: it is found at its end, before anything is written
 
@@ -449,10 +473,12 @@ def test_a_recording_that_fails_leaves_the_step_to_be_taken() -> None:
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     recording, taken = Capture(Broken(), optimizer, scheduled=False), []
-    with pytest.warns(UserWarning, match="since CUDA error: operation not permitted when stream is capturing.$"):
+
+    def steps() -> None:
         for _ in range(6):
             recording.offer(torch.zeros(2))
             recording.step(lambda: taken.append(1), lambda: None)
+
+    with pytest.warns(UserWarning, match=r"since CUDA error: operation not permitted when stream is capturing\.$"):
+        steps()
     assert len(taken) == 6
-
-

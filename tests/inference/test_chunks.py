@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
-from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood, log_weights, predictive_check, to_arviz
+from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood, log_weights, to_arviz
 from pyro_tvae.inference.chunks import CHUNK_BYTES, MOST_BYTES, chunk_of, in_chunks
 
 
@@ -54,7 +54,9 @@ def test_no_room_at_all_is_said_in_one_sentence(error: RuntimeError) -> None:
     def make(start: int, number: int) -> None:
         raise error
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"^there is no room in memory for a single frame at a time .*CPU\.$"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"^there is no room in memory for a single frame at a time .*CPU\.$"
+    ):
         list(in_chunks(4, 4, make, "frame"))
 
 
@@ -62,7 +64,7 @@ def test_other_errors_are_left_alone() -> None:
     def make(start: int, number: int) -> None:
         raise RuntimeError("shapes differ")
 
-    with pytest.raises(RuntimeError, match="^shapes differ$"):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
         list(in_chunks(4, 4, make))
 
 
@@ -92,9 +94,11 @@ TASKS: dict[str, tuple[int, Task]] = {
     "frames": (4 * 3 * 2, lambda model, guide, x: log_likelihood(model, guide, x, 2, frame_particles=16).iwae),
     "annealing": (
         8 * 3,
-        lambda model, guide, x: annealed_importance(
-            model, guide, x, annealing=Annealing(num_chains=4, num_temperatures=3, leapfrog_steps=1)
-        ).log_p,
+        lambda model, guide, x: (
+            annealed_importance(
+                model, guide, x, annealing=Annealing(num_chains=4, num_temperatures=3, leapfrog_steps=1)
+            ).log_p
+        ),
     ),
     "posterior": (
         4 * 3 * 8,
@@ -114,7 +118,7 @@ def test_what_draws_many_goes_on_with_smaller_chunks(name: str, fitted: tuple[Sm
     model.room = room
     assert task(model, guide, x).shape == whole.shape
     model.room = 0
-    with pytest.raises(torch.OutOfMemoryError, match="^there is no room in memory for a single") as caught:
+    with pytest.raises(torch.OutOfMemoryError, match=r"^there is no room in memory for a single") as caught:
         task(model, guide, x)
     assert "\n" not in str(caught.value)
 

@@ -25,6 +25,7 @@ from combinations import (
 from pyro_tvae import load, save
 from pyro_tvae.inference import ELBO, log_weights
 
+
 @pytest.mark.parametrize("combination", ALL, ids=["-".join(map(str, one)) for one in ALL])
 def test_it_trains_is_judged_and_comes_back_the_same(
     combination: tuple[str, str | None, str, str, str, str], tmp_path: Path
