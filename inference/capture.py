@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
@@ -305,17 +306,13 @@ class Capture:
             whole: all of it: forward, backward, optimizer.
             replay: what Lightning wants to be run of it where it is replayed; has to call :meth:`play`.
         """
-        settings = _settings(self.optimizer, rates=not self.scheduled)
-        if settings != self._settings:
+        kind, rates = self._kind, self._rates()
+        settings = _settings(self.optimizer, [rate is not None for rate in rates])
+        if settings != self._settings and not self.fault:
             if self._settings is not None:
                 self._forget()
             self._settings = settings
-        kind = self._kind
-        if self.fault or (kind.warmed >= WARM_UP and kind.replay is None and self.recorded >= MOST):
-            whole()
-            return
-        rates = self._rates()
-        if kind.replay is not None:
+        if kind.replay is not None and not self.fault:
             self.replaying = True
             try:
                 replay()
@@ -323,7 +320,9 @@ class Capture:
                 self.replaying = False
             return
         with _lent(self.optimizer, rates):
-            if kind.warmed < WARM_UP:
+            if self.fault or (kind.warmed >= WARM_UP and self.recorded >= MOST + self._renewed):
+                whole()
+            elif kind.warmed < WARM_UP:
                 self._warm(kind, whole)
             else:
                 self._record(kind, whole)
@@ -373,6 +372,8 @@ class Capture:
     def _forget(self) -> None:
         for kind in self._kinds.values():
             kind.replay = None
+            if kind.warmed < WARM_UP:  # steps are compared under the same settings
+                kind.warmed, kind.watches = min(kind.warmed, 1), []
         self._renewed += 1
         if self._renewed > AGAIN and not self.fault:
             self.give_up(f"the settings of the optimizer {type(self.optimizer).__name__} change again and again")
@@ -381,7 +382,7 @@ class Capture:
         """The learning rates on the device, where they change and the optimizer can read them there."""
         rates: list[Tensor | None] = []
         for i, group in enumerate(self.optimizer.param_groups):
-            device = group["params"][0].device
+            device = group["params"][0].device if group["params"] else torch.device("cpu")
             reads = group.get("fused") or (device.type == "cuda" and "capturable" in group)
             if self.scheduled and reads and not isinstance(group["lr"], Tensor):
                 dtype = torch.float64 if device.type == "cpu" else torch.float32  # what the kernels take
@@ -398,7 +399,7 @@ def _lent(optimizer: Optimizer, rates: list[Tensor | None]) -> Iterator[None]:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         if rate is not None:
             group["lr"] = rate
-        if group["params"][0].is_cuda and "capturable" in group:
+        if "capturable" in group and any(parameter.is_cuda for parameter in group["params"]):
             group["capturable"] = True
     try:
         yield
@@ -409,16 +410,12 @@ def _lent(optimizer: Optimizer, rates: list[Tensor | None]) -> Iterator[None]:
                     group[name] = was[name]
 
 
-def _settings(optimizer: Optimizer, rates: bool) -> list[tuple[tuple[str, object], ...]]:
-    """What a recorded step took from an optimizer in plain numbers."""
+def _settings(optimizer: Optimizer, lent: list[bool]) -> list[list[tuple[str, object]]]:
+    """What a recorded step took from an optimizer in plain numbers; learning rates that are lent it reads anew."""
     simple = bool | int | float | str | tuple | None
     return [
-        tuple(
-            (name, value)
-            for name, value in group.items()
-            if isinstance(value, simple) and (name != "lr" or rates or not group.get("fused"))
-        )
-        for group in optimizer.param_groups
+        [(name, value) for name, value in group.items() if isinstance(value, simple) and not (name == "lr" and reads)]
+        for group, reads in zip(optimizer.param_groups, lent, strict=True)
     ]
 
 
@@ -436,6 +433,8 @@ def per_step_needs(trainer: Any, base: type) -> str:
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return "float16's gradients are rescaled from step to step; precision='bf16-mixed' needs no scale"
     for one in trainer.callbacks:
+        if isinstance(one, GradientAccumulationScheduler):
+            return "the number of batches to a step changes (GradientAccumulationScheduler)"
         for name in EACH_STEP:
             if getattr(type(one), name) is not getattr(base, name):
                 return f"the callback {type(one).__name__} is to be called in every step ({name})"

@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -179,12 +180,13 @@ class Fitting(lightning.LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         if self.global_step % EVERY == 0:  # before the step, so that a resumed run sweeps when one left alone does
-            sweep(optimizer)
+            sweep(self.trainer.optimizers[0])
         step = partial(super().optimizer_step, epoch, batch_idx, optimizer, optimizer_closure)
         if self.capture is None or optimizer_closure is None:
             step()
         else:
-            with pyro.validation_enabled(False):  # its questions would be answered at every step
+            # Validation would ask the device at every step; where steps stay eager it may.
+            with nullcontext() if self.capture.fault else pyro.validation_enabled(False):
                 self.capture.step(step, optimizer_closure)
             self._recent.append(self._values.clone())
         if (self.global_step + 1) % self.report_every == 0:
