@@ -40,6 +40,9 @@ READS = frozenset(
 class Watch(TorchDispatchMode):
     """Looks at every tensor operation of a step, its backward pass and its optimizer, for what cannot be replayed.
 
+    Args:
+        compares: keep what :meth:`difference` needs.
+
     Attributes:
         fault: the first one, in words; "" where there is none.
         ops: each operation, with shapes and numbers, and the part that called it.
@@ -52,9 +55,9 @@ class Watch(TorchDispatchMode):
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compares: bool = True) -> None:
         super().__init__()
-        self.fault = ""
+        self.fault, self.compares = "", compares
         self.ops: list[tuple[str, str]] = []
         self._calls = _Calls(self)
 
@@ -72,16 +75,16 @@ class Watch(TorchDispatchMode):
         if func.namespace == "profiler":
             return out
         given, made = tree_flatten((args, kwargs))[0], tree_flatten(out)[0]
-        part = _part()
-        values = [tuple(one.shape) if isinstance(one, Tensor) else one for one in given if not _handle(one)]
-        self.ops.append((f"{name} {values}", part))
+        if self.compares:
+            values = [tuple(one.shape) if isinstance(one, Tensor) else one for one in given if not _handle(one)]
+            self.ops.append((f"{name} {values}", _part()))
         if not self.fault:
             tensors = [one for one in (*given, *made) if isinstance(one, Tensor)]
             kinds = {one.device.type for one in tensors}
             if name in READS or (name == "index" and any(_mask(one) for one in given)):
-                self.fault = f"{part} reads a value of a tensor ({name})"
+                self.fault = f"{_part()} reads a value of a tensor ({name})"
             elif len(kinds) > 1 and "cpu" in kinds:
-                self.fault = f"{part} computes with a tensor on the CPU ({name})"
+                self.fault = f"{_part()} computes with a tensor on the CPU ({name})"
         return out
 
     def difference(self, other: Watch) -> str:

@@ -91,7 +91,7 @@ def one_step(combination: tuple[Any, ...], objective: str, device: str) -> Watch
         module.on_train_batch_start(batch, 0)
         step()  # makes what is made once
         module.on_train_batch_start(batch, 1)
-        with Watch() as watch:
+        with Watch(compares=False) as watch:
             step()
     return watch
 
@@ -178,7 +178,7 @@ def trained(
     guide = parts[1] if parts else MeanFieldGuide(model)
     counted, precision = Counted(), options.pop("precision", "32-true")
     trainer = TrainerOptions("cpu", precision=precision, callbacks=[counted, *callbacks])
-    options = {"batch_size": 4, "max_epochs": 4, "seed": 3, "warmup_steps": 8, "frame_dropout": 0.5} | options
+    options = {"batch_size": 4, "max_epochs": 3, "seed": 3, "warmup_steps": 6, "frame_dropout": 0.5} | options
     history = fit(
         model, guide, sequences() if data is None else data, progress=False, capture=captures, trainer=trainer,
         **options,
@@ -198,11 +198,9 @@ def half_seen() -> DataLoader:
 
 SAME: dict[str, dict[str, Any]] = {
     "the default": {"gradient_clip": 1.0, "validation": sequences(6)},
-    "a schedule": {"schedule": cosine},
+    "particles and a schedule": {"objective": IWAE, "num_particles": 3, "schedule": cosine},
     "momentum": {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9)},
-    "particles": {"objective": IWAE, "num_particles": 3},
-    "bfloat16": {"precision": "bf16-mixed"},
-    "products in bfloat16": {"matmul_precision": "medium"},
+    "bfloat16": {"precision": "bf16-mixed", "matmul_precision": "medium"},
     "frames that were not seen": {"data": half_seen()},
 }
 
@@ -213,8 +211,8 @@ def test_replayed_steps_give_the_weights_of_eager_ones_bit_by_bit(name: str) -> 
     found, replayed, counted = trained(True, **SAME[name])
     assert all(torch.equal(one, two) for one, two in zip(eager, found, strict=True))
     assert replayed.rows == history.rows
-    # 4 epochs of 5 full batches and a short one: 3 steps warm up each kind, and one records it.
-    assert counted.replays == 24 - 2 * 4
+    # 3 epochs of 5 full batches and a short one: 3 steps warm up each kind, and one records the full ones.
+    assert counted.replays == 15 - 4
     assert counted.module.capture.fault == ""
 
 
@@ -224,7 +222,7 @@ def turning(captures: bool) -> tuple[list[Tensor], History, Counted]:
     )
     torch.manual_seed(0)
     model = TVAE((3, 8, 8), 3, 2, 3, CapsuleRoll(3, 1), mu=2.0)
-    return trained(captures, (model, MeanFieldGuide(model)), data, max_epochs=3)
+    return trained(captures, (model, MeanFieldGuide(model)), data)
 
 
 def test_a_captured_step_renders_its_batch() -> None:
@@ -237,7 +235,7 @@ def test_a_captured_step_renders_its_batch() -> None:
 
 
 def test_a_captured_fit_that_was_stopped_ends_as_one_left_alone(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"schedule": cosine, "max_epochs": 4}
+    options: dict[str, Any] = {"schedule": cosine, "max_epochs": 3}
     whole, history, _ = trained(True, directory=tmp_path / "whole", **options)
 
     class Stop(Callback):
@@ -259,14 +257,14 @@ def test_a_captured_fit_that_was_stopped_ends_as_one_left_alone(tmp_path: Path) 
 def test_a_rate_that_is_set_by_hand_is_recorded_anew() -> None:
     class Halve(Callback):
         def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.current_epoch == 3:
+            if trainer.current_epoch == 2:
                 trainer.optimizers[0].param_groups[0]["lr"] /= 2
 
     eager, _, _ = trained(False, callbacks=(Halve(),))
     found, _, counted = trained(True, callbacks=(Halve(),))
     assert all(torch.equal(one, two) for one, two in zip(eager, found, strict=True))
-    assert counted.module.capture.recorded == 3  # the short batch of the last epoch for the first time
-    assert counted.replays == 24 - 2 * 4 - 1
+    assert counted.module.capture.recorded == 2
+    assert counted.replays == 15 - 4 - 1
 
 
 # ---- what cannot be captured
@@ -314,9 +312,9 @@ EAGER: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 @pytest.mark.parametrize("name", EAGER)
 def test_what_cannot_be_captured_is_named_and_trained_all_the_same(name: str) -> None:
     options, words = EAGER[name]
-    eager, history, _ = trained(False, max_epochs=3, **options())
+    eager, history, _ = trained(False, max_epochs=2, **options())
     with pytest.warns(UserWarning, match=rf"^fit: steps are not captured .*, since {words}.*\.$") as caught:
-        found, replayed, counted = trained(True, max_epochs=3, **options())
+        found, replayed, counted = trained(True, max_epochs=2, **options())
     assert len([one for one in caught if "captured" in str(one.message)]) == 1
     assert all(torch.equal(one, two) for one, two in zip(eager, found, strict=True))
     assert replayed.rows == history.rows
@@ -358,8 +356,8 @@ UNSOUND: dict[str, tuple[float, type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNSOUND)
-@pytest.mark.parametrize("batch", [2, 12])  # in the warm-up, and in a replay
+# In a replay, and in the warm-up.
+@pytest.mark.parametrize(("name", "batch"), [("a pixel that is nan", 12), ("a pixel out of place", 2)])
 def test_a_step_that_is_not_sound_is_named_and_undone(name: str, batch: int, tmp_path: Path) -> None:
     pixel, kind, words = UNSOUND[name]
     torch.manual_seed(0)

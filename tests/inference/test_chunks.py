@@ -103,7 +103,9 @@ TASKS: dict[str, tuple[int, Task]] = {
     "posterior": (
         4 * 3 * 8,
         lambda model, guide, x: torch.as_tensor(
-            to_arviz(model, guide, x, draws=40, method="importance")["log_likelihood"]["x"].values
+            to_arviz(model, guide, x, draws=40, method="importance", groups=("log_likelihood",))["log_likelihood"][
+                "x"
+            ].values
         ),
     ),
 }
@@ -128,7 +130,7 @@ def test_a_resample_in_smaller_chunks_is_of_the_draws_that_were_weighed(
 ) -> None:
     model, guide, x = fitted
     model.room = 4 * 3 * 8
-    data = to_arviz(model, guide, x, draws=40, method="importance", seed=3)
+    data = to_arviz(model, guide, x, draws=40, method="importance", seed=3, groups=("posterior", "sample_stats"))
     # The stored weight of each draw is that of its latents, computed anew: log p(x, z, u) − log q(z, u | x).
     values = {site: torch.as_tensor(data["posterior"][site].values)[0] for site in ("z", "u")}
     expected = _weights(model, guide, x, values)
