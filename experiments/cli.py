@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .interruption import NOTHING, catch_signals, goes_on_with, typed
+from .interruption import NOTHING, catch_signals, goes_on_with, leave_signals, typed
 
 if TYPE_CHECKING:
     from .config.allowlist import Allowlist
@@ -31,6 +31,12 @@ Imports = Annotated[
     typer.Option("--import", metavar="MODULE", help="A module of yours whose parts a stored run may use; repeatable."),
 ]
 Split = Annotated[str, typer.Option(help="test, or validation while a model is being chosen.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[data.SETTING=VALUE]...", help="Other data than the run's own, such as data.source.path=FILE."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that was made with other settings.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
@@ -60,9 +66,10 @@ def _answered(sentence: str = NOTHING) -> Iterator[None]:
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None) -> Iterator[Allowlist]:
-    """The same for a command on a stored run; what its configuration may call."""
-    with _answered(f"every file in {run} is whole; start over with: {typed()}"):
+def _stored(run: Path, imports: list[str] | None, kept: str = "") -> Iterator[Allowlist]:
+    """The same for a command on a stored run, which may have kept a part; what its configuration may call."""
+    way_on = f"{kept}; go on with" if kept else f"every file in {run} is whole; start over with"
+    with _answered(f"{way_on}: {typed()}"):
         from .config.allowlist import Allowlist
 
         yield Allowlist.importing(imports or ())
@@ -77,12 +84,12 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 
 
 @app.command()
-def evaluate(run: RunFolder, split: Split = "test", imports: Imports = None) -> None:
+def evaluate(run: RunFolder, data: Data = None, split: Split = "test", imports: Imports = None) -> None:
     """Judge a trained run again and rewrite its report."""
     with _stored(run, imports) as allow:
         from .commands.evaluate import evaluate_run
 
-        evaluate_run(run, split, allow)
+        evaluate_run(run, split, allow, data or ())
 
 
 @app.command()
@@ -97,6 +104,7 @@ def report(run: RunFolder, imports: Imports = None) -> None:
 @app.command()
 def posterior(
     run: RunFolder,
+    data: Data = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws per sequence, and chain of NUTS.")] = 100,
     sequences: Annotated[int, typer.Option(min=1, help="Test sequences to draw for, the first ones.")] = 8,
     method: Annotated[str, typer.Option(help="guide, importance, or (small models) nuts.")] = "guide",
@@ -128,6 +136,7 @@ def posterior(
             output=output,
             overwrite=overwrite,
             allow=allow,
+            data=data or (),
         )
         print(f"posterior: {file}\npage: {page}")
 
@@ -135,6 +144,7 @@ def posterior(
 @app.command()
 def likelihood(
     run: RunFolder,
+    data: Data = None,
     particles: Annotated[str, typer.Option(help="Numbers of particles K, separated by commas.")] = "1,10,100,1000",
     frame_particles: Annotated[
         int, typer.Option(min=1, help="Also K / M draws of the energies, with M of z per frame in each.")
@@ -151,7 +161,8 @@ def likelihood(
     imports: Imports = None,
 ) -> None:
     """Show how a run's bound of log p(x) grows with K, and what annealed importance sampling finds."""
-    with _stored(run, imports) as allow:
+    place = output.parent if output else run
+    with _stored(run, imports, f"the estimates that were made are kept in {place}") as allow:
         counts = _whole_numbers("particles", particles, "1,10,100")
         from .commands.likelihood import likelihood_run, print_likelihood
 
@@ -167,6 +178,7 @@ def likelihood(
             output=output,
             overwrite=overwrite,
             allow=allow,
+            data=data or (),
         )
         print_likelihood(record)
 
@@ -186,9 +198,9 @@ def calibrate(
     imports: Imports = None,
 ) -> None:
     """Simulation-based calibration of a run's posterior: is it as sure as it may be? Goes on where it was cut."""
-    with _answered(f"the simulations that were done are in {output or run / 'calibration.nc'}; go on with: {typed()}"):
+    place = output.parent if output else run
+    with _stored(run, imports, f"the simulations that were done are kept in {place}") as allow:
         from .commands.calibrate import calibrate_run
-        from .config.allowlist import Allowlist
 
         file, page, verdict = calibrate_run(
             run,
@@ -201,14 +213,17 @@ def calibrate(
             seed=seed,
             output=output,
             overwrite=overwrite,
-            allow=Allowlist.importing(imports or ()),
+            allow=allow,
         )
         print(f"{verdict}\ncalibration: {file}\npage: {page}")
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of two runs or more.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN... [data.SETTING=VALUE]...", help="Folders of two runs or more; and other data."),
+    ],
     particles: Annotated[int, typer.Option(min=1, help="Draws K from each guide per sequence.")] = 1000,
     sequences: Annotated[int, typer.Option(min=2, help="The first sequences of the split.")] = 32,
     temperatures: Annotated[int, typer.Option(min=0, help="Of annealing, instead of importance weights; or 0.")] = 0,
@@ -224,8 +239,9 @@ def compare(
         from .commands.compare import compare_runs, print_comparison
         from .config.allowlist import Allowlist
 
+        data = [str(word) for word in runs if str(word).startswith("data.") and "=" in str(word)]
         result = compare_runs(
-            runs,
+            [run for run in runs if str(run) not in data],
             particles=particles,
             sequences=sequences,
             temperatures=temperatures,
@@ -235,6 +251,7 @@ def compare(
             output=output,
             overwrite=overwrite,
             allow=Allowlist.importing(imports or ()),
+            data=data,
         )
         print_comparison(result)
         if output is not None:
@@ -334,7 +351,7 @@ def benchmark(
     from datetime import datetime
 
     file = output or Path("runs/benchmark") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
-    with _answered(f"benchmarks that were finished, if any, are in {file}."):
+    with _answered(f"benchmarks that were finished, if any, are in {file.with_suffix('')}.unfinished-…{file.suffix}."):
         from .benchmarks import run_suite
 
         run_suite(names, threads=threads, output=file, device=device)
@@ -343,8 +360,11 @@ def benchmark(
 def main() -> None:
     """Entry point of the command ``pyro-tvae``."""
     catch_signals()
-    with goes_on_with(NOTHING):
-        app()
+    try:
+        with goes_on_with(NOTHING):
+            app()
+    finally:
+        leave_signals()
 
 
 if __name__ == "__main__":

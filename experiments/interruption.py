@@ -12,11 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INTERRUPTED", "NOTHING", "Interrupted", "catch_signals", "command", "goes_on_with", "override", "typed"]
+__all__ = [
+    "INTERRUPTED",
+    "NOTHING",
+    "Interrupted",
+    "catch_signals",
+    "command",
+    "goes_on_with",
+    "leave_signals",
+    "override",
+    "typed",
+]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = tuple(128 + number for number in SIGNALS)  # the status that shells expect
 NOTHING = "this time nothing was written yet; the same command begins, or goes on, again."
+AGAIN = 0.5  # seconds after which an interruption that was dropped is raised again
 PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")  # what Hydra takes for text without quotes
 WORDS = ("null", "true", "false", "nan", "inf")
 
@@ -26,17 +37,41 @@ class Interrupted(SystemExit):
 
 
 def catch_signals() -> None:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on."""
+    """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on.
 
-    owner = os.getpid()
+    What Python or a library drops, such as an exception in a destructor, in a fork or below a bare ``except``, is
+    raised again until it is on its way up.
+    """
+    owner, asked, said = os.getpid(), 0, sys.unraisablehook
 
     def interrupt(signum: int, frame: Any) -> None:
+        nonlocal asked
         # Ctrl-C reaches forked processes too, such as those that load data: they are this one's to end.
+        if os.getpid() == owner and hasattr(signal, "setitimer"):
+            asked = signum
+            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
         if os.getpid() == owner or signum != signal.SIGINT:
             raise Interrupted(128 + signum)
 
+    def insist(signum: int, frame: Any) -> None:
+        if os.getpid() == owner and _interruption(sys.exc_info()[1]) is None:
+            raise Interrupted(128 + asked)
+
+    def unraisable(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Interrupted):
+            said(dropped)
+
+    sys.unraisablehook = unraisable
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, insist)
     for number in SIGNALS:
         signal.signal(number, interrupt)
+
+
+def leave_signals() -> None:
+    """Ask no more for an interruption that is on its way out of the process, whose end would be another one else."""
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def command(*words: object) -> str:
@@ -96,6 +131,7 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         if passes_on:
             raise interruption from None
         # Impatience must not turn the sentence into a traceback.
+        leave_signals()
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print(f"\npyro-tvae: interrupted; {sentence}", file=sys.stderr, flush=True)
@@ -105,7 +141,7 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         _decided = passes_on
 
 
-def _interruption(error: BaseException) -> BaseException | None:
+def _interruption(error: BaseException | None) -> BaseException | None:
     """The interruption that an error is, or on the way out of which it came; None where it was answered already."""
     if isinstance(error, SystemExit) and not isinstance(error, Interrupted):
         return None

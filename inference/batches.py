@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .randomness import random_states, restore
 
-__all__ = ["Batch", "batch_of", "peek"]
+__all__ = ["Batch", "batch_of", "peek", "same_randomness"]
 
 
 class Batch(NamedTuple):
@@ -55,6 +56,17 @@ def peek(loader: object) -> Any:
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or not loader.batch_sampler:
         return None
+    with same_randomness(loader):
+        items = next(iter(loader.batch_sampler), None)
+        if items is None:
+            return None
+        fetch = getattr(loader.dataset, "__getitems__", None)
+        return loader.collate_fn(fetch(items) if fetch is not None else [loader.dataset[item] for item in items])
+
+
+@contextmanager
+def same_randomness(loader: DataLoader) -> Iterator[None]:
+    """Leave all random generators as they were, the global ones and those of a loader, its data and its samplers."""
     sampler: Any = loader.batch_sampler
     owners = (loader, loader.dataset, sampler, getattr(sampler, "sampler", None))
     own = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
@@ -65,11 +77,7 @@ def peek(loader: object) -> Any:
     python = [(value, value.getstate()) for value in own if isinstance(value, random.Random)]
     states = random_states(generators)
     try:
-        items = next(iter(sampler), None)
-        if items is None:
-            return None
-        fetch = getattr(loader.dataset, "__getitems__", None)
-        return loader.collate_fn(fetch(items) if fetch is not None else [loader.dataset[item] for item in items])
+        yield
     finally:
         restore(states, generators)
         for generator, state in numpy:

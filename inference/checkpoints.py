@@ -17,6 +17,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pyro_tvae.files import atomic_write
 
+from .course import other_part, parts_of
+
 __all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "read_checkpoint", "restored"]
 
 KEY, VERSION = "pyro_tvae", 2  # since 2 with a list of what the file holds
@@ -180,4 +182,12 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
                 f"fit: cannot {purpose}, {path} is of another model: {name} is {shapes.get(name, 'nothing')} there and "
                 f"{expected} here; resume with the model, guide and objective that it was trained with."
             )
+    objective: Any = module.objective
+    parts, then = parts_of(objective.model, objective.guide), stamp.get("parts", {})
+    name = other_part(parts, then)
+    if name is not None:
+        raise ValueError(
+            f"fit: cannot {purpose}, {path} is of another model: {name} is {then[name]!r} there and {parts[name]!r} "
+            "here; resume with the model and guide that it was trained with."
+        )
     return checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, atomic_write
+from pyro_tvae.files import PARTIAL, atomic_write, refusal
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
@@ -356,16 +357,20 @@ def to_zarr(data: ArvizData, path: str | Path) -> Path:
     Raises:
         FileExistsError: something is there.
         ModuleNotFoundError: the package zarr is missing.
+        OSError: it cannot be written.
     """
     path = Path(path)
-    if path.exists():
+    if os.path.lexists(path):  # a link to nothing too
         raise FileExistsError(f"{path} exists; choose another path, or move it away.")
     if find_spec("zarr") is None:
         raise ModuleNotFoundError("to_zarr needs the package zarr; pip install 'pyro-tvae[zarr]', or take to_netcdf.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL) as folder:
-        write_zarr(data, Path(folder) / "data")
-        (Path(folder) / "data").rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL) as folder:
+            write_zarr(data, Path(folder) / "data")
+            (Path(folder) / "data").rename(path)
+    except OSError as error:
+        raise type(error)(refusal(path, error)) from error
     return path
 
 

@@ -44,6 +44,7 @@ from .checks import (
     dry_run,
 )
 from .chunks import placed
+from .course import check_course, described, parts_of
 from .former import gathered
 from .keeping import Keeping, claimed
 from .memory import keep_freed_memory
@@ -128,6 +129,9 @@ class Fitting(lightning.LightningModule):
         self._before: list[tuple[Tensor, Tensor]] = []  # weights until one of them has moved
         self._built: dict[str, Any] = {}
         self._stored: dict[str, Any] | None = None
+        self._course: dict[str, Any] = {}
+        self._parts: dict[str, Any] = {}
+        self._former: dict[str, Any] | None = None  # the course of the fit that is gone on with
         self._rehearsed = False
         self.steps_taken = 0
         self.soundness = Soundness(self, self.objective.model.likelihood, type(self.objective).__name__)
@@ -285,6 +289,12 @@ class Fitting(lightning.LightningModule):
             scheduler = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
             take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
             self._stored = None
+        if self.trainer.checkpoint_callbacks or self._former is not None:
+            self._course = self._described()
+            self._parts = parts_of(self.objective.model, self.objective.guide)
+        if self._former is not None:
+            check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
+            self._former = None
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
         loader = self.trainer.train_dataloader
@@ -322,6 +332,20 @@ class Fitting(lightning.LightningModule):
         if self._before and any(not torch.equal(now, before) for now, before in self._before):
             self._before = []
 
+    def _described(self) -> dict[str, Any]:
+        """What this fit is told and shown."""
+        objective = getattr(self.objective, "loss", self.objective)  # of Pyro's, whose particles it says itself
+        return {
+            "objective": type(objective).__name__,
+            "beta": self.final_beta,
+            "num_particles": getattr(objective, "num_particles", 1),
+            "frame_dropout": self.frame_dropout,
+            "warmup_steps": self.warmup_steps,
+            "gradient_clip": self.trainer.gradient_clip_val,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            **described(self.trainer.train_dataloader),
+        }
+
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps_taken += 1
         self._stop_at_the_limit()
@@ -352,11 +376,15 @@ class Fitting(lightning.LightningModule):
             "optimizer": self._built,
             "seed": self.seed,
         }
+        if self._course:
+            ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            checkpoint[KEY] |= {"course": {**self._course, "mid_epoch": not ended}, "parts": self._parts}
         checkpoint[KEY]["holds"] = holdings(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
         self._stored = checkpoint[KEY].get("optimizer") or None
+        self._former = checkpoint[KEY].get("course")
         seed = checkpoint[KEY].get("seed", self.seed)
         if self.seed is not None and seed != self.seed:
             raise ValueError(
@@ -522,7 +550,9 @@ def fit(
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
-            seed is refused.
+            seed is refused. Another objective, beta, num_particles, frame_dropout, warmup_steps, gradient clipping or
+            accumulation wins with a warning that names both, and so do other data and another batch size, which are
+            refused in the middle of an epoch.
         seed: of everything random in the run.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:

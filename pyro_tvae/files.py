@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room"]
+__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room", "refusal"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
@@ -25,7 +25,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     the same file is removed.
 
     Raises:
-        OSError: the file cannot be written: a full or read-only disk, a folder in its place.
+        OSError: the file cannot be written: a full or read-only disk; a folder, a pipe, a link to nothing in its place.
 
     Example:
         >>> import tempfile
@@ -38,6 +38,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial: Path | None = None
     try:
+        _check_kind(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: only within one file system is a rename all or nothing.
         name = f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}"
@@ -55,7 +56,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         full = None if isinstance(error, OSError) and error.errno else _full(partial, error)
         if full is None and not isinstance(error, OSError):
             raise
-        raise type(full or error)(_refusal(path, full or error)) from error
+        raise type(full or error)(refusal(path, full or error)) from error
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -73,7 +74,22 @@ def check_room(partial: Path, size: int) -> None:
             file.truncate(end)
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _check_kind(path: Path) -> None:
+    """Raise OSError where a rename would destroy what is no file, or a link to nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise FileNotFoundError(errno.ENOENT, f"it is a link to {os.readlink(path)}, which is not there") from None
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
+
+
+def refusal(path: Path, error: Exception) -> str:
+    """That a file or folder cannot be written, why, and what to do, in a sentence."""
     number = getattr(error, "errno", None)
     remedy = "make room" if number in NO_ROOM else "choose a place that can be"
     blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Container, Mapping
+import types
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -176,6 +177,7 @@ def build(description: Any, **references: Any) -> Any:
 
     Raises:
         UnknownPartError: the description names a class that is not an imported part.
+        ValueError: something in it is of another type than it has to be.
     """
     if isinstance(description, list):
         return tuple(build(item, **references) for item in description)
@@ -185,8 +187,11 @@ def build(description: Any, **references: Any) -> Any:
         return references[description["known"]]
     if "part" not in description:
         return {key: build(item, **references) for key, item in description.items()}
-    part = _named(description["part"])
-    arguments = {key: build(item, **references) for key, item in description.get("arguments", {}).items()}
+    name, described = description["part"], description.get("arguments", {})
+    if not isinstance(name, str) or not isinstance(described, dict) or not {*description} <= {"part", "arguments"}:
+        raise ValueError(f"a part is {_short(description)}; expected its name, and a mapping of its arguments")
+    part = _named(name)
+    arguments = {key: build(item, **references) for key, item in described.items()}
     for name, value in arguments.items():
         sizes = value if isinstance(value, tuple) else (value,)
         if name != "seed" and any(isinstance(size, int) and abs(size) > LARGEST for size in sizes):
@@ -212,8 +217,34 @@ def _call(part: type[Part], arguments: dict[str, Any], references: Mapping[str, 
     bound = inspect.BoundArguments(signature, own | arguments)
     further = {name: value for name, value in arguments.items() if name not in signature.parameters}
     keywords = {current(name, renamed): value for name, value in (further | bound.kwargs).items()}
+    if part.__module__.startswith(f"{__package__}."):  # what others mean by their annotations is theirs
+        _check_types(part, signature, own | {current(name, renamed): value for name, value in arguments.items()})
     token = DESCRIBED.set(True)
     try:
         return part(*bound.args, **keywords)
     finally:
         DESCRIBED.reset(token)
+
+
+def _check_types(part: type[Part], signature: inspect.Signature, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError at an argument that its annotation does not allow; a description can hold any."""
+    hints = get_type_hints(part.__init__)
+    for name, value in arguments.items():
+        one = signature.parameters.get(name)
+        if one is None or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or _fits(value, hints.get(name, Any)):
+            continue
+        raise ValueError(f"{part.__name__}: {name} is {_short(value)}; expected {one.annotation}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data, or a part, is what an annotation says; what is no annotation of such fits."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(one, inner[0]) for one in value)
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if hint is bool:
+        return isinstance(value, int) and value in (0, 1)
+    return not isinstance(hint, type) or isinstance(value, hint)

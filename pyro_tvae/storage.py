@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .budgets import Budget
 from .files import atomic_write
 from .guides.base import Guide
 from .model import TVAE
@@ -34,7 +35,8 @@ __all__ = ["load", "save"]
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
 FORMAT, VERSION = "pyro-tvae", 3
-SAID = ("description", "ties", "frozen", "derived", "trained_first")  # fields of a record that are JSON in a file
+# Fields of a record that are JSON in a file, and what they are.
+SAID = {"description": dict, "ties": dict, "frozen": list, "derived": dict, "trained_first": bool}
 
 
 class _NewerError(Exception):
@@ -207,6 +209,8 @@ def rebuild(contents: Record) -> tuple[TVAE, Guide]:
         (module._parameters if key in module._parameters else module._buffers)[key] = homes[home]  # type: ignore[assignment]
     if contents.frozen is not None:
         frozen = {*contents.frozen}
+        if frozen - values.keys():
+            raise _UnfitError(f"{min(frozen - values.keys())} is frozen, and it holds no such parameter")
         for name, value in _objects(pair).items():
             if isinstance(value, nn.Parameter):
                 value.requires_grad_(name not in frozen)
@@ -218,7 +222,7 @@ def _built(
 ) -> tuple[TVAE, Guide]:
     """The pair as its constructors make it; given values are the model's before the guide is built."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), restoring():
+    with torch.random.fork_rng(devices=devices), restoring(), Budget(contents.tensors.values()):
         model = build(contents.description["model"])
         if not isinstance(model, TVAE):
             raise TypeError("it describes no TVAE")
@@ -409,9 +413,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         version = int(metadata["version"])
         if version > VERSION:
             raise _NewerError
-        # Files of version 1 have no more than a description and tensors.
-        said = {name: json.loads(metadata[name]) for name in SAID if name in metadata or name == "description"}
-        model, guide = rebuild(Record(tensors=tensors, **said))
+        model, guide = rebuild(Record(tensors=tensors, **_said(metadata, version)))
     except _NewerError:
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
@@ -426,6 +428,27 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             "expected a file written by pyro_tvae.save."
         ) from None
     return model.to(device).eval(), guide.to(device).eval()
+
+
+def _said(metadata: Mapping[str, str], version: int) -> dict[str, Any]:
+    """What a file says of its pair beside tensors, of the types that it has to be.
+
+    Raises:
+        KeyError: a field is missing.
+        ValueError: one is no JSON, or of another type.
+    """
+    if version < 1:
+        raise ValueError(f"its version is {version}")
+    # Files of version 1 have no more than a description and tensors.
+    said = {name: json.loads(metadata[name]) for name in (SAID if version > 1 else ("description",))}
+    for name, kind in SAID.items():
+        value = said.get(name, kind())
+        texts = value if name == "frozen" else value.values() if name in ("ties", "derived") else ()
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} is {_quoted(str(value))}; expected a {kind.__name__}{' of texts' * bool(texts)}")
+    if said["description"].keys() != {"model", "guide"}:
+        raise ValueError(f"description is of {', '.join(said['description']) or 'nothing'}; expected of model, guide")
+    return said
 
 
 def _line(error: Exception) -> str:

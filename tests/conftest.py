@@ -6,6 +6,7 @@ A whole run of the suite that has tried fewer generated cases than promised fail
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Generator
 from typing import Any
@@ -16,7 +17,11 @@ import torch
 
 PROMISED = 2000  # generated cases that a whole run tries at least
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Several workers share the processors: one thread each, and one for every process that a test starts.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1 if WORKERS > 1 else min(2, torch.get_num_threads()))
 TRIED = pytest.StashKey[Counter[str]]()
 
 
@@ -60,8 +65,16 @@ def whole(session: pytest.Session) -> bool:
     return not (chosen or ended) and session.config.args_source is not pytest.Config.ArgsSource.ARGS
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what the workers tried, where there are several (pytest-xdist)."""
+    node.config.stash[TRIED].update(getattr(node, "workeroutput", {}).get("tried", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if whole(session) and sum(session.config.stash[TRIED].values()) < PROMISED:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tried"] = dict(session.config.stash[TRIED])
+    elif whole(session) and sum(session.config.stash[TRIED].values()) < PROMISED:
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 

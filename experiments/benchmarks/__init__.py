@@ -40,17 +40,19 @@ def run_suite(
     Args:
         names: some of :data:`NAMES`; by default all that need no GPU.
         threads: of torch.
-        output: JSON file of the record, written whole or not at all before the first benchmark and after each, so that
-            an interruption loses only the one under way; None writes nothing.
+        output: JSON file of the record; None writes none. Until all are done it is written beside it, before the first
+            benchmark and after each, so that an interruption loses only the one under way.
         progress: show progress bars, and how long the rest will take.
         device: of the benchmark ``gpu``: ``"cuda"``, or ``"cpu"`` for a trial.
 
     Raises:
         ValueError: there is no such benchmark, or no thread.
+        OSError: the record cannot be written.
     """
     from ..provenance import machine
     from ..reports.tables import wide_console
     from ..runs.files import write_text
+    from ..runs.outputs import check_replaceable, unfinished
 
     names = list(dict.fromkeys(names or EVERYWHERE))
     unknown = [name for name in names if name not in NAMES]
@@ -61,11 +63,15 @@ def run_suite(
     start = time.perf_counter()
     record: dict[str, Any] = {"schema": 3, "kind": "benchmark", "machine": machine(threads)}
 
-    def write() -> None:
+    if output is not None:
+        check_replaceable(Path(output), {}, overwrite=True)
+    part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
+
+    def write(path: Path | None = part) -> None:
         record["seconds"] = time.perf_counter() - start
         record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        if output is not None:
-            write_text(Path(output), json.dumps(record, indent=2) + "\n")
+        if path is not None:
+            write_text(path, json.dumps(record, indent=2) + "\n")
 
     write()
     console = wide_console()
@@ -81,7 +87,9 @@ def run_suite(
         record[name] = module.run(threads=threads, progress=progress, **options)
         module.print_record(record[name], console)
         write()
-    if output is not None:
+    if part is not None:
+        write(Path(str(output)))
+        part.unlink()
         console.print(f"record: {output}", highlight=False)
     return record
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_tvae.files import atomic_write
+import pyro_tvae
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
-from ..runs.outputs import REQUEST, check_replaceable, digest, request_of
-from ..runs.run import WEIGHTS, Run
+from ..runs.outputs import REQUEST, check_replaceable, digest, request_of, shown_on, unfinished
+from ..runs.run import WEIGHTS, Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
 
@@ -40,8 +40,9 @@ def calibrate_run(
 ) -> tuple[Path, Path, str]:
     """Rank simulated latents among posterior draws, see :func:`.calibration`; given again, it goes on where it was cut.
 
-    Every batch is written when it is done, and has a seed of its own: an interrupted calibration ends with the same
-    ranks as one that was left alone, and more simulations are added to those that are there.
+    Every batch is kept when it is done, in a file beside that of the ranks, and has a seed of its own: an interrupted
+    calibration ends with the same ranks as one that was left alone, and more simulations are added to those that are
+    there. What was there before stays until all are done.
 
     Args:
         run: the run's folder.
@@ -76,16 +77,18 @@ def calibrate_run(
             f"calibrate: simulations is {simulations}; expected at least {5 * bins}, five for each of {bins} bins."
         )
     stored = Run(run, allow)
-    loaded = stored.load()
-    model, guide, config = loaded.model, loaded.guide, loaded.config
+    config = stored.config()
+    stored.check_trained()
+    model, guide = pyro_tvae.load(stored.path / WEIGHTS, device_of(config))  # it makes its own data
     nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
     weights = digest(stored.path / WEIGHTS)
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
     file = output or stored.path / CALIBRATION
     page = file.with_suffix(".html")
     check_replaceable(file, request, overwrite, page=page)
-    ranks = _read(file) if request_of(file) == request else {}
-    done, size = len(next(iter(ranks.values()), ())), BATCH[method]
+    begun = unfinished(file, request)
+    ranks = max((_read(one, request) for one in (file, begun)), key=_number)
+    done, size = _number(ranks), BATCH[method]
     bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
     with bar:
         for start in range(done, simulations, size):
@@ -102,8 +105,11 @@ def calibrate_run(
                 seed=(seed << 24) + start,
             )
             ranks = {name: torch.cat([ranks[name], value]) if ranks else value for name, value in part.ranks.items()}
-            _write(file, ranks, request)
+            _write(begun, ranks, request)
             bar.update(min(size, simulations - start))
+    if _number(ranks) > _number(_read(file, request)):
+        _write(file, ranks, request, page)
+    begun.unlink(missing_ok=True)
     result = Calibration({name: value[:simulations] for name, value in ranks.items()}, draws)
     facts = {
         "Simulations": f"{simulations}, from the model's prior",
@@ -114,14 +120,22 @@ def calibrate_run(
     return file, page, verdict(result, bins)
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _read(path: Path, request: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The ranks in a file that was made for this; none where it is missing, or was made for something else."""
     from xarray import open_dataset
 
+    if request_of(path) != request:
+        return {}
     with open_dataset(path, engine="h5netcdf") as data:
         return {str(name): torch.from_numpy(np.asarray(value.values, dtype=np.int64)) for name, value in data.items()}
 
 
-def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any]) -> None:
+def _number(ranks: dict[str, torch.Tensor]) -> int:
+    """Of the simulations in them."""
+    return len(next(iter(ranks.values()), ()))
+
+
+def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any], *pages: Path) -> None:
     from xarray import Dataset
 
     variables = {
@@ -129,5 +143,5 @@ def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any]) 
         for name, value in ranks.items()
     }
     data = Dataset(variables, attrs={REQUEST: json.dumps(request), "n_draws": request["draws"]})
-    with atomic_write(path) as partial:
+    with shown_on(path, *pages) as partial:
         data.to_netcdf(partial, engine="h5netcdf", encoding={name: {"zlib": True} for name in variables})

@@ -13,6 +13,7 @@ import torch
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, Comparison, compare
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.composition import data_settings
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
 from ..runs.outputs import REQUEST, check_replaceable, digest
@@ -33,6 +34,7 @@ def compare_runs(
     output: Path | None = None,
     overwrite: bool = False,
     allow: Allowlist = PARTS_ONLY,
+    data: Sequence[str] = (),
 ) -> Comparison:
     """Compare trained runs by :func:`.compare` on the first sequences of a split that they share.
 
@@ -47,6 +49,7 @@ def compare_runs(
         output: a JSON file of the table and every sequence's bounds; none by default.
         overwrite: replace a file that was made otherwise.
         allow: what the runs' configurations may call.
+        data: overrides of settings of their data, which may then be others than they were begun with.
 
     Raises:
         FileNotFoundError: a folder is not a run's, or its training has not ended.
@@ -60,7 +63,7 @@ def compare_runs(
             f"compare: sequences={sequences}, particles={particles}, temperatures={temperatures}, chains={chains}; "
             "expected two sequences or more, at least 1 particle and chain, and 0 temperatures or at least 2."
         )
-    stored = [Run(path, allow) for path in runs]
+    stored = [Run(path, allow, data_settings(data)) for path in runs]
     loaded = [run.load() for run in stored]
     request = {
         "runs": {str(run): digest(run.path / WEIGHTS) for run in stored},
@@ -70,6 +73,7 @@ def compare_runs(
         "chains": chains if temperatures else None,
         "split": split,
         "seed": seed,
+        **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
     if output is not None:
         check_replaceable(output, request, overwrite)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import pyro_tvae
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts
+from ..config.composition import data_settings
 from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.record import EvaluationRecord
@@ -21,26 +23,28 @@ from ..reports.report import write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
-from ..runs.outputs import digest
-from ..runs.run import EVALUATION, PLAIN_VAE, UNTRAINED, Run, Trained
+from ..runs.outputs import digest, shown_on
+from ..runs.run import EVALUATION, PLAIN_VAE, REPORT, UNTRAINED, Run, Trained
 
 __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page"]
 
 MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 
 
-def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY) -> None:
+def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY, data: Sequence[str] = ()) -> None:
     """Judge a trained run, write ``evaluation.json``, the figures and the report; prints the table.
 
     Args:
         path: of the run's folder.
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
+        data: overrides of settings of its data, which may then be others than it was begun with.
 
     Raises:
         BlockingIOError: another process is at work on it.
+        ValueError: its data are others than it was begun with, and none were named.
     """
-    run = Run(path, allow)
+    run = Run(path, allow, data_settings(data))
     config = run.config()  # nothing is written, not even a lock, in a folder that cannot be judged
     run.check_trained()
     with run.held():
@@ -76,12 +80,16 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         seed=config.seed,
         progress=config.fit.progress,
     )
+    if trained.others:
+        result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
+        result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
     result.record["failed"] |= draw(run.path / "figures", trained, result, history.get("rows"))
     for name, sentence in result.record["failed"].items():
         print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
     result.record["figures"] = {picture.stem: digest(picture) for picture in (run.path / "figures").glob("*.png")}
-    run.write(EVALUATION, result.record)
+    with shown_on(run.path / EVALUATION, run.path / REPORT) as partial:
+        partial.write_text(json.dumps(finite(dict(result.record)), indent=1), encoding="utf-8")
     page = write_page(run, config, finite(result.record), history)
     print_evaluation(result.record)
     print(f"report: {page}")

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.allowlist import Allowlist
-from ..config.composition import CONF, ELSEWHERE, check_names, compose, parsed
+from ..config.composition import CONF, ELSEWHERE, PLACES, check_names, compose, data_settings, make, parsed
 from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
 from ..interruption import INTERRUPTED, goes_on_with, override, typed
-from ..runs.run import Run, claimed, unfinished
+from ..runs.data import SplitRecord, fingerprints
+from ..runs.run import DATA, Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]
@@ -59,10 +63,14 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
             _swept(overrides, arguments, allow)
             return
     elif not (arguments.hydra_help or arguments.shell_completion):
+        # Of a run that is gone on with, whose kind of data need not be the default one.
+        resumes = any(text.startswith("resume=") for text in arguments.overrides)
+        places = [text for text in arguments.overrides if resumes and text.startswith(tuple(f"{n}=" for n in PLACES))]
+        settings = [text for text in arguments.overrides if text not in places]
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
-        config = compose(arguments.overrides)
+        config = compose(settings)
         if not (arguments.cfg or arguments.info):
-            _one(overrides, arguments.overrides, config, allow)
+            _one(overrides, settings, config, allow, dict(data_settings(places)))
             return
     _under_hydra(overrides, allow)
 
@@ -172,10 +180,18 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
     if config.resume is not None or not run.is_of(config):
         return train_run(config, path, allow)
     if run.ended(config):
+        if run.has(DATA):
+            with suppress(InstantiationException):  # data that are not there any more are no other ones
+                run.check_data(config, _fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
     return measured(resume_run(path, changes, allow.typed(config)), config.measure)
+
+
+@functools.lru_cache(maxsize=16)  # the jobs of a sweep mostly have the same data, and files may be large
+def _fingerprints(data: str) -> dict[str, SplitRecord]:
+    return fingerprints(make(OmegaConf.create(data)))
 
 
 def _interruption(error: BaseException) -> BaseException | None:
@@ -193,7 +209,9 @@ def _one_of_several() -> bool:
     return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
 
 
-def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, allow: Allowlist) -> None:
+def _one(
+    overrides: Sequence[str], settings: Sequence[str], config: DictConfig, allow: Allowlist, places: Mapping[str, Any]
+) -> None:
     """The run that is named, or that the same command began and did not end, gone on with; or a new one.
 
     Args:
@@ -201,6 +219,7 @@ def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, 
         settings: those among them that are no options.
         config: what they compose.
         allow: what a stored configuration may call.
+        places: where the data of a run lie that is gone on with.
     """
     given = [str(one.key_or_group) for one in parsed(settings)]
     if config.resume is not None:
@@ -208,9 +227,9 @@ def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, 
         if others:
             raise ConfigurationError(
                 f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given beside it; "
-                f"leave it out (only {', '.join(ELSEWHERE)} may differ), or train a new run."
+                f"leave it out (only {', '.join((*ELSEWHERE, *PLACES))} may differ), or train a new run."
             )
-        _go_on(Run(Path(config.resume)), config, given, allow)
+        _go_on(Run(Path(config.resume)), config, given, allow, places)
         return
     folder, automatic = Path(compose(settings, hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
     if _helping():  # the first of several processes writes, and tells the others where
@@ -226,7 +245,7 @@ def _one(overrides: Sequence[str], settings: Sequence[str], config: DictConfig, 
                 )
                 # For the further processes that Lightning starts by it.
                 sys.argv = [*sys.argv, override("hydra.run.dir", run.path)]
-                _go_on(run, config, given, allow.typed(config))  # the stored one names what was typed
+                _go_on(run, config, given, allow.typed(config), {})  # the stored one names what was typed
                 return
     with claimed(folder, automatic=automatic) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
@@ -238,11 +257,11 @@ def _helping() -> bool:
     return next((os.environ[name] for name in ranks if name in os.environ), "0") != "0"
 
 
-def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist) -> None:
+def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist, places: Mapping[str, Any]) -> None:
     from .train import resume_run
 
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
-    resume_run(run.path, changes, allow)
+    resume_run(run.path, {**changes, **places}, allow)
 
 
 def _touches(given: Sequence[str], *names: str) -> bool:

@@ -19,9 +19,10 @@ from torch import Tensor
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.composition import data_settings
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
-from ..runs.outputs import check_replaceable, digest, request_of
+from ..runs.outputs import check_replaceable, digest, unfinished
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
@@ -68,6 +69,13 @@ class LikelihoodRecord(TypedDict):
     bracket: NotRequired[Bracket]
 
 
+class PartRecord(TypedDict):
+    """What was estimated so far, and per sequence the bounds of the first estimate, as hexadecimal numbers."""
+
+    rows: list[LikelihoodRow]
+    first: list[str]
+
+
 def likelihood_run(
     run: Path,
     *,
@@ -81,10 +89,12 @@ def likelihood_run(
     output: Path | None = None,
     overwrite: bool = False,
     allow: Allowlist = PARTS_ONLY,
+    data: Sequence[str] = (),
 ) -> LikelihoodRecord:
     """Estimate log p(x) of a trained run's sequences over K, and by annealing; writes ``likelihood.json``.
 
-    The file is written anew after every estimate, so that an interrupted command leaves those that it had.
+    Every estimate is kept when it is made, in a file beside it, so that an interrupted command goes on when it is given
+    again; what was there before stays until all are made.
 
     Args:
         run: the run's folder.
@@ -99,6 +109,7 @@ def likelihood_run(
         output: the file, by default ``likelihood.json`` in the run's folder.
         overwrite: replace a file that was made with other settings.
         allow: what the run's configuration may call.
+        data: overrides of settings of its data, which may then be others than it was begun with.
 
     Returns:
         The content of the file: ``rows``, one mapping per estimate, ``remark``, and what was computed on.
@@ -117,10 +128,10 @@ def likelihood_run(
     ):
         if not sound:
             raise ValueError(f"likelihood: {name} is {value}; expected {expected}.")
-    stored = Run(run, allow)
+    stored = Run(run, allow, data_settings(data))
     loaded = stored.load()
-    model, guide, data = loaded.model, loaded.guide, loaded.data
-    x = next(data.batches(split, loaded.device, batch_size=sequences))["x"]
+    model, guide = loaded.model, loaded.guide
+    x = next(loaded.data.batches(split, loaded.device, batch_size=sequences))["x"]
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,
@@ -130,10 +141,12 @@ def likelihood_run(
         "split": split,
         "seed": seed,
         "weights": digest(run / WEIGHTS),
+        **({"data": loaded.others} if loaded.others else {}),
     }
     file = output or run / LIKELIHOOD
     check_replaceable(file, request, overwrite)
-    before = _size(read_record(file, LikelihoodRecord)) if request_of(file) == request else 0
+    begun = unfinished(file, request)
+    done, first = _begun(begun)
     record: LikelihoodRecord = {
         "kind": "likelihood",
         "request": request,
@@ -147,62 +160,76 @@ def likelihood_run(
         "rows": [],
     }
     show = bool(loaded.config.fit.progress)
-    iwaes: list[Tensor] = []
     for k in sorted(set(particles)):
         m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
         for draws, of_frame in dict.fromkeys([(k, 1), (k // m, m)]):
-            since = time.perf_counter()
-            bound = log_likelihood(model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show)
-            iwaes.append(bound.iwae)
             what = f"IWAE, K = {k:,}" if of_frame == 1 else f"by frames, K = {draws:,}, M = {of_frame:,}"
-            row = _row(what, bound.iwae, iwaes[0], bound.standard_error, bound.ess, since, model.n_frames, draws)
-            if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
-                row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
-            record["rows"].append(row)
-            _write(file, record, before)
+            if what not in done:
+                since = time.perf_counter()
+                bound = log_likelihood(model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show)
+                first = bound.iwae.double().cpu() if first is None else first
+                row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, draws)
+                if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
+                    row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
+                done[what] = row
+            record["rows"].append(done[what])
+            _write(begun, record, first)
     if temperatures:
         options: dict[str, Any] = {
             "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
             "seed": seed,
             "progress": show,
         }
-        since = time.perf_counter()
-        annealed = annealed_importance(model, guide, x, **options)
-        what, log_p, error = f"AIS, {temperatures} temperatures", annealed.log_p, annealed.standard_error
-        record["rows"].append(_row(what, log_p, iwaes[0], error, annealed.ess, since, model.n_frames))
-        _write(file, record, before)
+        what = f"AIS, {temperatures} temperatures"
+        if what not in done:
+            since = time.perf_counter()
+            annealed = annealed_importance(model, guide, x, **options)
+            log_p, error = annealed.log_p, annealed.standard_error
+            assert first is not None
+            done[what] = _row(what, log_p, first, error, annealed.ess, since, model.n_frames)
+        record["rows"].append(done[what])
+        _write(begun, record, first)
         bounds = bracket(model, guide, len(x), **options)
         record["bracket"] = {
             "gap": bounds.mean_gap,
             "gap_error": bounds.mean_gap_error,
             "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
         }
-        _write(file, record, before)
+    _write(file, record)
+    begun.unlink()
     return record
 
 
-def _write(file: Path, record: LikelihoodRecord, before: int) -> None:
-    if _size(record) < before:
-        return  # the same command again, whose file holds all of this and more
-    write_text(file, json.dumps(finite(dict(record)), indent=1))
+def _write(file: Path, record: LikelihoodRecord, first: Tensor | None = None) -> None:
+    """Write a record; one that is not whole with the first estimate's bounds, which the further ones are gains over."""
+    kept = {} if first is None else {"first": [one.hex() for one in first.tolist()]}
+    write_text(file, json.dumps(finite(dict(record)) | kept, indent=1))
 
 
-def _size(record: LikelihoodRecord) -> int:
-    """How many estimates there are in it."""
-    return len(record["rows"]) + ("bracket" in record)
+def _begun(path: Path) -> tuple[dict[str, LikelihoodRow], Tensor | None]:
+    """The estimates that the same command made before it was interrupted, by name, and the first one's bounds."""
+    try:
+        record = read_record(path, PartRecord)
+        first = torch.tensor([float.fromhex(one) for one in record["first"]], dtype=torch.float64)
+    except (OSError, ValueError):
+        return {}, None
+    for row in record["rows"]:
+        for name in ("per_frame_error", "gain_error", "particle_error"):  # which JSON has no word for where undefined
+            row[name] = math.nan if row[name] is None else row[name]
+    return {row["what"]: row for row in record["rows"]}, first
 
 
 def _row(
     what: str, bound: Tensor, first: Tensor, error: Tensor, ess: Tensor, since: float, n_frames: int, k: int = 0
 ) -> LikelihoodRow:
+    gain = bound.double().cpu() - first  # of the same sequences: what differs between them cancels
     row: LikelihoodRow = {
         "what": what,
         "per_frame": float(bound.mean()) / n_frames,
         "per_frame_error": _error(bound) / n_frames,
         "particle_error": float(error.square().mean().sqrt()),
-        # Of the same sequences: what differs between them cancels.
-        "gain": float((bound - first).mean()) / n_frames,
-        "gain_error": _error(bound - first) / n_frames,
+        "gain": float(gain.mean()) / n_frames,
+        "gain_error": _error(gain) / n_frames,
         "k": k,
         "ess": float(ess.median()),
         "unreliable": None,

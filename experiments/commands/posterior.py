@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_tvae.inference.arviz_adapter import ArvizData, assemble
+from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close
 from pyro_tvae.inference.mcmc import guide_quality
 from pyro_tvae.inference.mcmc import nuts as sample_nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
-from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, to_arviz, to_netcdf
+from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, from_netcdf, to_arviz, to_netcdf
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
+from ..config.composition import data_settings
 from ..datasets.renderers import MovingImages
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, check_replaceable, digest
+from ..runs.outputs import REQUEST, check_replaceable, digest, shown_on
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["posterior_run"]
@@ -45,6 +46,7 @@ def posterior_run(
     output: Path | None = None,
     overwrite: bool = False,
     allow: Allowlist = PARTS_ONLY,
+    data: Sequence[str] = (),
 ) -> tuple[Path, Path]:
     """Write ``posterior.nc`` and ``posterior.html`` into a trained run's folder.
 
@@ -62,6 +64,7 @@ def posterior_run(
         output: the file, by default ``posterior.nc`` in the run's folder; the page lies beside it.
         overwrite: replace a file that was made with other settings.
         allow: what the run's configuration may call.
+        data: overrides of settings of its data, which may then be others than it was begun with.
 
     Returns:
         The paths of both files; how far the draws can be trusted is printed.
@@ -71,7 +74,7 @@ def posterior_run(
         FileExistsError: the file is there, made with other settings.
         ValueError: numbers that are too small, or what :func:`.to_arviz` refuses.
     """
-    stored = Run(run, allow)
+    stored = Run(run, allow, data_settings(data))
     if sequences < 1 or draws < LEAST_DRAWS or min(chains, warmup, thin) < 1:
         raise ValueError(
             f"posterior: sequences={sequences}, draws={draws}, chains={chains}, warmup={warmup}, thin={thin}; expected "
@@ -83,7 +86,7 @@ def posterior_run(
             "for nuts, whose neighboring draws resemble each other."
         )
     loaded = stored.load()
-    config, model, guide, data = loaded.config, loaded.model, loaded.guide, loaded.data
+    config, model, guide, judged = loaded.config, loaded.model, loaded.guide, loaded.data
     file = output or run / POSTERIOR
     nuts = {"chains": chains, "warmup": warmup, "thin": thin} if method == "nuts" else {}
     request = {
@@ -95,11 +98,12 @@ def posterior_run(
         "groups": sorted(groups),
         "variables": sorted(variables),
         "weights": digest(run / WEIGHTS),
+        **({"data": loaded.others} if loaded.others else {}),
     }
     page = file.with_suffix(".html")
     check_replaceable(file, request, overwrite, page=page)
-    described = data.datasets["test"]
-    batch = next(data.batches("test", loaded.device, batch_size=sequences))
+    described = judged.datasets["test"]
+    batch = next(judged.batches("test", loaded.device, batch_size=sequences))
     coords: dict[str, Any] = {"item": np.arange(len(batch["x"])), "label": batch["label"]}
     # A factor may be called like a variable (x, scale), its index never is.
     coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
@@ -123,25 +127,30 @@ def posterior_run(
             n_chains = chains if nuts else 1
             size = expected_size(model, guide, batch["x"], draws=draws, num_chains=n_chains, groups=groups)
             print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
-        drawn = to_arviz(
-            model,
-            guide,
-            batch["x"],
-            **options,
-            groups={*groups} | FOR_THE_PAGE,
-            coords=coords,
-            attributes={REQUEST: json.dumps(request), "run": str(config.name)},
-            seed=seed,
-            path=file if whole else None,  # what the page takes and the file does not is held in memory
-            progress=show,
-        )
-    print(verdict(drawn), flush=True)
-    if not whole:
-        to_netcdf(_selected(drawn, groups, variables), file)
+    with shown_on(file, page) as partial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
+            drawn = to_arviz(
+                model,
+                guide,
+                batch["x"],
+                **options,
+                groups={*groups} | FOR_THE_PAGE,
+                coords=coords,
+                attributes={REQUEST: json.dumps(request), "run": str(config.name)},
+                seed=seed,
+                path=partial if whole else None,  # what the page takes and the file does not is held in memory
+                progress=show,
+            )
+        print(verdict(drawn), flush=True)
+        if whole:
+            close(drawn)
+        else:
+            to_netcdf(_selected(drawn, groups, variables), partial)
+    if whole:
+        drawn = from_netcdf(file, lazy=True)
     facts = {
-        "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split",
+        "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split{loaded.aside}",
         "Draws": f"{draws} per sequence{f' and chain, {chains} chains' if nuts else ''}, method {method}, seed {seed}",
         "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
     }

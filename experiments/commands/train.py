@@ -17,11 +17,12 @@ from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
+from ..config.composition import PLACES, located
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..evaluation.record import EvaluationRecord
 from ..interruption import goes_on_with
-from ..runs.run import CONFIG, EVALUATION, HISTORY, PLAIN_VAE, UNTRAINED, WEIGHTS, Run, claimed
+from ..runs.run import EVALUATION, HISTORY, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
@@ -50,6 +51,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
         raise ConfigurationError(f"measure is {config.measure!r}; expected one of {', '.join(MEASURES)}.")
     if config.resume is not None:  # one of several, under --multirun
         return measured(resume_run(Path(config.resume), allow=allow), config.measure)
+    config = located(config)
     check_loggers(config)
     check_fit(config)
     if not _first():
@@ -59,7 +61,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
     with claimed(path) as run, run.undone_after_mistakes():
         parts = build(config)
         check_judgeable(config, parts)
-        run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+        run.begin(config, parts.data)
         run = replace(run, allow=allow.naming(config))  # so that the command to go on with names what it needs
         return measured(_finish(run, config, parts), config.measure)
 
@@ -77,23 +79,25 @@ def resume_run(
 
     Args:
         path: of the run's folder.
-        changes: settings that may differ from the stored ones: where and how it computes.
+        changes: settings that may differ from the stored ones: where and how it computes, and where its data lie.
         allow: what its configuration may call.
 
     Returns:
         The training history, ``rows`` and ``seconds``; empty in processes that help.
 
     Raises:
-        FileNotFoundError: the folder is not a run's.
+        FileNotFoundError: the folder is not a run's, or its data are not there.
         BlockingIOError: another process is at work on it.
-        ValueError: its configuration or its last checkpoint is damaged.
+        ValueError: its configuration or its last checkpoint is damaged, or its data are others than before.
     """
-    run = Run(path, allow)
+    places = tuple((name, value) for name, value in (changes or {}).items() if name in PLACES)
+    run = Run(path, allow, places)
     run.stored()  # nothing is written, not even a lock, in a folder that is no run's
     with run.held() if _first() else nullcontext():
         config = run.config()
         for name, value in (changes or {}).items():
-            OmegaConf.update(config, name, value, merge=False)
+            if name not in PLACES:
+                OmegaConf.update(config, name, value, merge=False)
         if "logger" not in (changes or {}):
             if not run.has(WEIGHTS):
                 check_stored_loggers(config, path)
@@ -109,17 +113,20 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()
-        history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts := parts or build(config))
+        compares = config.baseline.enabled and not run.has(PLAIN_VAE)
         data = parts.data if parts is not None else None
-        if config.baseline.enabled and not run.has(PLAIN_VAE):
+        if data is None and (compares or not (run.has(WEIGHTS) and run.has(EVALUATION))):  # more than its page is made
+            data = run.data(config)
+        history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data))
+        if compares:
             plain_config = _plain_vae(config)
             plain = build(plain_config, data)
-            data = plain.data
             if _first():
                 print("the plain VAE, for comparison:", flush=True)
             fit_parts(plain_config, plain, run.path / "plain_vae")
             if _first():
-                (run.path / EVALUATION).unlink(missing_ok=True)  # a judgement without it, before the run had ended
+                for name in (REPORT, EVALUATION):  # a judgement without it, before the run had ended
+                    (run.path / name).unlink(missing_ok=True)
             _save(run, PLAIN_VAE, plain)
         if not _first():
             return {}

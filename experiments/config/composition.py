@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -22,10 +23,13 @@ from .former_names import current_overrides
 __all__ = [
     "CONF",
     "ELSEWHERE",
+    "PLACES",
     "check_names",
     "compose",
+    "data_settings",
     "fitting_overrides",
     "keys",
+    "located",
     "make",
     "options",
     "parsed",
@@ -34,6 +38,43 @@ __all__ = [
 CONF = "pyro_tvae.experiments.conf"
 # Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
 ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "logger")
+
+# Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
+PLACES = ("data.source.path", "data.source.root")
+FILES = (*PLACES, "topography.w")
+
+
+def located(config: DictConfig) -> DictConfig:
+    """A copy whose paths are absolute, so that it means the same files wherever a later command is given."""
+    config = config.copy()
+    for name in FILES:
+        value = OmegaConf.select(config, name)
+        if isinstance(value, str | Path):
+            OmegaConf.update(config, name, str(Path(value).expanduser().absolute()), merge=False)
+    return config
+
+
+def data_settings(overrides: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """(name, value) of overrides of settings of the data, in Hydra's grammar.
+
+    Raises:
+        ConfigurationError: one of them is something else.
+
+    Example:
+        >>> data_settings(["data.source.path=images.npy", "data.n_test=12"])
+        (('data.source.path', 'images.npy'), ('data.n_test', 12))
+    """
+    try:
+        read = parsed(overrides)
+    except OverrideParseException as error:
+        raise ConfigurationError(_explain(error, overrides)) from None
+    for text, one in zip(overrides, read, strict=True):
+        plain = not (one.is_add() or one.is_delete() or one.is_sweep_override())
+        if not (plain and str(one.key_or_group).startswith("data.")):
+            raise ConfigurationError(
+                f"{text!r} is no setting of the data; expected data.SETTING=VALUE, such as data.source.path=FILE."
+            )
+    return tuple((str(one.key_or_group), one.value()) for one in read)
 
 
 def options() -> dict[str, dict[str, str]]:

@@ -185,8 +185,10 @@ class SequenceDataModule(lightning.LightningDataModule):
         least = {"n_frames": 1, "batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "seed": 0}
         given = dict(zip(least, (n_frames, batch_size, eval_batch_size, num_workers, seed), strict=True))
         for name, number in given.items():
-            if not isinstance(number, int) or number < least[name]:
-                raise ValueError(f"{name} is {number!r}; expected a whole number of at least {least[name]}.")
+            if not isinstance(number, int) or isinstance(number, bool) or not least[name] <= number < 2**63:
+                raise ValueError(
+                    f"{name} is {number!r}; expected a whole number of at least {least[name]}, and below 2**63."
+                )
         self.n_frames, self.batch_size, self.eval_batch_size = n_frames, batch_size, eval_batch_size
         if num_workers > MOST_WORKERS:
             raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MOST_WORKERS} processes.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from .measures import MEASURES, Measure, Scores, score
 
@@ -33,6 +33,8 @@ class DataRecord(TypedDict, total=False):
     n_sequences: int
     n_frames: int
     moving: list[str]
+    given: dict[str, Any]  # settings that stood in the place of the run's own, so that other data were judged
+    splits: dict[str, Any]  # the fingerprints of these data, as in data.json
 
 
 class ForwardRollRecord(TypedDict, total=False):

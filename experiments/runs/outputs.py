@@ -1,13 +1,15 @@
-"""Outputs: a file says what it was asked for, so that a repeat may replace it and nothing else does unasked."""
+"""Outputs: a file says what it was asked for, so that a repeat may replace it and nothing else does unasked.
+
+What stands under a file's name is whole: until a new one is, it is written under a name of its own, which the same
+command takes up again.
+"""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pyro_tvae.files import atomic_write
 
 from .files import read_record
 
-__all__ = ["REQUEST", "check_replaceable", "digest", "request_of"]
+__all__ = ["REQUEST", "check_replaceable", "digest", "request_of", "shown_on", "unfinished"]
 
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
@@ -23,6 +25,29 @@ REQUEST = "request"  # key of a record, or attribute of a file's groups
 def digest(path: Path) -> str:
     """Of a file's content, to tell weights apart."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
+    """Where a file is written until all that was asked for is in it; another request's has another name.
+
+    Example:
+        >>> print(unfinished(Path("run/likelihood.json"), {"particles": [1, 10]}))
+        run/likelihood.unfinished-433da9d6.json
+    """
+    asked = hashlib.sha256(json.dumps(dict(request), sort_keys=True).encode()).hexdigest()[:8]
+    return path.with_name(f"{path.stem}.unfinished-{asked}{path.suffix}")
+
+
+@contextmanager
+def shown_on(path: Path, *pages: Path) -> Iterator[Path]:
+    """Yield where a file is written that pages show; those of the old file go just before the new one takes its place.
+
+    So no page lies beside a file that it does not show, whenever the process is killed: it is written afterwards.
+    """
+    with atomic_write(path) as partial:
+        yield partial
+        for page in pages:
+            page.unlink(missing_ok=True)
 
 
 def request_of(path: Path) -> dict[str, Any] | None:
@@ -86,6 +111,4 @@ class _UnwrittenError(Exception):
 def _check_writable(path: Path) -> None:
     """Raise OSError, in the words of :func:`.atomic_write`, where a file could not be written; what is there stays."""
     with suppress(_UnwrittenError), atomic_write(path):
-        if path.is_dir() and not path.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         raise _UnwrittenError

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import yaml
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,9 +21,10 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import ELSEWHERE, compose, keys, make
+from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
 from ..config.former_names import current_settings
 from ..interruption import command, override
+from .data import SplitRecord, fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinished"]
 
-CONFIG, LOCK, HYDRA, ROOM = "config.yaml", ".lock", ".hydra", ".room"
+CONFIG, DATA, LOCK, HYDRA, ROOM = "config.yaml", "data.json", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
@@ -52,13 +54,24 @@ class HistoryRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Trained:
-    """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on."""
+    """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on.
+
+    ``others`` is empty where the data are those that it was begun with. Where other settings of the data were given it
+    holds these, and the fingerprints of the splits, for whatever is written down about them.
+    """
 
     config: DictConfig
     model: TVAE
     guide: Guide
     data: SequenceDataModule
     device: torch.device
+    others: Mapping[str, Any]
+
+    @property
+    def aside(self) -> str:
+        """What is to be said beside numbers of other data than the run's own, to go on a sentence; mostly empty."""
+        given = ", ".join(f"{name}={value}" for name, value in self.others.get("given", {}).items())
+        return f", of other data than the run's own: {given}" if given else ""
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,12 @@ class Run:
     Args:
         path: of the folder.
         allow: what its configuration may call beside parts of the project; the file can be a stranger's.
+        given: settings of the data, (name, value), in the place of those that it stored.
     """
 
     path: Path
     allow: Allowlist = PARTS_ONLY
+    given: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return str(self.path)
@@ -133,9 +148,16 @@ class Run:
 
         Raises:
             FileNotFoundError: the folder is not a run's.
-            ValueError: the file is damaged, lacks a setting, or names what is not allowed.
+            ValueError: the file is damaged, lacks a setting, or names what is not allowed; a setting that was given is
+                none of its data.
         """
         config, path = self.stored(), self.path / CONFIG
+        for name, value in self.given:
+            if name not in (settings := keys(config)):
+                possible = ", ".join(key for key in settings if key.startswith("data."))
+                raise ValueError(f"{path} has no setting {name!r}; expected one of {possible}.")
+            OmegaConf.update(config, name, value, merge=False)
+        config = located(config) if self.given else config
         self.allow.check(config, path)
         config = self.allow.fetching(config, path)
         default = _default()
@@ -158,13 +180,70 @@ class Run:
             config, data: of the run, where they are at hand.
 
         Raises:
-            FileNotFoundError: the folder is not a run's, or its training has not ended.
+            FileNotFoundError: the folder is not a run's, or its training has not ended; or its data are not there.
+            ValueError: its data are not those that it was begun with, and no settings of the data were given.
         """
         config = self.config() if config is None else config
         self.check_trained()
         device = device_of(config)
         model, guide = pyro_tvae.load(self.path / WEIGHTS, device)
-        return Trained(config, model, guide, make(config.data) if data is None else data, device)
+        others: dict[str, Any] = {}
+        if data is None and self.given:
+            data = self._made(config)
+            splits = fingerprints(data)
+            if not self.has(DATA) or other_splits(self._splits(), splits):
+                others = {"given": dict(self.given), "splits": splits}
+        return Trained(config, model, guide, self.data(config) if data is None else data, device, others)
+
+    def begin(self, config: DictConfig, data: SequenceDataModule) -> None:
+        """Write what the run is made from; in this order, so that a folder with a configuration holds both."""
+        self.write(DATA, fingerprints(data))
+        self.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
+
+    def data(self, config: DictConfig) -> SequenceDataModule:
+        """The data that the run was begun with, built anew.
+
+        Raises:
+            FileNotFoundError: they are not where the configuration says.
+            ValueError: others are.
+        """
+        made = self._made(config)
+        if self.has(DATA):
+            self.check_data(config, fingerprints(made))
+        return made
+
+    def check_data(self, config: DictConfig, splits: dict[str, SplitRecord]) -> None:
+        """Raise ValueError where splits are others than the run was begun with; older runs do not say."""
+        others = other_splits(self._splits(), splits)
+        if not others:
+            return
+        name = _place(config) or "data.source._target_"
+        told = f"{' and '.join(others)} {'splits are' if len(others) > 1 else 'split is'}"
+        remedy = f"put the former file back, or say by {name}=… where it lies now" if _place(config) else "use those"
+        raise ValueError(
+            f"{self} was begun with other data: its {told} not what {name}={OmegaConf.select(config, name)} gives now; "
+            f"{remedy}, or train a new run; 'pyro-tvae evaluate RUN data.SETTING=VALUE' judges the data that are named."
+        )
+
+    def _splits(self) -> dict[str, SplitRecord]:
+        return self.read(DATA, dict[str, SplitRecord]) if self.has(DATA) else {}
+
+    def _made(self, config: DictConfig) -> SequenceDataModule:
+        try:
+            data: SequenceDataModule = make(config.data)
+        except InstantiationException as error:
+            from ..datasets import DataNotFound
+
+            cause: BaseException | None = error
+            while isinstance(cause, InstantiationException):
+                cause = cause.__cause__
+            if not isinstance(cause, DataNotFound) or _place(config) is None:
+                raise
+            words = str(cause).rstrip(".")
+            raise DataNotFound(
+                f"{words}; where the data of {self} lie elsewhere now, add {_place(config)}=… to the command."
+            ) from None
+        return data
 
     def check_new(self) -> None:
         """Raise FileExistsError where the folder holds a run, or parts of one that a new run would take for its own."""
@@ -198,7 +277,8 @@ class Run:
     def resume(self) -> str:
         """The command that goes on with the run."""
         imports = (word for module in sorted(self.allow.modules) for word in ("--import", module))
-        return command("train", override("resume", self.path), *imports)
+        places = (override(name, value) for name, value in self.given)
+        return command("train", override("resume", self.path), *places, *imports)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -238,8 +318,8 @@ class Run:
         try:
             yield
         except Exception:
-            if self.names() <= {HYDRA, LOCK, CONFIG, UNTRAINED}:
-                for name in (UNTRAINED, CONFIG):
+            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, UNTRAINED}:
+                for name in (UNTRAINED, CONFIG, DATA):
                     (self.path / name).unlink(missing_ok=True)
             raise
 
@@ -287,9 +367,9 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                 (run.path / ROOM).unlink()
                 yield run
             finally:
-                if made and run.names() <= {HYDRA, LOCK, ROOM}:
+                if made and run.names() <= {HYDRA, LOCK, ROOM, DATA}:
                     shutil.rmtree(run.path / HYDRA, ignore_errors=True)
-                    for name in (ROOM, LOCK):
+                    for name in (ROOM, DATA, LOCK):
                         (run.path / name).unlink(missing_ok=True)
                     with suppress(OSError):  # somebody else has begun in it, or removed it, just now
                         run.path.rmdir()
@@ -353,9 +433,14 @@ def _named(node: object) -> bool:
     return not isinstance(node, list) or all(map(_named, node))
 
 
+def _place(config: DictConfig) -> str | None:
+    """The setting that says where the data lie; None where they come with a package."""
+    return next((name for name in PLACES if OmegaConf.select(config, name) is not None), None)
+
+
 def _computed(config: DictConfig) -> DictConfig:
     """A configuration without the settings that only say where and how it computes."""
-    config = config.copy()
+    config = located(config)
     for name in ELSEWHERE:
         OmegaConf.update(config, name, None, merge=False)
     return config

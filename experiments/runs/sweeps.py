@@ -10,6 +10,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TypedDict
 
+from pyro_tvae.files import refusal
+
 from .files import read_record, write_text
 from .run import Run
 
@@ -82,7 +84,10 @@ class Sweep:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder, which is made, for this process; BlockingIOError where another one is at work on it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(refusal(self.path, error)) from error
         with ExitStack() as stack:
             try:
                 stack.enter_context(Run(self.path).held())

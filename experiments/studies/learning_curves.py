@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
@@ -22,11 +22,13 @@ from pyro_tvae.inference import forward_roll, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
 from ..config.building import build, fit_parts
+from ..config.composition import located
 from ..datasets import SequenceDataModule
 from ..evaluation.scoring import ends_of_explained, explained_share
 from ..provenance import hardware, versions
+from ..runs.data import fingerprints
 from ..runs.files import write_text
-from ..runs.run import CONFIG, Run, device_of
+from ..runs.run import CONFIG, DATA, Run, device_of
 from .cells import POINTS
 from .records import RunInfo, Values
 
@@ -99,17 +101,21 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
         sequences, num_particles: see :func:`judge`.
 
     Raises:
-        ValueError: the configuration sets no number of steps.
+        ValueError: the configuration sets no number of steps, or the folder's run was begun with other data.
         BlockingIOError: another process is at work on it.
     """
     if config.fit.max_steps < 1:
         raise ValueError(f"recipe: fit.max_steps is {config.fit.max_steps}; expected the length of a run in steps.")
     steps = sorted({max(1, round(share * config.fit.max_steps)) for share in MOMENTS})
+    config = located(config)
     parts, run = build(config), Run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with run.held():
+        if run.has(CONFIG) and run.has(DATA):
+            run.check_data(config, fingerprints(parts.data))
+        else:
+            run.begin(config, parts.data)
         if not run.has(f"snapshots/step{steps[-1]}.json"):
-            run.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
             fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
         moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in steps]
         points: list[Values] = []

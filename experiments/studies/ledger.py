@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,8 +13,10 @@ from pyro_tvae.files import atomic_write
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
+from ..runs.data import SplitRecord, other_splits
 from ..runs.files import check_inside, inside, write_text
-from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
+from ..runs.outputs import shown_on
+from ..runs.run import CONFIG, DATA, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
@@ -81,6 +84,20 @@ class Ledger:
         for row, asked in self.settings.items():
             for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
                 check_settings(path.parent, settings_of(Run(path.parent, self.allow).config()), asked, remedy)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        """Raise ValueError where the runs of a row were begun with different data: a path tells nothing of a file."""
+        for row, place in self.homes.items():
+            runs = [Run(path.parent) for path in sorted(place.glob(f"seed*/{DATA}"))]
+            for first, other in pairwise(runs):
+                differing = other_splits(*(run.read(DATA, dict[str, SplitRecord]) for run in (first, other)))
+                if differing:
+                    raise ValueError(
+                        f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and "
+                        f"a row of {self.name} ({row}) is of one data set; remove one of the two folders, or choose "
+                        "another --output."
+                    )
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.kept
@@ -97,6 +114,7 @@ class Ledger:
 
     def write(self) -> Record:
         """Write the study's files, and the kept record; the record is returned, which names the figures of one."""
+        self._check_data()  # before what was run last stands beside others
         with held(self.target) if self.target is not None else nullcontext():
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
@@ -117,9 +135,11 @@ class Ledger:
         if self.study.labels is not None:
             write_record(self.folder / "record.json", record)
         else:
-            write_record(self.folder / "table.json", record)
-            write_text(self.folder / "table.md", markdown(record))
-            write_text(self.folder / "table.csv", as_csv(record))
+            texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
+            with shown_on(self.folder / "table.json", *texts) as partial:
+                write_record(partial, record)
+            for path, text in texts.items():
+                write_text(path, text)
         if self.target is not None:
             for picture in self.folder.glob("*.png"):
                 with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
-from ..commands.train import train_run
+from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
-from ..config.composition import compose, fitting_overrides
+from ..config.composition import PLACES, compose, fitting_overrides, parsed
 from ..config.errors import ConfigurationError
 from ..runs.files import finite
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
@@ -86,6 +86,7 @@ def reproduce_all(
         for row, own in STUDIES[name].rows.items()
     }
     configurations = _composed(recipes, overrides)
+    typed = {str(one.key_or_group) for one in parsed(overrides)}
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
         composed = {row: configurations[name, row] for row in study.rows}
@@ -103,7 +104,8 @@ def reproduce_all(
                 config = composed[row].copy()
                 config.seed = seed
                 if study.labels is None:
-                    _run(config, run.path, run.allow)
+                    places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
+                    _run(config, run.path, run.allow, places)
                 else:
                     follow(config, run.path)
             if study.annealing and not run.has(ANNEALED):
@@ -151,12 +153,12 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
         draw_run(study.drawing, run, f"{study.title}; {stem.name}", pictures)
 
 
-def _run(config: DictConfig, folder: Path, allow: Allowlist) -> None:
-    """Train and evaluate, or go on where an earlier attempt stopped."""
+def _run(config: DictConfig, folder: Path, allow: Allowlist, places: Sequence[str]) -> None:
+    """Train and evaluate, or go on where an earlier attempt stopped, its data where these settings say."""
     if (folder / CONFIG).is_file():
-        with open_dict(config):
-            config.resume = str(folder)
-    train_run(config, folder, allow)
+        resume_run(folder, {name: OmegaConf.select(config, name) for name in places}, allow)
+    else:
+        train_run(config, folder, allow)
 
 
 def _anneal(run: Run, sequences: int, num_chains: int, num_temperatures: int) -> dict[str, float | None]:

@@ -18,11 +18,18 @@ from ..parts import Part
 __all__ = ["Orbits", "Topography", "pooled", "roll", "window"]
 
 BOUNDARIES = ("circular", "truncate")
+MOST_OFFSETS = 2**20  # W takes as many numbers for each of its rows before they are added up
 
 
 def window(length: int) -> range:
     """Offset window of a kernel: ``{-(k-1-k//2), …, +k//2}``; an even kernel reaches one step further ahead."""
     return range(-(length - 1 - length // 2), length // 2 + 1)
+
+
+def check_offsets(owner: str, number: int, given: str) -> None:
+    """Raise ValueError where a neighbourhood would have more offsets than anything can be done with."""
+    if number > MOST_OFFSETS:
+        raise ValueError(f"{owner}: {given} make more than {MOST_OFFSETS:,} offsets; expected smaller ones.")
 
 
 def roll(t: Tensor, shift: int | Tensor) -> Tensor:

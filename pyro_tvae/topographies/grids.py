@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parts import DESCRIBED
-from .base import Topography, window
+from .base import Topography, check_offsets, window
 
 __all__ = ["GridRoll", "Matrix"]
 
@@ -60,6 +60,8 @@ class GridRoll(Topography):
                 f"GridRoll: kernel={kernel}, width={width}, grid={grid}, velocity={velocity}; expected kernel >= 1, "
                 "width >= 0, axes of at least 1 position and one velocity, or one for each axis."
             )
+        given = f"kernel={kernel}, width={width} and {axes} axes"
+        check_offsets("GridRoll", kernel * (2 * (2 * width + 1)) ** min(axes, 64), given)
         self.kernel, self.width = kernel, width
         self._terms = self._interpolated()
         super().__init__(boundary=boundary, learned=learned)

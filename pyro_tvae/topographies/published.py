@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 
-from .base import Topography, window
+from .base import Topography, check_offsets, window
 
 __all__ = ["CapsuleRoll", "NoTopography", "Stationary", "Torus"]
 
@@ -28,12 +29,14 @@ class CapsuleRoll(Topography):
     def __init__(self, kernel: int = 13, width: int = 1, *, boundary: str = "circular", learned: bool = False) -> None:
         if kernel < 1 or width < 0:
             raise ValueError(f"CapsuleRoll: kernel={kernel}, width={width}; expected kernel >= 1 and width >= 0.")
+        check_offsets("CapsuleRoll", kernel * (2 * min(width, kernel) + 1), f"kernel={kernel}, width={width}")
         self.kernel, self.width = kernel, width
         super().__init__(boundary=boundary, learned=learned)
 
     def offsets(self) -> list[tuple[int, ...]]:
         span = window(self.kernel)
-        return [(dt, dp) for dt in span for dp in span if abs(dt - dp) <= self.width]
+        near = range(-self.width, self.width + 1) if self.width < self.kernel else range(-self.kernel, self.kernel + 1)
+        return [(dt, dt + n) for dt in span for n in near if dt + n in span]
 
 
 class Stationary(Topography):
@@ -86,4 +89,6 @@ def _pair(owner: str, name: str, value: Sequence[int]) -> tuple[int, int]:
     pair = tuple(value)
     if len(pair) != 2 or not all(isinstance(v, Integral) and v >= 1 for v in pair):
         raise ValueError(f"{owner}: {name} is {value!r}; expected two whole numbers of at least 1.")
+    if name == "kernel":
+        check_offsets(owner, math.prod(map(int, pair)), f"kernel={pair}")
     return (int(pair[0]), int(pair[1]))

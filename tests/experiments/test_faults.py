@@ -216,3 +216,32 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
     with unfinished(compose(TINY), tmp_path, beside=False) as begun:
         assert begun == Run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+
+
+DROPPED = {
+    "a destructor": "class Closing:\n    def __del__(self):\n        told()\nClosing()",
+    "a bare except": "try:\n    told()\nexcept:\n    pass",
+}
+
+
+@pytest.mark.parametrize("drops", DROPPED)
+def test_a_signal_that_is_dropped_is_raised_again(drops: str) -> None:
+    """And one that is on its way up is left alone, however long that takes."""
+    script = """
+import os, signal, sys, time
+from pyro_tvae.experiments.interruption import catch_signals, goes_on_with
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+catch_signals()
+with goes_on_with("go on."):
+    try:
+        exec(sys.argv[1])
+        time.sleep(20)
+    finally:
+        time.sleep(1.2)
+        print("closed", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", script, DROPPED[drops]], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (143, "closed\n")
+    assert ended.stderr == "\npyro-tvae: interrupted; go on.\n"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import xarray
 from untrained_runs import make_run
 
 import pyro_tvae
-from pyro_tvae.experiments.commands import calibrate, compare, likelihood, posterior
+from pyro_tvae.experiments.benchmarks import run_suite
+from pyro_tvae.experiments.commands import calibrate, compare, evaluate, likelihood, posterior
 from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.compare import compare_runs
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
@@ -20,6 +27,7 @@ from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.reports import figures
 from pyro_tvae.experiments.runs.outputs import check_replaceable
 from pyro_tvae.files import atomic_write
+from pyro_tvae.inference import from_netcdf
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -67,23 +75,132 @@ def test_a_file_that_cannot_be_written_is_refused_before_it_is_computed(
     assert [*(tmp_path / "folder.nc").iterdir()] == []
 
 
-def test_the_same_command_again_takes_no_estimate_away_until_it_has_as_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make_run(tmp_path / "run", "plain")
-    likelihood_run(run, particles=[1, 2], sequences=2)
-    file, estimate = run / "likelihood.json", likelihood.log_likelihood
-    rows = json.loads(file.read_text())["rows"]
+def killed_at(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, call: int) -> None:
+    """Let a function end as a process that is interrupted at one of its calls, counted from 1."""
+    whole, calls = getattr(module, name), itertools.count(1)
 
-    def killed(*given: object, **options: object) -> object:
-        if given[3] == 2:
+    def kills(*given: object, **options: object) -> object:
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return estimate(*given, **options)  # type: ignore[arg-type]
+        return whole(*given, **options)
 
-    monkeypatch.setattr(likelihood, "log_likelihood", killed)
-    with pytest.raises(KeyboardInterrupt):
-        likelihood_run(run, particles=[1, 2], sequences=2)
-    assert json.loads(file.read_text())["rows"] == rows
+    monkeypatch.setattr(module, name, kills)
+
+
+def rows(run: Path) -> list[dict[str, object]]:
+    record = json.loads((run / "likelihood.json").read_text())
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in record["rows"]]
+
+
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without pictures, which take seconds."""
+
+    def write_page(page: Path, *_: object, **__: object) -> Path:
+        page.write_text("a page")
+        return page
+
+    monkeypatch.setattr(posterior, "write_page", write_page)
+    monkeypatch.setattr(calibrate, "write_page", write_page)
+    monkeypatch.setattr(evaluate, "draw", lambda *_: {})
+
+
+FEW: dict[str, Any] = {"simulations": 40, "draws": 9, "bins": 2}
+K: dict[str, Any] = {"particles": [1, 2, 30], "sequences": 2, "frame_particles": 2, "temperatures": 2, "chains": 1}
+# command -> how it is run, its file, what is interrupted at which call, and what its file says
+REPLACED: dict[str, tuple[Callable[..., object], str, tuple[ModuleType, str, int], Callable[[Path], object]]] = {
+    "likelihood": (
+        lambda run, **options: likelihood_run(run, **K, **options),
+        "likelihood.json",
+        (likelihood, "log_likelihood", 4),
+        rows,
+    ),
+    "annealing": (
+        lambda run, **options: likelihood_run(run, **K, **options),
+        "likelihood.json",
+        (likelihood, "bracket", 1),
+        rows,
+    ),
+    "calibrate": (
+        lambda run, **options: calibrate_run(run, **FEW, **options),
+        "calibration.nc",
+        (calibrate, "calibration", 2),
+        lambda run: xarray.load_dataset(run / "calibration.nc", engine="h5netcdf"),
+    ),
+    "posterior": (
+        lambda run, **options: posterior_run(run, draws=4, sequences=2, **options),
+        "posterior.nc",
+        (posterior, "verdict", 1),
+        lambda run: from_netcdf(run / "posterior.nc").posterior["z"].values.tolist(),
+    ),
+}
+
+
+@pytest.mark.usefixtures("plain_pages")
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_was_there_before_stays_until_the_new_one_is_whole(name: str, tmp_path: Path) -> None:
+    command, file, interrupted, said = REPLACED[name]
+    run, other = make_run(tmp_path / "run", "plain"), tmp_path / "other"
+    shutil.copytree(run, other)
+    command(run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    module, function, call = interrupted
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, module, function, call)
+        with pytest.raises(KeyboardInterrupt):
+            command(run, seed=1, overwrite=True)
+    assert {path: (run / path).read_bytes() for path in before} == before
+    begun = {path.name for path in run.iterdir()} - {*before}
+    assert len(begun - {".lock"}) == (name != "posterior")
+    if name != "posterior":  # whose draws are one estimate
+        with pytest.MonkeyPatch.context() as patch:  # from the beginning it would get as far again
+            again = ("annealed_importance", 1) if name == "annealing" else (function, call)
+            killed_at(patch, module, *again)
+            command(run, seed=1, overwrite=True)
+    else:
+        command(run, seed=1, overwrite=True)
+    command(other, seed=1)
+    one, two = said(run), said(other)
+    assert one.identical(two) if isinstance(one, xarray.Dataset) else one == two
+    assert {path.name for path in run.iterdir()} - {".lock"} == {*before} - {".lock"}
+    assert (run / file).read_bytes() != before[file]
+
+
+@pytest.mark.usefixtures("plain_pages")
+@pytest.mark.parametrize("name", ["calibrate", "posterior", "evaluate"])
+def test_no_page_lies_beside_a_file_that_it_does_not_show(name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    command, file, *_ = REPLACED.get(name, (lambda run, **_: evaluate_run(run), "evaluation.json"))
+    page = run / ("report.html" if name == "evaluate" else file.replace(".nc", ".html"))
+    command(run)
+    old = (run / file).read_bytes()
+    assert page.exists()
+    module = {"calibrate": calibrate, "posterior": posterior, "evaluate": evaluate}[name]
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, module, "write_page", 1)
+        with pytest.raises(KeyboardInterrupt):
+            command(run, seed=1, overwrite=True)
+    assert (run / file).read_bytes() != old  # seconds, of an evaluation
+    assert not page.exists()
+    command(run, seed=1, overwrite=True)
+    assert page.exists()
+
+
+def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_tvae.experiments.benchmarks import startup
+
+    output = tmp_path / "record.json"
+    output.write_text("of another time")
+    monkeypatch.setattr(startup, "run", lambda **_: {"seconds": 1.0})
+    monkeypatch.setattr(startup, "print_record", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, startup, "run", 1)
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(["startup"], output=output, progress=False)
+    assert output.read_text() == "of another time"
+    run_suite(["startup"], output=output, progress=False)
+    assert json.loads(output.read_text())["startup"] == {"seconds": 1.0}
+    assert [*tmp_path.iterdir()] == [output]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="others have no masks of permissions")

@@ -355,7 +355,7 @@ def test_a_parameter_of_pyros_store_alone_is_refused() -> None:
         quick(model, default_guide(model))
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, Trace_ELBO(), TraceMeanField_ELBO], ids=repr)
+@pytest.mark.parametrize("objective", [Trace_ELBO, Trace_ELBO(), TraceMeanField_ELBO], ids=["class", "object", "mean"])
 def test_an_elbo_of_pyro_is_an_objective(objective: Any) -> None:
     model, guide = start()
     x = sequences()

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
+from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
 from pyro_tvae.inference import IWAE, Fitting, History, TrainerOptions, fit
 from pyro_tvae.inference.checkpoints import KEY, read_checkpoint
+from pyro_tvae.inference.course import described
 
 FRAME, EPOCHS = (1, 4, 4), 4
 
@@ -198,6 +200,126 @@ def test_a_fit_that_ran_out_of_patience_stays_stopped(tmp_path: Path) -> None:
     assert whole["epoch"] < 6
     _, state = quick(worse, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
     assert_same(state, whole)
+
+
+# --- fits that go on otherwise ----------------------------------------------------------------------------------------
+
+
+def otherwise(directory: Path, then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is warned of where a fit goes on with other options than before."""
+    case = {"data": sequences(), "validation": sequences(5), "max_epochs": 2}
+    last = directory / "then" / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        quick(case | then, directory / "then")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(case | {"max_epochs": 3} | now, directory / "now", resume=last)
+    return [text for one in caught if (text := str(one.message)).startswith("fit: goes on")]
+
+
+SECOND = sequences()
+SECOND[7, 1, 0, 2, 3] = 1 - SECOND[7, 1, 0, 2, 3]
+COURSES: dict[str, tuple[dict[str, Any], str]] = {
+    "beta": ({"beta": 2.0}, "beta=2.0, which was 1.0"),
+    "num_particles": ({"num_particles": 2}, "num_particles=2, which was 1"),
+    "frame_dropout": ({"frame_dropout": 0.5}, "frame_dropout=0.5, which was 0.0"),
+    "warmup_steps": ({"warmup_steps": 7}, "warmup_steps=7, which was 6"),
+    "objective": ({"objective": IWAE}, "objective='IWAE', which was 'ELBO'"),
+    "gradient_clip": ({"gradient_clip": 1.0}, "gradient_clip=1.0, which was None"),
+    "batch_size": ({"batch_size": 4}, "batch_size=4, which was 8"),
+    "more data": ({"data": sequences(30)}, "other data, 30 sequences, which were 20"),
+    "another pixel": ({"data": SECOND}, "other data, 20 other sequences"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fit that was stopped at the end of an epoch."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.mark.parametrize("setting", COURSES)
+def test_another_course_is_warned_of_with_what_it_was(setting: str, stopped: Path) -> None:
+    now, said = COURSES[setting]
+    assert otherwise(stopped, {}, now) == [
+        f"fit: goes on with {said}: from here on it is not the fit that was stopped."
+    ]
+
+
+def test_the_same_course_is_no_matter_of_rounding_or_of_length(stopped: Path) -> None:
+    assert otherwise(stopped, {}, {"data": sequences() * (1 + 1e-7), "max_epochs": 4, "patience": 3}) == []
+
+
+def test_the_middle_of_an_epoch_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
+    then = {"max_steps": 4, "max_epochs": 4}
+    for now, said in (({"data": sequences(30)}, "other data, 30 sequences"), ({"batch_size": 4}, "batch_size=4")):
+        with pytest.raises(ValueError, match=f"cannot resume with {said}, which .* of the middle of an epoch"):
+            otherwise(tmp_path, then, now | {"max_steps": 8})
+    assert otherwise(tmp_path, then, {"max_steps": 8}) == []
+
+
+def test_another_model_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
+    """Neither a kernel nor a matrix of one's own is among the weights; where a weight begins is no difference."""
+    options: dict[str, Any] = {"seed": 1, "progress": False, "trainer": TrainerOptions("cpu")}
+    eye, band = torch.eye(9), torch.eye(9) + torch.eye(9).roll(1, 0)
+    for number, (one, two, words) in enumerate(
+        [
+            (CapsuleRoll(3, 0), CapsuleRoll(3, 1), r"model\.topography\.width is 0 there and 1 here"),
+            (Matrix(eye), Matrix(band), r"model\.topography\.w is '\w{16}' there"),
+            (CapsuleRoll(3, 0), Stationary((3, 1)), r"model\.topography is 'pyro_tvae.CapsuleRoll' there"),
+        ]
+    ):
+        pairs = []
+        for topography in (one, two):
+            model = TVAE(FRAME, 3, 1, 3, topography, mu=3.0)
+            pairs.append((model, MeanFieldGuide(model)))
+        fit(*pairs[0], sequences(), max_epochs=1, directory=tmp_path / str(number), **options)
+        last = tmp_path / str(number) / "checkpoints" / "last.ckpt"
+        before = [value.clone() for value in pairs[1][0].parameters()]
+        with pytest.raises(ValueError, match=f"is of another model: {words}"):
+            fit(*pairs[1], sequences(), max_epochs=2, resume=last, **options)
+        assert all(map(torch.equal, before, pairs[1][0].parameters()))
+        again = TVAE(FRAME, 3, 1, 3, one, mu=9.0)
+        fit(again, MeanFieldGuide(again), sequences(), max_epochs=2, resume=last, **options)
+
+
+class Diced(Dataset[Tensor]):
+    """Items that are others at every reading, by a generator of their own."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, item: int) -> Tensor:
+        return torch.rand(3, *FRAME, generator=self.generator)
+
+
+def test_data_that_are_others_at_every_reading_are_told_by_their_number(tmp_path: Path) -> None:
+    then = {"data": DataLoader(Diced(0), 8)}
+    assert otherwise(tmp_path, then, {"data": DataLoader(Diced(1), 8)}) == []
+    (said,) = otherwise(tmp_path, then, {"data": sequences(24)})
+    assert "other data, 24 sequences, which were 20" in said
+
+
+def test_data_modules_and_data_sets_are_told_by_their_first_item(tmp_path: Path) -> None:
+    other = data_module()
+    other.datasets["train"].source.pixels[0] = 0.5
+    assert (
+        otherwise(tmp_path, {"data": data_module(), "validation": None}, {"data": data_module(), "validation": None})
+        == []
+    )
+    (said,) = otherwise(tmp_path, {}, {"data": other, "validation": None})
+    assert said.startswith("fit: goes on with other data, 20 other sequences")
+
+
+def test_a_look_at_the_data_leaves_no_trace() -> None:
+    dataset = Diced(0)
+    before = torch.get_rng_state(), dataset.generator.get_state()
+    assert described(DataLoader(dataset, 4)) == {"data": {"sequences": 20}, "batch_size": 4}
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.equal(dataset.generator.get_state(), before[1])
 
 
 # --- checkpoints that lack something ----------------------------------------------------------------------------------

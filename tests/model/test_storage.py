@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
+import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from complaints import answer
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroParam, PyroSample
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.overrides import TorchFunctionMode
 
 from pyro_tvae import (
     MLP,
@@ -529,3 +535,127 @@ def test_a_guide_saved_beside_its_model_belongs_to_it(saved: Path) -> None:
     model, guide = load(saved)
     assert isinstance(guide, Guide)
     assert guide.n_frames == model.n_frames
+
+
+# --- types and sizes -------------------------------------------------------------------------------------------------
+
+JSON: dict[str, object] = {
+    "null": None,
+    "true": True,
+    "whole": 7,
+    "number": 2.5,
+    "text": "seven",
+    "list": [],
+    "mapping": {},
+}
+OPTIONAL = {  # what may be null, or of a second type
+    "name": ("null", "text"),
+    "seed": ("null", "whole"),
+    "max_logit": ("null", "number", "whole"),
+    "rank": ("null", "whole"),
+    "grid": ("null",),
+    "velocity": ("whole", "number"),
+    **dict.fromkeys(("topography", "prior", "latent", "likelihood", "network"), ("null",)),
+}
+
+
+def nodes(value: object, *path: str | int) -> list[tuple[tuple[str | int, ...], object]]:
+    """Every value in plain data, and where it is."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(path, value), *(node for key, one in items for node in nodes(one, *path, key))]
+
+
+def kind(value: object) -> str:
+    names = {bool: "true", int: "whole", float: "number", str: "text", list: "list", dict: "mapping"}
+    return "null" if value is None else names[type(value)]
+
+
+def test_a_field_of_another_type_is_refused_in_a_sentence(saved: Path) -> None:
+    """Every value in what three files say of their pairs, replaced by one of JSON's types; of all files by each of them
+    where PYRO_TVAE_BAD_INPUTS=20000 asks for it."""
+    replaced, plain, every = 0, saved.parent / "plain.safetensors", "PYRO_TVAE_BAD_INPUTS" in os.environ
+    folder, dice = Path(__file__).parents[1] / "files" / "v2", random.Random(0)
+    few = [folder / f"{file}.safetensors" for file in ("frozen", "mixture", "tied")]
+    for source in sorted(folder.glob("*.safetensors")) if every else few:
+        with safe_open(source, framework="pt") as opened:
+            said = {name: json.loads(text) for name, text in opened.metadata().items() if name != "format"}
+        for path, value in nodes(said):
+            for name, other in JSON.items() if every else dice.sample(sorted(JSON.items()), 1):
+                allowed = OPTIONAL.get(str(path[-1]), ()) if path else ()
+                if name == kind(value) or not path or name in allowed or (kind(value), name) == ("number", "whole"):
+                    continue
+                if path == ("version",) or path == ("derived",):  # a number as a text; and it may say nothing
+                    continue
+                changed = copy.deepcopy(said)
+                node = changed
+                for key in path[:-1]:
+                    node = node[key]
+                node[path[-1]] = other
+                shutil.copyfile(source, plain)
+                rewritten(plain, **{field: json.dumps(one) for field, one in changed.items()})
+                _, sentence = answer(lambda: load(plain))
+                assert sentence is not None, (source.name, path, name)
+                replaced += 1
+    print(f"{replaced} fields replaced, all refused")
+    assert replaced > 60
+
+
+def edited(path: Path, *where: str, value: object) -> Path:
+    """The same file, whose description says something else at one place."""
+    description = node = described(path)
+    for key in where[:-1]:
+        node = node[key]
+    node[where[-1]] = value
+    return rewritten(path, description=json.dumps(description))
+
+
+class Peak(TorchFunctionMode):
+    """How often torch is called, and the most numbers of one tensor that it makes."""
+
+    calls, most = 0, 0
+
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.calls += 1
+        if isinstance(made, Tensor):
+            self.most = max(self.most, made.untyped_storage().nbytes())
+        return made
+
+
+MUCH: dict[str, tuple[tuple[str, ...], object]] = {
+    "layers": (
+        ("model", "arguments", "network"),
+        {"part": "pyro_tvae.MLP", "arguments": {"encoder_widths": [1] * 200_000}},
+    ),
+    "numbers": (
+        ("model", "arguments", "network"),
+        {"part": "pyro_tvae.MLP", "arguments": {"decoder_widths": [20_000, 20_000]}},
+    ),
+    "couplings": (("guide",), {"part": "pyro_tvae.FlowGuide", "arguments": {"layers": 2**20}}),
+    "components": (
+        ("model", "arguments", "latent"),
+        {"part": "pyro_tvae.MixtureLatent", "arguments": {"n_components": 2**20}},
+    ),
+    "positions": (("model", "arguments", "capsule_dim"), 2**20),
+    "frame": (("model", "arguments", "frame_shape"), [1, 2**20, 2**20]),
+    "offsets": (("model", "arguments", "topography", "arguments"), {"kernel": 2**20, "width": 2**20}),
+    "box": (
+        ("model", "arguments", "topography"),
+        {"part": "pyro_tvae.Stationary", "arguments": {"kernel": [2**20, 2**20]}},
+    ),
+    "axes": (
+        ("model", "arguments", "topography"),
+        {"part": "pyro_tvae.GridRoll", "arguments": {"grid": [1] * 60, "velocity": 0.5}},
+    ),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", MUCH)
+def test_a_file_that_asks_for_more_than_it_holds_is_refused_before_it_is_made(what: str, saved: Path) -> None:
+    where, value = MUCH[what]
+    with Peak() as peak:
+        sentence = complaint(edited(saved, *where, value=value), ValueError)
+    assert len(sentence) < 1000
+    assert peak.calls < 100_000
+    assert peak.most < 2**30

@@ -1,0 +1,65 @@
+"""The data of a run: a fingerprint of each split, by which data that are built anew are told from those of before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..datasets import SequenceDataModule, SequenceDataset
+
+__all__ = ["SplitRecord", "fingerprints", "other_splits"]
+
+ROWS = 4096  # at a time
+RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand out none of its pixels
+
+
+class SplitRecord(TypedDict):
+    """One split in ``data.json``: its number of sequences, and what tells them from others."""
+
+    sequences: int
+    exact: str
+    sums: list[float]
+
+
+def fingerprints(data: SequenceDataModule) -> dict[str, SplitRecord]:
+    """What ``data.json`` holds: the fingerprint of each split.
+
+    Of what sequences are rendered from, not of rendered frames, which would take as long as an epoch: pixels, labels,
+    and the factors that are drawn for epoch 0, as every epoch of a fixed split has them.
+    """
+    from pyro_tvae.inference.fingerprints import fingerprint
+
+    return {
+        name: {"sequences": len(dataset), **fingerprint(_contents(dataset))} for name, dataset in data.datasets.items()
+    }
+
+
+def other_splits(then: dict[str, SplitRecord], now: dict[str, SplitRecord]) -> list[str]:
+    """The names of splits that are not what they were."""
+    from pyro_tvae.inference.fingerprints import alike
+
+    return [name for name, split in now.items() if name in then and not alike(then[name], split)]
+
+
+def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
+    import torch  # takes seconds, for which a list of runs does not wait
+
+    from ..datasets import Frames, Images, Sprites
+    from ..datasets.sprites import StoredPixels
+
+    draw = dataset.draw(0)
+    yield from (dataset.renderer.labels, draw.index, draw.moving)
+    if isinstance(dataset.source, Images | Frames):
+        yield dataset.source.pixels
+        return
+    if isinstance(dataset.source, Sprites):
+        pixels = dataset.source.pixels
+        yield pixels.packed if isinstance(pixels, StoredPixels) else pixels.pictures
+        return
+    for rows in torch.arange(len(dataset)).split(ROWS):
+        yield from dataset.renderer.pick(rows).values()
+    if len(dataset):
+        yield dataset.render(dataset.__getitems__(range(0, len(dataset), -(-len(dataset) // RENDERED))))["x"]

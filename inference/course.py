@@ -1,0 +1,145 @@
+"""The course of a fit: what it was told and shown, kept in checkpoints, so that none goes on otherwise in silence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import sized_len
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from pyro_tvae.former_names import current
+from pyro_tvae.parts import describe
+
+from .batches import same_randomness
+from .fingerprints import alike, fingerprint
+
+__all__ = ["check_course", "described", "other_part", "parts_of"]
+
+ORDER = ("batch_size", "data")  # what the order of an epoch's sequences hangs on
+
+
+def parts_of(model: Any, guide: Any) -> dict[str, Any]:
+    """What model and guide are made of, by dotted names, long values as a digest; empty where they do not say.
+
+    Shapes of weights do not tell: energies of another kernel, or of another matrix, have weights of the same shapes.
+
+    Example:
+        >>> import pyro_tvae
+        >>> model = pyro_tvae.TVAE((1, 4, 4), 3, 1, 3, pyro_tvae.CapsuleRoll(3, 0))
+        >>> parts_of(model, pyro_tvae.default_guide(model))["model.topography.kernel"]
+        3
+    """
+    try:
+        return {**_flat(describe(model), "model"), **_flat(describe(guide, {"model": model}), "guide")}
+    except (TypeError, ValueError):
+        return {}
+
+
+def other_part(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:
+    """The first name under which model or guide have something else than then; None where they have not."""
+    return next((name for name in now if name in then and _named(now[name]) != _named(then[name])), None)
+
+
+def _named(value: Any) -> Any:
+    """A class by its present name, wherever it is defined: a script is its module, and may be another one's."""
+    return current(value).rpartition(".")[2] if isinstance(value, str) else value
+
+
+def _flat(node: Any, name: str) -> dict[str, Any]:
+    if isinstance(node, Mapping) and "part" in node:
+        inner = [_flat(value, f"{name}.{key}") for key, value in node["arguments"].items() if not _begins(key)]
+        return {name: node["part"]} | {key: value for part in inner for key, value in part.items()}
+    text = json.dumps(node)
+    return {name: node if len(text) <= 80 else hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _begins(argument: str) -> bool:
+    """Whether an argument says where a weight begins, which a checkpoint says for itself."""
+    return argument == "mu" or argument.startswith("initial_")
+
+
+def described(loader: object) -> dict[str, Any]:
+    """A loader's number of sequences, fingerprint of its data and batch size, as far as reading leaves no trace.
+
+    Tensors are looked at whole; of other data, which may lie on a disk, the first item, unless two readings of it
+    differ. What is read from a stream would be gone, so streams are left alone.
+    """
+    if not isinstance(loader, DataLoader):
+        return {}
+    data: dict[str, Any] = {}
+    dataset: Any = loader.dataset
+    if not isinstance(dataset, IterableDataset):
+        length = sized_len(dataset)
+        data = {} if length is None else {"sequences": length}
+        if isinstance(dataset, TensorDataset):
+            data |= fingerprint(dataset.tensors)
+        elif length:
+            data |= _first_item(loader)
+    return ({"data": data} if data else {}) | ({"batch_size": loader.batch_size} if loader.batch_size else {})
+
+
+def _first_item(loader: DataLoader) -> Mapping[str, Any]:
+    try:
+        with same_randomness(loader):
+            one, two = (fingerprint(_tensors(loader.dataset[0])) for _ in range(2))
+    except Exception:  # data of which only their sampler knows the items, or that fail: the first batch tells of that
+        return {}
+    return one if alike(one, two) else {}
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    """The tensors and arrays of an item, in their order."""
+    if isinstance(item, Tensor | np.ndarray):
+        yield torch.as_tensor(item)
+    elif isinstance(item, Mapping | list | tuple):
+        for inner in item.values() if isinstance(item, Mapping) else item:
+            yield from _tensors(inner)
+
+
+def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: bool) -> None:
+    """Warn where a fit goes on otherwise than the one that wrote its checkpoint, which may be meant.
+
+    Args:
+        now, then: by name; what one of them does not say is no difference.
+        mid_epoch: the checkpoint is of the middle of an epoch.
+
+    Raises:
+        ValueError: the middle of an epoch has other data, or another batch size: which of the sequences come next
+            cannot be said.
+    """
+    others = [name for name in now if name in then and not _same(now[name], then[name])]
+    if mid_epoch and any(name in ORDER for name in others):
+        name = next(name for name in others if name in ORDER)
+        raise ValueError(
+            f"fit: cannot resume with {_said(name, now, then)}: the checkpoint is of the middle of an epoch, whose "
+            "remaining sequences would be others; give what it was made with, or resume from the end of an epoch."
+        )
+    if others:
+        warnings.warn(
+            f"fit: goes on with {'; '.join(_said(name, now, then) for name in others)}: from here on it is not the fit "
+            "that was stopped.",
+            stacklevel=3,  # that of what called back
+        )
+
+
+def _same(now: Any, then: Any) -> bool:
+    if not isinstance(now, Mapping):
+        return bool(now == then)
+    fingerprints = "exact" in now and "exact" in then
+    return now.get("sequences") == then.get("sequences") and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
+
+
+def _said(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    if name != "data":
+        return f"{name}={now[name]!r}, which was {then[name]!r}"
+    counts = [one["data"].get("sequences") for one in (now, then)]
+    return "other data, " + (
+        f"{counts[0]} sequences, which were {counts[1]}" if counts[0] != counts[1] else f"{counts[0]} other sequences"
+    )
