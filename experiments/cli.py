@@ -339,7 +339,7 @@ def benchmark(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And jax_step."
+            help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And jax_step, gpu."
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
@@ -351,6 +351,7 @@ def benchmark(
         Path | None,
         typer.Option(help="Checkout of another version that growth is measured beside; the product with W by default."),
     ] = None,
+    device: Annotated[str, typer.Option(help="Of gpu: cuda, or cpu to try it at a small size.")] = "cuda",
 ) -> None:
     """Measure ratios within one run at the paper's MNIST size: speed, memory, scaling, growth, start-up, noise."""
     from datetime import datetime
@@ -359,7 +360,7 @@ def benchmark(
     with _answered(f"benchmarks that were finished, if any, are in {file.with_suffix('')}.unfinished-…{file.suffix}."):
         from .benchmarks import run_suite
 
-        run_suite(names, threads=threads, output=file, beside=beside)
+        run_suite(names, threads=threads, output=file, beside=beside, device=device)
 
 
 def main() -> None:

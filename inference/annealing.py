@@ -19,6 +19,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged
 from pyro_tvae.verbs import ancestral_sample
 
+from .chunks import in_chunks
 from .former import gathered
 from .hamiltonian import Path, transition
 from .inspection import refuse_own_terms
@@ -339,20 +340,23 @@ def _run(
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)
-    runs: dict[int, list[tuple[Tensor, Tensor]]] = {direction: [] for direction in directions}
-    total = math.ceil(len(x) / annealing.batch_size) * (len(betas) - 2) * (1 + len(runs))
+    total = math.ceil(len(x) / annealing.batch_size) * (len(betas) - 2) * (1 + len(directions))
     with seeded(seed), progress_bar(total, "annealing", shown=progress, leave=False) as bar:
-        for start in range(0, len(x), annealing.batch_size):
-            rows = slice(start, start + annealing.batch_size)
+
+        def of_batch(start: int, size: int) -> dict[int, tuple[Tensor, Tensor]]:
+            rows, made = slice(start, start + size), {}
             path = Path(model, guide, x[rows])
             steps = _pilot(path, betas, n_steps, bar.update)
-            for direction, run in runs.items():
+            for direction in directions:
                 y = path.draw(annealing.num_chains)
                 if latents is not None and direction < 0:
                     exact = path.unconstrain({site: value[rows].unsqueeze(0) for site, value in latents.items()})
                     y = exact.expand_as(y)
-                run.append(_anneal(path, y, betas[::direction], steps[::direction], n_steps, bar.update))
-    return [_estimate(run, direction, model.n_frames) for direction, run in runs.items()]
+                made[direction] = _anneal(path, y, betas[::direction], steps[::direction], n_steps, bar.update)
+            return made
+
+        parts = [*in_chunks(len(x), annealing.batch_size, of_batch, "sequence")]
+    return [_estimate([part[direction] for part in parts], direction, model.n_frames) for direction in directions]
 
 
 def _estimate(run: list[tuple[Tensor, Tensor]], direction: int, n_frames: int) -> AnnealedEstimate:

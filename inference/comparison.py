@@ -20,9 +20,10 @@ from pyro_tvae.posteriors import JOINT, Program, draw
 from pyro_tvae.programs import untouched_store
 
 from .annealing import Annealing, Simulated, annealed_importance, bracket, simulate
+from .chunks import chunk_of
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import plain_program
-from .likelihood import CHUNK_BYTES, log_likelihood, log_weights, seeded
+from .likelihood import log_likelihood, log_weights, seeded
 from .pareto import RELIABLE_PARETO_K
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ def _by_frames(
     """Frame-averaged log-weights (K, N), and those (1, N) of the exact latents; all draws of a plain VAE count as M."""
     x = simulated.x
     k, m = (num_particles, frame_particles) if model.energies else (1, num_particles * frame_particles)
-    chunk = max(1, CHUNK_BYTES // (x.numel() * x.element_size() * k))
+    chunk = max(1, chunk_of(x) // k)
     weights = []
     for number, exact in ((k, None), (1, simulated.latents)):
         with seeded(seed), untouched_store():  # the same draws again, as far as their number is

@@ -140,7 +140,9 @@ def densities(
     for name, term in terms.of_guide.items():
         if name not in terms.latents:
             kl = kl + term
-    return Densities(likelihood, kl)
+    return Densities(
+        likelihood, kl.to(likelihood)
+    )  # under autocast it may come in half precision, to be weighed in full
 
 
 def log_weight(proposal: Trace, model: Trace, x: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import pyro
@@ -16,6 +15,7 @@ from pyro_tvae.likelihoods import Bernoulli
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import call
 
+from .chunks import chunk_of, in_chunks
 from .densities import in_double, in_plate, log_prob, scored
 from .inspection import plain_program, prior_trace
 
@@ -46,9 +46,11 @@ class Piece(NamedTuple):
         return self.variables, self.predicted, self.log_likelihood, self.log_prior
 
 
-def consequences(model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int) -> Consequences:
+def consequences(
+    model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int | None
+) -> Consequences:
     """By its distributions where these are all of a model, else by running it."""
-    chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
+    chunk = chunk_of(x, chunk_bytes)
     if plain_program(model):
         return FromDistributions(model, x, chunk)
     return FromProgram(model, x, covariates, chunk)
@@ -85,7 +87,8 @@ class FromDistributions:
     def follow(self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool) -> Iterator[Piece]:
         """What follows from latents (chain, draw, …), in pieces whose pixels take bounded memory."""
         model = self.model
-        for chain, start, part in _pieces(latents, self.chunk):
+
+        def make(chain: int, start: int, part: dict[str, Tensor]) -> Piece:
             piece = Piece(chain, start, len(part["z"]), {}, {}, {}, {})
             t = model.compose(part)
             if derive:
@@ -102,9 +105,9 @@ class FromDistributions:
             if score:
                 priors = model.prior_distributions().items()
                 piece.log_prior.update({name: in_double(prior, part[name]) for name, prior in priors})
-            del part, t
-            yield piece
-            del piece  # before the next is made
+            return piece
+
+        yield from _pieces(latents, self.chunk, make)
 
 
 class FromProgram:
@@ -137,18 +140,18 @@ class FromProgram:
             return poutine.trace(poutine.condition(self.program, data=rows)).get_trace()
 
     def prior(self, draws: int) -> dict[str, Tensor]:
-        parts = []
-        for start in range(0, draws, self.chunk):
-            trace = self.run(min(self.chunk, draws - start), {})
-            sites: Mapping[str, Any] = trace.nodes
-            parts.append({name: self._value(name, sites[name]["value"]) for name in self.latents})
+        def make(_: int, size: int) -> dict[str, Tensor]:
+            sites: Mapping[str, Any] = self.run(size, {}).nodes
+            return {name: self._value(name, sites[name]["value"]) for name in self.latents}
+
+        parts = [*in_chunks(draws, self.chunk, make)]
         return {name: torch.cat([part[name] for part in parts])[None] for name in self.latents}
 
     def _value(self, name: str, value: Tensor) -> Tensor:
         return value.squeeze(1) if name in self.shared else value
 
     def follow(self, latents: Mapping[str, Tensor], derive: bool, predict: bool, score: bool) -> Iterator[Piece]:
-        for chain, start, part in _pieces(latents, self.chunk):
+        def make(chain: int, start: int, part: dict[str, Tensor]) -> Piece:
             trace = self.run(len(part["z"]), part)
             piece = Piece(chain, start, len(part["z"]), {}, {}, {}, {})
             sites: Mapping[str, Any] = trace.nodes
@@ -173,7 +176,9 @@ class FromProgram:
                     piece.predicted[name] = _rows(site["fn"].sample(), site)
                 if score:
                     piece.log_likelihood[name] = _rows(log_prob(site, precise=True), site)
-            yield piece
+            return piece
+
+        yield from _pieces(latents, self.chunk, make)
 
 
 Consequences: TypeAlias = FromDistributions | FromProgram
@@ -184,7 +189,14 @@ def _rows(value: Tensor, site: Mapping[str, Any]) -> Tensor:
     return value if in_plate(site) else value.squeeze(1)
 
 
-def _pieces(latents: Mapping[str, Tensor], size: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+def _pieces(
+    latents: Mapping[str, Tensor], size: int, make: Callable[[int, int, dict[str, Tensor]], Piece]
+) -> Iterator[Piece]:
+    """``make(chain, start, latents of the piece)`` for all draws."""
     chains, draws = next(iter(latents.values())).shape[:2]
-    for chain, start in itertools.product(range(chains), range(0, draws, size)):
-        yield chain, start, {name: value[chain, start : start + size] for name, value in latents.items()}
+    for chain in range(chains):
+
+        def of_chain(start: int, size: int, chain: int = chain) -> Piece:
+            return make(chain, start, {name: value[chain, start : start + size] for name, value in latents.items()})
+
+        yield from in_chunks(draws, size, of_chain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_tvae.posteriors import Posterior, draw
 from pyro_tvae.programs import Program
 
+from .chunks import chunk_of, in_chunks
 from .likelihood import summarize, weighted_particles
 from .mcmc import GuideQuality, NUTSResult
 from .pareto import pareto_smooth
@@ -53,7 +54,7 @@ def guide_draws(
     n: int,
     resample: bool,
     shared: Collection[str],
-    chunk_bytes: int,
+    chunk_bytes: int | None,
     progress: bool,
 ) -> Draws:
     """The first of n weighted draws, or a resample of all; memory does not grow with n but for their weights.
@@ -64,13 +65,17 @@ def guide_draws(
     (:func:`.pareto_smooth`): a particle of weight p is kept ⌊draws · p⌋ or ⌈draws · p⌉ times, draws · p on average. So
     none is kept twice that need not be, and none is favored, as sampling without replacement would favor the light.
     """
-    chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
     kept: dict[str, Tensor] = {}
-    states, weights = [], []
+    chunks, weights = list[Chunk](), []
+
+    def make(start: int, size: int) -> tuple[Chunk, dict[str, Tensor], Tensor]:
+        chunk = Chunk(start, size, _state(x.device))
+        return chunk, *weighted_particles(model, posterior, x, size, covariates)
+
     with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
-        for start in range(0, n, chunk):
-            states.append(_state(x.device))
-            values, log_w = weighted_particles(model, posterior, x, min(chunk, n - start), covariates)
+        for chunk, values, log_w in in_chunks(n, chunk_of(x, chunk_bytes), make):
+            start = chunk.start
+            chunks.append(chunk)
             weights.append(log_w)
             bar.update(len(log_w))
             for name, value in values.items() if not resample and start < draws else ():
@@ -84,7 +89,7 @@ def guide_draws(
         smoothed, _ = pareto_smooth(log_w)
         share = smoothed.softmax(0)
         chosen = systematic(share, draws)
-        kept = _again(posterior, chosen.to(x.device), states, chunk, n)
+        kept = _again(posterior, chosen.to(x.device), chunks)
         kept_weight = log_w.gather(0, chosen.to(x.device))
         of_sequences["distinct_draws"] = (chosen.sort(0).values.diff(dim=0) != 0).sum(0) + 1
         # A mean over the draws errs by what the weights leave uncertain, and by what resampling adds.
@@ -121,23 +126,29 @@ def _restore(state: tuple[Tensor, ...], device: torch.device) -> None:
         torch.cuda.set_rng_state(state[1], device)
 
 
-def _again(
-    posterior: Posterior | Program, chosen: Tensor, states: Sequence[tuple[Tensor, ...]], chunk: int, n: int
-) -> dict[str, Tensor]:
-    """The chosen of n draws, made a second time chunk by chunk: site -> (draw, B, *site)."""
+class Chunk(NamedTuple):
+    """Draws that were made at once, and the states of the generators that they were made from."""
+
+    start: int
+    size: int
+    state: tuple[Tensor, ...]
+
+
+def _again(posterior: Posterior | Program, chosen: Tensor, chunks: Sequence[Chunk]) -> dict[str, Tensor]:
+    """The chosen of all draws, made a second time chunk by chunk: site -> (draw, B, *site)."""
     after, column = _state(chosen.device), torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen)
     kept: dict[str, Tensor] = {}
-    for i, state in enumerate(states):
-        here = chosen // chunk == i
+    for start, size, state in chunks:
+        here = (chosen >= start) & (chosen < start + size)
         if not here.any():
             continue
         _restore(state, chosen.device)
-        with poutine.block(), pyro.plate("particles", min(chunk, n - i * chunk), dim=-2):
+        with poutine.block(), pyro.plate("particles", size, dim=-2):
             values = draw(posterior)
         for name, value in values.items():
             if name not in kept:
                 kept[name] = value.new_empty(*chosen.shape, *value.shape[2:])
-            kept[name][here] = value[chosen[here] - i * chunk, column[here]]
+            kept[name][here] = value[chosen[here] - start, column[here]]
     _restore(after, chosen.device)
     return kept
 

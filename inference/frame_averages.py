@@ -25,6 +25,7 @@ from pyro_tvae import TVAE
 from pyro_tvae.model import frame_mask
 from pyro_tvae.posteriors import Posterior, Program, all_events, standalone
 
+from .chunks import in_chunks
 from .inspection import plain_program
 
 __all__ = ["frame_averaged_weights", "refuse_coupled_frames"]
@@ -102,14 +103,17 @@ def frame_averaged_weights(
         mask = frame_mask(observed, *x.shape[:2]).to(x.device)
         x = torch.where(mask[..., None, None, None], x, model.likelihood.blank)
     total = x.new_full((*plates, model.n_frames), -math.inf)
-    for start in range(0, frame_particles, chunk):
-        size = min(chunk, frame_particles - start)
+
+    def of_frames(start: int, size: int) -> Tensor:
         drawn = q.sample(torch.Size([size]))
         if exact is not None and start == 0:
             drawn[0, 0] = exact["z"]
         log_frame = model.decode(model.compose(values | {"z": drawn})).log_prob(x)
         log_frame = log_frame + _per_frame(prior.log_prob(drawn)) - _per_frame(q.log_prob(drawn))
-        total = torch.logaddexp(total, log_frame.logsumexp(0))
+        return log_frame.logsumexp(0)
+
+    for log_mean in in_chunks(frame_particles, chunk, of_frames):
+        total = torch.logaddexp(total, log_mean)
     log_frame = total - math.log(frame_particles)
     if observed is not None:  # what was not seen is averaged over exactly: there draws of z weigh 1 on average
         log_frame = torch.where(mask, log_frame, 0)

@@ -136,6 +136,7 @@ class Keeping:
             yield
         except BaseException as error:  # Ctrl-C and SIGTERM too
             if module.steps_taken:
+                module.settle(answer=True)  # puts weights back that are not sound
                 self._note_last()
                 path = self.history.last_checkpoint
                 error.history = self.history  # type: ignore[attr-defined]

@@ -7,7 +7,6 @@ over all frames. Averaging weights frame by frame is no bound; averaging z frame
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
+from .chunks import chunk_of, in_chunks
 from .densities import INNER_PLATE, log_weight, refuse_plates, replay
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import refuse_further_terms
@@ -35,7 +35,6 @@ from .progress import progress_bar
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
 
 ESTIMATORS = ("sequence", "frame", "frame_unnormalised")
-CHUNK_BYTES = 24 * 2**20  # of decoded pixels: small enough to stay in a processor's cache, large enough to fill it
 
 
 @contextlib.contextmanager
@@ -60,7 +59,7 @@ def log_weights(
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     posterior: Posterior | Program | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     seed: int | None = None,
 ) -> Tensor:
     """Log importance weights ``log w_k = log p(x, z_k, u_k) − log q(z_k, u_k | x)``, summed over all frames.
@@ -81,7 +80,8 @@ def log_weights(
             estimate log p of them. None means all.
         covariates: what the programs take beside them by name, one entry per sequence, such as labels.
         posterior: ``guide.posterior(x, observed)``, where it was computed before.
-        chunk_bytes: bound on the decoded pixels of one chunk.
+        chunk_bytes: bound on the decoded pixels of one chunk; None sizes it by the memory there is. Where memory runs
+            out, chunks become smaller.
         seed: makes the draws reproducible without touching torch's global state.
 
     Returns:
@@ -115,7 +115,7 @@ def _chunks(
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     posterior: Posterior | Program | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     per_frame: bool = False,
     frame_particles: int = 1,
 ) -> Iterator[Tensor]:
@@ -125,22 +125,21 @@ def _chunks(
         if value < 1:
             raise ValueError(f"log_weights: {name} is {value!r}; expected at least 1.")
     check_covariates(model, guide, covariates, x.shape[-5])
-    chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
+    chunk = chunk_of(x, chunk_bytes)
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     by_site: Any = posterior  # frame averages refuse a program
-    step = max(1, chunk // frame_particles)
-    for start in range(0, num_particles, step):
-        size = min(step, num_particles - start)
+
+    def make(start: int, size: int) -> Tensor:
         # All chunks share their parameters and draw from the distributions that score them: what is checked once holds
         # for all, and checking every draw anew would take a tenth of the time.
         with contextlib.nullcontext() if start == 0 else pyro.validation_enabled(False):
             if per_frame:
-                log_w = _chunk_by_frame(model, posterior, x, observed, covariates, size)
-            elif frame_particles > 1:
-                log_w = frame_averaged_weights(model, by_site, x, observed, size, frame_particles, chunk)
-            else:
-                log_w = _chunk_of_weights(model, posterior, x, observed, covariates, size)
-        yield log_w
+                return _chunk_by_frame(model, posterior, x, observed, covariates, size)
+            if frame_particles > 1:
+                return frame_averaged_weights(model, by_site, x, observed, size, frame_particles, chunk)
+            return _chunk_of_weights(model, posterior, x, observed, covariates, size)
+
+    yield from in_chunks(num_particles, max(1, chunk // frame_particles), make, "particle")
 
 
 def _chunk_of_weights(
@@ -175,8 +174,8 @@ def weighted_particles(
 
     takes = accepted(model)  # the posterior has the guide's
     given = {name: value for name, value in (covariates or {}).items() if name in takes}
-    whole = size * x.numel() * x.element_size()  # one chunk, so that the program runs once
-    return values, log_weights(model, program, x, size, covariates=given, chunk_bytes=whole)
+    with torch.no_grad(), untouched_store():  # all at once, so that the program runs once
+        return values, _chunk_of_weights(model, posterior_of(program, x, None, given), x, None, given, size)
 
 
 def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
@@ -408,29 +407,29 @@ def log_likelihood(
         refuse_coupled_frames(model, posterior_of(guide, x[:1], None, first))
         num_particles, frame_particles, per_frame = num_particles * frame_particles, 1, True
     whole = frame_mask(observed, len(x), tvae.n_frames).expand(len(x), -1) if observed is not None else None
-    masks = whole.split(batch_size) if whole is not None else itertools.repeat(None)
-    parts = []
     by_frame = "" if frame_particles == 1 else f", M = {frame_particles}"
     bar = progress_bar(len(x) * num_particles, f"IWAE, K = {num_particles}{by_frame}", shown=progress, leave=False)
     with torch.no_grad(), seeded(seed), untouched_store(), bar:
-        for i, (batch, mask) in enumerate(zip(x.split(batch_size), masks, strict=False)):
-            of_batch = {name: value.split(batch_size)[i] for name, value in (covariates or {}).items()}
-            summary = Summary(num_particles)
+
+        def of_batch(start: int, size: int) -> LogLikelihood:
+            rows, summary = slice(start, start + size), Summary(num_particles)
+            mask = None if whole is None else whole[rows]
             for log_w in _chunks(
                 model,
                 guide,
-                batch,
+                x[rows],
                 num_particles,
                 mask,
-                of_batch,
+                {name: value[rows] for name, value in (covariates or {}).items()},
                 per_frame=per_frame,
                 frame_particles=frame_particles,
             ):
                 summary.add(log_w)
                 bar.update(log_w.shape[0] * log_w.shape[1])
             part = summary.estimates(tvae.n_frames)
-            parts.append(_over_frames(part, mask, estimator) if per_frame else part)
-    return concatenate(parts)
+            return _over_frames(part, mask, estimator) if per_frame else part
+
+        return concatenate([*in_chunks(len(x), batch_size, of_batch, "sequence")])
 
 
 REMARKS = {

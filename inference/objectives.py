@@ -85,7 +85,8 @@ class Objective(nn.Module):
             what = "a handler around a TVAE" if inside else f"of type {type(model).__name__}"
             remedy = "; put the handler inside the model, around the statements it is for" if inside else ""
             raise TypeError(f"{type(self).__name__}: the model is {what}; expected a TVAE{remedy}.")
-        self.model, self.guide, self.num_particles, self.beta = model, guide, num_particles, beta
+        self.model, self.guide, self.num_particles = model, guide, num_particles
+        self.beta: float | Tensor = beta  # on the device where a step is captured
         self.dataset_size = dataset_size
         self._check_guide()
 

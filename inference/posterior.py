@@ -27,7 +27,7 @@ from .arviz_adapter import ArvizData, InFile, InMemory, assemble, close, names_o
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
-from .likelihood import CHUNK_BYTES, seeded
+from .likelihood import seeded
 from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
@@ -59,7 +59,7 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     attributes: Mapping[str, str | float] | None = None,
     seed: int | None = 0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     path: str | Path | None = None,
     progress: bool = False,
 ) -> ArvizData:
@@ -127,7 +127,7 @@ def to_arviz(
             have these dimensions; select draws by ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
         attributes: what to say of every group beside the method, the seed, num_particles, …, such as a run's name.
         seed: of all draws; None uses torch's global generator.
-        chunk_bytes: bound on the decoded pixels of one pass.
+        chunk_bytes: bound on the decoded pixels of one pass; None sizes it by the memory there is.
         path: of a NetCDF file to write, whole or not at all. It is filled draw by draw, so that memory holds the
             latents and one pass alone.
         progress: show a progress bar.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 
-from .likelihood import CHUNK_BYTES, seeded
+from .chunks import chunk_of, in_chunks
+from .likelihood import seeded
 from .simulation_based_calibration import Calibration, rank_among
 
 __all__ = ["PredictiveCheck", "frame_statistics", "predictive_check"]
@@ -84,7 +85,7 @@ def predictive_check(
     n_replicates: int = 199,
     *,
     seed: int | None = 0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> PredictiveCheck:
     """Check statistics of frames x against frames drawn given one posterior draw of t.
 
@@ -103,7 +104,7 @@ def predictive_check(
         x: (B, S, channel, height, width).
         n_replicates: R; R + 1 should be a multiple of the histogram's bins.
         seed: of the replicates; None uses torch's global generator.
-        chunk_bytes: bound on the pixels of one pass.
+        chunk_bytes: bound on the pixels of one pass; None sizes it by the memory there is.
 
     Example:
         >>> import pyro_tvae
@@ -122,11 +123,12 @@ def predictive_check(
         elif _is_binary(frames):
             x = torch.bernoulli(x.clamp(0, 1))
         observed = frame_statistics(x) | {"log_likelihood": frames.log_prob(x)}
-        chunk = max(1, chunk_bytes // (x.numel() * x.element_size()))
-        parts: list[dict[str, Tensor]] = []
-        for start in range(0, n_replicates, chunk):
-            drawn = frames.sample(torch.Size([min(chunk, n_replicates - start)]))
-            parts.append(frame_statistics(drawn) | {"log_likelihood": frames.log_prob(drawn)})
+
+        def make(_: int, size: int) -> dict[str, Tensor]:
+            drawn = frames.sample(torch.Size([size]))
+            return frame_statistics(drawn) | {"log_likelihood": frames.log_prob(drawn)}
+
+        parts = [*in_chunks(n_replicates, chunk_of(x, chunk_bytes), make, "replicate")]
         replicates = {name: torch.cat([part[name] for part in parts]).double() for name in observed}
         scores, ranks = {}, {}
         for name, value in observed.items():

@@ -24,7 +24,7 @@ __all__ = ["PyroObjective", "adapted"]
 class _Weigh(Messenger):
     """Weighs whatever is drawn by β, in model and guide alike; what is observed keeps its weight."""
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float | Tensor) -> None:
         super().__init__()
         self.beta = beta
 
@@ -56,11 +56,12 @@ class PyroObjective(Objective):
         if not torch.is_grad_enabled():
             terms: Terms = self.judge[0](x, observed, shown=shown, **covariates)
             return terms
-        if self.beta <= 0:
+        fixed = not isinstance(self.beta, Tensor)  # else it changes, and is not looked at
+        if fixed and self.beta <= 0:
             raise ValueError("fit: Pyro's ELBOs take no KL of weight 0; give a beta above 0, or objective=ELBO.")
         model = call(self.model, x, observed, covariates)
         guide = call(self.guide, x, both(observed, shown), covariates)
-        with _Weigh(self.beta) if self.beta != 1 else nullcontext():
+        with _Weigh(self.beta) if not fixed or self.beta != 1 else nullcontext():
             differentiable_loss: Any = getattr(self.loss, "differentiable_loss")  # noqa: B009 - unknown to the base
             loss = differentiable_loss(model, guide)
         each = (-loss / len(x)).expand(len(x))

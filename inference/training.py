@@ -6,26 +6,29 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as lightning
+import pyro
 import pyro.infer
 import torch
 from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.likelihoods import SLACK
 from pyro_tvae.model import frame_mask
 from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
 from .callbacks import History, MatmulPrecision, ProgressBar, Settings, _Recorder
+from .capture import NOT_CAPTURED, Capture, per_step_needs, recorder_of
 from .checkpoints import KEY, VERSION, Patience, holdings, read_checkpoint, restored
 from .checks import (
     NonFiniteError,
@@ -40,6 +43,7 @@ from .checks import (
     covariates,
     dry_run,
 )
+from .chunks import placed
 from .course import check_course, described, parts_of
 from .former import gathered
 from .keeping import Keeping, claimed
@@ -58,6 +62,7 @@ from .optimizers import (
 )
 from .pyro_elbos import adapted
 from .randomness import RandomStates
+from .soundness import NOTHING_SEEN, Moment, Soundness
 from .subnormals import EVERY, sweep
 from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet
 
@@ -128,7 +133,12 @@ class Fitting(lightning.LightningModule):
         self._former: dict[str, Any] | None = None  # the course of the fit that is gone on with
         self._rehearsed = False
         self.steps_taken = 0
-        self._pixels: tuple[float, float] | None = None
+        self.soundness = Soundness(self, self.objective.model.likelihood, type(self.objective).__name__)
+        self.capture: Capture | None = None
+        self.captures: bool | str = False  # or True, or "auto": where there is a GPU
+        self._values = torch.zeros(3)  # of the latest step, where it may be captured
+        self._render: Callable[[Any], Any] | None = None
+        self._moment = Moment(0, 0, 0)
 
     @property
     def n_steps(self) -> float:
@@ -143,60 +153,66 @@ class Fitting(lightning.LightningModule):
         return self.final_beta * (min(1.0, (self.global_step + 1) / length) if length >= 1 else 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self._batch_idx = batch_idx
-        parts = batch_of(batch)
-        x = parts.x
+        if self.capture is not None and self.capture.replaying:
+            self.capture.play()
+            return -self._values[2]
+        if self.capture is not None:
+            batch = self.capture.batch(batch)
+        parts = batch_of(batch if self._render is None else self._render(batch))
+        x, self._moment = parts.x, Moment(self.global_step, batch_idx, self.current_epoch)
         self.objective.model.check(x)
-        self.objective.beta = self.beta
-        terms, n_frames = self._terms(parts, batch_idx, self._context(x))
+        if self.capture is None:
+            self.objective.beta = self.beta
+        terms, n_frames = self._terms(parts, self._context(x))
         loss = -_per_frame(terms.objective, n_frames)
-        sound = torch.isfinite(loss)
-        inside = self._inside(x) if parts.observed is None else None
-        if not (sound if inside is None else sound & inside):  # before the optimizer can spread it into the weights
-            self._check_pixels(parts, batch_idx)
-        if not sound:
-            raise NonFiniteError(self._not_finite(terms, batch_idx))
-        self._recent.append(torch.stack([_per_frame(term, n_frames).detach() for term in terms]))
-        if (self.global_step + 1) % self.report_every == 0 and self._steps_now(batch_idx):
-            self._report_recent()
+        values = torch.stack([_per_frame(term, n_frames).detach() for term in terms])
+        self.soundness.of_terms(values, n_frames if isinstance(n_frames, Tensor) else None, parts, self._moment)
+        if self.capture is None:
+            self._recent.append(values)
+        else:
+            self._values.copy_(values)
         return loss
 
-    def _steps_now(self, batch_idx: int) -> bool:
-        """Whether this batch is the last of those whose gradients are summed up for a step."""
-        trainer = self._trainer
-        every = trainer.accumulate_grad_batches if trainer is not None else 1
-        return every == 1 or (batch_idx + 1) % every == 0 or (trainer is not None and trainer.is_last_batch)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.capture is not None:
+            self.soundness.expect(Moment(self.global_step, batch_idx, self.current_epoch))
+            self.objective.beta = self.capture.number("beta", self.beta, self.device)
+            self.capture.offer(batch)
 
-    def _not_finite(self, terms: Terms, batch_idx: int) -> str:
-        remedy = "lower the learning rate, raise eps, or look at the data of that batch"
-        term = "the log-probability of site 'x'"
-        if terms.reconstruction.isfinite().all():
-            term = "the KL of the latents"
-            if terms.kl.isfinite().all():
-                term, remedy = (
-                    type(self.objective).__name__,
-                    "its reconstruction and KL are: look at what it does to them",
-                )
-        return f"{term} is not finite at {self._moment(batch_idx)}; {remedy}."
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        if self.global_step % EVERY == 0:  # before the step, so that a resumed run sweeps when one left alone does
+            sweep(self.trainer.optimizers[0])
+        step = partial(super().optimizer_step, epoch, batch_idx, optimizer, optimizer_closure)
+        if self.capture is None or optimizer_closure is None:
+            step()
+        else:
+            # Validation would ask the device at every step; where steps stay eager it may.
+            with nullcontext() if self.capture.fault else pyro.validation_enabled(False):
+                self.capture.step(step, optimizer_closure)
+            self._recent.append(self._values.clone())
+        if (self.global_step + 1) % self.report_every == 0:
+            self.settle()
+            self._note_movement()
+            self._report_recent()
 
-    def _inside(self, x: Tensor) -> Tensor | None:
-        """Whether all pixels are such that the likelihood can score them; None where it takes any."""
-        likelihood = self.objective.model.likelihood
-        if self._pixels is None:
-            self._pixels = likelihood.interval(x)
-        low, high = self._pixels
-        if math.isinf(low) and math.isinf(high):
-            return None
-        least, most = x.aminmax()
-        return (least >= low - SLACK) & (most <= high + SLACK)
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.capture is None or not self.capture.replaying:
+            super().backward(loss, *args, **kwargs)
 
-    def _check_pixels(self, parts: Batch, batch_idx: int) -> None:
-        try:
-            self.objective.model.likelihood.check(parts.x, parts.observed)
-        except ValueError as error:
-            raise ValueError(f"batch {batch_idx} of epoch {self.current_epoch}: {error}") from None
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        if self.capture is None or not self.capture.replaying:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
-    def _terms(self, parts: Batch, batch_idx: int, shown: Tensor | None = None) -> tuple[Terms, int | Tensor]:
+    def settle(self, answer: bool = False) -> None:
+        """Raise what was unsound since the last look, with the weights of then; or only put them back."""
+        optimizers = self.trainer.optimizers if self._trainer is not None else []
+        error = self.soundness.settle(optimizers[0] if optimizers else None)
+        if error is not None and not answer:
+            raise error
+
+    def _terms(self, parts: Batch, shown: Tensor | None = None) -> tuple[Terms, int | Tensor]:
         """Terms of a batch, and the frames they are of: in each sequence, or in the batch where some are missing."""
         x, observed = parts.x, parts.observed
         model, guide = self.objective.model, self.objective.guide
@@ -205,9 +221,6 @@ class Fitting(lightning.LightningModule):
         if observed is not None:
             observed = frame_mask(observed, len(x), model.n_frames).to(x.device).expand(len(x), -1)
             n_frames = observed.sum()
-            if not n_frames:
-                raise ValueError(f"no frame of batch {batch_idx} was observed; leave such sequences out.")
-            self._check_pixels(parts, batch_idx)
             x = torch.where(observed[..., None, None, None], x, model.likelihood.blank)
             options["observed"] = observed
         if shown is not None:
@@ -218,21 +231,18 @@ class Fitting(lightning.LightningModule):
             if not any(words in str(error) for words in ("to satisfy the constraint", "to be within the support")):
                 raise
             # A distribution was handed what it cannot take; its own message prints every number of the tensor.
-            self._check_pixels(parts, batch_idx)
+            self.soundness.check_pixels(parts, self._moment)
             sentence, infinite = str(error), re.compile(r"\b(nan|inf)\b|\.\.\.")
             if not infinite.search(sentence.partition("invalid values:")[2]):
                 sentence = " ".join(sentence.partition(", but found")[0].split())
                 raise ValueError(
-                    f"batch {batch_idx} of epoch {self.current_epoch}: {sentence}; look at what model and guide make "
-                    "of that batch, such as a label that is none of the classes."
+                    f"batch {self._moment.batch} of epoch {self._moment.epoch}: {sentence}; look at what model and "
+                    "guide make of that batch, such as a label that is none of the classes."
                 ) from None
             sound = bool(x.isfinite().all())
             cause = "an encoder's output" if sound else "the data"
             remedy = "lower the learning rate or set gradient_clip" if sound else "look at that batch, and mend it"
-            raise NonFiniteError(f"{cause} is not finite at {self._moment(batch_idx)}; {remedy}.") from None
-
-    def _moment(self, batch_idx: int) -> str:
-        return f"step {self.global_step}, batch {batch_idx} of epoch {self.current_epoch}"
+            raise NonFiniteError(f"{cause} is not finite at {self._moment}; {remedy}.") from None
 
     def _context(self, x: Tensor) -> Tensor | None:
         """Frames the guide may see, (B, S); None for all."""
@@ -251,17 +261,24 @@ class Fitting(lightning.LightningModule):
         self._recent.clear()
         values = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl, "objective": objective}
         values = {name: value for name, value in values.items() if not math.isnan(value)}  # Pyro's ELBOs say but one
+        hook, self._current_fx_name = self._current_fx_name, "training_step"  # for Lightning they are the step's
         self.log_dict(values, prog_bar=True, logger=False)
         self.log_dict({f"train/{name}": value for name, value in values.items()} | {"beta": self.beta})
+        self._current_fx_name = hook
+
+    def on_validation_start(self) -> None:
+        self.settle()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         parts = batch_of(batch)
+        self._moment = Moment(self.global_step, batch_idx, self.current_epoch)
         self.objective.model.check(parts.x)
-        of_sequences, n_frames = self._terms(parts, batch_idx)
+        of_sequences, n_frames = self._terms(parts)
         terms = Terms(*(_per_frame(term, n_frames) for term in of_sequences))
-        if parts.observed is None and (inside := self._inside(parts.x)) is not None and not inside:
-            self._check_pixels(parts, batch_idx)
+        self.soundness.check_pixels(parts, self._moment)
         n = len(parts.x) * n_frames if isinstance(n_frames, int) else int(n_frames)
+        if not n:
+            raise ValueError(NOTHING_SEEN.format(batch_idx))
         values = {"val/elbo": terms.elbo, "val/reconstruction": terms.reconstruction, "val/kl": terms.kl}
         self.log_dict(values, batch_size=n, sync_dist=True)
 
@@ -283,7 +300,36 @@ class Fitting(lightning.LightningModule):
         if isinstance(loader, DataLoader) and loader.batch_size is not None:
             self.objective.dataset_size = sized_len(loader.dataset) or self.objective.dataset_size
         self._before = [(p, _bits(p)) for p in self.parameters() if p.requires_grad]
+        self._begin_capture()
         self._stop_at_the_limit()
+
+    def _begin_capture(self) -> None:
+        """Get ready to capture steps, where that was asked for and nothing stands against it."""
+        recorder = recorder_of(self.captures, self.device)
+        if recorder is None:
+            return
+        trainer: Any = self.trainer
+        if needs := per_step_needs(trainer, Callback):
+            warnings.warn(NOT_CAPTURED.format(needs), stacklevel=2)
+            return
+        scheduled = bool(trainer.lr_scheduler_configs)
+        self.capture = Capture(recorder, trainer.optimizers[0], scheduled=scheduled)
+        self._values = torch.zeros(3, dtype=self.objective.model.like.dtype, device=self.device)
+        self.soundness.deferred = True
+        self.soundness.keep(trainer.optimizers[0])
+        self._render = getattr(trainer.datamodule, "rendered", None)
+
+    @property
+    def renders(self) -> bool:
+        """Whether a data module that has ``rendered`` may leave that to the step, to be captured with it."""
+        return self._render is not None
+
+    def on_train_end(self) -> None:
+        self._note_movement()
+
+    def _note_movement(self) -> None:
+        if self._before and any(not torch.equal(_bits(now), before) for now, before in self._before):
+            self._before = []
 
     def _described(self) -> dict[str, Any]:
         """What this fit is told and shown."""
@@ -301,35 +347,18 @@ class Fitting(lightning.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps_taken += 1
-        if self._before and any(not torch.equal(_bits(now), before) for now, before in self._before):
-            self._before = []
         self._stop_at_the_limit()
+
+    def on_train_epoch_end(self) -> None:
+        self.settle()
 
     def _stop_at_the_limit(self) -> None:
         if 0 <= self.max_steps <= self.global_step:
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.global_step % EVERY == 0:  # before the step, so that a resumed run sweeps when one left alone does
-            sweep(optimizer)
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            return  # float16: the scaler leaves out steps with infinite gradients, and goes on
-        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
-        # A bias sums up what the weight beside it multiplies, so that it tells of both, and costs nothing.
-        telling = [
-            gradient
-            for name, gradient in gradients.items()
-            if not name.endswith("weight") or f"{name.removesuffix('weight')}bias" not in gradients
-        ]
-        if not torch.nn.utils.get_total_norm(telling).isfinite():
-            # The sum of squares overflows before its terms do: only what holds such a number is at fault.
-            faulty = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-            if faulty:
-                raise NonFiniteError(
-                    f"the gradient of {faulty[0].removeprefix('objective.')} ({len(faulty)} of {len(gradients)} "
-                    f"parameters) is not finite at {self._moment(self._batch_idx)}; lower the learning rate, raise eps "
-                    "or look at the data of that batch; the weights are those before it."
-                )
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # float16's leaves out infinite gradients
+            self.soundness.of_gradients(self._moment)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None
@@ -338,6 +367,7 @@ class Fitting(lightning.LightningModule):
         clip(self._clips)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.settle()  # what is not sound is not written
         # The values since the last report too: it averages steps of both sides of an interruption.
         checkpoint[KEY] = {
             "version": VERSION,
@@ -489,6 +519,7 @@ def fit(
     resume: str | Path | None = None,
     seed: int | None = None,
     matmul_precision: str | None = None,
+    capture: bool | str = "auto",
     progress: bool = True,
     trainer: lightning.Trainer | TrainerOptions | None = None,
 ) -> History:
@@ -532,6 +563,13 @@ def fit(
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
             faster on processors and GPUs that have instructions for it.
+        capture: record a whole step once and replay it, so that a GPU does not wait for Python to launch kernels one
+            by one; the weights are those of a fit without, but for rounding where a schedule moves the learning rate.
+            ``"auto"`` where there is a GPU; True also on a CPU, as a trial: by a tape, which is no faster. What Python
+            decides in a step is decided once: what reads a tensor's value, or changes from step to step, is noticed in
+            the first steps, named in a warning, and not captured. Losses and gradients are then looked at whenever
+            values are reported, before validations and checkpoints: the error names the step, and the weights are those
+            of the last look.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
         trainer: devices, precision, callbacks and loggers as :class:`TrainerOptions`; or a Trainer of Lightning's,
             whose own epochs, gradient clipping, loggers, callbacks and progress bar are then the fit's. It has all else
@@ -570,6 +608,8 @@ def fit(
         {"resume": resume, "directory": directory},
     )
     check_precision(matmul_precision, gradient_clip)
+    if capture not in ("auto", True, False):
+        raise ValueError(f"fit: capture is {capture!r}; expected 'auto', True or False.")
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
@@ -600,8 +640,9 @@ def fit(
             report_every=cast(Any, trainer).log_every_n_steps or 10,
             max_steps=max_steps,
         ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
-        module.validates, module.seed = validates, seed
-        source = _sources(module, data, validation, batch_size)
+        module.validates, module.seed, module.captures = validates, seed, capture
+        device = trainer.strategy.root_device
+        source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:
             read_checkpoint(resume, module)
         generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
@@ -634,12 +675,12 @@ def fit(
     return keeping.history
 
 
-def _sources(module: Fitting, data: Any, validation: Any, batch_size: int) -> dict[str, Any]:
+def _sources(module: Fitting, data: Any, validation: Any, batch_size: int, device: torch.device) -> dict[str, Any]:
     """What Lightning takes as data, after a look at the first batches."""
     if isinstance(data, lightning.LightningDataModule):
         return {"datamodule": data}
     model = module.objective.model
-    sources = {"train_dataloaders": _loader(data, model, batch_size, shuffle=True)}
+    sources = {"train_dataloaders": _loader(data, model, batch_size, shuffle=True, device=device)}
     if validation is not None:
         sources["val_dataloaders"] = _loader(validation, model, batch_size, shuffle=False, what="validation")
     first = peek(sources["train_dataloaders"])
@@ -648,7 +689,14 @@ def _sources(module: Fitting, data: Any, validation: Any, batch_size: int) -> di
     return sources
 
 
-def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bool, what: str = "data") -> DataLoader:
+def _loader(
+    data: Tensor | DataLoader,
+    model: TVAE,
+    batch_size: int,
+    shuffle: bool,
+    what: str = "data",
+    device: torch.device | None = None,
+) -> DataLoader:
     if not isinstance(data, Tensor):
         first = peek(data)
         if first is not None and what != "data":
@@ -657,4 +705,6 @@ def _loader(data: Tensor | DataLoader, model: TVAE, batch_size: int, shuffle: bo
     if len(data) == 0:
         raise ValueError("fit: there are no sequences; expected at least one.")
     check_batch(model, Batch(data, None, {}), what)
+    if device is not None and device.type == "cuda":
+        data = placed(data, device)
     return DataLoader(TensorDataset(data), batch_size=batch_size, shuffle=shuffle)

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from .products import is_plain
 
-__all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Normal"]
+__all__ = [
+    "Bernoulli",
+    "BinarizedBernoulli",
+    "ContinuousBernoulli",
+    "LowRankMultivariateNormal",
+    "Normal",
+    "cholesky",
+    "scale_of_precision",
+]
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -181,3 +189,49 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 @torch.distributions.register_kl(ContinuousBernoulli, ContinuousBernoulli)
 def _kl_continuous_bernoullis(q: ContinuousBernoulli, p: ContinuousBernoulli) -> Tensor:
     return (q.logits - p.logits) * q.mean - q.log_normalizer + p.log_normalizer
+
+
+class LowRankMultivariateNormal(dist.LowRankMultivariateNormal):
+    """The Normal of covariance ``F Fᵀ + diag(d)``, built without asking the device whether ``1 + Fᵀ F / d`` has a root.
+
+    Args:
+        loc: (..., n).
+        cov_factor: F, (..., n, r).
+        cov_diag: d, (..., n).
+    """
+
+    def __init__(self, loc: Tensor, cov_factor: Tensor, cov_diag: Tensor, validate_args: bool | None = None) -> None:
+        shape = torch.broadcast_shapes(loc.shape, cov_factor.shape[:-1], cov_diag.shape)
+        self.loc, self.cov_diag = loc.expand(shape), cov_diag.expand(shape)
+        self.cov_factor = cov_factor.expand(*shape, -1)
+        self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag = cov_factor, cov_diag
+        capacitance = (cov_factor.mT / cov_diag.unsqueeze(-2)) @ cov_factor
+        self._capacitance_tril = cholesky(
+            capacitance + torch.eye(cov_factor.shape[-1], dtype=loc.dtype, device=loc.device)
+        )
+        torch.distributions.Distribution.__init__(self, shape[:-1], shape[-1:], validate_args=validate_args)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: LowRankMultivariateNormal | None = None
+    ) -> LowRankMultivariateNormal:
+        instance = self._get_checked_instance(LowRankMultivariateNormal, _instance)
+        expanded: LowRankMultivariateNormal = super().expand(torch.Size(batch_shape), instance)
+        return expanded
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor (..., n, n); NaN where there is none: whether there is stays on the device."""
+    root, info = torch.linalg.cholesky_ex(matrix)
+    return torch.where((info == 0)[..., None, None], root, math.nan)
+
+
+def scale_of_precision(precision: Tensor) -> Tensor:
+    """The lower factor L (..., n, n) with ``L Lᵀ = precision⁻¹``; NaN where there is none.
+
+    Example:
+        >>> scale_of_precision(torch.tensor([[4.0]]))
+        tensor([[0.5000]])
+    """
+    inverse = cholesky(precision.flip(-2, -1)).flip(-2, -1).mT
+    eye = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    return torch.linalg.solve_triangular(inverse, eye, upper=False)

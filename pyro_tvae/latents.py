@@ -60,7 +60,7 @@ class LaplaceLatent(LatentPrior):
         self.spread = scale * math.sqrt(2)
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return dist.Laplace(like.new_zeros(()), like.new_tensor(self.scale)).expand(self.shape).to_event(3)
+        return dist.Laplace(like.new_zeros(()), like.new_full((), self.scale)).expand(self.shape).to_event(3)
 
 
 class StudentLatent(LatentPrior):
@@ -73,9 +73,15 @@ class StudentLatent(LatentPrior):
     def __init__(self, df: float = 5.0) -> None:
         super().__init__()
         self.df = _positive("StudentLatent", "df", df)
+        self._made: dict[tuple[torch.dtype, torch.device], TorchDistribution] = {}
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return dist.StudentT(like.new_tensor(self.df)).expand(self.shape).to_event(3)
+        key = (like.dtype, like.device)
+        if key not in self._made:  # once: the library copies numbers to the device
+            with torch.inference_mode(False):
+                zero, one = like.new_zeros(()), like.new_ones(())
+                self._made[key] = dist.StudentT(like.new_full((), self.df), zero, one)
+        return self._made[key].expand(torch.Size(self.shape)).to_event(3)
 
 
 class AutoregressiveLatent(LatentPrior):

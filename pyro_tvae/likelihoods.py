@@ -76,12 +76,19 @@ class Likelihood(Part, nn.Module):
             seen, blank = observed.to(x.device), min(max(self.blank, low), high)
             least = float(torch.where(seen, x.amin((-3, -2, -1)), blank).min())
             most = float(torch.where(seen, x.amax((-3, -2, -1)), blank).max())
-        if least < low - SLACK or most > high + SLACK:
-            raise ValueError(
-                f"x holds pixels from {least:.4g} to {most:.4g}; {type(self).__name__} takes {low:g} to {high:g}: "
-                f"{_remedy(least, most, (low, high))}, or choose a likelihood for such pixels, such as Normal "
-                "(likelihood=normal)."
-            )
+        if refusal := self.refusal(least, most, (low, high)):
+            raise ValueError(refusal)
+
+    def refusal(self, least: float, most: float, interval: tuple[float, float]) -> str:
+        """Why pixels from the least to the largest cannot be scored, in a sentence; "" where they can."""
+        low, high = interval
+        if not (least < low - SLACK or most > high + SLACK):
+            return ""
+        return (
+            f"x holds pixels from {least:.4g} to {most:.4g}; {type(self).__name__} takes {low:g} to {high:g}: "
+            f"{_remedy(least, most, (low, high))}, or choose a likelihood for such pixels, such as Normal "
+            "(likelihood=normal)."
+        )
 
 
 def _remedy(least: float, most: float, expected: tuple[float, float]) -> str:
@@ -159,13 +166,18 @@ class BinarizedBernoulli(Likelihood):
         if not 0 <= threshold < 1:
             raise ValueError(f"BinarizedBernoulli: threshold is {threshold!r}; expected a number from 0 to below 1.")
         self.threshold, self.seed = threshold, seed
+        self._drawn: dict[tuple[object, ...], Tensor] = {}
 
     def thresholds(self, like: Tensor) -> Tensor:
         """Thresholds of a frame's pixels (channel, height, width), or one number, in ``like``'s dtype and device."""
         if self.seed is None:
-            return like.new_tensor(self.threshold)
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(like.shape[-3:], generator=generator).to(like)
+            return like.new_full((), self.threshold)
+        key = (tuple(like.shape[-3:]), like.dtype, like.device)
+        if key not in self._drawn:  # on the CPU, whose draws all devices share
+            with torch.inference_mode(False):
+                generator = torch.Generator().manual_seed(self.seed)
+                self._drawn[key] = torch.rand(like.shape[-3:], generator=generator).to(like)
+        return self._drawn[key]
 
     def binarize(self, x: Tensor) -> Tensor:
         """What is scored in the place of x (..., channel, height, width): zeros and ones."""

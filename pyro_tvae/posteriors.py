@@ -157,15 +157,20 @@ class _Exponential(Transform):
     def __init__(self, positive: Sequence[bool]) -> None:
         # torch's cache gives the inverse of what was just drawn, so that no draw is scored through a logarithm.
         super().__init__(cache_size=1)
-        self.positive = torch.tensor(positive).reshape(-1, 1, 1)
+        self.blocks = positive
+
+    def positive(self, like: Tensor) -> Tensor:
+        """Which blocks are exponentials, (n, 1, 1), made on the device: a copy there would hold up every step."""
+        flags = [torch.full((), positive, device=like.device) for positive in self.blocks]
+        return torch.stack(flags).reshape(-1, 1, 1)
 
     def _call(self, x: Tensor) -> Tensor:
-        positive = self.positive.to(x.device)
+        positive = self.positive(x)
         return torch.where(positive, torch.where(positive, x, 0).exp(), x)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        positive = self.positive.to(y.device)
+        positive = self.positive(y)
         return torch.where(positive, torch.where(positive, y, 1).log(), y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.where(self.positive.to(x.device), x, 0).sum((-1, -2, -3))
+        return torch.where(self.positive(x), x, 0).sum((-1, -2, -3))

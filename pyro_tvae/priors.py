@@ -106,7 +106,7 @@ class GammaEnergy(EnergyPrior):
         return self.raw.exp()
 
     def distribution(self, like: Tensor) -> TorchDistribution:
-        return dist.Gamma(self.concentration.to(like), like.new_tensor(0.5)).expand(self.shape).to_event(3)
+        return dist.Gamma(self.concentration.to(like), like.new_full((), 0.5)).expand(self.shape).to_event(3)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
         return topography.pool(value)
@@ -142,7 +142,7 @@ class OrbitEnergy(EnergyPrior):
 
     def distribution(self, like: Tensor) -> TorchDistribution:
         half = self.size.to(like) / 2
-        return dist.Gamma(half, like.new_tensor(0.5)).expand((self.shape[1], len(half))).to_event(2)
+        return dist.Gamma(half, like.new_full((), 0.5)).expand((self.shape[1], len(half))).to_event(2)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
         # (..., C, orbits) -> (..., C, S, D) -> (..., S, C, D)

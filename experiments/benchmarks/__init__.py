@@ -22,9 +22,10 @@ ABOUT = {
     "startup": 15,
     "gradients": 60,
     "jax_step": 80,
+    "gpu": 90,
 }
 NAMES = tuple(ABOUT)
-EXTRA = ("jax_step",)  # needs more than this package does: run where it is asked for
+EXTRA = ("jax_step", "gpu")  # need more than this package does: run where they are asked for
 
 
 def run_suite(
@@ -34,6 +35,7 @@ def run_suite(
     output: str | Path | None = None,
     progress: bool = True,
     beside: str | Path | None = None,
+    device: str = "cuda",
 ) -> dict[str, Any]:
     """Run benchmarks by name, print each as a table, and return their common record.
 
@@ -44,6 +46,7 @@ def run_suite(
             benchmark and after each, so that an interruption loses only the one under way.
         progress: show progress bars, and how long the rest will take.
         beside: a checkout of another version, which ``growth`` compares with.
+        device: of the benchmark ``gpu``: ``"cuda"``, or ``"cpu"`` for a trial.
 
     Raises:
         ValueError: there is no such benchmark, or no thread.
@@ -87,7 +90,8 @@ def run_suite(
             where = f"{name}, {position + 1} of {len(names)}"
             console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
         module = import_module(f".{name}", __name__)
-        options = {"beside": beside} if name == "growth" and beside is not None else {}
+        given = {"growth": {"beside": beside} if beside is not None else {}, "gpu": {"device": device}}
+        options: dict[str, Any] = given.get(name, {})
         record[name] = module.run(threads=threads, progress=progress, **options)
         module.print_record(record[name], console)
         write()

@@ -80,13 +80,14 @@ def run(*, threads: int = 2, progress: bool = True, seconds: float = 40.0, setti
     }
 
 
-def turning_digits(setting: Setting) -> SequenceDataModule:
+def turning_digits(setting: Setting, n_train: int | None = None) -> SequenceDataModule:
     """scikit-learn's digits at the sizes of the setting, one of rotation, hue and scale moving."""
     return SequenceDataModule(
         digits(size=setting.image_size),
         Transformations(rotation=True, hue=True, scale=True),
         n_frames=setting.n_frames,
         batch_size=setting.n_sequences,
+        n_train=n_train,
         n_validation=setting.n_sequences,
         n_test=1,
         seed=0,

@@ -271,7 +271,15 @@ class SequenceDataModule(lightning.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Batch:
         """Render: adds ``x`` (B, S, channel, height, width) on the batch's device."""
         # Splits may render differently, and Lightning does not say which one a batch is from: the batch does.
-        return self.datasets[batch.pop("split", "train")].render(batch)
+        split = batch.pop("split", "train")
+        trained = self.trainer.lightning_module if self.trainer is not None else None
+        if split == "train" and getattr(trained, "renders", False):
+            return batch
+        return self.datasets[split].render(batch)
+
+    def rendered(self, batch: Batch) -> Batch:
+        """A training batch with ``x``, for a module that ``renders`` in its own step: one that is captured with it."""
+        return self.datasets["train"].render(dict(batch))
 
     def batches(self, split: str, device: torch.device | str = "cpu", batch_size: int | None = None) -> Iterator[Batch]:
         """Rendered batches over a whole split, in order: all of it, once; for training the draw of epoch 0.

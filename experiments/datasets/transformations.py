@@ -91,6 +91,9 @@ class Transformations:
         self.moving: tuple[str, ...] = (moving,) if isinstance(moving, str) else tuple(moving)
         self._moves = [self._parse(entry) for entry in self.moving]
         self._tables = {name: _table(name, values) for name, values in self.factors.items()}
+        self._placed: dict[
+            tuple[str, torch.dtype, torch.device], Tensor
+        ] = {}  # on devices, where every batch needs them
 
     def __repr__(self) -> str:
         factors = "".join(f"{name}={list(values)}, " for name, values in self.factors.items())
@@ -146,7 +149,7 @@ class Transformations:
         if self.published and "perspective" in tables:
             tables = tables | {"perspective": _turned_both_ways(self.factors["perspective"], *images.shape[-2:])}
         looked_up = {
-            name: tables[name].to(images.device, dtype)[index[..., f].to(images.device) % self.periods[f]]
+            name: self._on(name, tables[name], pixels)[index[..., f].to(images.device) % self.periods[f]]
             for f, name in enumerate(self.names)
         }
         color = looked_up.pop("hue", None)
@@ -156,6 +159,16 @@ class Transformations:
             x = _warp(pixels, list(looked_up.values()), flat="perspective" not in looked_up)
         gray = x.float().clamp(0, 1)
         return gray.contiguous() if color is None else gray * color.float()[..., None, None]
+
+    def _on(self, name: str, table: Tensor, pixels: Tensor) -> Tensor:
+        """A table where the pixels are."""
+        if pixels.device.type == "cpu":
+            return table.to(pixels)
+        size = tuple(pixels.shape[-2:]) if name == "perspective" else ()  # the published one's own
+        key = (f"{name} {size}", pixels.dtype, pixels.device)
+        if key not in self._placed:
+            self._placed[key] = table.to(pixels)
+        return self._placed[key]
 
     def _parse(self, entry: str) -> list[int]:
         parts = [part.strip() for part in str(entry).split("+")]
@@ -183,7 +196,7 @@ def _warp(pixels: Tensor, matrices: list[Tensor], flat: bool) -> Tensor:
     n_frames = matrices[0].shape[1]
     # Angles and scales live in units of half the longer side; grid_sample measures each axis in its own half side.
     longer = max(height, width)
-    sides = pixels.new_tensor([longer / width, longer / height, 1.0])
+    sides = torch.stack([pixels.new_full((), side) for side in (longer / width, longer / height, 1.0)])
     full = sides[:, None] * functools.reduce(torch.matmul, matrices) / sides
     full = full.reshape(n * n_frames, 3, 3)
     size = [n * n_frames, 1, height, width]

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
+from ..distributions import LowRankMultivariateNormal
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, joint
@@ -75,7 +76,7 @@ class CovarianceGuide(FrameGuide):
             q = dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * root)
         else:
             columns = factors.unflatten(-1, (self.size, self.rank)) * scale.unsqueeze(-1)
-            q = dist.LowRankMultivariateNormal(loc, columns, scale.square())
+            q = LowRankMultivariateNormal(loc, columns, scale.square())
         flat = torch.Size([self.size])
         shape = torch.Size([len(self.coordinates), self.n_capsules, self.capsule_dim])
         blocks = dist.TransformedDistribution(q, [ReshapeTransform(flat, shape)])

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import ExpTransform, ReshapeTransform
 
+from ..distributions import cholesky, scale_of_precision
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior
@@ -174,9 +175,9 @@ class OrbitCovarianceGuide(PooledGuide):
         columns = self._columns(factors)
         precision = torch.diag_embed(diagonal) + columns @ columns.mT
         pull = self._pool(vote * shift).flatten(-2, -1).unsqueeze(-1)
-        root = torch.linalg.cholesky(precision)
+        root = cholesky(precision)
         location = self.prior_location.repeat(self.n_capsules) + torch.cholesky_solve(pull, root).squeeze(-1)
-        normal = dist.MultivariateNormal(location, precision_matrix=precision)
+        normal = dist.MultivariateNormal(location, scale_tril=scale_of_precision(precision))
         e = dist.TransformedDistribution(normal, [ReshapeTransform(size, shape), ExpTransform()])
         return {"z": self.z.distribution(*z), "e": e}
 

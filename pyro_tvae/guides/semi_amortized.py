@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -29,9 +29,10 @@ class SemiAmortizedGuide(Guide):
 
     With the start ``loc₀, scale₀`` the sites are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
     energies; Adam moves a and b from 0 (Kim et al. 2018, "Semi-Amortized Variational Autoencoders",
-    https://arxiv.org/abs/1802.02550). Its noise comes from a fixed seed, so that the posterior is a
-    function of x; whatever that makes of a and b, q is a density and its ELBO a bound. Training passes gradients
-    to the encoder through ``loc₀, scale₀`` and treats a and b as constants: first order, no second derivatives.
+    https://arxiv.org/abs/1802.02550). Its noise comes from a fixed seed and is the same for all sequences and on all
+    devices, so that the posterior of a sequence is a function of it alone; whatever that makes of a and b, q is a
+    density and its ELBO a bound. Training passes gradients to the encoder through ``loc₀, scale₀`` and treats a and b
+    as constants: first order, no second derivatives.
 
     The guide looks at its model: copy or move both together.
 
@@ -71,6 +72,7 @@ class SemiAmortizedGuide(Guide):
         self.start = make(model, network=network, initial_log_variance=initial_log_variance)
         # In a tuple, so that the model's parameters do not become the guide's.
         self._model = (model,)
+        self._noise: list[Tensor] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._model[0].agree_with_store()  # before it is looked at
@@ -91,13 +93,13 @@ class SemiAmortizedGuide(Guide):
 
     def _refine(self, x: Tensor, observed: Tensor | None, start: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
         """The moves (a, b) of every site that k steps of Adam on the ELBO of x make."""
-        generator = torch.Generator(x.device).manual_seed(0)
+        noise = iter(self._draws([q.loc for q in start.values()]))
         moves = [torch.zeros_like(q.loc).requires_grad_() for q in start.values() for _ in range(2)]
         state = [(torch.zeros_like(move), torch.zeros_like(move)) for move in moves]
         for step in range(1, self.steps + 1):
             pairs = zip(moves[::2], moves[1::2], strict=True)
             distributions = {site: _moved(q, *pair) for (site, q), pair in zip(start.items(), pairs, strict=True)}
-            slopes = torch.autograd.grad(self._bound(x, observed, distributions, generator).sum(), moves)
+            slopes = torch.autograd.grad(self._bound(x, observed, distributions, noise).sum(), moves)
             for move, slope, (first, second) in zip(moves, slopes, state, strict=True):
                 first.lerp_(slope, 1 - BETA[0])
                 second.lerp_(slope.square(), 1 - BETA[1])
@@ -107,15 +109,26 @@ class SemiAmortizedGuide(Guide):
         fixed = [move.detach() for move in moves]
         return dict(zip(start, zip(fixed[::2], fixed[1::2], strict=True), strict=True))
 
+    def _draws(self, locs: list[Tensor]) -> list[Tensor]:
+        """Standard normal draws of every step and site, (P, 1, *site): made once, on the CPU, whose draws all share."""
+        like = locs[0]
+        shapes = [(self.num_particles, 1, *loc.shape[1:]) for loc in locs] * self.steps
+        kinds = [(*one.shape, one.dtype, one.device) for one in self._noise]
+        if kinds != [(*shape, like.dtype, like.device) for shape in shapes]:
+            generator = torch.Generator().manual_seed(0)
+            self._noise = [
+                torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device) for shape in shapes
+            ]
+        return self._noise
+
     def _bound(
-        self, x: Tensor, observed: Tensor | None, distributions: Mapping[str, Any], generator: torch.Generator
+        self, x: Tensor, observed: Tensor | None, distributions: Mapping[str, Any], noise: Iterator[Tensor]
     ) -> Tensor:
         """The ELBO of every sequence, (B,): the pixels' term from antithetic draws, KL closed where it can be."""
         (model,) = self._model
         priors, values, bound = model.prior_distributions(), {}, x.new_zeros(())
         for site, q in distributions.items():
-            shape = (self.num_particles, *q.loc.shape)
-            half = torch.randn(shape, generator=generator, device=q.loc.device, dtype=q.loc.dtype)
+            half = next(noise)
             value = q.loc + q.scale * torch.cat([half, -half])
             values[site] = value.exp() if isinstance(q, dist.LogNormal) else value
             whole = all_events(q)

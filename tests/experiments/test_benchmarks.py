@@ -30,6 +30,8 @@ from rich.console import Console
 from pyro_tvae.experiments import benchmarks
 from pyro_tvae.experiments.benchmarks import (
     children,
+    device_check,
+    gpu,
     gradients,
     growth,
     memory,
@@ -368,6 +370,33 @@ def test_every_benchmark_has_what_the_suite_needs() -> None:
         assert callable(module.print_record)
     assert benchmarks.remaining(benchmarks.NAMES, 0, 0.0).endswith("minutes")
     assert benchmarks.remaining(["speed", "startup"], 1, spent=600.0) == "2 minutes"
+
+
+def test_the_gpu_s_benchmark_is_tried_on_a_cpu_and_named_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "WARM_UP", 5)
+    record = gpu.run(threads=1, progress=False, device="cpu", rounds=1, steps=4)
+    assert record["replays"] == 5 + 4 - 4  # the warm-up's steps and the timed ones, but for those until one is recorded
+    assert {*record["measures"]} == {*gpu.WHAT}
+    assert all(one["card"].startswith("none") and one["milliseconds"][0] > 0 for one in record["measures"].values())
+    assert "times as fast" in printed(gpu, record)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"^benchmark gpu: torch finds no GPU here; .* --device cpu\.$"):
+            benchmarks.run_suite(["gpu"], progress=False)
+
+
+def test_the_device_check_keeps_what_each_part_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> dict[str, Any]:
+        raise RuntimeError("out of\norder")
+
+    monkeypatch.setattr(gpu, "run", lambda **_: {"card": "none"})
+    monkeypatch.setattr(device_check, "training", fails)
+    found = device_check.check("cpu", steps=10, output=tmp_path / "record.json", tests=tmp_path / "none")
+    assert found["losses"]["bit by bit"] is True
+    assert found["losses"]["largest difference of losses"] == 0.0
+    assert found["resume"] == {"bit by bit": True, "largest difference of weights": 0.0}
+    assert "no folder" in found["tests"]["why"]
+    assert found["training"] == {"error": "RuntimeError: out of order"}
+    assert json.loads((tmp_path / "record.json").read_text()) == json.loads(json.dumps(found))
 
 
 def test_an_interrupted_suite_keeps_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -371,6 +371,7 @@ CHANGED: dict[str, tuple[Callable[[Path], Any], Callable[[Effect, History], obje
     "resume": (lambda path: path / "none.ckpt", "cannot resume, .* does not exist", None),
     "seed": (lambda _: 2, "cannot resume with seed=2, the checkpoint is of a fit with seed=1", None),
     "matmul_precision": (lambda _: "medium", lambda effect, _: effect.matmul, "medium"),
+    "capture": (lambda _: True, lambda effect, _: effect.module.capture is not None, True),
     "progress": (lambda _: True, lambda effect, _: effect.bar, True),
     "trainer": (
         lambda _: TrainerOptions("cpu", accumulate_grad_batches=3),

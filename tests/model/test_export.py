@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.test_every_combination import FRAME, GUIDES, LIKELIHOODS, NETWORKS, ORBITS, C, D, S, build, sensible
+from combinations import FRAME, GUIDES, LIKELIHOODS, NETWORKS, ORBITS, C, D, S, build, sensible
 from torch import Tensor, nn
 from torch.export import Dim
 

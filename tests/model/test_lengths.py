@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model.test_every_combination import FRAME, GUIDES, ORBITS, C, D, S, build
+from combinations import FRAME, GUIDES, ORBITS, C, D, S, build
 from torch import Tensor
 
 from pyro_tvae import MeanFieldGuide, encode, reconstruct, verbs, with_n_frames
