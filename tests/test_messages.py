@@ -18,6 +18,7 @@ import torch
 import yaml
 from complaints import answer
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -221,6 +222,25 @@ arrays("two.npz")
 arrays("two.npz", key="c")
 arrays("two.npz", key="a", labels_key="b")
 arrays("images.npy", validation=2)
+arrays("images.npy", axes="NHX")
+arrays("images.npy", axes="NSHW")
+arrays("images.npy", range=[1, 0])
+arrays("frames_first.npy")
+arrays("colors.npy")
+arrays("sixteen.npy")
+arrays("deep.npy")
+arrays("labels.npz", key="x", labels_key="objects")
+arrays("labels.npz", key="x", labels_key="table")
+arrays("labels.npz", key="x", labels_key="table", label_column=5)
+arrays("weights.pt")
+arrays("what.xyz")
+arrays("pictures")
+arrays("pictures", axes="NSHWC")
+arrays("empty")
+arrays("junk.h5")
+arrays("junk.mat")
+from_torch([torch.rand(3, 4), torch.rand(3, 5)])
+from_torch([(x[0], 1)], labels_key=2)
 digits(size=3)
 dsprites(path="nothing.npz")
 dsprites(path="junk.npy")
@@ -341,11 +361,21 @@ def wrong_data() -> None:
     np.save("mask.npy", np.ones((9, 4, 4), "u1"))
     np.save("large.npy", np.full((9, 4, 4), 3.0))
     np.save("flat.npy", np.zeros(3))
-    np.savez("two.npz", a=np.zeros((9, 4, 4)), b=np.zeros(9))
+    np.savez("two.npz", a=np.zeros((9, 4, 4)), b=np.full(9, 0.5))
     np.save("objects.npy", np.array([None]), allow_pickle=True)
+    np.save("frames_first.npy", np.zeros((8, 40, 1, 6, 6)))
+    np.save("colors.npy", np.zeros((9, 3, 8, 8)))
+    np.save("sixteen.npy", np.full((9, 6, 6), 15, "u1"))
+    np.save("deep.npy", np.full((9, 6, 6), 900, "u2"))
+    np.savez("labels.npz", x=np.zeros((9, 6, 6)), objects=np.array([None] * 9), table=np.zeros((9, 2)))
+    torch.save(torch.zeros(9, 6, 6), "weights.pt")
+    Path("empty").mkdir()
+    for number in range(3):
+        Path("pictures", "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((6, 6), "u1")).save(f"pictures/{'ab'[number % 2]}/{number}.png")
     np.save("images.npy", np.random.default_rng(0).random((20, 4, 4)))
     np.save("sequences.npy", np.random.default_rng(0).random((20, 3, 1, 2, 2)))
-    for name in ("junk.npy", "junk.nc", "file"):
+    for name in ("junk.npy", "junk.nc", "junk.h5", "junk.mat", "what.xyz", "file"):
         Path(name).write_text("junk")
 
 

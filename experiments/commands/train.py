@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.composition import PLACES, located
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
+from ..datasets import SequenceDataModule
 from ..evaluation.record import EvaluationRecord
 from ..interruption import goes_on_with
 from ..runs.run import EVALUATION, HISTORY, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
@@ -153,6 +154,7 @@ def _making_room(run: Run) -> Iterator[None]:
 def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     """The step of training; its history."""
     if not run.has(UNTRAINED):
+        _show_data(run, parts.data)
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
     fitted = fit_parts(config, parts, run.path)
@@ -161,6 +163,20 @@ def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
         run.write(HISTORY, json.dumps(history))
     _save(run, WEIGHTS, parts)  # the last file of this step: where it is, the step is done
     return history
+
+
+def _show_data(run: Run, data: SequenceDataModule) -> None:
+    """Say how a user's file was read and keep its first sequence as a picture, so that a misreading is seen early."""
+    if not (_first() and data.about):
+        return
+    from ..reports import figures  # matplotlib takes a second
+
+    print(f"data: {data.about}", flush=True)
+    picture = run.path / "data.png"
+    with suppress(ValueError, MemoryError):  # no picture is worth a training
+        x = next(data.batches("train", batch_size=1))["x"]
+        figures.save(figures.first_sequence(x, data.about), picture)
+        print(f"its first training sequence: {picture}", flush=True)
 
 
 def _first() -> bool:

@@ -210,7 +210,7 @@ def keys(node: Any, prefix: str = "") -> list[str]:
         if key.startswith("_"):
             continue
         names.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(node, key):
+        if not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):  # to what may be missing
             names += keys(node[key], f"{prefix}{key}.")
     return names
 

@@ -20,6 +20,8 @@ OPTIONS = {
     "guide": {"semi_amortised": "semi_amortized"},
     "likelihood": {"binarised_bernoulli": "binarized_bernoulli"},
 }
+# Settings that a part had no word for -> what it did without.
+FORMERLY = {"pyro_tvae.experiments.datasets.arrays": {"axes": ["NHW", "NSCHW"]}}
 PART = re.compile(r"(?<![\w.])pyro_tvae(\.\w+)+(?![\w.])")
 
 
@@ -40,7 +42,9 @@ def current_settings(settings: Mapping[Any, Any]) -> dict[str, Any]:
 def _current(node: Any, key: str = "", prefix: str = "") -> Any:
     if isinstance(node, Mapping):
         now = {part: SETTINGS[name].removeprefix(prefix) for part in node if (name := f"{prefix}{part}") in SETTINGS}
-        return {now.get(part, part): _current(value, str(part), f"{prefix}{part}.") for part, value in node.items()}
+        settings = {now.get(part, part): _current(value, str(part), f"{prefix}{part}.") for part, value in node.items()}
+        target = settings.get("_target_")
+        return {**(FORMERLY.get(target, {}) if isinstance(target, str) else {}), **settings}
     if isinstance(node, list):
         return [_current(value) for value in node]
     return current(node) if isinstance(node, str) and key.endswith("_target_") else node

@@ -2,11 +2,13 @@
 
 from pyro_tvae.lazy import attach
 
+from .own_files import arrays
 from .renderers import MovingImages, ReadySequences
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
-from .sources import DataNotFound, arrays, digits, mnist
+from .sources import DataNotFound, digits, mnist
 from .splits import Frames, Images, SequenceRenderer, Splits
 from .sprites import Sprites, dsprites
+from .torch_data import from_torch
 from .transformations import HUE, PERSPECTIVE, ROTATION, SCALE, Draw, Transformations
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "arrays",
     "digits",
     "dsprites",
+    "from_torch",
     "mnist",
 ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .silhouettes import latents
-from .sources import DataNotFound
+from .sources import DataNotFound, Unsuitable
 
 __all__ = ["FILE_SHAPE", "packed_images", "unpack"]
 
@@ -56,7 +56,7 @@ def packed_images(path: str | Path, wanted: Tensor, sha256: str | None = None) -
             _check_order(stored["latents_classes"])
             with stored.zip.open("imgs.npy") as member:
                 return _packed(member, wanted.numpy())
-    except _Unsuitable as error:
+    except Unsuitable as error:
         raise ValueError(f"dsprites: {path} {error}; expected the published .npz file.") from None
     # A hostile or truncated file may fail in any way; each means the same to its owner.
     except Exception as error:
@@ -73,14 +73,10 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return (bits & 1).flatten(-2)[..., :n_pixels].float().reshape(*packed.shape[:-1], *shape)
 
 
-class _Unsuitable(ValueError):
-    """The file can be read and is not dSprites; the message says what it holds instead."""
-
-
 def _check_order(classes: np.ndarray) -> None:
     expected = latents(torch.arange(FILE_SHAPE[0])).numpy()
     if classes.shape != (FILE_SHAPE[0], 6) or not np.array_equal(classes[:, 1:], expected):
-        raise _Unsuitable(f"holds its images in another order (latents_classes of shape {classes.shape})")
+        raise Unsuitable(f"holds its images in another order (latents_classes of shape {classes.shape})")
 
 
 def _packed(member: IO[bytes], wanted: np.ndarray) -> Tensor:
@@ -88,7 +84,7 @@ def _packed(member: IO[bytes], wanted: np.ndarray) -> Tensor:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
     if shape != FILE_SHAPE or fortran or dtype != np.uint8:
-        raise _Unsuitable(f"holds imgs of shape {shape} and type {dtype}, not {FILE_SHAPE} and uint8")
+        raise Unsuitable(f"holds imgs of shape {shape} and type {dtype}, not {FILE_SHAPE} and uint8")
     n_pixels = int(np.prod(FILE_SHAPE[1:]))
     kept = np.empty((len(wanted), -(-n_pixels // 8)), np.uint8)
     order = np.argsort(wanted, kind="stable")
@@ -97,10 +93,10 @@ def _packed(member: IO[bytes], wanted: np.ndarray) -> Tensor:
         n = min(BLOCK, FILE_SHAPE[0] - start)
         content = member.read(n * n_pixels)
         if len(content) < n * n_pixels:
-            raise _Unsuitable("ends before its last image")
+            raise Unsuitable("ends before its last image")
         block = np.frombuffer(content, np.uint8).reshape(n, n_pixels)
         if block.max() > 1:
-            raise _Unsuitable(f"holds pixels of up to {block.max()}, not zeros and ones")
+            raise Unsuitable(f"holds pixels of up to {block.max()}, not zeros and ones")
         here = slice(*np.searchsorted(ranked, (start, start + n)))
         kept[order[here]] = np.packbits(block[ranked[here] - start], axis=1)
     return torch.from_numpy(kept)

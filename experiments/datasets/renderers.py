@@ -26,8 +26,8 @@ class MovingImages:
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
-        height, width = self.images.pixels.shape[-2:]
-        return (self.transformations.n_channels, height, width)
+        channels, height, width = self.images.pixels.shape[-3:]
+        return (max(channels, self.transformations.n_channels), height, width)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,10 +100,17 @@ def renderer(source: Items, transformations: Transformations | None, n_frames: i
         n_frames: frames of a sequence, S.
 
     Raises:
-        ValueError: ready sequences of another length; transformations of anything but still images.
+        ValueError: ready sequences of another length; transformations of anything but still images; hue for images that
+            have colors.
     """
     if isinstance(source, Images):
-        return MovingImages(source, transformations or Transformations())
+        transformations, channels = transformations or Transformations(), source.pixels.shape[1]
+        if channels > 1 and transformations.n_channels > 1:
+            raise ValueError(
+                f"the images have {channels} channels, and hue colors gray ones; leave hue out "
+                "(data.transformations.hue=null on the command line)."
+            )
+        return MovingImages(source, transformations)
     if transformations is not None:
         ready = isinstance(source, Frames)
         kind = "ready sequences, used as they are" if ready else f"{type(source).__name__}, which move by themselves"
@@ -115,6 +122,7 @@ def renderer(source: Items, transformations: Transformations | None, n_frames: i
     if source.pixels.shape[1] != n_frames:
         raise ValueError(
             f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames!r}; set "
-            f"n_frames to {source.pixels.shape[1]}."
+            f"n_frames to {source.pixels.shape[1]} (data.n_frames={source.pixels.shape[1]} on the command line, with "
+            f"model.capsule_dim={source.pixels.shape[1]} for topography=orbits)."
         )
     return ReadySequences(source)

@@ -215,6 +215,11 @@ class SequenceDataModule(lightning.LightningDataModule):
         return self.datasets["train"].renderer.frame_shape
 
     @property
+    def about(self) -> str:
+        """How a user's file was read, in words; empty for other data."""
+        return str(getattr(self.datasets["train"].source, "about", ""))
+
+    @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the training split's factors; a split of other transformations has its own, in ``datasets``."""
         return self.datasets["train"].factor_names

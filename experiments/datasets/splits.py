@@ -10,31 +10,39 @@ from torch import Tensor
 
 from .transformations import Draw
 
-__all__ = ["Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "cuts"]
+__all__ = ["Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "cuts", "split"]
 
 Batch = dict[str, Tensor]
 
 
 class Images(NamedTuple):
-    """Still images: ``pixels`` (N, 1, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64, −1 unknown."""
+    """Still images: ``pixels`` (N, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
+
+    A label of −1 is unknown; ``about`` says in words how they were read.
+    """
 
     pixels: Tensor
     labels: Tensor
+    about: str = ""
 
     def first(self, n: int) -> Images:
         """The first n alone."""
-        return Images(self.pixels[:n], self.labels[:n])
+        return self._replace(pixels=self.pixels[:n], labels=self.labels[:n])
 
 
 class Frames(NamedTuple):
-    """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64."""
+    """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
+
+    A label of −1 is unknown; ``about`` says in words how they were read.
+    """
 
     pixels: Tensor
     labels: Tensor
+    about: str = ""
 
     def first(self, n: int) -> Frames:
         """The first n alone."""
-        return Frames(self.pixels[:n], self.labels[:n])
+        return self._replace(pixels=self.pixels[:n], labels=self.labels[:n])
 
 
 @runtime_checkable
@@ -111,3 +119,9 @@ def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Ten
     order = torch.from_numpy(shuffled[np.argsort((rank + 0.5) / counts[kind], kind="stable")])
     n_test, n_validation = round(test * n), round(validation * n)
     return order[n_test + n_validation :], order[n_test : n_test + n_validation], order[:n_test]
+
+
+def split(whole: Images | Frames, validation: float, test: float, seed: int) -> Splits:
+    """Cut images or sequences as :func:`cuts` says; the errors are its own."""
+    parts = cuts(whole.labels, validation, test, seed)
+    return Splits(*(whole._replace(pixels=whole.pixels[part], labels=whole.labels[part]) for part in parts))

@@ -126,7 +126,7 @@ class Transformations:
         """Render sequences in one call: bilinear, zero outside the image, on the device of the images.
 
         Args:
-            images: (n, 1, height, width), floating point in [0, 1], or uint8 in 0..255.
+            images: (n, channel, height, width), floating point in [0, 1], or uint8 in 0..255; gray where hue varies.
             index: (n, S, F), as from :meth:`draw`; counted modulo each factor's number of values.
 
         Returns:
@@ -135,8 +135,9 @@ class Transformations:
         Raises:
             ValueError: shapes that do not fit together, or images of another type.
         """
-        if images.dim() != 4 or images.shape[1] != 1:
-            raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, 1, height, width).")
+        if images.dim() != 4 or images.shape[1] == 0 or (images.shape[1] > 1 and "hue" in self.factors):
+            expected = f"(n, {'1' if 'hue' in self.factors else 'channel'}, height, width)"
+            raise ValueError(f"images have shape {tuple(images.shape)}; expected {expected}.")
         if index.dim() != 3 or index.shape[0] != len(images) or index.shape[2] != len(self.names):
             expected = f"({len(images)}, frame, {len(self.names)}) for the factors {', '.join(self.names) or 'none'}"
             raise ValueError(f"index has shape {tuple(index.shape)}; expected {expected}.")
@@ -188,11 +189,11 @@ class Transformations:
 
 
 def _warp(pixels: Tensor, matrices: list[Tensor], flat: bool) -> Tensor:
-    """Sample (n, 1, H, W) through the product of the (n, S, 3, 3) maps from displayed to source: (n, S, 1, H, W).
+    """Sample (n, c, H, W) through the product of the (n, S, 3, 3) maps from displayed to source: (n, S, c, H, W).
 
     ``flat`` says that the maps are affine, so that no depth has to be divided out.
     """
-    n, _, height, width = pixels.shape
+    n, channels, height, width = pixels.shape
     n_frames = matrices[0].shape[1]
     # Angles and scales live in units of half the longer side; grid_sample measures each axis in its own half side.
     longer = max(height, width)
@@ -209,7 +210,7 @@ def _warp(pixels: Tensor, matrices: list[Tensor], flat: bool) -> Tensor:
     # All frames of an image in one tall grid, so that the image need not be copied for each of them.
     grid = grid.reshape(n, n_frames * height, width, 2)
     x = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return x.reshape(n, n_frames, 1, height, width)
+    return x.reshape(n, channels, n_frames, height, width).transpose(1, 2)
 
 
 def nearest(word: str, names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, for which figures of plain n
 __all__ = [
     "capsule_stripes",
     "capsule_traversal",
+    "first_sequence",
     "forward_roll_curve",
     "forward_roll_strip",
     "interleaved",
@@ -79,6 +80,16 @@ def training_curves(history: History) -> Figure:
     if drawn:
         drawn[0].legend(frameon=False, loc="lower right", fontsize=9)
     return figure
+
+
+def first_sequence(x: Array, about: str) -> Figure:
+    """The frames of one sequence, to be looked at before anything is trained on it.
+
+    Args:
+        x: (N, S, channel, height, width), of which the first is shown; pixels in [0, 1].
+        about: how it was read, in words.
+    """
+    return stack({"true": x}, f"The first training sequence, {about}", most=1)
 
 
 def reconstructions(x: Array, reconstruction: Array) -> Figure:

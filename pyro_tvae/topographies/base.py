@@ -232,9 +232,9 @@ class Topography(Part, nn.Module):
         if orbits is None:
             raise ValueError(
                 f"OrbitEnergy: the neighbourhoods of {type(self).__name__}({self.extra_repr()}) on {n_frames} frames "
-                f"and {n_positions} positions are no disjoint orbits; choose CapsuleRoll(kernel={n_positions}, "
-                f"width=0) with {n_positions} frames (topography=orbits), or GaussianEnergy with a guide for it "
-                "(prior=gaussian guide=mean_field)."
+                f"and {n_positions} positions are no disjoint orbits; choose CapsuleRoll(kernel={n_frames}, width=0) "
+                f"with capsule_dim={n_frames}, as many positions as frames (topography=orbits model.capsule_dim="
+                f"{n_frames}), or GaussianEnergy with a guide for it (prior=gaussian guide=mean_field)."
             )
         return orbits
 

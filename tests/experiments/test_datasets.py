@@ -158,25 +158,25 @@ def test_arrays_of_images_and_of_sequences(tmp_path: Path) -> None:
     assert parts.train.labels.unique().tolist() == [-1]
     sums = torch.cat([part.pixels for part in parts]).sum((1, 2, 3)).sort().values
     torch.testing.assert_close(sums, torch.tensor(stills, dtype=torch.float32).sum((1, 2)).sort().values)
-    parts = arrays(str(tmp_path / "moves.npz"), key="x", labels_key="y")
+    parts = arrays(str(tmp_path / "moves.npz"), key="x", labels_key="y", n_frames=4)
     assert isinstance(parts.test, Frames)
     assert parts.test.pixels.shape == (2, 4, 3, 5, 5)
     assert parts.test.labels.tolist() in ([0, 1], [1, 0])
     np.savez(tmp_path / "single.npz", x=moves, y=np.arange(10))
-    assert isinstance(arrays(tmp_path / "single.npz", labels_key="y").train, Frames)
+    assert isinstance(arrays(tmp_path / "single.npz", labels_key="y", axes="NSCHW").train, Frames)
 
 
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (np.zeros((4, 1, 5, 5)), r"shape \(4, 1, 5, 5\); expected images \(N, height, width\) or sequences"),
+        (np.zeros((5, 5)), r"shape \(5, 5\); expected images \(N, height, width\), sequences"),
         (np.zeros((0, 5, 5)), r"none of them empty"),
-        (np.zeros((4, 5, 5), dtype=np.int64), r"type int64; expected uint8"),
-        (np.zeros((4, 5, 5), dtype=bool), r"type bool; expected uint8"),
+        (np.zeros((4, 5, 5), dtype=np.int64), r"type int64 and run from 0 to 0; expected uint8"),
+        (np.zeros((4, 5, 5), dtype=complex), r"type complex128; expected uint8"),
         (np.full((4, 5, 5), 1.5), r"run from 1.5 to 1.5; expected finite values within \[0, 1\]"),
         (np.full((4, 5, 5), np.nan), r"run from nan to nan"),
         (np.full((4, 5, 5), -0.5), r"run from -0.5"),
-        (np.ones((4, 5, 5), dtype=np.uint8), r"uint8 pixels are at most 1.*multiply them by 255"),
+        (np.ones((4, 5, 5), dtype=np.uint8), r"uint8 pixels are at most 1.*range=\[0,1\]"),
         (np.array([[[{}]]], dtype=object), r"nothing is ever unpickled"),
     ],
 )

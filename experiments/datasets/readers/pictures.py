@@ -1,0 +1,68 @@
+"""PNG, JPEG and other pictures, and GIF, animated PNG and WebP, the films among them; by Pillow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..sources import Unsuitable
+from .content import Content, Request
+
+__all__ = ["WRITER", "count", "picture", "pixels_of", "read"]
+
+WRITER = "a picture or an animation", "Pillow"
+# Those that are pixels and nothing else: Pillow opens others by programs of the system.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "PPM")
+PLAIN = {"1", "L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B"}
+
+
+def read(path: Path, request: Request) -> Content:
+    """The frames of an animation, in colors unless all are gray; or one picture."""
+    if request.key is not None or request.labels_key is not None:
+        raise Unsuitable("key and labels_key name what a file holds; leave them out, since there is one film.")
+    with _opened(path) as image:
+        n = getattr(image, "n_frames", 1)
+        if n == 1:
+            return Content(pixels_of(image), ("HWC",))
+        frames = []
+        for place in range(n):
+            image.seek(place)
+            frames.append(np.asarray(image.convert("RGB")))
+    film = np.stack(frames)
+    # A palette knows no gray: what is gray throughout was.
+    gray = bool((film[..., :1] == film).all())
+    return Content(film[..., :1] if gray else film, ("SHWC",))
+
+
+def count(path: Path) -> int:
+    """Frames in a file."""
+    with _opened(path) as image:
+        return int(getattr(image, "n_frames", 1))
+
+
+def picture(path: Path) -> NDArray[Any]:
+    """Of a file, (height, width, channel)."""
+    with _opened(path) as image:
+        return pixels_of(image)
+
+
+def _opened(path: Path) -> Any:
+    from PIL import Image
+
+    return Image.open(path, formats=FORMATS)
+
+
+def pixels_of(image: Any) -> NDArray[Any]:
+    """Of one of Pillow's pictures, (height, width, channel), turned as its camera says it was held."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("P", "PA"):  # a palette's numbers are no brightness
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    if image.mode not in PLAIN:
+        raise Unsuitable(f"it has pixels of kind {image.mode}; expected gray or red, green and blue; convert it.")
+    array = np.asarray(image)
+    return array.reshape(*array.shape[:2], -1)

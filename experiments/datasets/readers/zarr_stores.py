@@ -1,0 +1,50 @@
+"""Zarr, a folder of chunks: arrays that are read by slices, at any depth of groups."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..sources import Unsuitable
+from .content import Content, Request, choose_names, install
+
+__all__ = ["METADATA", "WRITER", "read"]
+
+WRITER = "a Zarr store", "zarr"
+METADATA = ("zarr.json", ".zarray", ".zgroup")
+
+
+def read(path: Path, request: Request) -> Content:
+    """The chosen arrays; the pixels stay in their chunks."""
+    _check_codecs(path)
+    try:
+        import zarr
+    except ImportError:
+        raise install("zarr", path) from None
+    root = zarr.open(path, mode="r")
+    if isinstance(root, zarr.Array):
+        nodes: dict[str, Any] = {"": root}
+    else:
+        nodes = {name: node for name, node in sorted(root.members(max_depth=None)) if isinstance(node, zarr.Array)}
+    key, labels_key = choose_names({name: node.shape for name, node in nodes.items()}, request)
+    if nodes[key].dtype.kind not in "buif":
+        raise Unsuitable(f"{key!r} has type {nodes[key].dtype}; expected numbers.")
+    labels = None if labels_key is None else np.asarray(nodes[labels_key][...])
+    return Content(nodes[key], labels=labels, label_name=labels_key or "")
+
+
+def _check_codecs(path: Path) -> None:
+    """The second version of the format can pickle objects: that is refused before anything is opened."""
+    for name in METADATA:
+        for file in sorted(path.rglob(name)):
+            if file.is_file() and "pickle" in _words(json.loads(file.read_text(encoding="utf-8"))):
+                raise Unsuitable(f"{file.relative_to(path)} asks for pickled objects, and nothing is ever unpickled.")
+
+
+def _words(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        node = [*node.values()]
+    return {str(node)} if not isinstance(node, list) else {word for part in node for word in _words(part)}
