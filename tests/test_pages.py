@@ -104,12 +104,12 @@ def test_a_command_line_that_is_wrong_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CONTRIBUTING.md"])  # it trains what it adds
 def test_the_trained_command_lines_compose(page: str) -> None:
-    from pyro_tvae.experiments.config.composition import compose
+    from pyro_tvae.experiments.config.composition import compose, places_apart
 
     trained = [words[1:] for words in commands(page) if words[0] == "train"]
     assert len(trained) >= {"README.md": 4, "docs/parts.md": 11}.get(page, 0)
     for overrides in trained:
-        compose([word for word in overrides if not word.startswith("--") and "," not in word])
+        compose(places_apart([word for word in overrides if not word.startswith("--") and "," not in word])[0])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -22,7 +22,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.allowlist import Allowlist
-from ..config.composition import CONF, ELSEWHERE, PLACES, check_names, compose, data_settings, make, parsed
+from ..config.composition import CONF, ELSEWHERE, check_names, compose, data_settings, make, parsed, places_apart
 from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
 from ..interruption import INTERRUPTED, goes_on_with, override, typed
@@ -63,10 +63,7 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
             _swept(overrides, arguments, allow)
             return
     elif not (arguments.hydra_help or arguments.shell_completion):
-        # Of a run that is gone on with, whose kind of data need not be the default one.
-        resumes = any(text.startswith("resume=") for text in arguments.overrides)
-        places = [text for text in arguments.overrides if resumes and text.startswith(tuple(f"{n}=" for n in PLACES))]
-        settings = [text for text in arguments.overrides if text not in places]
+        settings, places = places_apart(arguments.overrides)
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
         config = compose(settings)
         if not (arguments.cfg or arguments.info):

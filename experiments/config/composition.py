@@ -33,6 +33,7 @@ __all__ = [
     "make",
     "options",
     "parsed",
+    "places_apart",
 ]
 
 CONF = "pyro_tvae.experiments.conf"
@@ -52,6 +53,18 @@ def located(config: DictConfig) -> DictConfig:
         if isinstance(value, str | Path):
             OmegaConf.update(config, name, str(Path(value).expanduser().absolute()), merge=False)
     return config
+
+
+def places_apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides that compose, and those that say where the data of a resumed run lie, whatever kind of data it has.
+
+    Example:
+        >>> places_apart(["resume=RUN", "data.source.path=FILE"])
+        (['resume=RUN'], ['data.source.path=FILE'])
+    """
+    resumes = any(text.startswith("resume=") for text in overrides)
+    places = [text for text in overrides if resumes and text.startswith(tuple(f"{name}=" for name in PLACES))]
+    return [text for text in overrides if text not in places], places
 
 
 def data_settings(overrides: Sequence[str]) -> tuple[tuple[str, Any], ...]:
