@@ -22,7 +22,17 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.allowlist import Allowlist
-from ..config.composition import CONF, ELSEWHERE, check_names, compose, data_settings, make, parsed, places_apart
+from ..config.composition import (
+    CONF,
+    ELSEWHERE,
+    PLACES,
+    check_names,
+    compose,
+    data_settings,
+    make,
+    parsed,
+    places_apart,
+)
 from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
 from ..interruption import INTERRUPTED, goes_on_with, override, typed
