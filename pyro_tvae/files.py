@@ -92,7 +92,7 @@ def refusal(path: Path, error: Exception) -> str:
     """That a file or folder cannot be written, why, and what to do, in a sentence."""
     number = getattr(error, "errno", None)
     remedy = "make room" if number in NO_ROOM else "choose a place that can be"
-    blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    blocked = next((parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()), None)
     reason = f"{blocked} is no folder" if blocked is not None else getattr(error, "strerror", None) or str(error)
     return f"{path} cannot be written ({reason}); {remedy}. What was there before is as it was."
 

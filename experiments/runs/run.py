@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL
+from pyro_tvae.files import PARTIAL, refusal
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -343,13 +343,14 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
     while True:
         run = Run(path.with_name(f"{path.name}-{number}") if number else path)
         try:
-            run.path.parent.mkdir(parents=True, exist_ok=True)
-            run.path.mkdir()
-            made = True
-        except FileExistsError:
-            made = False
+            run.path.parent.mkdir(parents=True, exist_ok=True)  # fails, too, where it is there and no folder
+            try:
+                run.path.mkdir()
+                made = True
+            except FileExistsError:
+                made = False
         except OSError as error:
-            raise type(error)(f"{run} cannot be made ({error.strerror}); choose a folder that can be.") from error
+            raise type(error)(refusal(run.path, error)) from error
         number += automatic
         if automatic and not made:
             continue
