@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room", "refusal"]
+__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "being_written", "check_room", "refusal"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
@@ -60,6 +61,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def being_written(partial: Path) -> bool:
+    """Whether the process that writes a temporary file or folder, which its name says, is there still."""
+    writer = re.search(rf"-(\d+)-[^-]*{re.escape(PARTIAL)}$", partial.name)
+    return writer is not None and _alive(int(writer[1]))
 
 
 def check_room(partial: Path, size: int) -> None:
@@ -127,7 +134,7 @@ def _alive(pid: int) -> bool:
         return True  # elsewhere signal 0 is not a question
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process ever has such a number
         return False
     except OSError:
         pass
