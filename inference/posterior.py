@@ -366,7 +366,7 @@ def to_zarr(data: ArvizData, path: str | Path) -> Path:
         raise ModuleNotFoundError("to_zarr needs the package zarr; pip install 'pyro-tvae[zarr]', or take to_netcdf.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-", suffix=PARTIAL) as folder:
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-{os.getpid()}-", suffix=PARTIAL) as folder:
             write_zarr(data, Path(folder) / "data")
             (Path(folder) / "data").rename(path)
     except OSError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room", "refusal"]
+__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "being_written", "check_room", "refusal"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
@@ -62,6 +63,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def being_written(partial: Path) -> bool:
+    """Whether the process that writes a temporary file or folder, which its name says, is there still."""
+    writer = re.search(rf"-(\d+)-[^-]*{re.escape(PARTIAL)}$", partial.name)
+    return writer is not None and _alive(int(writer[1]))
+
+
 def check_room(partial: Path, size: int) -> None:
     """Raise OSError where a file that is being written cannot grow by so many bytes; what is in it stays.
 
@@ -92,7 +99,7 @@ def refusal(path: Path, error: Exception) -> str:
     """That a file or folder cannot be written, why, and what to do, in a sentence."""
     number = getattr(error, "errno", None)
     remedy = "make room" if number in NO_ROOM else "choose a place that can be"
-    blocked = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    blocked = next((parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()), None)
     reason = f"{blocked} is no folder" if blocked is not None else getattr(error, "strerror", None) or str(error)
     return f"{path} cannot be written ({reason}); {remedy}. What was there before is as it was."
 
@@ -127,7 +134,7 @@ def _alive(pid: int) -> bool:
         return True  # elsewhere signal 0 is not a question
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process ever has such a number
         return False
     except OSError:
         pass

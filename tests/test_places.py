@@ -10,17 +10,20 @@ import pytest
 import torch
 from complaints import answer
 from matplotlib.figure import Figure
+from tiny import TINY
 from untrained_runs import make_run
 
 import pyro_tvae
 from pyro_tvae.experiments.benchmarks import run_suite
 from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.compare import compare_runs
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.reports.style import save
 from pyro_tvae.experiments.runs.files import write_text
 from pyro_tvae.experiments.runs.sweeps import begun
+from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.inference import to_arviz, to_netcdf, to_zarr
 
 
@@ -53,7 +56,7 @@ FILES = (
     "compare",
     "benchmark",
 )
-FOLDERS = ("to_zarr", "sweep")
+FOLDERS = ("to_zarr", "sweep", "train", "reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,8 @@ def writers(
         "benchmark": lambda path: run_suite(["startup"], output=path, progress=False),
         "to_zarr": lambda path: to_zarr(drawn, path),
         "sweep": begin,
+        "train": lambda path: run_with_hydra([*TINY, f"hydra.run.dir={path}"]),
+        "reproduce": lambda path: reproduce("fig22", output=path),
     }
 
 

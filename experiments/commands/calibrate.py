@@ -15,7 +15,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
-from ..runs.outputs import REQUEST, check_replaceable, digest, request_of, shown_on, unfinished
+from ..runs.outputs import REQUEST, digest, replacing, request_of, shown_on, unfinished
 from ..runs.run import WEIGHTS, Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
@@ -85,39 +85,41 @@ def calibrate_run(
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
     file = output or stored.path / CALIBRATION
     page = file.with_suffix(".html")
-    check_replaceable(file, request, overwrite, page=page)
-    begun = unfinished(file, request)
-    ranks = max((_read(one, request) for one in (file, begun)), key=_number)
-    done, size = _number(ranks), BATCH[method]
-    bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
-    with bar:
-        for start in range(done, simulations, size):
-            # Whole batches, each with its own seed: the same ranks wherever it was cut, and whatever is added.
-            part = calibration(
-                model,
-                guide,
-                size,
-                draws,
-                method=method,
-                batch_size=size,
-                warmup_steps=warmup,
-                thin=thin,
-                seed=(seed << 24) + start,
-            )
-            ranks = {name: torch.cat([ranks[name], value]) if ranks else value for name, value in part.ranks.items()}
-            _write(begun, ranks, request)
-            bar.update(min(size, simulations - start))
-    if _number(ranks) > _number(_read(file, request)):
-        _write(file, ranks, request, page)
-    begun.unlink(missing_ok=True)
-    result = Calibration({name: value[:simulations] for name, value in ranks.items()}, draws)
-    facts = {
-        "Simulations": f"{simulations}, from the model's prior",
-        "Posterior": f"{draws} draws each, method {method}, seed {seed}",
-        "Smallest p": ", ".join(f"{name}: {result.p_value(name, bins):.2g}" for name in result.ranks),
-    }
-    write_page(page, result, model, name=str(config.name), facts=facts, file=file.name, bins=bins)
-    return file, page, verdict(result, bins)
+    with replacing(file, request, overwrite, page=page):
+        begun = unfinished(file, request)
+        ranks = max((_read(one, request) for one in (file, begun)), key=_number)
+        done, size = _number(ranks), BATCH[method]
+        bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
+        with bar:
+            for start in range(done, simulations, size):
+                # Whole batches, each with its own seed: the same ranks wherever it was cut, and whatever is added.
+                part = calibration(
+                    model,
+                    guide,
+                    size,
+                    draws,
+                    method=method,
+                    batch_size=size,
+                    warmup_steps=warmup,
+                    thin=thin,
+                    seed=(seed << 24) + start,
+                )
+                ranks = {
+                    name: torch.cat([ranks[name], value]) if ranks else value for name, value in part.ranks.items()
+                }
+                _write(begun, ranks, request)
+                bar.update(min(size, simulations - start))
+        if _number(ranks) > _number(_read(file, request)):
+            _write(file, ranks, request, page)
+        begun.unlink(missing_ok=True)
+        result = Calibration({name: value[:simulations] for name, value in ranks.items()}, draws)
+        facts = {
+            "Simulations": f"{simulations}, from the model's prior",
+            "Posterior": f"{draws} draws each, method {method}, seed {seed}",
+            "Smallest p": ", ".join(f"{name}: {result.p_value(name, bins):.2g}" for name in result.ranks),
+        }
+        write_page(page, result, model, name=str(config.name), facts=facts, file=file.name, bins=bins)
+        return file, page, verdict(result, bins)
 
 
 def _read(path: Path, request: dict[str, Any]) -> dict[str, torch.Tensor]:

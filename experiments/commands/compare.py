@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
-from ..runs.outputs import REQUEST, check_replaceable, digest
+from ..runs.outputs import REQUEST, digest, replacing
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["compare_runs", "print_comparison"]
@@ -75,36 +76,35 @@ def compare_runs(
         "seed": seed,
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
-    if output is not None:
-        check_replaceable(output, request, overwrite)
-    batches = [next(one.data.batches(split, one.device, batch_size=sequences))["x"] for one in loaded]
-    for run, x in zip(stored[1:], batches[1:], strict=True):
-        if x.shape != batches[0].shape or not torch.equal(x.to(batches[0]), batches[0]):
-            raise ValueError(
-                f"compare: the {split} sequences of {run} are not those of {stored[0]}; expected runs with the same "
-                "data and seed of the data."
-            )
-    result = compare(
-        {str(run): (one.model, one.guide) for run, one in zip(stored, loaded, strict=True)},
-        batches[0],
-        particles,
-        annealing=Annealing(num_chains=chains, num_temperatures=temperatures) if temperatures else None,
-        n_simulations=len(batches[0]),
-        seed=seed,
-        progress=any(bool(one.config.fit.progress) for one in loaded),
-    )
-    if output is not None:
-        record: dict[str, Any] = {
-            "kind": "comparison",
-            REQUEST: request,
-            "unit": "nats per sequence",
-            "remark": loaded[0].model.likelihood.remark,
-            "rows": [{"model": name, **row} for name, row in result.table.to_dict("index").items()],
-            "log_p": dict(zip(result.names, result.log_p.tolist(), strict=True)),
-            "pareto_k": dict(zip(result.names, result.pareto_k.tolist(), strict=True)),
-        }
-        write_text(output, json.dumps(finite(record), indent=1))
-    return result
+    with nullcontext() if output is None else replacing(output, request, overwrite):
+        batches = [next(one.data.batches(split, one.device, batch_size=sequences))["x"] for one in loaded]
+        for run, x in zip(stored[1:], batches[1:], strict=True):
+            if x.shape != batches[0].shape or not torch.equal(x.to(batches[0]), batches[0]):
+                raise ValueError(
+                    f"compare: the {split} sequences of {run} are not those of {stored[0]}; expected runs with the "
+                    "same data and seed of the data."
+                )
+        result = compare(
+            {str(run): (one.model, one.guide) for run, one in zip(stored, loaded, strict=True)},
+            batches[0],
+            particles,
+            annealing=Annealing(num_chains=chains, num_temperatures=temperatures) if temperatures else None,
+            n_simulations=len(batches[0]),
+            seed=seed,
+            progress=any(bool(one.config.fit.progress) for one in loaded),
+        )
+        if output is not None:
+            record: dict[str, Any] = {
+                "kind": "comparison",
+                REQUEST: request,
+                "unit": "nats per sequence",
+                "remark": loaded[0].model.likelihood.remark,
+                "rows": [{"model": name, **row} for name, row in result.table.to_dict("index").items()],
+                "log_p": dict(zip(result.names, result.log_p.tolist(), strict=True)),
+                "pareto_k": dict(zip(result.names, result.pareto_k.tolist(), strict=True)),
+            }
+            write_text(output, json.dumps(finite(record), indent=1))
+        return result
 
 
 def print_comparison(result: Comparison) -> None:

@@ -22,7 +22,7 @@ from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
-from ..runs.outputs import check_replaceable, digest, unfinished
+from ..runs.outputs import digest, replacing, unfinished
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
@@ -144,60 +144,62 @@ def likelihood_run(
         **({"data": loaded.others} if loaded.others else {}),
     }
     file = output or run / LIKELIHOOD
-    check_replaceable(file, request, overwrite)
-    begun = unfinished(file, request)
-    done, first = _begun(begun)
-    record: LikelihoodRecord = {
-        "kind": "likelihood",
-        "request": request,
-        "name": str(loaded.config.name),
-        "split": split,
-        "sequences": len(x),
-        "n_frames": model.n_frames,
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-        "remark": model.likelihood.remark,
-        "rows": [],
-    }
-    show = bool(loaded.config.fit.progress)
-    for k in sorted(set(particles)):
-        m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
-        for draws, of_frame in dict.fromkeys([(k, 1), (k // m, m)]):
-            what = f"IWAE, K = {k:,}" if of_frame == 1 else f"by frames, K = {draws:,}, M = {of_frame:,}"
+    with replacing(file, request, overwrite):
+        begun = unfinished(file, request)
+        done, first = _begun(begun)
+        record: LikelihoodRecord = {
+            "kind": "likelihood",
+            "request": request,
+            "name": str(loaded.config.name),
+            "split": split,
+            "sequences": len(x),
+            "n_frames": model.n_frames,
+            "threads": torch.get_num_threads(),
+            "seed": seed,
+            "remark": model.likelihood.remark,
+            "rows": [],
+        }
+        show = bool(loaded.config.fit.progress)
+        for k in sorted(set(particles)):
+            m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
+            for draws, of_frame in dict.fromkeys([(k, 1), (k // m, m)]):
+                what = f"IWAE, K = {k:,}" if of_frame == 1 else f"by frames, K = {draws:,}, M = {of_frame:,}"
+                if what not in done:
+                    since = time.perf_counter()
+                    bound = log_likelihood(
+                        model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show
+                    )
+                    first = bound.iwae.double().cpu() if first is None else first
+                    row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, draws)
+                    if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
+                        row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
+                    done[what] = row
+                record["rows"].append(done[what])
+                _write(begun, record, first)
+        if temperatures:
+            options: dict[str, Any] = {
+                "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
+                "seed": seed,
+                "progress": show,
+            }
+            what = f"AIS, {temperatures} temperatures"
             if what not in done:
                 since = time.perf_counter()
-                bound = log_likelihood(model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show)
-                first = bound.iwae.double().cpu() if first is None else first
-                row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, draws)
-                if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
-                    row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
-                done[what] = row
+                annealed = annealed_importance(model, guide, x, **options)
+                log_p, error = annealed.log_p, annealed.standard_error
+                assert first is not None
+                done[what] = _row(what, log_p, first, error, annealed.ess, since, model.n_frames)
             record["rows"].append(done[what])
             _write(begun, record, first)
-    if temperatures:
-        options: dict[str, Any] = {
-            "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
-            "seed": seed,
-            "progress": show,
-        }
-        what = f"AIS, {temperatures} temperatures"
-        if what not in done:
-            since = time.perf_counter()
-            annealed = annealed_importance(model, guide, x, **options)
-            log_p, error = annealed.log_p, annealed.standard_error
-            assert first is not None
-            done[what] = _row(what, log_p, first, error, annealed.ess, since, model.n_frames)
-        record["rows"].append(done[what])
-        _write(begun, record, first)
-        bounds = bracket(model, guide, len(x), **options)
-        record["bracket"] = {
-            "gap": bounds.mean_gap,
-            "gap_error": bounds.mean_gap_error,
-            "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
-        }
-    _write(file, record)
-    begun.unlink()
-    return record
+            bounds = bracket(model, guide, len(x), **options)
+            record["bracket"] = {
+                "gap": bounds.mean_gap,
+                "gap_error": bounds.mean_gap_error,
+                "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
+            }
+        _write(file, record)
+        begun.unlink(missing_ok=True)
+        return record
 
 
 def _write(file: Path, record: LikelihoodRecord, first: Tensor | None = None) -> None:

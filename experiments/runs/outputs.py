@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pyro_tvae.files import atomic_write
 
 from .files import read_record
+from .holding import holding
 
-__all__ = ["REQUEST", "check_replaceable", "digest", "request_of", "shown_on", "unfinished"]
+__all__ = ["REQUEST", "check_replaceable", "digest", "replacing", "request_of", "shown_on", "unfinished"]
 
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
@@ -102,6 +103,32 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     differs = [] if stored is None else sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
     why = f"was made with other {', '.join(differs)}" if differs else "is there already"
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
+
+
+@contextmanager
+def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None) -> Iterator[None]:
+    """Hold a file that may be written, while what goes into it is computed; for the rest see :func:`check_replaceable`.
+
+    So nobody else writes it meanwhile, whose result would be replaced unasked. The lock is a file beside it, which is
+    not left behind.
+
+    Raises:
+        BlockingIOError: another process is making it.
+    """
+    check_replaceable(path, request, overwrite, page=page)
+    lock = path.with_name(f".{path.name}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(holding(lock))
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is making {path}; wait for its end, or give --output for another file."
+            ) from None
+        try:
+            check_replaceable(path, request, overwrite, page=page)  # another may have ended just now
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 class _UnwrittenError(Exception):

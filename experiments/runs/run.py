@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL
+from pyro_tvae.files import PARTIAL, being_written, refusal
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -305,8 +305,10 @@ class Run:
             yield
 
     def sweep(self) -> None:
-        """Remove what a killed process was still writing."""
+        """Remove what a killed process was still writing; posteriors and the like are written without the lock."""
         for partial in self.path.rglob(f".*{PARTIAL}"):
+            if being_written(partial):
+                continue
             if partial.is_dir():  # of a Zarr store
                 shutil.rmtree(partial, ignore_errors=True)
             else:
@@ -343,13 +345,14 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
     while True:
         run = Run(path.with_name(f"{path.name}-{number}") if number else path)
         try:
-            run.path.parent.mkdir(parents=True, exist_ok=True)
-            run.path.mkdir()
-            made = True
-        except FileExistsError:
-            made = False
+            run.path.parent.mkdir(parents=True, exist_ok=True)  # fails, too, where it is there and no folder
+            try:
+                run.path.mkdir()
+                made = True
+            except FileExistsError:
+                made = False
         except OSError as error:
-            raise type(error)(f"{run} cannot be made ({error.strerror}); choose a folder that can be.") from error
+            raise type(error)(refusal(run.path, error)) from error
         number += automatic
         if automatic and not made:
             continue

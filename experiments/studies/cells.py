@@ -11,6 +11,7 @@ from pyro_tvae.inference import ForwardRoll
 
 from ..evaluation.measures import CONTROLLED, flat
 from ..evaluation.record import EvaluationRecord
+from ..interruption import command
 from ..runs.files import finite
 from ..runs.run import EVALUATION, SELECTIVITY, Run
 from .records import Cell, Values
@@ -22,11 +23,19 @@ DIGITS = 7  # more would be noise in the files' diffs
 
 
 def judged(run: Run) -> EvaluationRecord:
-    """The evaluation of a run; ValueError where it lacks what every evaluation of a study says."""
+    """The evaluation of a run; ValueError where it lacks what every evaluation of a study says, or is of other data."""
     record = run.read(EVALUATION, EvaluationRecord, ("measures", "hardware", "versions"))
     if not record["measures"].get("trained"):
         raise ValueError(
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
+        )
+    data = record.get("data") or {}
+    given = [f"{name}={value}" for name, value in (data.get("given") or {}).items()]
+    if given or data.get("split", "test") != "test":  # judged again by hand
+        what = f"other data ({', '.join(given)})" if given else f"the {data['split']} split"
+        raise ValueError(
+            f"{run.path / EVALUATION} is of {what}, and a study is of the runs' own test split; judge the run on that "
+            f"again: {command('evaluate', run.path)}"
         )
     return record
 

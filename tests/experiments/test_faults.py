@@ -160,6 +160,19 @@ def test_what_killed_processes_left_goes_with_the_next_writing(tmp_path: Path) -
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [others.name, path.name]
 
 
+def test_what_goes_on_with_a_run_leaves_what_others_are_writing_in_it(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".a.nc-{dead.pid}-x.partial", ".a.nc-x.partial", f".a.nc-{2**80}-x.partial"):
+        (tmp_path / name).touch()
+    (tmp_path / f".b.zarr-{dead.pid}-x.partial" / "posterior").mkdir(parents=True)
+    with atomic_write(tmp_path / "c.nc") as partial:  # such as draws, which are written without the lock
+        partial.write_text("draws")
+        (tmp_path / ".b.zarr-1-x.partial").mkdir()
+        Run(tmp_path).sweep()
+        assert {path.name for path in tmp_path.iterdir()} == {partial.name, ".b.zarr-1-x.partial"}
+
+
 # --- the same command ------------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -164,6 +166,36 @@ def test_what_was_there_before_stays_until_the_new_one_is_whole(name: str, tmp_p
     assert one.identical(two) if isinstance(one, xarray.Dataset) else one == two
     assert {path.name for path in run.iterdir()} - {".lock"} == {*before} - {".lock"}
     assert (run / file).read_bytes() != before[file]
+
+
+@pytest.mark.usefixtures("plain_pages")
+@pytest.mark.parametrize("name", [*REPLACED, "compare"])
+def test_what_another_one_is_making_is_not_made_twice(name: str, tmp_path: Path) -> None:
+    run, other = make_run(tmp_path / "run", "plain"), make_run(tmp_path / "other", "plain")
+    command, file, (module, function, _), _ = REPLACED.get(name, (None, "compared.json", (compare, "compare", 1), None))
+    if command is None:
+        output = run / file
+
+        def command(run: Path, seed: int = 0) -> object:
+            return compare_runs([run, other], particles=2, sequences=2, seed=seed, output=output)
+
+    whole, answers = getattr(module, function), list[BaseException | None]()
+
+    def meanwhile(*given: object, **options: object) -> object:
+        if not answers:  # from another thread, which has as little to do with this one as another process
+            answers.append(None)
+            with ThreadPoolExecutor(1) as threads:
+                answers[0] = threads.submit(command, run, seed=1).exception()
+        return whole(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, function, meanwhile)
+        command(run)
+    assert isinstance(answers[0], BlockingIOError)
+    assert re.fullmatch(f"another process is making .*{file}; wait for its end, or give --output .*", str(answers[0]))
+    with pytest.raises(FileExistsError, match="was made with other seed"):
+        command(run, seed=1)
+    assert not [*run.glob(".*.lock")]
 
 
 @pytest.mark.usefixtures("plain_pages")

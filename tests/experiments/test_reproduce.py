@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies import reproduce as study_module
+from pyro_tvae.experiments.studies.cells import measured
 from pyro_tvae.experiments.studies.comparison import aggregate, markdown
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
 from pyro_tvae.experiments.studies.reproduce import reproduce
@@ -76,6 +78,18 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
     for row in more["rows"]:
         held = [row["values"][f"held/{key}"] for key in ("best", "elbo", "gap")]
         assert all(gap == pytest.approx(best - elbo, abs=1e-3) for best, elbo, gap in zip(*held, strict=True))
+
+
+@pytest.mark.parametrize("given", [{"data.n_test": 9}, None])
+def test_a_run_that_was_judged_otherwise_by_hand_is_in_no_table(given: dict[str, Any] | None, tmp_path: Path) -> None:
+    record = {"measures": {"trained": {"elbo": -1.0}}, "hardware": "", "versions": {}}
+    run = Run(tmp_path)
+    run.write("evaluation.json", record | {"data": {"split": "test"}})
+    assert measured(run).values["elbo"] == -1
+    run.write("evaluation.json", record | {"data": {"given": given} if given else {"split": "validation"}})
+    what = r"other data \(data\.n_test=9\)" if given else "the validation split"
+    with pytest.raises(ValueError, match=f"evaluation.json is of {what}, .* again: pyro-tvae evaluate {tmp_path}"):
+        measured(run)
 
 
 def test_means_and_spreads_leave_out_what_is_not_there() -> None:
