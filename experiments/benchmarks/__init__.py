@@ -90,9 +90,8 @@ def run_suite(
             where = f"{name}, {position + 1} of {len(names)}"
             console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
         module = import_module(f".{name}", __name__)
-        given = {"growth": {"beside": beside} if beside is not None else {}, "gpu": {"device": device}}
-        options: dict[str, Any] = given.get(name, {})
-        record[name] = module.run(threads=threads, progress=progress, **options)
+        options: dict[str, dict[str, Any]] = {"growth": {"beside": beside}, "gpu": {"device": device}}
+        record[name] = module.run(threads=threads, progress=progress, **options.get(name, {}))
         module.print_record(record[name], console)
         write()
     if part is not None:

@@ -66,7 +66,7 @@ def _read(path: Path) -> tuple[NDArray[Any], str]:
             if "imagecodecs" not in str(error):
                 raise
             raise Unsuitable("it is compressed in a way that takes imagecodecs: pip install imagecodecs.") from error
-        if file.pages[0].photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
+        if file.pages.first.photometric == PHOTOMETRIC.MINISWHITE and array.dtype.kind in "bu":
             array = ~array  # kept as a negative
         return np.asarray(array), series.axes
 
