@@ -84,12 +84,14 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
 
 
 @app.command()
-def evaluate(run: RunFolder, data: Data = None, split: Split = "test", imports: Imports = None) -> None:
+def evaluate(
+    run: RunFolder, data: Data = None, split: Split = "test", overwrite: Overwrite = False, imports: Imports = None
+) -> None:
     """Judge a trained run again and rewrite its report."""
     with _stored(run, imports) as allow:
         from .commands.evaluate import evaluate_run
 
-        evaluate_run(run, split, allow, data or ())
+        evaluate_run(run, split, allow, data or (), overwrite)
 
 
 @app.command()

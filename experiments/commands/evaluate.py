@@ -17,7 +17,7 @@ from ..config.building import Parts
 from ..config.composition import data_settings
 from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
-from ..evaluation.record import EvaluationRecord
+from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..reports.report import write_report
 from ..reports.run_figures import draw
@@ -31,7 +31,13 @@ __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page
 MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 
 
-def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY, data: Sequence[str] = ()) -> None:
+def evaluate_run(
+    path: Path,
+    split: str = "test",
+    allow: Allowlist = PARTS_ONLY,
+    data: Sequence[str] = (),
+    overwrite: bool = False,
+) -> None:
     """Judge a trained run, write ``evaluation.json``, the figures and the report; prints the table.
 
     Args:
@@ -39,16 +45,35 @@ def evaluate_run(path: Path, split: str = "test", allow: Allowlist = PARTS_ONLY,
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
         data: overrides of settings of its data, which may then be others than it was begun with.
+        overwrite: replace a judgement of another split or of other data.
 
     Raises:
         BlockingIOError: another process is at work on it.
+        FileExistsError: it was judged on another split, or on other data.
         ValueError: its data are others than it was begun with, and none were named.
     """
     run = Run(path, allow, data_settings(data))
     config = run.config()  # nothing is written, not even a lock, in a folder that cannot be judged
     run.check_trained()
     with run.held():
-        judge(run, run.load(config=config), run.history(), split)
+        trained = run.load(config=config)
+        if not overwrite:
+            _check_replaceable(run, judged_on({"split": split, "given": (trained.others or {}).get("given", {})}))
+        judge(run, trained, run.history(), split)
+
+
+def _check_replaceable(run: Run, wanted: str) -> None:
+    """Raise FileExistsError where the run was judged on what is not wanted now."""
+    if not run.has(EVALUATION):
+        return
+    try:
+        stored = judged_on(run.read(EVALUATION, EvaluationRecord).get("data") or {})
+    except ValueError:  # damaged, and to be made anew
+        return
+    if stored != wanted:
+        raise FileExistsError(
+            f"{run.path / EVALUATION} is of {stored}, and {wanted} was asked for; give --overwrite to replace it."
+        )
 
 
 def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
@@ -58,7 +83,8 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
     if not run.has(EVALUATION):
         run.check_trained()
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
-    return write_page(run, config, run.read(EVALUATION, EvaluationRecord), run.history())
+    with run.held():  # so that the page is of the evaluation that is there when it is written
+        return write_page(run, config, run.read(EVALUATION, EvaluationRecord), run.history())
 
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:

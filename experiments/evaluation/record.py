@@ -37,6 +37,19 @@ class DataRecord(TypedDict, total=False):
     splits: dict[str, Any]  # the fingerprints of these data, as in data.json
 
 
+def judged_on(data: DataRecord) -> str:
+    """What was judged, in words.
+
+    Example:
+        >>> judged_on({"split": "test"})
+        'the test split'
+        >>> judged_on({"split": "test", "given": {"data.source.path": "x.npy"}})
+        'the test split of other data (data.source.path=x.npy)'
+    """
+    given = [f"{name}={value}" for name, value in (data.get("given") or {}).items()]
+    return f"the {data.get('split', 'test')} split" + (f" of other data ({', '.join(given)})" if given else "")
+
+
 class ForwardRollRecord(TypedDict, total=False):
     """A :class:`.ForwardRoll` without its frames: forecast -> one number for each unseen frame, by how far it lies."""
 

@@ -43,6 +43,9 @@ def inside(folder: Path, name: str | Path) -> Path:
         mode = os.stat(real).st_mode
     except FileNotFoundError:
         return path
+    except NotADirectoryError:
+        file = next(parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir())
+        raise ValueError(f"{path} cannot be there, since {file} is no folder; choose another place.") from None
     except OSError as error:  # such as a link to itself
         raise ValueError(f"{path} cannot be looked at ({error.strerror}); remove it.") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

@@ -296,7 +296,7 @@ class Run:
                 stack.enter_context(holding(self.path / LOCK))
             except BlockingIOError:
                 raise BlockingIOError(
-                    f"another process is at work on {self}; wait for its end or stop it, then: {self.resume}"
+                    f"another process is at work on {self}; wait for its end or stop it, then give the command again."
                 ) from None
             except OSError as error:
                 raise type(error)(

@@ -10,7 +10,7 @@ import torch
 from pyro_tvae.inference import ForwardRoll
 
 from ..evaluation.measures import CONTROLLED, flat
-from ..evaluation.record import EvaluationRecord
+from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..runs.files import finite
 from ..runs.run import EVALUATION, SELECTIVITY, Run
@@ -29,13 +29,11 @@ def judged(run: Run) -> EvaluationRecord:
         raise ValueError(
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
         )
-    data = record.get("data") or {}
-    given = [f"{name}={value}" for name, value in (data.get("given") or {}).items()]
-    if given or data.get("split", "test") != "test":  # judged again by hand
-        what = f"other data ({', '.join(given)})" if given else f"the {data['split']} split"
+    what = judged_on(record.get("data") or {})
+    if what != judged_on({}):  # judged again by hand
         raise ValueError(
             f"{run.path / EVALUATION} is of {what}, and a study is of the runs' own test split; judge the run on that "
-            f"again: {command('evaluate', run.path)}"
+            f"again: {command('evaluate', '--overwrite', run.path)}"
         )
     return record
 

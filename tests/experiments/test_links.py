@@ -32,6 +32,8 @@ def test_what_lies_in_a_folder_is_taken_and_what_leads_out_of_it_is_named(tmp_pa
     for folder in (home, tmp_path / "alias"):
         for name in ("plain", "near", "new", "nothing", "figures", "figures/a.png", "figures/../plain"):
             assert inside(folder, name) == folder / name
+        with pytest.raises(ValueError, match=f"x cannot be there, since {folder / 'plain'} is no folder"):
+            inside(folder / "plain", "x")
         check_inside(folder)
     (home / "far").symlink_to(outside / "secret")
     (home / "unmade").symlink_to(outside / "new")

@@ -87,8 +87,9 @@ def test_a_run_that_was_judged_otherwise_by_hand_is_in_no_table(given: dict[str,
     run.write("evaluation.json", record | {"data": {"split": "test"}})
     assert measured(run).values["elbo"] == -1
     run.write("evaluation.json", record | {"data": {"given": given} if given else {"split": "validation"}})
-    what = r"other data \(data\.n_test=9\)" if given else "the validation split"
-    with pytest.raises(ValueError, match=f"evaluation.json is of {what}, .* again: pyro-tvae evaluate {tmp_path}"):
+    what = r"the test split of other data \(data\.n_test=9\)" if given else "the validation split"
+    way_on = f"pyro-tvae evaluate --overwrite {tmp_path}"
+    with pytest.raises(ValueError, match=f"evaluation.json is of {what}, .* again: {way_on}"):
         measured(run)
 
 

@@ -151,7 +151,12 @@ def test_other_data_that_are_named_are_judged_and_the_records_say_so(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = measures(own / "run")
-    result = CliRunner().invoke(app, ["evaluate", str(own / "run"), "data.source.path=x.npy"])
+    words = ["evaluate", str(own / "run"), "data.source.path=x.npy"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "give --overwrite to replace it" in " ".join(result.output.split())
+    assert measures(own / "run") == before
+    result = CliRunner().invoke(app, [*words, "--overwrite"])
     assert result.exit_code == 0, result.output
     record = json.loads((own / "run" / "evaluation.json").read_text())
     assert record["data"]["given"] == {"data.source.path": "x.npy"}
@@ -173,7 +178,7 @@ def test_other_data_that_are_named_are_judged_and_the_records_say_so(
         asked.append(request)
         raise FileExistsError("enough.")
 
-    monkeypatch.setattr(posterior, "check_replaceable", ask)
+    monkeypatch.setattr(posterior, "replacing", ask)
     for words in (["data.source.path=x.npy"], []):
         assert CliRunner().invoke(app, ["posterior", run, *words]).exit_code == 2
     assert [request.get("data", {}).get("given") for request in asked] == [{"data.source.path": "x.npy"}, None]
@@ -225,10 +230,13 @@ def test_ranks_of_simulations_need_no_data(own: Path) -> None:
 def test_an_older_run_that_says_nothing_of_its_data_goes_on(own: Path) -> None:
     shutil.copytree(own / "run", "older")
     Path("older", "data.json").unlink()
-    evaluate_run(Path("older"), data=["data.source.path=x.npy"])
+    others = {"data": ["data.source.path=x.npy"]}
+    text = refused(lambda: evaluate_run(Path("older"), **others))  # type: ignore[arg-type]
+    assert "is of the test split, and the test split of other data (data.source.path=" in text
+    evaluate_run(Path("older"), **others, overwrite=True)  # type: ignore[arg-type]
     assert json.loads(Path("older", "evaluation.json").read_text())["data"]["given"] == {"data.source.path": "x.npy"}
     np.save(own / "x.npy", film(1))
-    evaluate_run(Path("older"))
+    evaluate_run(Path("older"), overwrite=True)
 
 
 def test_a_damaged_fingerprint_is_one_sentence(own: Path) -> None:
