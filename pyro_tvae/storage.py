@@ -29,6 +29,7 @@ from .guides.base import Guide
 from .model import TVAE
 from .naming import restoring
 from .parts import Part, UnknownPartError, build, describe, dotted
+from .products import Linear
 
 __all__ = ["load", "save"]
 
@@ -311,13 +312,18 @@ def _same(one: Tensor, two: Tensor) -> bool:
     return torch.equal(*pair)
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, that of a linear layer whatever library multiplies."""
+    return nn.Linear if type(module) is Linear else type(module)
+
+
 def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
     """Modules of the same classes in the same places, whose plain attributes say the same."""
     twins = dict(two.named_modules(prefix=prefix, remove_duplicate=False))
     others = dict(twins)
     for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
         twin = others.pop(path, None)
-        if twin is None or dotted(type(module)) != dotted(type(twin)):
+        if twin is None or dotted(_kind(module)) != dotted(_kind(twin)):
             made = "nothing" if twin is None else f"a {type(twin).__name__}"
             raise _refusal(
                 path,

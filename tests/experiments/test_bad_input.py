@@ -25,6 +25,12 @@ from pyro_tvae.experiments.runs.run import Run
 TYPES = ["u1", "f2", "f4", "f8", "i4", "u2", "b1", "c8", "U2", "M8[s]", "V3"]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all generated cases of this file, and for nothing else."""
+    return tmp_path_factory.mktemp("generated")
+
+
 @cases(400)
 @given(
     st.lists(st.integers(0, 4), max_size=6),
@@ -35,7 +41,7 @@ TYPES = ["u1", "f2", "f4", "f8", "i4", "u2", "b1", "c8", "U2", "M8[s]", "V3"]
     st.booleans(),
 )
 def test_arrays_of_any_kind(
-    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
     shape: list[int],
     kind: str,
     value: float,
@@ -43,7 +49,7 @@ def test_arrays_of_any_kind(
     key: str | None,
     archive: bool,
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / ("data.npz" if archive else "data.npy")
+    path = folder / ("data.npz" if archive else "data.npy")
     array = np.zeros(shape, dtype=kind)
     if kind[0] in "uifb" and np.isfinite(value):
         array.reshape(-1)[:1] = np.asarray(value).astype(kind)
@@ -63,8 +69,8 @@ def test_arrays_of_any_kind(
 
 @cases(250)
 @given(st.integers(0, 10**9), st.booleans())
-def test_damaged_arrays(tmp_path_factory: pytest.TempPathFactory, seed: int, archive: bool) -> None:
-    path = tmp_path_factory.getbasetemp() / "damaged.npy"
+def test_damaged_arrays(folder: Path, seed: int, archive: bool) -> None:
+    path = folder / "damaged.npy"
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).random((6, 4, 4), dtype=np.float32)
     np.savez(buffer, pixels) if archive else np.save(buffer, pixels)  # type: ignore[func-returns-value]
@@ -101,8 +107,8 @@ STORED = OmegaConf.to_yaml(compose(), resolve=True)
 
 @cases(150)
 @given(st.integers(0, 10**9))
-def test_damaged_configurations(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    run = tmp_path_factory.getbasetemp()
+def test_damaged_configurations(folder: Path, seed: int) -> None:
+    run = folder
     (run / "config.yaml").write_bytes(damaged(STORED.encode(), seed))
     _, sentence = answer(lambda: Run(run).config())
     assert sentence is None or "config.yaml" in sentence
@@ -133,10 +139,8 @@ PATHS = [
 
 @cases(150)
 @given(st.sampled_from(PATHS), JUNK, st.booleans())
-def test_configurations_of_anything(
-    tmp_path_factory: pytest.TempPathFactory, where: str, value: Any, removed: bool
-) -> None:
-    run = tmp_path_factory.getbasetemp()
+def test_configurations_of_anything(folder: Path, where: str, value: Any, removed: bool) -> None:
+    run = folder
     stored = node = yaml.safe_load(STORED)
     *parents, last = where.split(".")
     for parent in parents:
@@ -151,8 +155,8 @@ def test_configurations_of_anything(
 
 @cases(150)
 @given(st.integers(0, 10**9))
-def test_damaged_records(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    path = tmp_path_factory.getbasetemp() / "history.json"
+def test_damaged_records(folder: Path, seed: int) -> None:
+    path = folder / "history.json"
     record = json.dumps({"rows": [{"step": 10, "train/elbo": -3.5}], "seconds": 3.0})
     path.write_bytes(damaged(record.encode(), seed))
     _, sentence = answer(lambda: read_record(path, dict[str, Any]))

@@ -42,6 +42,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MODULE = Fitting(*start())
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all generated cases of this file, and for nothing else."""
+    return tmp_path_factory.mktemp("generated")
+
+
 @cases(200)
 @given(st.integers(0, 10**9))
 def test_damaged_checkpoints(written: Path, seed: int) -> None:
@@ -138,8 +144,8 @@ def test_options_of_a_likelihood(name: str, value: Any) -> None:
 
 @cases(60)
 @given(st.integers(0, 10**9))
-def test_files_that_hold_no_posterior(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
-    path = tmp_path_factory.getbasetemp() / "posterior.nc"
+def test_files_that_hold_no_posterior(folder: Path, seed: int) -> None:
+    path = folder / "posterior.nc"
     path.write_bytes(damaged(b"\x89HDF\r\n\x1a\n" + bytes(200), seed))
     _, sentence = answer(lambda: from_netcdf(path))
     assert sentence is not None

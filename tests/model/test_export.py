@@ -57,7 +57,8 @@ def test_the_exported_decoder_says_what_decode_says(likelihood: str, network: st
     program = exported(Decoder(model), torch.rand(3, S, C, D), "t")
     for n in (1, 2, 7):
         t = torch.randn(n, S, C, D)
-        torch.testing.assert_close(program(t), model.decode(t).mean, rtol=1e-5, atol=1e-6)
+        # They may multiply by two libraries, which round in another order.
+        torch.testing.assert_close(program(t), model.decode(t).mean, rtol=1e-4, atol=2e-5)
 
 
 OTHERS = [guide for guide in GUIDES if guide not in CLOSED]

@@ -58,7 +58,8 @@ def test_a_model_says_what_it_said_then_and_is_saved_under_its_public_path(path:
     said = torch.tensor(json.loads((path.parent / SAID).read_text())[path.stem], dtype=torch.float64)
     model, guide = load(path)
     now = judged(model, guide)
-    assert now == pytest.approx(said, rel=1e-5)
+    # Its noise is now the same for all sequences, so that a sequence's posterior no longer depends on its batch.
+    assert now == pytest.approx(said, rel=1e-4 if "semi_amorti" in path.stem else 1e-5)
     again = save(tmp_path / "m.safetensors", model, guide)
     assert named(again) == {current(name) for name in named(path)} <= PARTS
     assert judged(*load(again)) == now
