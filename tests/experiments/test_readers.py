@@ -6,6 +6,7 @@ import importlib.util
 import os
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,6 +292,29 @@ def test_a_palette_is_colors_and_not_numbers(tmp_path: Path) -> None:
         Image.fromarray(frame).quantize(64).save(tmp_path / f"{number}.png")
     pixels, _, _ = whole(tmp_path)
     assert np.array_equal(pixels, COLORS.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("kind", [0, 2, 4, 6])
+def test_colors_of_sixteen_bits_are_not_cut_to_eight(kind: int, tmp_path: Path) -> None:
+    """By the format's own words: 0 is gray, 2 is red, green and blue, 4 and 6 have opacity too."""
+    values = rng.integers(0, 65536, (HEIGHT, WIDTH, {0: 1, 2: 3, 4: 2, 6: 4}[kind]), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks.items()
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    if kind == 0:
+        pixels = whole(tmp_path / "a.png", axes="HWC", range=[0, 65535])[0]
+        np.testing.assert_allclose(pixels.squeeze() * 65535, values.squeeze(), rtol=1e-6)
+    else:
+        with pytest.raises(ValueError, match="channels have 16 bits each, of which 8 would be lost; keep it as TIFF"):
+            arrays(tmp_path / "a.png", axes="HWC")
 
 
 def test_unlike_pictures_are_named(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ def pixels_of(image: Any) -> NDArray[Any]:
     """Of one of Pillow's pictures, (height, width, channel), turned as its camera says it was held."""
     from PIL import ImageOps
 
+    # What is said of the pixels before they are read: of these Pillow drops the lower byte without a word.
+    if image.mode in ("LA", "RGB", "RGBA") and any(str(tile[3]).endswith(";16B") for tile in image.tile):
+        raise Unsuitable("its channels have 16 bits each, of which 8 would be lost; keep it as TIFF, .npy or HDF5.")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "PA"):  # a palette's numbers are no brightness
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
