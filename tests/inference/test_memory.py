@@ -111,5 +111,6 @@ print(True, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
 
 @pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc, or its settings are the user's")
 def test_a_loop_of_ones_own_fetches_no_pages_either() -> None:
-    # A step's activations and gradients are some 20 MB, 5,000 pages of 4 KiB, which the kernel would hand out anew.
-    assert turns(LOOP)[1] < 500
+    # A step's activations and gradients are some 70 MB, 18,000 pages of 4 KiB, which the kernel would hand out anew.
+    # Up to 900 still are now and then, where a large block is cut.
+    assert turns(LOOP)[1] < 4000
