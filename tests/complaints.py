@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 import pyro_tvae
@@ -16,6 +17,7 @@ import pyro_tvae.inference
 
 HOUSE = {str(Path(module).resolve().parent) for module in (pyro_tvae.__file__, pyro_tvae.inference.__file__)}
 HOUSE |= {str(Path(folder).with_name("experiments")) for folder in HOUSE}
+EXPECTED = (ValueError, OSError)
 FAMILY = (ValueError, TypeError, LookupError, OSError, FloatingPointError)
 
 
@@ -59,3 +61,12 @@ def damaged(content: bytes, seed: int) -> bytes:
     if kind == "junk":
         return dice.randbytes(dice.randrange(1, 400))
     return content + dice.randbytes(20) if kind == "pad" else b""
+
+
+def refused(action: Callable[[], object], kind: type[Exception] | tuple[type[Exception], ...] = EXPECTED) -> str:
+    """The sentence, in one line, that an action is refused with."""
+    with pytest.raises(kind) as caught:
+        action()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text

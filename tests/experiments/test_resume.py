@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tiny import TINY as SMALLEST
 
 from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run
@@ -18,17 +19,7 @@ from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.runs.run import Run
 
-TINY = [
-    "data.n_train=16",
-    "data.n_validation=8",
-    "data.n_test=12",
-    "model.n_capsules=2",
-    "fit.max_epochs=1",
-    "fit.progress=false",
-    "fit.accelerator=cpu",
-    "baseline.max_epochs=1",
-    "evaluation.num_particles=2",
-]
+TINY = [*(word for word in SMALLEST if word != "baseline.enabled=false"), "baseline.max_epochs=1"]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from complaints import refused
 from typer.testing import CliRunner
 
 from pyro_tvae.experiments.cli import app
@@ -82,14 +83,6 @@ def own(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def measures(run: Path) -> Any:
     return json.loads((run / "evaluation.json").read_text())["measures"]["trained"]["iwae"]
-
-
-def refused(action: Callable[[], object]) -> str:
-    with pytest.raises((ValueError, OSError)) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def test_a_run_is_judged_on_its_own_data_from_any_folder(own: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from complaints import refused
 from tiny import TINY
 
 import pyro_tvae
@@ -72,14 +73,6 @@ def run(trained_run: dict[str, bytes], tmp_path: Path) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def refused(action: Callable[[], object]) -> str:
-    with pytest.raises((ValueError, OSError)) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
