@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, atomic_write, refusal
+from pyro_tvae.files import PARTIAL, atomic_write, refusal, start_of_partial
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
@@ -366,7 +366,7 @@ def to_zarr(data: ArvizData, path: str | Path) -> Path:
         raise ModuleNotFoundError("to_zarr needs the package zarr; pip install 'pyro-tvae[zarr]', or take to_netcdf.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-{os.getpid()}-", suffix=PARTIAL) as folder:
+        with TemporaryDirectory(dir=path.parent, prefix=start_of_partial(path), suffix=PARTIAL) as folder:
             write_zarr(data, Path(folder) / "data")
             (Path(folder) / "data").rename(path)
     except OSError as error:

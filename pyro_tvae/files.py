@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import functools
 import glob
 import os
+import platform
 import re
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "being_written", "check_room", "refusal"]
+__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room", "left_behind", "refusal", "start_of_partial"]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
+FORGOTTEN = 7 * 24 * 3600  # seconds since it was written in, after which one of another machine is nobody's
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
 
 
@@ -42,7 +47,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _check_kind(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: only within one file system is a rename all or nothing.
-        name = f".{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}"
+        name = f"{start_of_partial(path)}{uuid.uuid4().hex[:8]}{PARTIAL}"
         handle = os.open(path.parent / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the user's umask has it
         os.close(handle)
@@ -63,10 +68,34 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def being_written(partial: Path) -> bool:
-    """Whether the process that writes a temporary file or folder, which its name says, is there still."""
-    writer = re.search(rf"-(\d+)-[^-]*{re.escape(PARTIAL)}$", partial.name)
-    return writer is not None and _alive(int(writer[1]))
+def start_of_partial(path: Path) -> str:
+    """How the name of a temporary file or folder begins, beside the path that it becomes: it says who writes it."""
+    return f".{path.name}-{os.getpid()}-{_here()}"
+
+
+def left_behind(partial: Path) -> bool:
+    """Whether a temporary file or folder, by its name, is of a process that is no more.
+
+    Of one on another machine, or in another container, whose number says nothing here, if it has long not grown.
+    """
+    writer = re.search(rf"-(\d+)-([0-9a-f]{{8}})[^-]*{re.escape(PARTIAL)}$", partial.name)
+    if writer is None:
+        return False
+    if writer[2] == _here() and os.name == "posix":  # elsewhere signal 0 is not a question
+        return not _alive(int(writer[1]))
+    try:
+        return time.time() - os.lstat(partial).st_mtime > FORGOTTEN
+    except FileNotFoundError:
+        return False
+
+
+@functools.cache
+def _here() -> str:
+    """Eight digits for this boot of this machine, and for the container within which its processes are numbered."""
+    told = [platform.node()]
+    with suppress(OSError):  # not on Linux
+        told += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return sha256("\n".join(told).encode()).hexdigest()[:8]
 
 
 def check_room(partial: Path, size: int) -> None:
@@ -122,16 +151,12 @@ def _full(partial: Path | None, error: Exception) -> OSError | None:
 
 def _clear(path: Path) -> None:
     """Remove what processes that are no more left of a file."""
-    start = f".{path.name}-"
-    for partial in path.parent.glob(f"{glob.escape(start)}*{PARTIAL}"):
-        pid = partial.name.removeprefix(start).partition("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+    for partial in path.parent.glob(f"{glob.escape(f'.{path.name}-')}*{PARTIAL}"):
+        if left_behind(partial) and not partial.is_dir():
             partial.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere signal 0 is not a question
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):  # no process ever has such a number

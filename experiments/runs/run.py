@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, being_written, refusal
+from pyro_tvae.files import PARTIAL, left_behind, refusal
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -307,7 +307,7 @@ class Run:
     def sweep(self) -> None:
         """Remove what a killed process was still writing; posteriors and the like are written without the lock."""
         for partial in self.path.rglob(f".*{PARTIAL}"):
-            if being_written(partial):
+            if not left_behind(partial):
                 continue
             if partial.is_dir():  # of a Zarr store
                 shutil.rmtree(partial, ignore_errors=True)

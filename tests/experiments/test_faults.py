@@ -27,7 +27,7 @@ from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
 from pyro_tvae.experiments.runs.run import Run, unfinished
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import atomic_write, start_of_partial
 
 TINY = [
     "data.n_train=16",
@@ -142,29 +142,60 @@ def test_paths_inside_an_archive_are_names_and_nothing_else(tmp_path: Path) -> N
     assert not Path("/tmp/escaped-too.npy").exists()
 
 
-def test_what_killed_processes_left_goes_with_the_next_writing(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+@pytest.fixture
+def dead() -> int:
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def renumbered(path: Path, pid: int) -> str:
+    """How another process on this machine would call what it is writing."""
+    return start_of_partial(path).replace(f"-{os.getpid()}-", f"-{pid}-") + "x.partial"
+
+
+def test_what_killed_processes_left_goes_with_the_next_writing(dead: int, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    left, others = tmp_path / f".a.json-{dead.pid}-x.partial", tmp_path / ".a.json-1-x.partial"
-    left.touch()
-    others.touch()  # process 1 is always there
+    left, others = renumbered(path, dead), {renumbered(path, 1), ".a.json-mine.partial"}  # process 1 is always there
+    for name in {left} | others:
+        (tmp_path / name).touch()
     with atomic_write(path) as partial:
         partial.write_text("{}")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [others.name, path.name]
+    assert {entry.name for entry in tmp_path.iterdir()} == {*others, path.name}
 
 
-def test_what_goes_on_with_a_run_leaves_what_others_are_writing_in_it(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for name in (f".a.nc-{dead.pid}-x.partial", ".a.nc-x.partial", f".a.nc-{2**80}-x.partial"):
+@pytest.mark.parametrize("pid", ["dead", "alive"])
+def test_what_another_machine_is_writing_is_left_to_it_until_it_is_old(pid: str, dead: int, tmp_path: Path) -> None:
+    """On a disk that several share a process number says nothing of those on another machine, or in a container."""
+    number = dead if pid == "dead" else 1
+    names = (f".a.nc-{number}-0123abcd89abcdef.partial", f".a.nc-{number}-89abcdef.partial")  # one of a former version
+    for name in names:
         (tmp_path / name).touch()
-    (tmp_path / f".b.zarr-{dead.pid}-x.partial" / "posterior").mkdir(parents=True)
+
+    def written() -> None:
+        with atomic_write(tmp_path / "a.nc") as partial:
+            partial.touch()
+        Run(tmp_path).sweep()
+
+    written()
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "a.nc"}
+    for name in names:
+        os.utime(tmp_path / name, (0, 0))
+    written()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.nc"}
+
+
+def test_what_goes_on_with_a_run_leaves_what_others_are_writing_in_it(dead: int, tmp_path: Path) -> None:
+    for pid in (dead, 2**80):
+        (tmp_path / renumbered(tmp_path / "a.nc", pid)).touch()
+    (tmp_path / renumbered(tmp_path / "b.zarr", dead) / "posterior").mkdir(parents=True)
     with atomic_write(tmp_path / "c.nc") as partial:  # such as draws, which are written without the lock
         partial.write_text("draws")
-        (tmp_path / ".b.zarr-1-x.partial").mkdir()
+        others = tmp_path / renumbered(tmp_path / "b.zarr", 1)
+        others.mkdir()
         Run(tmp_path).sweep()
-        assert {path.name for path in tmp_path.iterdir()} == {partial.name, ".b.zarr-1-x.partial"}
+        assert {path.name for path in tmp_path.iterdir()} == {partial.name, others.name}
 
 
 # --- the same command ------------------------------------------------------------------------------------------------
