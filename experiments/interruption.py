@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import AuthenticationError
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ __all__ = [
     "catch_signals",
     "command",
     "goes_on_with",
+    "interruption_of",
     "leave_signals",
+    "leave_to_parent",
     "override",
     "typed",
 ]
@@ -36,26 +40,31 @@ class Interrupted(SystemExit):
     """SIGINT or SIGTERM, as an exception: files are closed, and half-written ones removed, on the way out."""
 
 
+_asked = 0  # the signal by which this process was asked to end, until that is answered
+
+
 def catch_signals() -> None:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on.
 
     What Python or a library drops, such as an exception in a destructor, in a fork or below a bare ``except``, is
     raised again until it is on its way up.
     """
-    owner, asked, said = os.getpid(), 0, sys.unraisablehook
+    global _asked
+    owner, said, _asked = os.getpid(), sys.unraisablehook, 0
 
     def interrupt(signum: int, frame: Any) -> None:
-        nonlocal asked
+        global _asked
         # Ctrl-C reaches forked processes too, such as those that load data: they are this one's to end.
-        if os.getpid() == owner and hasattr(signal, "setitimer"):
-            asked = signum
-            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        if os.getpid() == owner:
+            _asked = signum
+            if hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
         if os.getpid() == owner or signum != signal.SIGINT:
             raise Interrupted(128 + signum)
 
     def insist(signum: int, frame: Any) -> None:
-        if os.getpid() == owner and _interruption(sys.exc_info()[1]) is None:
-            raise Interrupted(128 + asked)
+        if os.getpid() == owner and _on_its_way(sys.exc_info()[1]) is None:
+            raise Interrupted(128 + _asked)
 
     def unraisable(dropped: Any) -> None:
         if not isinstance(dropped.exc_value, Interrupted):
@@ -66,10 +75,32 @@ def catch_signals() -> None:
         signal.signal(signal.SIGALRM, insist)
     for number in SIGNALS:
         signal.signal(number, interrupt)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forgive_sharing)
+
+
+def leave_to_parent() -> None:
+    """Ignore Ctrl-C in a process that joblib keeps for jobs: it reaches the parent too, which ends its processes."""
+    if type(multiprocessing.current_process()).__name__ == "LokyProcess":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _forgive_sharing() -> None:
+    """Say nothing in a process that loads data when whom it hands memory to was interrupted while taking it."""
+    said = sys.excepthook
+
+    def hook(kind: Any, error: BaseException, trace: Any) -> None:
+        sharing = trace is not None and trace.tb_frame.f_globals.get("__name__") == "multiprocessing.resource_sharer"
+        if not (sharing and isinstance(error, EOFError | ConnectionError | AuthenticationError)):
+            said(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def leave_signals() -> None:
     """Ask no more for an interruption that is on its way out of the process, whose end would be another one else."""
+    global _asked
+    _asked = 0
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
@@ -125,7 +156,7 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interruption = _interruption(error)
+        interruption = None if _answered(error) and not _asked else interruption_of(error)
         if interruption is None:
             raise
         if passes_on:
@@ -135,17 +166,26 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         print(f"\npyro-tvae: interrupted; {sentence}", file=sys.stderr, flush=True)
-        code = interruption.code if isinstance(interruption, Interrupted) else 128 + signal.SIGINT
+        code = interruption.code if isinstance(interruption, SystemExit) else 128 + signal.SIGINT
         raise SystemExit(code) from None
     finally:
         _decided = passes_on
 
 
-def _interruption(error: BaseException | None) -> BaseException | None:
-    """The interruption that an error is, or on the way out of which it came; None where it was answered already."""
-    if isinstance(error, SystemExit) and not isinstance(error, Interrupted):
-        return None
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt | Interrupted):
-        cause = cause.__context__
-    return cause
+def interruption_of(error: BaseException) -> BaseException | None:
+    """The interruption that an error is, on the way out of which it came, or in whose place a library put it.
+
+    Lightning ends with status 0 after a batch, when its own handler heard SIGTERM and ours was dropped, Hydra with 1.
+    """
+    return _on_its_way(error) or (Interrupted(128 + _asked) if _asked else None)
+
+
+def _on_its_way(error: BaseException | None) -> BaseException | None:
+    while error is not None and not (isinstance(error, KeyboardInterrupt | Interrupted) or _answered(error)):
+        error = error.__context__
+    return error
+
+
+def _answered(error: BaseException) -> bool:
+    """Whether it is the end of a process with the status of an interruption, after its sentence or in its place."""
+    return isinstance(error, SystemExit) and not isinstance(error, Interrupted) and error.code in INTERRUPTED

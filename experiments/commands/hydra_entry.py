@@ -35,7 +35,7 @@ from ..config.composition import (
 )
 from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
-from ..interruption import INTERRUPTED, goes_on_with, override, typed
+from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..runs.data import SplitRecord, fingerprints
 from ..runs.run import DATA, Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
@@ -130,7 +130,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
                 own_folder = [text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"]
                 _hydra([*own_folder, *added], job)
             except SystemExit as error:
-                if (asked := _interruption(error)) is not None:
+                if (asked := interruption_of(error)) is not None:
                     raise asked from None
                 status = error.code  # of a sweeper that gave up
         failures = sweep.failures()
@@ -154,6 +154,7 @@ def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float
         allow: what a stored configuration may call.
         common: the settings that all jobs were given, so that they tell nothing of this one.
     """
+    leave_to_parent()
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
@@ -161,14 +162,14 @@ def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float
     try:
         return _trained(config, path, allow)
     except Exception as error:
-        if (asked := _interruption(error)) is not None:
+        if (asked := interruption_of(error)) is not None:
             raise asked from None
         said = sentence(error)
         if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
         said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
     except SystemExit as error:
-        if (asked := _interruption(error)) is not None:
+        if (asked := interruption_of(error)) is not None:
             raise asked from None
         said = f"it ended itself with status {error.code}."
     failure = Failure(int(settings.job.num), tuple(own), said)
@@ -199,16 +200,6 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
 @functools.lru_cache(maxsize=16)  # the jobs of a sweep mostly have the same data, and files may be large
 def _fingerprints(data: str) -> dict[str, SplitRecord]:
     return fingerprints(make(OmegaConf.create(data)))
-
-
-def _interruption(error: BaseException) -> BaseException | None:
-    """That a process was asked to end, be it within a fit of Lightning's or where a library made an error of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, KeyboardInterrupt) or (isinstance(cause, SystemExit) and cause.code in INTERRUPTED):
-            return cause
-        cause = cause.__context__
-    return None
 
 
 def _one_of_several() -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
+from pyro_tvae.experiments.interruption import leave_to_parent
 from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.files import atomic_write, start_of_partial
 
@@ -283,3 +286,62 @@ with goes_on_with("go on."):
     ended = subprocess.run([sys.executable, "-c", script, DROPPED[drops]], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (143, "closed\n")
     assert ended.stderr == "\npyro-tvae: interrupted; go on.\n"
+
+
+@pytest.mark.parametrize("end", ["SystemExit(1)", "SystemExit()", "SystemExit(143)", "RuntimeError()", "EOFError()"])
+def test_whatever_a_library_makes_of_a_signal_ends_with_its_status(end: str) -> None:
+    """Hydra ends with 1 after an error, Lightning with 0 after the batch in which its own handler heard SIGTERM."""
+    script = f"""
+import os, signal, sys
+from pyro_tvae.experiments import cli
+from pyro_tvae.experiments.commands import hydra_entry
+def run(*_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except:
+        pass
+    failed = {end}
+    failed.__context__ = None
+    raise failed
+hydra_entry.run_with_hydra = run
+sys.argv = ["pyro-tvae", "train"]
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 143
+    assert re.fullmatch(r"\npyro-tvae: interrupted; [^\n]+\n", ended.stderr)
+
+
+def test_what_loads_data_says_nothing_of_a_reader_that_was_interrupted() -> None:
+    script = """
+import multiprocessing, os, socket, time
+from multiprocessing.resource_sharer import DupFd
+from pyro_tvae.experiments.interruption import catch_signals
+catch_signals()
+ours, theirs = multiprocessing.Pipe()
+if os.fork() == 0:
+    theirs.send(DupFd(1)._id[0])
+    theirs.recv()
+    multiprocessing.resource_sharer.stop()
+    os._exit(0)
+with socket.socket(socket.AF_UNIX) as reader:
+    reader.connect(ours.recv())
+time.sleep(0.5)
+ours.send("enough")
+print(os.wait()[1])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
+
+
+def test_a_process_of_joblibs_leaves_ctrl_c_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    loky = pytest.importorskip("joblib.externals.loky.backend.process")
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        leave_to_parent()  # here it is nobody else's
+        assert signal.getsignal(signal.SIGINT) is before
+        monkeypatch.setattr("multiprocessing.current_process", loky.LokyProcess)
+        leave_to_parent()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
