@@ -8,9 +8,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,20 @@ def catch_signals() -> None:
 
 def leave_to_parent() -> None:
     """Ignore Ctrl-C in a process that joblib keeps for jobs: it reaches the parent too, which ends its processes."""
-    if type(multiprocessing.current_process()).__name__ == "LokyProcess":
+    if _works_for_joblib(multiprocessing.current_process()):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_jobs() -> None:
+    """End what joblib keeps for jobs: a second Ctrl-C stops it from doing so, and it would wait for their trainings."""
+    for process in filter(_works_for_joblib, multiprocessing.active_children()):
+        with suppress(ProcessLookupError):
+            assert process.pid is not None  # it was started
+            os.kill(process.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+
+
+def _works_for_joblib(process: BaseProcess) -> bool:
+    return type(process).__name__ == "LokyProcess"
 
 
 def _forgive_sharing() -> None:
@@ -143,7 +156,7 @@ _decided = False  # by a command of many runs, whose sentence goes before those 
 
 
 @contextmanager
-def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
+def goes_on_with(sentence: str | Callable[[], str], *, decides: bool = False) -> Iterator[None]:
     """End with ``interrupted; <sentence>`` on standard error, and the status that shells expect: 130 or 143.
 
     Args:
@@ -165,7 +178,9 @@ def goes_on_with(sentence: str, *, decides: bool = False) -> Iterator[None]:
         leave_signals()
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        print(f"\npyro-tvae: interrupted; {sentence}", file=sys.stderr, flush=True)
+        _end_jobs()
+        said = sentence if isinstance(sentence, str) else sentence()
+        print(f"\npyro-tvae: interrupted; {said}", file=sys.stderr, flush=True)
         code = interruption.code if isinstance(interruption, SystemExit) else 128 + signal.SIGINT
         raise SystemExit(code) from None
     finally:

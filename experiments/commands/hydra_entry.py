@@ -18,6 +18,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -111,6 +112,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     own = [one.input_line for one in read if not _touches([str(one.key_or_group)], *elsewhere)]
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], hydra=True).hydra
+    jobs = _number_of_jobs(read, settings)
 
     def job(config: DictConfig) -> float | None:
         sys.argv = before
@@ -125,7 +127,9 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         if FAILURES.rpartition(".")[2] in (settings.sweeper or {}) and FAILURES not in given:
             added.append(f"{FAILURES}=1.0")
         status: object = None
-        with goes_on_with(f"what is done is in {sweep}; go on with: {again}", decides=True):
+        with goes_on_with(
+            lambda: f"what is done is in {sweep} ({sweep.progress(jobs)}); go on with: {again}", decides=True
+        ):
             try:
                 own_folder = [text for text in overrides if text.partition("=")[0] != "hydra.sweep.dir"]
                 _hydra([*own_folder, *added], job)
@@ -144,6 +148,19 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         )
     if failures or status:
         raise SystemExit(2 if failures else status)
+
+
+def _number_of_jobs(read: Sequence[Any], settings: DictConfig) -> int | None:
+    """How many a sweep has, by its overrides; None for sweepers that decide for themselves, and their settings."""
+    swept = [one for one in read if one.is_sweep_override()]
+    if settings.sweeper._target_ != SWEEPER or settings.sweeper.params or not all(map(_listed, swept)):
+        return None
+    return math.prod(sum(1 for _ in one.sweep_string_iterator()) for one in swept)
+
+
+def _listed(one: Any) -> bool:
+    """Whether an override lists its values; a pattern, glob(…), is one for Hydra to match."""
+    return bool(one.is_discrete_sweep()) and not isinstance(one.value(), Glob)
 
 
 def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float | None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
 
 __all__ = [
@@ -43,6 +45,7 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
 FILES = (*PLACES, "topography.w")
+SECTIONS = ("data", "data.source", "model", "optimizer.optimizer", "fit", "baseline", "evaluation")  # never empty
 
 
 def located(config: DictConfig) -> DictConfig:
@@ -119,9 +122,27 @@ def compose(overrides: Sequence[str] = (), *, hydra: bool = False) -> DictConfig
     GlobalHydra.instance().clear()
     with initialize_config_module(CONF, version_base="1.3"):
         try:
-            return hydra_compose("config", overrides=overrides, return_hydra_config=hydra)
+            config = hydra_compose("config", overrides=overrides, return_hydra_config=hydra)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigurationError(_explain(error, overrides)) from None
+    for name in _default_groups():
+        if name not in config:
+            raise ConfigurationError(f"{name} is left empty; expected one of {', '.join(options()[name])} ({LIST}).")
+    for name in SECTIONS:
+        if not isinstance(value := OmegaConf.select(config, name, default=None), DictConfig):
+            raise ConfigurationError(
+                f"{name} is {value!r}, and its settings are missing; give them one by one, {name}.SETTING=VALUE "
+                f"({SETTINGS})."
+            )
+    return config
+
+
+@functools.cache
+def _default_groups() -> tuple[str, ...]:
+    """The groups of which every configuration has one option."""
+    said = yaml.safe_load((files(CONF) / "config.yaml").read_text())["defaults"]
+    named = (item for entry in said if isinstance(entry, dict) for item in entry.items())
+    return tuple(name for name, option in named if option and name in options())
 
 
 def check_names(overrides: Sequence[str]) -> None:
@@ -229,8 +250,24 @@ def keys(node: Any, prefix: str = "") -> list[str]:
 
 
 def make(node: Any) -> Any:
-    """Build the object that a node of the configuration describes; null makes None."""
-    return instantiate(node, _convert_="object")
+    """Build the object that a node of the configuration describes; null makes None.
+
+    Raises:
+        ConfigurationError: what is to be built stumbles over a setting, with these settings.
+        InstantiationException: it refuses one in words of its own.
+    """
+    try:
+        return instantiate(node, _convert_="object")
+    except InstantiationException as error:
+        cause, place = first_cause(error), str(error).rpartition("full_key: ")[2]
+        if not stumbled(cause):
+            raise
+        of = OmegaConf.select(node._get_root(), place) if place else node
+        given = [
+            f"{name}={of[name]!r}" for name in of if not (name.startswith("_") or isinstance(of[name], DictConfig))
+        ]
+        what = f"{place or 'a part'} cannot be made from {', '.join(given) or 'nothing'}"
+        raise ConfigurationError(f"{what} ({cause}); look at these settings.") from error
 
 
 def parsed(overrides: Sequence[str]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..interruption import NOTHING, goes_on_with
 
-__all__ = ["ConfigurationError", "plain_errors", "sentence"]
+__all__ = ["ConfigurationError", "first_cause", "plain_errors", "sentence", "stumbled"]
 
 
 class ConfigurationError(ValueError):
@@ -39,13 +40,30 @@ def sentence(error: BaseException) -> str | None:
         )
     if not isinstance(error, PLAIN):
         return None
-    cause: BaseException = error
-    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = first_cause(error)
     if isinstance(cause, MissingMandatoryValue):
         name = str(cause.full_key)
         cause = ConfigurationError(f"{name} has no default and was not given; add {name}=… to the command.")
     return _one_line(cause)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """What Hydra stopped at when it built something."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def stumbled(error: BaseException) -> bool:
+    """Whether a library, or a line of this project that expects nothing of the kind, met what it cannot take.
+
+    What a line here raises is a sentence for the user; files and memory have words of their own.
+    """
+    if isinstance(error, InstantiationException | OmegaConfBaseException | OSError | ImportError) or _no_memory(error):
+        return False
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return not (frames[-1][0].f_globals.get("__name__", "").startswith("pyro_tvae") and line.startswith("raise"))
 
 
 def _no_memory(error: BaseException) -> bool:

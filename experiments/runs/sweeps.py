@@ -13,7 +13,7 @@ from typing import TypedDict
 from pyro_tvae.files import refusal
 
 from .files import read_record, write_text
-from .run import Run
+from .run import CONFIG, HYDRA, REPORT, Run
 
 __all__ = ["Failure", "Sweep", "begun"]
 
@@ -80,6 +80,12 @@ class Sweep:
         records = [read_record(path, FailureRecord, ("number",)) for path in self.path.rglob(f"*{FAILED}")]
         read = [Failure(one["number"], tuple(one["overrides"]), one["sentence"]) for one in records]
         return sorted(read, key=lambda one: one.number)
+
+    def progress(self, jobs: int | None) -> str:
+        """How many of so many jobs, which not every sweeper tells, are done, and how many begun, in words."""
+        runs = [Run(path.parent) for path in self.path.rglob(CONFIG) if path.parent.name != HYDRA]
+        done = sum(run.has(REPORT) for run in runs)
+        return f"{done}{'' if jobs is None else f' of {jobs}'} done, {len(runs) - done} begun"
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.config.composition import compose, make
 from pyro_tvae.experiments.config.errors import plain_errors
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, arrays, digits
 from pyro_tvae.experiments.runs.files import read_record
@@ -183,6 +183,28 @@ VALUES = ["3", "", "null", "orbits", "[1", "{a:1}", "${seed}", "${nothing}", "'x
 @given(st.sampled_from(NAMES), st.sampled_from(VALUES))
 def test_overrides_of_anything(name: str, value: str) -> None:
     answer(lambda: compose([f"{name}={value}"]))
+
+
+STUMBLES = {
+    "data.source.seed=-1": "data.source cannot be made from seed=-1 (",
+    "data.source.seed=text": "data.source cannot be made from seed='text' (",
+    "data.transformations.moving=1": "moving=1 (",
+    "data.transformations=text": "data cannot be made from transformations='text', ",
+    "data.test_transformations=[1]": "test_transformations=[1], ",
+    "data.source=null": "data.source is None, and its settings are missing",
+    "model=text": "model is 'text', and its settings are missing",
+    "fit=null": "fit is None, and its settings are missing",
+    "optimizer.optimizer=1": "optimizer.optimizer is 1, and its settings are missing",
+    "topography=[]": "topography is left empty; expected one of ",
+    "data=[]": "data is left empty; expected one of ",
+}
+
+
+@pytest.mark.parametrize("override", STUMBLES)
+def test_a_setting_that_a_library_stumbles_over_is_named(override: str) -> None:
+    _, sentence = answer(lambda: make(compose([override]).data))
+    assert sentence is not None
+    assert STUMBLES[override] in sentence
 
 
 @pytest.mark.parametrize("overrides", [["fit.max_epochs=many"], ["model.n_capsules=2.5"], ["data.n_frames=x"]])

@@ -345,3 +345,23 @@ def test_a_process_of_joblibs_leaves_ctrl_c_to_its_parent(monkeypatch: pytest.Mo
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_ends_what_joblib_would_wait_for() -> None:
+    """As after a second Ctrl-C, which had stopped joblib from ending its processes: their trainings take hours."""
+    pytest.importorskip("joblib")
+    script = """
+import os, signal, time
+from joblib.externals.loky import get_reusable_executor
+from pyro_tvae.experiments.interruption import catch_signals, goes_on_with
+catch_signals()
+with goes_on_with("go on."):
+    executor = get_reusable_executor(2)
+    jobs = [executor.submit(time.sleep, 600) for _ in range(2)]
+    executor.submit(print, 1)
+    while not all(job.running() for job in jobs):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (130, "\npyro-tvae: interrupted; go on.\n")

@@ -124,11 +124,25 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(
             swept("seed=0,1")
         assert caught.value.code == status
         (folder,) = Path.cwd().glob("runs/quickstart/*")
-        said = f"what is done is in {folder.relative_to(Path.cwd())}; go on with: pyro-tvae train --multirun seed=0,1"
+        place = f"what is done is in {folder.relative_to(Path.cwd())} (1 of 2 done, 0 begun)"
+        said = f"{place}; go on with: pyro-tvae train --multirun seed=0,1"
         assert said in capsys.readouterr().err
     jobs.clear()
     assert swept("seed=0,1") == [1]
     assert [path.name for path in sorted(folder.glob("[0-9]"))] == ["0", "1"]
+
+
+def test_an_interrupted_sweep_counts_what_is_done(
+    jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of lists and ranges together; of patterns, and of other sweepers, nobody knows how many there will be."""
+    jobs[1] = Interrupted(143)
+    for number, (more, words) in enumerate(
+        (("model.eps=range(1,4)", "(3 of 6 done, 0 begun)"), ("topography=glob(torus*)", "(1 done, 0 begun)"))
+    ):
+        with pytest.raises(SystemExit):
+            swept("seed=0,1", more, f"hydra.sweep.dir=sweep{number}")
+        assert words in capsys.readouterr().err
 
 
 def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
