@@ -1,7 +1,9 @@
 """Kills: a command that is interrupted, terminated or killed at random moments loses nothing, and says how to go on.
 
 PYRO_TVAE_KILLS=100 in the environment asks for a hundred kills instead of a few: half of them while a run trains and is
-judged, a tenth each in a sweep, evaluate, posterior, likelihood and reproduce. PYRO_TVAE_SEED=1 chooses other moments.
+judged, a tenth each in a sweep, evaluate, posterior, likelihood and reproduce; and as many in a sweep whose data come
+from processes of their own, and in one of joblib's launcher, where it is installed. PYRO_TVAE_SEED=1 chooses other
+moments.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import shutil
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -80,6 +84,18 @@ def command(folder: Path, *arguments: str) -> BaseProcess:
     return process
 
 
+def descendants(pid: int) -> list[int]:
+    """All processes that a process has started, and those that they have, where the system tells."""
+    parents = dict[int, int]()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # just ended
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    family = [pid]
+    for ancestor in family:
+        family += [child for child, parent in parents.items() if parent == ancestor]
+    return family[1:]
+
+
 def killed(process: BaseProcess, after: float, number: signal.Signals, sign: Path | None = None) -> bool:
     """Whether the signal found the process alive, so long after a file is there; waits for its end."""
     while sign is not None and process.is_alive() and not sign.exists():
@@ -88,7 +104,10 @@ def killed(process: BaseProcess, after: float, number: signal.Signals, sign: Pat
     alive = process.is_alive()
     if alive:
         assert process.pid is not None
-        os.kill(process.pid, number)
+        helpers = descendants(process.pid) if number is signal.SIGKILL else []  # joblib's train on, and hold their runs
+        for pid in (process.pid, *helpers):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
     process.join(120)
     assert process.exitcode is not None
     return alive
@@ -238,7 +257,7 @@ def numbers(folder: Path, name: str) -> object:
     if name == "likelihood":
         record = json.loads((folder / "run" / "likelihood.json").read_text())
         return [{key: value for key, value in row.items() if key != "seconds"} for row in record["rows"]]
-    if name == "sweep":
+    if "sweep" in name:
         weights = {
             str(path.relative_to(folder)): digest(path) for path in sorted((folder / "sweep").rglob("*.safetensors"))
         }
@@ -257,6 +276,11 @@ COMMANDS = {
     "reproduce": ["reproduce", "tiny", "--output", "studies"],
     "sweep": ["train", "--multirun", *SWEEP, "hydra.sweep.dir=sweep", "seed=0,1"],
 }
+JOBLIB = "sweep by joblib"
+if TOTAL > 10:
+    COMMANDS["sweep with workers"] = [*COMMANDS["sweep"], "data.num_workers=2"]
+    if find_spec("hydra_plugins") and find_spec("hydra_plugins.hydra_joblib_launcher"):
+        COMMANDS[JOBLIB] = [*COMMANDS["sweep"], "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
 @pytest.mark.timeout(120 + 60 * SHARE)
@@ -288,7 +312,7 @@ def test_a_command_killed_at_random_moments_goes_on_when_given_again(
                 assert "Traceback" not in said
                 assert shlex.join(["pyro-tvae", *arguments]) in said or "nothing was written" in said, said
         assert_whole(folder)
-        begun = folder / {"reproduce": "studies", "sweep": "sweep"}.get(name, "run")
+        begun = folder / ("sweep" if "sweep" in name else {"reproduce": "studies"}.get(name, "run"))
         if begun.name != "run" and process.exitcode == 0:
             assert numbers(folder, name) == numbers(tmp_path / "left alone", name)
             shutil.rmtree(begun)  # what is finished is not computed again
