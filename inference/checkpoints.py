@@ -54,10 +54,32 @@ class Keeper(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         kept = self._beside(state_dict["best_model_path"])
-        if kept is not None and kept.is_file():
+        if kept is None:
+            return
+        score = state_dict["best_model_score"]
+        if self.monitor is not None and (own := self._score_of(kept)) is not None and not own >= score:
+            # As in a copy that was made while a run trained: the best weights of one epoch, the last of a later one.
+            what = "is of an epoch before the best one" if kept.is_file() else "is missing"
+            warnings.warn(
+                f"fit: {kept} {what}, whose {self.monitor} was {float(score):.4f}, so that its weights are lost; "
+                "those are kept that are the best from here on.",
+                stacklevel=2,
+            )
+            score = own
+        if kept.is_file():
             state = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
-            scores = {str(kept): score for score in state_dict["best_k_models"].values()}
+            state |= {"best_model_score": score, "kth_value": score}
+            scores = {str(kept): score for _ in state_dict["best_k_models"]}
             super().load_state_dict({**state, "best_k_models": scores, "last_model_path": "", "dirpath": self.dirpath})
+
+    def _score_of(self, kept: Path) -> Any:
+        """The score of the weights that a file holds, as it says itself; minus infinity where there is none."""
+        if not kept.is_file():
+            return torch.tensor(-torch.inf)
+        try:
+            return torch.load(kept, weights_only=True, mmap=True)["callbacks"][self.state_key]["best_model_score"]
+        except Exception:  # damaged in whatever way, which is said when its weights are needed
+            return None
 
     def _beside(self, path: str) -> Path | None:
         return self.beside / os.path.basename(path) if self.beside is not None and path else None

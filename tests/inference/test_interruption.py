@@ -168,6 +168,26 @@ def test_a_fit_whose_folder_was_moved_goes_on_with_its_best(tmp_path: Path) -> N
     assert torch.load(history.best_checkpoint, weights_only=True)["epoch"] == 0
 
 
+@pytest.mark.parametrize("copied", ["early", "missing"])
+def test_best_weights_of_another_epoch_are_not_taken_for_the_best(copied: str, tmp_path: Path) -> None:
+    """In a copy that was made while a run trained, ``best.ckpt`` can be older than ``last.ckpt`` says."""
+    case = {"data": sequences(), "validation": sequences(5), "optimizer": momentum}
+    folders = [tmp_path / name / "checkpoints" for name in ("early", "late")]
+    for folder, epochs in zip(folders, (1, 3), strict=True):
+        elbo = quick(case, folder.parent, max_epochs=epochs)[0].column("val/elbo")[1]
+        assert elbo[-1] == max(elbo)
+    early, late = folders
+    late.joinpath("best.ckpt").unlink()
+    if copied == "early":
+        shutil.copy(early / "best.ckpt", late / "best.ckpt")
+    said = "is of an epoch before the best one" if copied == "early" else "is missing"
+    with pytest.warns(UserWarning, match=f"best.ckpt {said}, whose val/elbo was {elbo[-1]:.4f}"):
+        history, _ = quick(case, late.parent, max_epochs=4, resume=late / "last.ckpt")
+    assert history.best_checkpoint == late / "best.ckpt"
+    best = torch.load(history.best_checkpoint, weights_only=True)
+    assert best["epoch"] == 3  # of the one epoch that was left: what was better is not there
+
+
 def test_a_path_inside_a_checkpoint_is_not_followed(tmp_path: Path) -> None:
     """A checkpoint that names another folder's best weights goes on with those that lie beside it."""
     case = {"data": sequences(), "validation": sequences(5)}
