@@ -15,7 +15,15 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
-from ..runs.outputs import REQUEST, digest, replacing, request_of, shown_on, unfinished
+from ..runs.outputs import (
+    REQUEST,
+    check_nothing_added,
+    digest,
+    replacing,
+    request_of,
+    shown_on,
+    unfinished,
+)
 from ..runs.run import WEIGHTS, Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
@@ -89,6 +97,8 @@ def calibrate_run(
         begun = unfinished(file, request)
         ranks = max((_read(one, request) for one in (file, begun)), key=_number)
         done, size = _number(ranks), BATCH[method]
+        if done < simulations and not overwrite:
+            check_nothing_added(file)
         bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
         with bar:
             for start in range(done, simulations, size):

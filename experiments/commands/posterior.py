@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, from_n
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
+from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, digest, replacing, shown_on
+from ..runs.outputs import REQUEST, check_nothing_added, digest, replacing, shown_on
 from ..runs.run import WEIGHTS, Run
 
 __all__ = ["posterior_run"]
@@ -101,54 +102,54 @@ def posterior_run(
         **({"data": loaded.others} if loaded.others else {}),
     }
     page = file.with_suffix(".html")
+    whole = {*groups} >= FOR_THE_PAGE and not variables
     with replacing(file, request, overwrite, page=page):
-        described = judged.datasets["test"]
+        # Somebody may have added to it; what was asked for otherwise has been refused.
+        kept = whole and not overwrite and file.exists()
         batch = next(judged.batches("test", loaded.device, batch_size=sequences))
-        coords: dict[str, Any] = {"item": np.arange(len(batch["x"])), "label": batch["label"]}
-        # A factor may be called like a variable (x, scale), its index never is.
-        coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
-        if isinstance(described.renderer, MovingImages):
-            for k, (name, values) in enumerate(described.renderer.transformations.factors.items()):
-                coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
-        if described.moving:
-            coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
-        show = bool(config.fit.progress)
-        options: dict[str, Any] = {"draws": draws, "method": method}
-        if nuts:
-            options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
-            result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options)
-            quality = guide_quality(model, guide, batch["x"], result, seed=seed)
-            options = {"result": result, "thin": thin, "quality": quality}
-        elif method == "guide":
-            options["num_particles"] = max(draws, FOR_K)
-        whole = {*groups} >= FOR_THE_PAGE and not variables
-        if whole:
-            with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
-                n_chains = chains if nuts else 1
-                size = expected_size(model, guide, batch["x"], draws=draws, num_chains=n_chains, groups=groups)
-                print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
-        with shown_on(file, page) as partial:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
-                drawn = to_arviz(
-                    model,
-                    guide,
-                    batch["x"],
-                    **options,
-                    groups={*groups} | FOR_THE_PAGE,
-                    coords=coords,
-                    attributes={REQUEST: json.dumps(request), "run": str(config.name)},
-                    seed=seed,
-                    path=partial if whole else None,  # what the page takes and the file does not is held in memory
-                    progress=show,
-                )
-            print(verdict(drawn), flush=True)
+        if kept:
+            print(f"{file} was made by this command, and stays as it is; its page is written anew", flush=True)
+        else:
+            if not overwrite:
+                check_nothing_added(file, groups)
+            show, coords = bool(config.fit.progress), _coordinates(judged, batch)
+            options: dict[str, Any] = {"draws": draws, "method": method}
+            if nuts:
+                options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
+                result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options)
+                quality = guide_quality(model, guide, batch["x"], result, seed=seed)
+                options = {"result": result, "thin": thin, "quality": quality}
+            elif method == "guide":
+                options["num_particles"] = max(draws, FOR_K)
             if whole:
-                close(drawn)
-            else:
-                to_netcdf(_selected(drawn, groups, variables), partial)
+                with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
+                    n_chains = chains if nuts else 1
+                    size = expected_size(model, guide, batch["x"], draws=draws, num_chains=n_chains, groups=groups)
+                    print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
+            with shown_on(file, page) as partial:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
+                    drawn = to_arviz(
+                        model,
+                        guide,
+                        batch["x"],
+                        **options,
+                        groups={*groups} | FOR_THE_PAGE,
+                        coords=coords,
+                        attributes={REQUEST: json.dumps(request), "run": str(config.name)},
+                        seed=seed,
+                        path=partial if whole else None,  # what the page takes and the file does not is held in memory
+                        progress=show,
+                    )
+                print(verdict(drawn), flush=True)
+                if whole:
+                    close(drawn)
+                else:
+                    to_netcdf(_selected(drawn, groups, variables), partial)
         if whole:
             drawn = from_netcdf(file, lazy=True)
+        if kept:
+            print(verdict(drawn), flush=True)
         times = f" and chain, {chains} chains" if nuts else ""
         facts = {
             "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split{loaded.aside}",
@@ -156,6 +157,20 @@ def posterior_run(
             "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
         }
         return file, write_page(page, drawn, model, name=str(config.name), facts=facts, file=file.name)
+
+
+def _coordinates(data: SequenceDataModule, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What labels the sequences of a batch of the test split: items, labels, and the values of their factors."""
+    described = data.datasets["test"]
+    coords: dict[str, Any] = {"item": np.arange(len(batch["x"])), "label": batch["label"]}
+    # A factor may be called like a variable (x, scale), its index never is.
+    coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
+    if isinstance(described.renderer, MovingImages):
+        for k, (name, values) in enumerate(described.renderer.transformations.factors.items()):
+            coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
+    if described.moving:
+        coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
+    return coords
 
 
 def _selected(data: ArvizData, groups: Collection[str], variables: Collection[str]) -> ArvizData:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from pyro_tvae.files import atomic_write
 from .files import read_record
 from .holding import holding
 
-__all__ = ["REQUEST", "check_replaceable", "digest", "replacing", "request_of", "shown_on", "unfinished"]
+__all__ = [
+    "REQUEST",
+    "check_nothing_added",
+    "check_replaceable",
+    "digest",
+    "replacing",
+    "request_of",
+    "shown_on",
+    "unfinished",
+]
 
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
@@ -103,6 +112,26 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     differs = [] if stored is None else sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
     why = f"was made with other {', '.join(differs)}" if differs else "is there already"
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
+
+
+def check_nothing_added(path: Path, groups: Collection[str] = ()) -> None:
+    """Raise FileExistsError where an HDF5 file that is to be written anew has groups that none of its commands wrote.
+
+    Args:
+        path: of the file, which may be missing.
+        groups: that it has from its command.
+    """
+    if not path.exists():
+        return
+    import h5py
+
+    with h5py.File(path) as file:
+        added = sorted(name for name, node in file.items() if isinstance(node, h5py.Group) and name not in groups)
+    if added:
+        raise FileExistsError(
+            f"{path} holds {', '.join(added)}, which was added to it and would be lost; give --overwrite to write it "
+            "anew, or --output for another file."
+        )
 
 
 @contextmanager

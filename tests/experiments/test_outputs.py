@@ -218,6 +218,39 @@ def test_no_page_lies_beside_a_file_that_it_does_not_show(name: str, tmp_path: P
     assert page.exists()
 
 
+@pytest.mark.usefixtures("plain_pages")
+@pytest.mark.parametrize("name", ["posterior", "posterior of few groups", "calibrate"])
+def test_what_was_added_to_a_file_is_not_lost_to_the_same_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    file = run / ("calibration.nc" if name == "calibrate" else "posterior.nc")
+    few: dict[str, Any] = {"groups": ["posterior"]} if "few" in name else {}
+
+    def given_again(**options: Any) -> object:
+        if name == "calibrate":
+            return calibrate_run(run, **{**FEW, "simulations": 60 if file.exists() else 40}, **options)
+        return posterior_run(run, draws=4, sequences=2, **few, **options)
+
+    given_again()
+    capsys.readouterr()
+    xarray.Dataset({"x": ("n", [1.0, 2.0])}).to_netcdf(file, group="mine", mode="a", engine="h5netcdf")
+    content = file.read_bytes()
+    if name == "posterior":  # nothing of it is to be made
+        (run / "posterior.html").unlink()
+        given_again()
+        assert (run / "posterior.html").exists()
+        assert "stays as it is; its page is written anew" in capsys.readouterr().out
+    else:
+        with pytest.raises(
+            FileExistsError, match=r"\.nc holds mine, which was added to it and would be lost; give --ov"
+        ):
+            given_again()
+    assert file.read_bytes() == content
+    given_again(overwrite=True)
+    assert file.read_bytes() != content
+
+
 def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyro_tvae.experiments.benchmarks import startup
 
