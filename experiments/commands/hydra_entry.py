@@ -140,11 +140,9 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         failures = sweep.failures()
         sweep.write(own, finished=not failures and not status)
         if status:
-            print(
-                f"pyro-tvae: the sweep in {sweep} ended early, with status {status} ({sweep.progress(jobs)}), as it does "
-                f"where a process of its launcher is killed; go on with: {again}",
-                file=sys.stderr,
-            )
+            # As where a process of a launcher's is killed, whose error Hydra shows in a traceback.
+            said = f"{sweep} ended early, with status {status} ({sweep.progress(jobs)})"
+            print(f"pyro-tvae: the sweep in {said}; go on with: {again}", file=sys.stderr)
     if failures:
         lines = [f"  {one.number}  {' '.join(one.overrides)}: {one.sentence}" for one in failures]
         number = f"{len(failures)} jobs" if len(failures) > 1 else "1 job"
