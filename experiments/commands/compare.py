@@ -57,8 +57,9 @@ def compare_runs(
         FileExistsError: the output is there, made otherwise.
         ValueError: numbers that are too small, runs of other sequences, or what :func:`.compare` refuses.
     """
-    if len(runs) != len(set(runs)) or len(runs) < 2:
-        raise ValueError(f"compare: {len(set(runs))} runs; expected two or more, each once.")
+    different = len({path.resolve() for path in runs})  # a link leads to the same one
+    if different != len(runs) or different < 2:
+        raise ValueError(f"compare: {different} runs; expected two or more, each once.")
     if sequences < 2 or particles < 1 or chains < 1 or temperatures == 1 or temperatures < 0:
         raise ValueError(
             f"compare: sequences={sequences}, particles={particles}, temperatures={temperatures}, chains={chains}; "

@@ -143,8 +143,10 @@ def test_runs_of_other_sequences_are_not_compared(tmp_path: Path) -> None:
     (runs[1] / "config.yaml").write_text(text.replace("n_test: 6", "n_test: 2").replace("  seed: 0", "  seed: 1"))
     with pytest.raises(ValueError, match=r"two are not those of .*one; expected runs with the same data"):
         compare_runs(runs, particles=5, sequences=6)
-    with pytest.raises(ValueError, match="1 runs; expected two or more"):
-        compare_runs([runs[0], runs[0]])
+    (tmp_path / "link").symlink_to(runs[0])
+    for again in (runs[0], tmp_path / "link", runs[0] / ".." / runs[0].name):
+        with pytest.raises(ValueError, match="1 runs; expected two or more"):
+            compare_runs([runs[0], again])
 
 
 def test_a_record_of_likelihoods_is_not_replaced_by_another(tmp_path: Path) -> None:
