@@ -45,7 +45,7 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
 FILES = (*PLACES, "topography.w")
-SECTIONS = ("data", "data.source", "model", "optimizer.optimizer", "fit", "baseline", "evaluation")  # never empty
+SECTIONS = ("data", "data.source", "model", "optimizer.optimizer", "fit", "baseline", "evaluation")
 
 
 def located(config: DictConfig) -> DictConfig:
@@ -129,7 +129,8 @@ def compose(overrides: Sequence[str] = (), *, hydra: bool = False) -> DictConfig
         if name not in config:
             raise ConfigurationError(f"{name} is left empty; expected one of {', '.join(options()[name])} ({LIST}).")
     for name in SECTIONS:
-        if not isinstance(value := OmegaConf.select(config, name, default=None), DictConfig):
+        value = OmegaConf.select(config, name, default=None)
+        if not isinstance(value, DictConfig) and (value is not None or "." not in name):  # a part of yours may lack it
             raise ConfigurationError(
                 f"{name} is {value!r}, and its settings are missing; give them one by one, {name}.SETTING=VALUE "
                 f"({SETTINGS})."
