@@ -361,6 +361,7 @@ CHANGED: dict[str, tuple[Callable[[Path], Any], Callable[[Effect, History], obje
     "beta": (lambda _: 0.5, lambda effect, _: effect.module.final_beta, 0.5),
     "num_particles": (lambda _: 3, lambda effect, _: effect.module.objective.num_particles, 3),
     "frame_dropout": (lambda _: 0.5, lambda effect, _: effect.module.frame_dropout, 0.5),
+    "subsample_frames": (lambda _: 2, lambda effect, _: effect.module.subsample_frames, 2),
     "gradient_clip": (lambda _: 0.5, lambda effect, _: effect.trainer.gradient_clip_val, 0.5),
     "patience": (lambda _: 9, lambda effect, _: effect.patience, [9]),
     "directory": (
