@@ -125,8 +125,9 @@ class ELBO(Objective):
     """``E_q[log p(x | t)] − β KL(q ‖ p)`` per sequence, to maximise, where ``pyro.infer.Trace_ELBO`` is a loss.
 
     Reparametrised, the KL in closed form where one is registered; for guides that are not mean-field it is estimated
-    from the draws. With ``subsample``, (B, n) numbers of frames, those alone are decoded and scored, each S / n times. With β = 1 the evidence lower bound; another weight gives the objective of the β-VAE (`Higgins et
-    al. 2017, beta-VAE: Learning basic visual concepts with a constrained variational framework
+    from the draws. With ``subsample``, (B, n) numbers of frames, those alone are decoded and scored, each S / n times.
+    With β = 1 the evidence lower bound; another weight gives the objective of the β-VAE (`Higgins et al.
+    2017, beta-VAE: Learning basic visual concepts with a constrained variational framework
     <https://openreview.net/forum?id=Sy2fzU9gl>`__).
 
     Example:

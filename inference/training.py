@@ -225,13 +225,13 @@ class Fitting(lightning.LightningModule):
             raise ValueError(f"subsample_frames is {n!r}; expected 1 to {model.n_frames} frames, or None for all.")
         if not isinstance(self.objective, ELBO):
             raise ValueError(
-                f"subsample_frames is {n}, and the objective {type(self.objective).__name__} is no average over frames, "
-                "so that a part of them does not stand for all; use ELBO, or leave it out."
+                f"subsample_frames is {n}, and the objective {type(self.objective).__name__} is no average over "
+                "frames, so that a part of them does not stand for all; use ELBO, or leave it out."
             )
         if "subsample" not in inspect.signature(type(model).forward).parameters:
             raise ValueError(
-                f"subsample_frames is {n}, and the forward of {type(model).__name__} takes no 'subsample'; give it one, "
-                "as TVAE.forward has, or leave subsample_frames out."
+                f"subsample_frames is {n}, and the forward of {type(model).__name__} takes no 'subsample'; give it "
+                "one, as TVAE.forward has, or leave subsample_frames out."
             )
 
     def _subsample(self, x: Tensor) -> Tensor | None:

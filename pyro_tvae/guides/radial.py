@@ -16,8 +16,8 @@ from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior
 from ..priors import GaussianEnergy
-from .encoders import energies_of, shown
 from ..topographies.base import Topography
+from .encoders import energies_of, shown
 from .orbit import PooledGuide
 
 __all__ = ["Radial", "RadialGuide"]
@@ -164,17 +164,18 @@ class RadialGuide(PooledGuide):
     def groups(self, model: TVAE) -> tuple[Tensor, Tensor]:
         if not isinstance(model.prior, GaussianEnergy):
             raise ValueError(
-                f"RadialGuide: the model's energies are {energies_of(model)}; expected GaussianEnergy (prior=gaussian), "
-                "or another guide, such as OrbitGuide for OrbitEnergy (guide=orbit)."
+                f"RadialGuide: the model's energies are {energies_of(model)}; expected GaussianEnergy "
+                "(prior=gaussian), or another guide, such as OrbitGuide for OrbitEnergy (guide=orbit)."
             )
         _, *grid = model.topography.lattice(model.n_frames, model.capsule_dim)
         velocity = _roll(model.topography, grid) if self.velocity is None else self.velocity
         if len(velocity) != len(grid):
             raise ValueError(
-                f"RadialGuide: velocity is {velocity}, and positions have {len(grid)} axes; expected one number for each."
+                f"RadialGuide: velocity is {velocity}, and positions have {len(grid)} axes; expected one number "
+                "for each."
             )
         path, axes = torch.arange(model.capsule_dim).reshape(grid), tuple(range(len(grid)))
-        index = torch.stack([path.roll([l * one for one in velocity], axes) for l in range(model.n_frames)]).flatten(1)
+        index = torch.stack([path.roll([k * one for one in velocity], axes) for k in range(model.n_frames)]).flatten(1)
         return index, index.new_full((model.capsule_dim,), model.n_frames).to(torch.get_default_dtype())
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:

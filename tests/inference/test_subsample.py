@@ -60,7 +60,8 @@ def test_each_sequence_has_frames_of_its_own() -> None:
     blank[0, 2:], blank[1, :2] = 0, 0
     torch.manual_seed(0)
     t = model.compose(guide(x))
-    twin = 2 * torch.stack([model.decode(t[0, :2]).log_prob(x[0, :2]), model.decode(t[1, 2:]).log_prob(x[1, 2:])]).sum(1)
+    scored = (t[0, :2], x[0, :2]), (t[1, 2:], x[1, 2:])
+    twin = 2 * torch.stack([model.decode(one).log_prob(frames).sum() for one, frames in scored])
     torch.testing.assert_close(terms.reconstruction, twin)
 
 
@@ -75,7 +76,8 @@ def test_fit_draws_them_anew_in_training_and_scores_all_in_validation() -> None:
             return forward(self, *args, **options)
 
     x = torch.rand(8, S, *FRAME, dtype=torch.float64)
-    fit(model, guide, x, validation=x, max_epochs=60, batch_size=8, subsample_frames=2, objective=Watched, seed=0, progress=False)
+    options = {"validation": x, "objective": Watched, "seed": 0, "progress": False}
+    fit(model, guide, x, max_epochs=60, batch_size=8, subsample_frames=2, **options)  # type: ignore[arg-type]
     drawn = torch.stack([one for one in seen if one is not None])
     assert drawn.shape == (60, 8, 2)
     assert len([one for one in seen if one is None]) >= 60
