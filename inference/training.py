@@ -82,7 +82,7 @@ class Fitting(lightning.LightningModule):
         frame_dropout: share of training sequences of which the guide sees only a run of consecutive frames, of random
             length and start, while all frames are scored: the bound holds for every q, and a guide that has met gaps
             can forecast.
-        subsample_frames: frames of every training sequence that are decoded and scored in a step; None for all.
+        subsample_frames: frames of every training sequence that are decoded and scored in a step, or their share.
         report_every: steps averaged into one reported training value.
 
     Example:
@@ -112,7 +112,7 @@ class Fitting(lightning.LightningModule):
         num_particles: int = 1,
         beta: float = 1.0,
         frame_dropout: float = 0.0,
-        subsample_frames: int | None = None,
+        subsample_frames: int | float | None = None,
         report_every: int = 10,
         max_steps: int = -1,
     ) -> None:
@@ -124,7 +124,7 @@ class Fitting(lightning.LightningModule):
             raise ValueError(f"frame_dropout is {frame_dropout!r}; expected a share between 0 and 1.")
         self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
         self.subsample_frames = subsample_frames
-        self._check_subsample()
+        self._n_scored = self._count_scored()
         self.max_steps = max_steps
         self.validates = True
         self.seed: int | None = None
@@ -217,12 +217,17 @@ class Fitting(lightning.LightningModule):
         if error is not None and not answer:
             raise error
 
-    def _check_subsample(self) -> None:
+    def _count_scored(self) -> int | None:
+        """How many frames of a sequence a step scores, None for all; raises ValueError where that makes no sense."""
         n, model = self.subsample_frames, self.objective.model
         if n is None:
-            return
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= model.n_frames:
-            raise ValueError(f"subsample_frames is {n!r}; expected 1 to {model.n_frames} frames, or None for all.")
+            return None
+        whole = isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= model.n_frames
+        if not whole and not (isinstance(n, float) and 0 < n < 1):
+            raise ValueError(
+                f"subsample_frames is {n!r}; expected 1 to {model.n_frames} frames, a share of them between 0 and 1, or "
+                "None for all."
+            )
         if not isinstance(self.objective, ELBO):
             raise ValueError(
                 f"subsample_frames is {n}, and the objective {type(self.objective).__name__} is no average over "
@@ -233,13 +238,13 @@ class Fitting(lightning.LightningModule):
                 f"subsample_frames is {n}, and the forward of {type(model).__name__} takes no 'subsample'; give it "
                 "one, as TVAE.forward has, or leave subsample_frames out."
             )
+        return int(n) if whole else max(1, round(n * model.n_frames))
 
     def _subsample(self, x: Tensor) -> Tensor | None:
         """Numbers of the frames to be scored, (B, n), all equally likely; None for all."""
-        if self.subsample_frames is None:
+        if self._n_scored is None:
             return None
-        order = torch.rand(x.shape[0], self.objective.model.n_frames, device=x.device).argsort(-1)
-        return order[:, : self.subsample_frames]
+        return torch.rand(x.shape[0], self.objective.model.n_frames, device=x.device).argsort(-1)[:, : self._n_scored]
 
     def _terms(
         self, parts: Batch, shown: Tensor | None = None, subsample: Tensor | None = None
@@ -547,7 +552,7 @@ def fit(
     beta: float = 1.0,
     num_particles: int = 1,
     frame_dropout: float = 0.0,
-    subsample_frames: int | None = None,
+    subsample_frames: int | float | None = None,
     gradient_clip: float | None = None,
     patience: int | None = None,
     directory: str | Path | None = None,
@@ -584,9 +589,9 @@ def fit(
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
-        subsample_frames: frames of each training sequence that are decoded and scored in a step, drawn anew each time,
-            and scaled up to all; None for all. The ELBO is right in expectation, and a step is cheaper. Validation
-            scores all.
+        subsample_frames: how many frames of a training sequence are decoded and scored in a step, or their share, a
+            float below 1; drawn anew each time, and scaled up to all. The ELBO is right in expectation, and a step is
+            cheaper. None, and validation, score all.
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -87,11 +88,19 @@ def test_fit_draws_them_anew_in_training_and_scores_all_in_validation() -> None:
     assert ((counts - 240).abs() < 55).all()
 
 
-@pytest.mark.parametrize("n", [0, 5, 2.0, True])
+@pytest.mark.parametrize("n", [0, 5, 2.0, 1.0, 0.0, -0.5, math.nan, True])
 def test_impossible_numbers_are_refused(n: object) -> None:
     model, guide = pair()
     message = refused(lambda: Fitting(model, guide, subsample_frames=n))  # type: ignore[arg-type]
     assert f"subsample_frames is {n!r}; expected 1 to 4 frames" in message
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.5, 2), (0.3, 1), (0.01, 1), (0.99, 4)])
+def test_a_share_is_rounded_to_frames(share: float, n: int) -> None:
+    model, guide = pair()
+    drawn = Fitting(model, guide, subsample_frames=share)._subsample(torch.rand(5, S, *FRAME))
+    assert drawn is not None
+    assert drawn.shape == (5, n)
 
 
 def test_objectives_that_are_no_average_over_frames_are_refused() -> None:
