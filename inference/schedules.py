@@ -42,8 +42,8 @@ class WarmupCosineLR(LRScheduler):
     def __init__(self, optimizer: Optimizer, T_max: int, *, warmup_steps: int = 100, last_epoch: int = -1) -> None:
         if T_max < 1 or warmup_steps < 0:
             raise ValueError(
-                f"WarmupCosineLR: T_max={T_max}, warmup_steps={warmup_steps}; expected at least one step, and a warm-up "
-                "of at least 0."
+                f"WarmupCosineLR: T_max={T_max}, warmup_steps={warmup_steps}; expected at least one step, and a "
+                "warm-up of at least 0."
             )
         self.T_max, self.warmup_steps = T_max, warmup_steps
         super().__init__(optimizer, last_epoch)

@@ -225,8 +225,8 @@ class Fitting(lightning.LightningModule):
         whole = isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= model.n_frames
         if not whole and not (isinstance(n, float) and 0 < n < 1):
             raise ValueError(
-                f"subsample_frames is {n!r}; expected 1 to {model.n_frames} frames, a share of them between 0 and 1, or "
-                "None for all."
+                f"subsample_frames is {n!r}; expected 1 to {model.n_frames} frames, a share of them between 0 and "
+                "1, or None for all."
             )
         if not isinstance(self.objective, ELBO):
             raise ValueError(

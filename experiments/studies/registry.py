@@ -60,11 +60,8 @@ AS_LOUD = ("guide.initial_z_log_variance=null", "guide.vote_gain=1")  # z and vo
 ORBIT = ("prior=orbit", "guide=orbit", "guide.shared_trunk=false", *AS_LOUD)
 ON_GAUSSIAN = ("mean_field", "shared_trunk", "sequence", "low_rank", "conditional", "flow", "semi_amortized")
 ANNEALING = {"sequences": 32, "num_chains": 8, "num_temperatures": 300}
-BEFORE = (
-    "optimizer=adam",
-    "network.activation=relu",
-    "fit.subsample_frames=null",
-)  # the recipe of records that were made so
+# The recipe of records that were made so.
+BEFORE = ("optimizer=adam", "network.activation=relu", "fit.subsample_frames=null")
 # One generative model for all rows: where neighbourhoods are disjoint orbits, Gaussian u, Gamma(½, ½) energies and one
 # χ² energy per orbit give x the same law, so that rows differ in the variables that the guide has to infer alone.
 PARTS = (
@@ -102,6 +99,11 @@ LPARTIAL, LHALF, PLAIN = (f"experiment={kind}_mnist" for kind in ("tvae_lpartial
 # The quickstart's recipe at the paper's size.
 NOW = ("data=mnist", "fit.frame_dropout=0.3", "model.mu=100", "model.centered=true")
 ORBITS = (*NOW, "fit.warmup_steps=3000", *BEFORE)
+FAST = ("fit.warmup_steps=500", "fit.max_steps=3600")
+NO_TOPOGRAPHY = (
+    *("topography=none", "prior=null", "guide=mean_field"),
+    *("guide.initial_log_variance=0", "fit.frame_dropout=0", "model.centered=false"),
+)
 # A guide that has met gaps forecasts, and half of the frames say what all say.
 PARTLY = ("fit.frame_dropout=0.3", "fit.subsample_frames=0.5", "fit.warmup_steps=1000")
 GENERALIZATION = "tvae_lpartial_mnist_generalization"
@@ -167,14 +169,17 @@ STUDIES: dict[str, Study] = {
                 (*ORBITS, *SHORT, "prior=gaussian", "guide=mean_field", "fit.warmup_steps=1500", "fit.max_steps=28000"),
             ),
             "orbits": ("orbits, the orbit guide", (*ORBITS, *AS_LOUD, *SHORT, "fit.max_steps=8000")),
-            "orbits_short": (
-                "orbits, z from its prior, SiLU, half of the frames",
-                (*NOW, *SHORT, "fit.warmup_steps=500", "fit.max_steps=3600"),
-            ),
             "orbits_bfloat16": (
                 "orbits, products in bfloat16",
                 (*ORBITS, *AS_LOUD, *SHORT, "fit.max_steps=8000", "fit.matmul_precision=medium"),
             ),
+        },
+    ),
+    "recipe_short": _learning_curves(
+        "The quickstart's recipe at the paper's MNIST size, 4,000 training sequences",
+        {
+            "orbits": ("orbits, the orbit guide", (*NOW, *SHORT, *FAST)),
+            "plain_vae": ("plain VAE", (*NOW, *SHORT, *FAST, *NO_TOPOGRAPHY)),
         },
     ),
     "recipe_hour": _learning_curves(
