@@ -101,7 +101,7 @@ NOW = ("data=mnist", "fit.frame_dropout=0.3", "model.mu=100", "model.centered=tr
 ORBITS = (*NOW, "fit.warmup_steps=3000", *BEFORE)
 FAST = ("fit.warmup_steps=500", "fit.max_steps=3600")
 NO_TOPOGRAPHY = (
-    *("topography=none", "prior=null", "guide=mean_field"),
+    "experiment=plain_vae",
     *("guide.initial_log_variance=0", "fit.frame_dropout=0", "model.centered=false"),
 )
 # A guide that has met gaps forecasts, and half of the frames say what all say.
