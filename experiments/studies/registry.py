@@ -182,6 +182,13 @@ STUDIES: dict[str, Study] = {
             "plain_vae": ("plain VAE", (*NOW, *SHORT, *FAST, *NO_TOPOGRAPHY)),
         },
     ),
+    "recipe_long": _learning_curves(
+        "The quickstart's recipe at the paper's MNIST size, 20,000 training sequences",
+        {
+            "orbits": ("orbits, the orbit guide", (*NOW, *LONG, "fit.warmup_steps=500")),
+            "plain_vae": ("plain VAE", (*NOW, *LONG, "fit.warmup_steps=500", *NO_TOPOGRAPHY)),
+        },
+    ),
     "recipe_hour": _learning_curves(
         "Recipes at the paper's MNIST size, 20,000 training sequences",
         {
