@@ -18,6 +18,7 @@ CONTENTS = (
     "forecasts",
     "pareto",
     "linear_probes",
+    "schedules",
     "selectivity",
 )
 # For one version, two of these lie a floor above: strings are no imports, and whoever follows them is warned.
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .pareto import *
     from .posterior import *
     from .predictive_checks import *
+    from .schedules import *
     from .selectivity import *
     from .simulation_based_calibration import *
     from .training import *

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from pyro import poutine
@@ -60,6 +61,7 @@ def run(
     observed: Tensor | None = None,
     shown: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
+    subsample: Tensor | None = None,
 ) -> tuple[Trace, Trace]:
     """Traces of the guide and of the model replayed against it.
 
@@ -68,9 +70,11 @@ def run(
         observed: frames that there are, (S,) or (B, S) booleans: the guide sees and the model scores no others.
         shown: frames that the guide sees, if fewer.
         covariates: what the programs take beside these, by name.
+        subsample: frames that the model scores in place of all, see :class:`~pyro_tvae.TVAE`.
     """
     proposal = propose(call(guide, x, both(observed, shown), covariates), x)
-    return proposal, replay(call(model, x, observed, covariates), proposal)
+    program = call(model, x, observed, covariates)
+    return proposal, replay(program if subsample is None else partial(program, subsample=subsample), proposal)
 
 
 def both(observed: Tensor | None, shown: Tensor | None) -> Tensor | None:

@@ -108,10 +108,15 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def _run(
-        self, x: Tensor, observed: Tensor | None, shown: Tensor | None, covariates: dict[str, Tensor]
+        self,
+        x: Tensor,
+        observed: Tensor | None,
+        shown: Tensor | None,
+        covariates: dict[str, Tensor],
+        subsample: Tensor | None = None,
     ) -> tuple[Trace, Trace]:
         check_covariates(self.model, self.guide, covariates, x.shape[-5])
-        traces = run(self.model, self.guide, x, observed, shown, covariates)
+        traces = run(self.model, self.guide, x, observed, shown, covariates, subsample)
         reparametrized(*traces)
         return traces
 
@@ -120,8 +125,9 @@ class ELBO(Objective):
     """``E_q[log p(x | t)] − β KL(q ‖ p)`` per sequence, to maximise, where ``pyro.infer.Trace_ELBO`` is a loss.
 
     Reparametrised, the KL in closed form where one is registered; for guides that are not mean-field it is estimated
-    from the draws. With β = 1 the evidence lower bound; another weight gives the objective of the β-VAE (`Higgins et
-    al. 2017, beta-VAE: Learning basic visual concepts with a constrained variational framework
+    from the draws. With ``subsample``, (B, n) numbers of frames, those alone are decoded and scored, each S / n times.
+    With β = 1 the evidence lower bound; another weight gives the objective of the β-VAE (`Higgins et al.
+    2017, beta-VAE: Learning basic visual concepts with a constrained variational framework
     <https://openreview.net/forum?id=Sy2fzU9gl>`__).
 
     Example:
@@ -133,12 +139,18 @@ class ELBO(Objective):
     """
 
     def forward(
-        self, x: Tensor, observed: Tensor | None = None, *, shown: Tensor | None = None, **covariates: Tensor
+        self,
+        x: Tensor,
+        observed: Tensor | None = None,
+        *,
+        shown: Tensor | None = None,
+        subsample: Tensor | None = None,
+        **covariates: Tensor,
     ) -> Terms:
         # One draw needs no plate; entering it at every site would cost a few percent of a step.
         many = self.num_particles > 1
         with pyro.plate("particles", self.num_particles, dim=-2) if many else nullcontext():
-            traces = self._run(x, observed, shown, covariates)
+            traces = self._run(x, observed, shown, covariates, subsample)
         closed_form = getattr(self.guide, "mean_field", False)
         reconstruction, kl = densities(*traces, x, closed_form=closed_form, n_sequences=self.dataset_size)
         if many:

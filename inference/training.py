@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import warnings
@@ -81,6 +82,7 @@ class Fitting(lightning.LightningModule):
         frame_dropout: share of training sequences of which the guide sees only a run of consecutive frames, of random
             length and start, while all frames are scored: the bound holds for every q, and a guide that has met gaps
             can forecast.
+        subsample_frames: frames of every training sequence that are decoded and scored in a step, or their share.
         report_every: steps averaged into one reported training value.
 
     Example:
@@ -110,6 +112,7 @@ class Fitting(lightning.LightningModule):
         num_particles: int = 1,
         beta: float = 1.0,
         frame_dropout: float = 0.0,
+        subsample_frames: int | float | None = None,
         report_every: int = 10,
         max_steps: int = -1,
     ) -> None:
@@ -120,6 +123,8 @@ class Fitting(lightning.LightningModule):
         if not 0 <= frame_dropout <= 1:
             raise ValueError(f"frame_dropout is {frame_dropout!r}; expected a share between 0 and 1.")
         self.warmup_steps, self.frame_dropout, self.report_every = warmup_steps, frame_dropout, report_every
+        self.subsample_frames = subsample_frames
+        self._n_scored = self._count_scored()
         self.max_steps = max_steps
         self.validates = True
         self.seed: int | None = None
@@ -163,7 +168,7 @@ class Fitting(lightning.LightningModule):
         self.objective.model.check(x)
         if self.capture is None:
             self.objective.beta = self.beta
-        terms, n_frames = self._terms(parts, self._context(x))
+        terms, n_frames = self._terms(parts, self._context(x), self._subsample(x))
         loss = -_per_frame(terms.objective, n_frames)
         values = torch.stack([_per_frame(term, n_frames).detach() for term in terms])
         self.soundness.of_terms(values, n_frames if isinstance(n_frames, Tensor) else None, parts, self._moment)
@@ -212,7 +217,38 @@ class Fitting(lightning.LightningModule):
         if error is not None and not answer:
             raise error
 
-    def _terms(self, parts: Batch, shown: Tensor | None = None) -> tuple[Terms, int | Tensor]:
+    def _count_scored(self) -> int | None:
+        """How many frames of a sequence a step scores, None for all; raises ValueError where that makes no sense."""
+        n, model = self.subsample_frames, self.objective.model
+        if n is None:
+            return None
+        whole = isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= model.n_frames
+        if not whole and not (isinstance(n, float) and 0 < n < 1):
+            raise ValueError(
+                f"subsample_frames is {n!r}; expected 1 to {model.n_frames} frames, a share of them between 0 and "
+                "1, or None for all."
+            )
+        if not isinstance(self.objective, ELBO):
+            raise ValueError(
+                f"subsample_frames is {n}, and the objective {type(self.objective).__name__} is no average over "
+                "frames, so that a part of them does not stand for all; use ELBO, or leave it out."
+            )
+        if "subsample" not in inspect.signature(type(model).forward).parameters:
+            raise ValueError(
+                f"subsample_frames is {n}, and the forward of {type(model).__name__} takes no 'subsample'; give it "
+                "one, as TVAE.forward has, or leave subsample_frames out."
+            )
+        return int(n) if whole else max(1, round(n * model.n_frames))
+
+    def _subsample(self, x: Tensor) -> Tensor | None:
+        """Numbers of the frames to be scored, (B, n), all equally likely; None for all."""
+        if self._n_scored is None:
+            return None
+        return torch.rand(x.shape[0], self.objective.model.n_frames, device=x.device).argsort(-1)[:, : self._n_scored]
+
+    def _terms(
+        self, parts: Batch, shown: Tensor | None = None, subsample: Tensor | None = None
+    ) -> tuple[Terms, int | Tensor]:
         """Terms of a batch, and the frames they are of: in each sequence, or in the batch where some are missing."""
         x, observed = parts.x, parts.observed
         model, guide = self.objective.model, self.objective.guide
@@ -225,6 +261,8 @@ class Fitting(lightning.LightningModule):
             options["observed"] = observed
         if shown is not None:
             options["shown"] = shown
+        if subsample is not None:
+            options["subsample"] = subsample
         try:
             return self.objective(x, **options), n_frames
         except ValueError as error:
@@ -339,6 +377,7 @@ class Fitting(lightning.LightningModule):
             "beta": self.final_beta,
             "num_particles": getattr(objective, "num_particles", 1),
             "frame_dropout": self.frame_dropout,
+            "subsample_frames": self.subsample_frames,
             "warmup_steps": self.warmup_steps,
             "gradient_clip": self.trainer.gradient_clip_val,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
@@ -513,6 +552,7 @@ def fit(
     beta: float = 1.0,
     num_particles: int = 1,
     frame_dropout: float = 0.0,
+    subsample_frames: int | float | None = None,
     gradient_clip: float | None = None,
     patience: int | None = None,
     directory: str | Path | None = None,
@@ -549,6 +589,9 @@ def fit(
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
+        subsample_frames: how many frames of a training sequence are decoded and scored in a step, or their share, a
+            float below 1; drawn anew each time, and scaled up to all. The ELBO is right in expectation, and a step is
+            cheaper. None, and validation, score all.
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
@@ -637,6 +680,7 @@ def fit(
             beta=beta,
             num_particles=num_particles,
             frame_dropout=frame_dropout,
+            subsample_frames=subsample_frames,
             report_every=cast(Any, trainer).log_every_n_steps or 10,
             max_steps=max_steps,
         ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .networks import Network
+from .networks import Network, activation_of
 
 __all__ = ["Convolutional"]
 
@@ -16,16 +16,17 @@ __all__ = ["Convolutional"]
 class Convolutional(Network):
     """Convolutions that halve the frame, a linear layer, and the same in reverse to decode.
 
-    Encoder: for each entry of ``channels`` a 3 x 3 convolution of stride 2 with ReLU, then one hidden layer. Decoder:
+    Encoder: for each entry of ``channels`` a 3 x 3 convolution of stride 2, then one hidden layer. Decoder:
     a hidden layer, a small frame of features, then for each entry nearest-neighbour upsampling to the size that the
     encoder had there, and a 3 x 3 convolution. So frames may have any size, odd ones too.
 
     Args:
         channels: features after each halving.
         hidden: width of the hidden layers in units of the number of latents n = C·D.
+        activation: as of :class:`~pyro_tvae.MLP`, after every layer but the last.
 
     Raises:
-        ValueError: no channels, or a width that is not above 0.
+        ValueError: no channels, a width that is not above 0, or no such activation.
 
     Example:
         >>> import torch
@@ -33,7 +34,8 @@ class Convolutional(Network):
         torch.Size([2, 3, 1, 7, 5])
     """
 
-    def __init__(self, channels: Sequence[int] = (16, 32), hidden: float = 2) -> None:
+    def __init__(self, channels: Sequence[int] = (16, 32), hidden: float = 2, activation: str = "relu") -> None:
+        self.activation, self._nonlinearity = activation, activation_of("Convolutional", activation)
         self.channels, self.hidden = tuple(int(c) for c in channels), hidden
         if not self.channels or min(self.channels) < 1 or not hidden > 0:
             raise ValueError(
@@ -53,18 +55,18 @@ class Convolutional(Network):
         hidden = max(1, round(self.hidden * n_latents))
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise((frame_shape[0], *self.channels)):
-            layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), nn.ReLU(inplace=True)]
-        layers += [nn.Flatten(), nn.Linear(self.channels[-1] * height * width, hidden), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), self._nonlinearity()]
+        layers += [nn.Flatten(), nn.Linear(self.channels[-1] * height * width, hidden), self._nonlinearity()]
         return _AnyLeading(3, *layers, nn.Linear(hidden, n_outputs))
 
     def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
         sizes = self._sizes(frame_shape)
         hidden, features = max(1, round(self.hidden * n_latents)), (self.channels[-1], *sizes[-1])
-        layers: list[nn.Module] = [nn.Linear(n_latents, hidden), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [nn.Linear(n_latents, hidden), self._nonlinearity()]
         layers += [nn.Linear(hidden, math.prod(features)), nn.Unflatten(-1, features)]
         steps = pairwise((*reversed(self.channels), frame_shape[0]))
         for (n_in, n_out), size in zip(steps, reversed(sizes[:-1]), strict=True):
-            layers += [nn.ReLU(inplace=True), nn.Upsample(size), nn.Conv2d(n_in, n_out, 3, padding=1)]
+            layers += [self._nonlinearity(), nn.Upsample(size), nn.Conv2d(n_in, n_out, 3, padding=1)]
         return _AnyLeading(1, *layers)
 
 

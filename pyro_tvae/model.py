@@ -196,6 +196,7 @@ class TVAE(Part, NamedModule):
         observed: Tensor | None = None,
         *,
         n_sequences: int | None = None,
+        subsample: Tensor | None = None,
         **covariates: Any,
     ) -> Tensor:
         """Run the program: condition on x (B, S, channel, height, width), or sample ``n_sequences`` from the prior.
@@ -205,11 +206,14 @@ class TVAE(Part, NamedModule):
             observed: (S,) or (B, S) booleans: only these frames of x are scored, and what x holds in the others has no
                 influence. None means all.
             n_sequences: how many to sample where x is None; 1 by default.
+            subsample: (B, n) numbers of the frames that are decoded and scored, each S / n times, as Pyro's plates
+                scale a subsample: where they were drawn uniformly, log p(x | t) is right in expectation, for a part of
+                the price.
             covariates: handed to :meth:`heads`.
 
         Returns:
             The value of site ``x``: x itself, blank in frames that were not seen, or a sample (B, S, channel, height,
-            width).
+            width); of the subsample alone, where there is one.
         """
         keep_freed_memory()  # by fit or in a loop of one's own
         if x is not None:
@@ -230,13 +234,19 @@ class TVAE(Part, NamedModule):
             values = {site: pyro.sample(site, distribution) for site, distribution in distributions.items()}
             t = pyro.deterministic("t", self.compose(values), event_dim=3)
             self.heads(t, **covariates)
+            mask = None if observed is None else frame_mask(observed, n_sequences, self.n_frames).to(t.device)
+            if subsample is not None:
+                rows = torch.arange(n_sequences, device=t.device).unsqueeze(-1)
+                t, x = t[..., rows, subsample, :, :], None if x is None else x[..., rows, subsample, :, :, :]
+                mask = None if mask is None else mask.expand(n_sequences, -1)[rows, subsample]
             frames = self.decode(t)
-            if observed is not None:
-                mask = frame_mask(observed, n_sequences, self.n_frames).to(t.device)
+            if mask is not None:
                 frames = frames.mask(mask)
                 if x is not None:  # a masked log-probability has a NaN gradient where what is masked is NaN
                     x = torch.where(mask[..., None, None, None], x, self.likelihood.blank)
-            return pyro.sample("x", frames.to_event(1), obs=x)
+            share = 1.0 if subsample is None else self.n_frames / subsample.shape[-1]
+            with pyro.poutine.scale(scale=share) if subsample is not None else nullcontext():
+                return pyro.sample("x", frames.to_event(1), obs=x)
 
     def prior_distributions(self) -> dict[str, TorchDistribution]:
         """Prior of every latent site for one sequence: no batch dimensions, event shapes as in the class's text."""

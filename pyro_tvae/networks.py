@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -26,8 +27,28 @@ class Network(Part):
         raise NotImplementedError
 
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "silu": nn.SiLU,  # its gradient asks for what went in
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+}
+
+
+def activation_of(owner: str, name: str) -> Callable[[], nn.Module]:
+    """What makes a nonlinearity, by its name.
+
+    Raises:
+        ValueError: there is none of that name; ``owner`` is who asks.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{owner}: activation is {name!r}; expected one of {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
 class MLP(Network):
-    """Fully connected ReLU networks; the defaults are the paper's widths.
+    """Fully connected networks; the defaults are the paper's widths and its ReLU.
 
     Args:
         encoder_widths: hidden widths of the encoder in units of the number of latents n = C·D.
@@ -35,6 +56,10 @@ class MLP(Network):
         published: a decoder as that of the `code of the paper <https://github.com/akandykeller/TopographicVAE>`__,
             which is made of transposed convolutions: one output bias per channel instead of one per pixel, and
             weights that start in ±1/√(outputs of the layer) instead of ±1/√(inputs).
+        activation: ``relu``, ``silu``, ``gelu``, ``elu`` or ``tanh``, after every layer but the last.
+
+    Raises:
+        ValueError: there is no such activation.
     """
 
     def __init__(
@@ -42,17 +67,19 @@ class MLP(Network):
         encoder_widths: Sequence[float] = (3, 2),
         decoder_widths: Sequence[float] = (2, 3),
         published: bool = False,
+        activation: str = "relu",
     ) -> None:
+        self.activation, self._nonlinearity = activation, activation_of("MLP", activation)
         self.encoder_widths, self.decoder_widths = tuple(encoder_widths), tuple(decoder_widths)
         self.published = published
 
     def encoder(self, frame_shape: Sequence[int], n_latents: int, n_outputs: int) -> nn.Module:
         widths = [round(width * n_latents) for width in self.encoder_widths]
-        return nn.Sequential(nn.Flatten(-3), *_layers([math.prod(frame_shape), *widths, n_outputs]))
+        return nn.Sequential(nn.Flatten(-3), *self._layers([math.prod(frame_shape), *widths, n_outputs]))
 
     def decoder(self, n_latents: int, frame_shape: Sequence[int]) -> nn.Module:
         widths = [round(width * n_latents) for width in self.decoder_widths]
-        layers = _layers([n_latents, *widths, math.prod(frame_shape)])
+        layers = self._layers([n_latents, *widths, math.prod(frame_shape)])
         whole = nn.Unflatten(-1, tuple(frame_shape))
         if not self.published:
             return nn.Sequential(*layers, whole)
@@ -66,12 +93,11 @@ class MLP(Network):
         last.register_parameter("bias", None)
         return nn.Sequential(*layers, whole, Shift(channels))
 
-
-def _layers(sizes: Sequence[int]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(sizes):
-        layers += [Linear(n_in, n_out), nn.ReLU(inplace=True)]
-    return layers[:-1]
+    def _layers(self, sizes: Sequence[int]) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for n_in, n_out in itertools.pairwise(sizes):
+            layers += [Linear(n_in, n_out), self._nonlinearity()]
+        return layers[:-1]
 
 
 class Shift(nn.Module):

@@ -47,7 +47,7 @@ PLATE_TWICE = (
     "a plate 'sequence' was made before this guide made its own, as AutoGuideList does; put guides side by side in a "
     "pyro_tvae.GuideList."
 )
-OWN = ("self", "x", "observed", "n_sequences", "t")  # parameters that are no covariates
+OWN = ("self", "x", "observed", "n_sequences", "subsample", "t")  # parameters that are no covariates
 
 
 def is_bayesian(module: object) -> bool:

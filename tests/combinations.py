@@ -40,6 +40,7 @@ from pyro_tvae import (
     OrbitEnergy,
     OrbitGuide,
     PseudoInputLatent,
+    RadialGuide,
     SemiAmortizedGuide,
     SequenceGuide,
     SharedTrunkGuide,
@@ -69,6 +70,7 @@ PRIORS: dict[str, Callable[[], EnergyPrior]] = {
     "gamma, learned": lambda: GammaEnergy(0.8, learned=True),
     "orbit": OrbitEnergy,
 }
+ROLLS = {Matrix: 1}  # of what is no list of offsets
 GUIDES: dict[str, Callable[[TVAE], Guide]] = {
     "mean_field": MeanFieldGuide,
     "orbit": OrbitGuide,
@@ -76,6 +78,7 @@ GUIDES: dict[str, Callable[[TVAE], Guide]] = {
     "conditional_orbit": ConditionalOrbitGuide,
     "orbit_covariance": lambda model: OrbitCovarianceGuide(model, rank=2),
     "gamma": GammaGuide,
+    "radial": lambda model: RadialGuide(model, velocity=ROLLS.get(type(model.topography))),
     "shared_trunk": SharedTrunkGuide,
     "sequence": SequenceGuide,
     "low_rank": lambda model: CovarianceGuide(model, rank=2),
@@ -107,13 +110,16 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 ORBITS = ("orbit", "orbit, shared trunk", "conditional_orbit", "orbit_covariance")
 
 
+KINDS = {"gamma": "gamma", "radial": "gaussian"}  # of energies that a guide is made for
+
+
 def sensible(topography: str, prior: str | None, guide: str) -> bool:
     if topography == "none":
-        return prior is None and guide not in (*ORBITS, "gamma", "conditional", "flow")
+        return prior is None and guide not in (*ORBITS, "gamma", "radial", "conditional", "flow")
     if prior == "orbit":
         # The torus's kernel covers its whole grid, so that a frame is one orbit.
         return topography in ("orbits", "torus") and guide in (*ORBITS, "semi_amortized")
-    return prior is not None and guide not in ORBITS and (guide != "gamma" or prior.startswith("gamma"))
+    return prior is not None and guide not in ORBITS and KINDS.get(guide, prior) in prior
 
 
 TRIPLES = list(itertools.product(TOPOGRAPHIES, (*PRIORS, None), GUIDES))

@@ -197,7 +197,8 @@ def _plain_vae(config: DictConfig) -> DictConfig:
         plain.prior = None
         plain.guide = {"_target_": "pyro_tvae.MeanFieldGuide", "_partial_": True}
         if "initial_log_variance" in config.guide:
-            plain.guide.initial_log_variance = config.guide.initial_log_variance
+            of_z = config.guide.get("initial_z_log_variance")
+            plain.guide.initial_log_variance = config.guide.initial_log_variance if of_z is None else of_z
         plain.logger = files_only(config)
         plain.fit.max_epochs = config.baseline.max_epochs
         plain.fit.warmup_steps = config.baseline.warmup_steps

@@ -201,7 +201,9 @@ def _published(model: TVAE, guide: Guide, x: Tensor, seed: int) -> LogLikelihood
 
 def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:
     """Mean energies, which count by their logarithm where they are positive; orbits belong to no frame."""
-    energy = marginals[[*model.energies][-1]].mean
+    moments = marginals[[*model.energies][-1]]
+    # Where both signs are alike, as of RadialGuide, what x says is in the squares.
+    energy = moments.mean if bool(moments.mean.any()) else moments.variance
     energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
     return energy.log() if bool((energy > 0).all()) else energy
 

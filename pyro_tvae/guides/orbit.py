@@ -12,7 +12,7 @@ from torch.distributions.transforms import ExpTransform, ReshapeTransform
 
 from ..distributions import cholesky, scale_of_precision
 from ..model import TVAE
-from ..networks import Network
+from ..networks import Network, last_linear
 from ..posteriors import Posterior
 from ..priors import OrbitEnergy
 from .encoders import Coupling, encoder, energies_of, shown
@@ -38,27 +38,38 @@ class PooledGuide(EncoderGuide):
         *,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        initial_z_log_variance: float | None = None,
+        vote_gain: float = 1.0,
         shared_trunk: bool = False,
         name: str | None = None,
     ) -> None:
+        if not isinstance(shared_trunk, bool):
+            raise ValueError(f"{type(self).__name__}: shared_trunk is {shared_trunk!r}; expected True or False.")
+        index, size = self.groups(model)
+        vote_bias = -initial_log_variance - float(size.mean().log())
+        of_z = initial_log_variance if initial_z_log_variance is None else initial_z_log_variance
+        biases = {"z": (0.0, of_z), "e": (0.0, vote_bias)}
+        super().__init__(model, biases, network=network, shared_trunk=shared_trunk, name=name)
+        with torch.no_grad():
+            last, n = last_linear(getattr(self, self.encoders[-1]).network), model.n_latents
+            for numbers in (last.weight, last.bias):
+                numbers[-2 * n : -n].mul_(vote_gain)
+        self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
+        self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
+        small = index.numel() * len(size) <= PRODUCT
+        self.register_buffer("members", _one_hot(index).to(size) if small else None, persistent=False)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("size", size, persistent=False)
+        self.couple(model)
+
+    def groups(self, model: TVAE) -> tuple[Tensor, Tensor]:
+        """Which group of latents (frame, position) belongs to, (S, D), and how many each has, (G,)."""
         if not isinstance(model.prior, OrbitEnergy):
             raise ValueError(
                 f"{type(self).__name__}: the model's energies are {energies_of(model)}; expected OrbitEnergy "
                 "(prior=orbit), or another guide, such as MeanFieldGuide (guide=mean_field)."
             )
-        if not isinstance(shared_trunk, bool):
-            raise ValueError(f"{type(self).__name__}: shared_trunk is {shared_trunk!r}; expected True or False.")
-        index, size = model.prior.index, model.prior.size
-        vote_bias = -initial_log_variance - float(size.mean().log())
-        biases = {"z": (0.0, initial_log_variance), "e": (0.0, vote_bias)}
-        super().__init__(model, biases, network=network, shared_trunk=shared_trunk, name=name)
-        self.register_buffer("prior_location", torch.digamma(size / 2) + torch.log(torch.tensor(2.0)), persistent=False)
-        self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
-        small = index.numel() * len(size) <= PRODUCT
-        self.register_buffer("members", _one_hot(index).to(size) if small else None, persistent=False)
-        if not small:
-            self.register_buffer("index", index, persistent=False)
-        self.couple(model)
+        return model.prior.index, model.prior.size
 
     def read(self, x: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Location and scale of z, and of every frame's votes the shift and the precision: each (B, S, C, D)."""
@@ -98,7 +109,10 @@ class OrbitGuide(PooledGuide):
     Args:
         model: a TVAE with OrbitEnergy.
         network: recipe of the encoders; the model's own by default.
-        initial_log_variance: bias of z's log-variances, and of the orbit's before any evidence was learned.
+        initial_log_variance: bias of the orbit's log-variances before any evidence was learned, and of z's.
+        initial_z_log_variance: of z's alone. At 0 z starts as its prior, and costs nothing until it is of use.
+        vote_gain: factor on the weights that the votes' locations start with. Above 1 energies differ from the start,
+            so that the decoder has something to learn from.
         shared_trunk: one encoder for z and the votes, read off the same features, so that a step costs less.
 
     Raises:
@@ -125,7 +139,7 @@ class OrbitCovarianceGuide(PooledGuide):
         model: a TVAE with OrbitEnergy.
         rank: columns of F, per frame.
         network: recipe of the encoders; the model's own by default.
-        initial_log_variance, shared_trunk: as in OrbitGuide.
+        initial_log_variance, initial_z_log_variance, vote_gain, shared_trunk: as in OrbitGuide.
 
     Raises:
         ValueError: the model's prior is not OrbitEnergy, or a rank below one.
@@ -146,6 +160,8 @@ class OrbitCovarianceGuide(PooledGuide):
         rank: int = 4,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        initial_z_log_variance: float | None = None,
+        vote_gain: float = 1.0,
         shared_trunk: bool = False,
         name: str | None = None,
     ) -> None:
@@ -153,6 +169,8 @@ class OrbitCovarianceGuide(PooledGuide):
             model,
             network=network,
             initial_log_variance=initial_log_variance,
+            initial_z_log_variance=initial_z_log_variance,
+            vote_gain=vote_gain,
             shared_trunk=shared_trunk,
             name=name,
         )
@@ -199,7 +217,7 @@ class ConditionalOrbitGuide(PooledGuide):
     Args:
         model: a TVAE with OrbitEnergy.
         network: recipe of the encoders; the model's own by default.
-        initial_log_variance, shared_trunk: as in OrbitGuide.
+        initial_log_variance, initial_z_log_variance, vote_gain, shared_trunk: as in OrbitGuide.
 
     Raises:
         ValueError: the model's prior is not OrbitEnergy.

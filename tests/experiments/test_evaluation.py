@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyro_tvae
 from pyro_tvae import (
     MLP,
     TVAE,
@@ -292,3 +293,11 @@ def test_parts_take_turns_and_a_part_that_a_model_lacks_is_undefined() -> None:
     assert {row["plain_vae"] for row in table} == {None}
     assert BLIND == ("e_eq", "roll", "roll_exact", "cap_corr", "commutation")
     assert CONTROLLED == ("e_eq", "roll", "cap_corr")
+
+
+def test_energies_of_either_sign_count_by_their_squares() -> None:
+    model = pyro_tvae.TVAE((1, 4, 4), 4, 2, 4, pyro_tvae.CapsuleRoll(4, 1))
+    x = torch.rand(3, 4, 1, 4, 4)
+    radial, frames = pyro_tvae.RadialGuide(model).posterior(x), pyro_tvae.MeanFieldGuide(model).posterior(x)
+    torch.testing.assert_close(scoring._energy(model, radial), radial["u"].variance.log())  # type: ignore[arg-type, union-attr]
+    torch.testing.assert_close(scoring._energy(model, frames), frames["u"].mean)  # type: ignore[arg-type, union-attr]

@@ -98,6 +98,7 @@ OPTIONS = [
     "beta",
     "num_particles",
     "frame_dropout",
+    "subsample_frames",
     "gradient_clip",
     "patience",
     "seed",

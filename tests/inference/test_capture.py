@@ -69,8 +69,16 @@ def one_step(combination: tuple[Any, ...], objective: str, device: str) -> Watch
     topography, prior, name, likelihood, latent, network = combination
     model = build(topography, prior, likelihood, latent, network)
     kind, particles = OBJECTIVES[objective]
+    part = 2 if issubclass(kind, ELBO) else None
+    guide = GUIDES[name](model)
     module = Fitting(
-        model, GUIDES[name](model), objective=kind, num_particles=particles, frame_dropout=0.5, warmup_steps=4
+        model,
+        guide,
+        objective=kind,
+        num_particles=particles,
+        frame_dropout=0.5,
+        subsample_frames=part,
+        warmup_steps=4,
     ).to(device)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
     module.capture, module.soundness.deferred = Capture(Tape(), optimizer, scheduled=False), True

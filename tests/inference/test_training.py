@@ -19,7 +19,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, FlowGuide, Guide, MeanFieldGuide, Normal, OrbitEnergy, default_guide
-from pyro_tvae.inference import ELBO, IWAE, DReG, Fitting, History, Objective, Terms, TrainerOptions, fit
+from pyro_tvae.inference import (
+    ELBO,
+    IWAE,
+    DReG,
+    Fitting,
+    History,
+    Objective,
+    Terms,
+    TrainerOptions,
+    WarmupCosineLR,
+    fit,
+)
 from pyro_tvae.inference.batches import batch_of
 from pyro_tvae.inference.callbacks import ProgressBar
 from pyro_tvae.inference.training import NonFiniteError
@@ -361,6 +372,7 @@ CHANGED: dict[str, tuple[Callable[[Path], Any], Callable[[Effect, History], obje
     "beta": (lambda _: 0.5, lambda effect, _: effect.module.final_beta, 0.5),
     "num_particles": (lambda _: 3, lambda effect, _: effect.module.objective.num_particles, 3),
     "frame_dropout": (lambda _: 0.5, lambda effect, _: effect.module.frame_dropout, 0.5),
+    "subsample_frames": (lambda _: 2, lambda effect, _: effect.module.subsample_frames, 2),
     "gradient_clip": (lambda _: 0.5, lambda effect, _: effect.trainer.gradient_clip_val, 0.5),
     "patience": (lambda _: 9, lambda effect, _: effect.patience, [9]),
     "directory": (
@@ -441,6 +453,12 @@ SCHEDULES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[Any
         lambda o, _: LR.CosineAnnealingLR(o, 60),
         lambda s: s.T_max,
         60,
+    ),
+    "WarmupCosineLR": (
+        lambda o, _: WarmupCosineLR(o, 6, warmup_steps=2),
+        lambda o, _: WarmupCosineLR(o, 60, warmup_steps=4),
+        lambda s: (s.T_max, s.warmup_steps),
+        (60, 4),
     ),
     "ReduceLROnPlateau": (
         lambda o, _: LR.ReduceLROnPlateau(o, "max", patience=2),
