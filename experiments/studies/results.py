@@ -33,7 +33,7 @@ __all__ = ["NAME", "claims_of", "remarks_of", "results_text", "write_results"]
 NAME = "RESULTS.md"
 NOTES = "notes"
 ROBUSTNESS = "robustness.md"
-ORDER = ("table", "fig", "guides", "priors", "recipe")  # as the paper tells it, then what goes beyond it
+ORDER = ("table", "fig", "radial", "guides", "priors", "recipe")  # as the paper tells it, then what goes beyond it
 TOLD = (  # what a budget is
     "data.n_train", "data.n_test", "data.batch_size", "fit.max_epochs", "fit.max_steps", "fit.warmup_steps",
     "evaluation.num_particles",
