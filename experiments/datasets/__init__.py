@@ -2,10 +2,11 @@
 
 from pyro_tvae.lazy import attach
 
+from .errors import DataNotFound
 from .own_files import arrays
 from .renderers import MovingImages, ReadySequences
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
-from .sources import DataNotFound, digits, mnist
+from .sources import digits, mnist
 from .splits import Frames, Images, SequenceRenderer, Splits
 from .sprites import Sprites, dsprites
 from .torch_data import from_torch

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .films import Clips
 from .splits import Batch, Frames, Images, Items, SequenceRenderer
 from .transformations import Draw, Transformations
 
@@ -84,8 +85,14 @@ class ReadySequences:
         return Draw(torch.arange(n_frames).reshape(1, -1, 1).expand(n, -1, 1), torch.zeros(n, dtype=torch.long))
 
     def pick(self, rows: Tensor) -> Batch:
-        pixels = self.frames.pixels[rows]
-        return {"x": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()}
+        observed = measured = None
+        if isinstance(self.frames.pixels, Clips):
+            pixels, observed, measured = self.frames.pixels.batch(rows)
+        else:
+            pixels = self.frames.pixels[rows]
+        batch = {"x": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()}
+        masks = {"observed": observed, "measured": measured}
+        return batch | {name: mask for name, mask in masks.items() if mask is not None}
 
     def render(self, batch: Batch) -> Tensor:
         return batch["x"]
@@ -123,6 +130,7 @@ def renderer(source: Items, transformations: Transformations | None, n_frames: i
         raise ValueError(
             f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames!r}; set "
             f"n_frames to {source.pixels.shape[1]} (data.n_frames={source.pixels.shape[1]} on the command line, with "
-            f"model.capsule_dim={source.pixels.shape[1]} for topography=orbits)."
+            f"model.capsule_dim={source.pixels.shape[1]} for topography=orbits), or cut windows of {n_frames} frames "
+            f"from them by stride (data.source.stride={n_frames})."
         )
     return ReadySequences(source)

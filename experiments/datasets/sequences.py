@@ -13,12 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .renderers import renderer
-from .splits import Batch, Frames, Items, Splits
+from .splits import SPLITS, Batch, Frames, Items, Splits
 from .transformations import Draw, Transformations
 
 __all__ = ["EpochSampler", "SequenceDataModule", "SequenceDataset"]
-
-SPLITS = ("train", "validation", "test")
 
 
 class SequenceDataset(Dataset[Batch]):

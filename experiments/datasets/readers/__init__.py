@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ..sources import DataNotFound
+from ..errors import DataNotFound
 from .content import Content, Request
 from .suffixes import SUFFIXES, complaints
 
