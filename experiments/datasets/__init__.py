@@ -3,6 +3,7 @@
 from pyro_tvae.lazy import attach
 
 from .errors import DataNotFound
+from .films import Clips
 from .own_files import arrays
 from .renderers import MovingImages, ReadySequences
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
@@ -17,6 +18,7 @@ __all__ = [
     "PERSPECTIVE",
     "ROTATION",
     "SCALE",
+    "Clips",
     "DataNotFound",
     "Draw",
     "EpochSampler",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from .readers.ordered import Ordered
 from .values import Scale
 
 __all__ = ["Clips", "Films", "InFile", "InMemory"]
+
+FRAMES = 4096  # looked at at a time
 
 
 class Films(Protocol):
@@ -199,6 +202,31 @@ class Clips:
             return x[:, 0], None, None
         observed = self.observed(rows)
         return x, observed, measured
+
+    def contents(self, most: int) -> Iterator[Tensor]:
+        """What tells these clips from others: where they lie, and what there is.
+
+        Args:
+            most: of clips that stay in their file so many are looked at, evenly spaced.
+        """
+        yield torch.tensor([*self.shape, self.dilation])
+        yield from (self.film, self.start)
+        if self.films.seen is not None:
+            yield self.films.seen
+        if isinstance(self.films, InMemory):  # frames of several windows once
+            used = torch.zeros(len(self.films.pixels), dtype=torch.bool)
+            for frame in range(self.n_frames or 1):
+                place = self.films.first[self.film] + self.start + self.dilation * frame
+                used[place.minimum(self.films.last[self.film])] = True
+            for part in used.nonzero()[:, 0].split(FRAMES):
+                yield self.films.pixels[part]
+                if self.films.measured is not None:
+                    yield self.films.measured[part]
+        else:
+            step = max(1, -(-len(self) // most))
+            for rows in torch.arange(0, len(self), step).split(16):
+                x, _, measured = self.batch(rows)
+                yield from (x,) if measured is None else (x, measured)
 
     def observed(self, rows: Tensor) -> Tensor | None:
         """Frames that there are and of which anything was measured, (B, S); None: all."""

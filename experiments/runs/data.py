@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["SplitRecord", "fingerprints", "other_splits"]
 
 ROWS = 4096  # at a time
+LOOKED_AT = 256  # sequences, evenly spaced, of a split that is too large for memory
 RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand out none of its pixels
 
 
@@ -28,7 +29,8 @@ def fingerprints(data: SequenceDataModule) -> dict[str, SplitRecord]:
     """What ``data.json`` holds: the fingerprint of each split.
 
     Of what sequences are rendered from, not of rendered frames, which would take as long as an epoch: pixels, labels,
-    and the factors that are drawn for epoch 0, as every epoch of a fixed split has them.
+    and the factors that are drawn for epoch 0, as every epoch of a fixed split has them. Of pixels that are too many
+    for memory, 256 sequences of a split: the others may change unnoticed.
     """
     from pyro_tvae.inference.fingerprints import fingerprint
 
@@ -47,13 +49,22 @@ def other_splits(then: dict[str, SplitRecord], now: dict[str, SplitRecord]) -> l
 def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     import torch  # takes seconds, for which a list of runs does not wait
 
-    from ..datasets import Frames, Images, Sprites
+    from ..datasets import Clips, Frames, Images, Sprites
     from ..datasets.sprites import StoredPixels
 
+    source, large = dataset.source, False
+    if isinstance(source, Images | Frames) and isinstance(source.pixels, Clips):
+        yield from source.pixels.contents(LOOKED_AT)
+        if isinstance(source, Frames):  # whose frames are in the order of time, and drawn from nothing
+            yield source.labels
+            return
+        large = True
     draw = dataset.draw(0)
     yield from (dataset.renderer.labels, draw.index, draw.moving)
-    if isinstance(dataset.source, Images | Frames):
-        yield dataset.source.pixels
+    if large:
+        return
+    if isinstance(source, Images | Frames):
+        yield source.pixels
         return
     if isinstance(dataset.source, Sprites):
         pixels = dataset.source.pixels
