@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .former_names import sites_of
 from .latents import LatentPrior, NormalLatent
-from .likelihoods import Bernoulli, Likelihood
+from .likelihoods import Bernoulli, Likelihood, of_measured
 from .memory import keep_freed_memory
 from .naming import NamedModule
 from .networks import MLP, Network, Shift
@@ -187,7 +187,7 @@ class TVAE(Part, NamedModule):
             ...             pyro.sample("label", dist.Categorical(logits=logits), obs=label)
             >>> model = Labeled((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
             >>> sorted(model.covariates)
-            ['label']
+            ['label', 'measured']
         """
 
     def forward(
@@ -196,6 +196,7 @@ class TVAE(Part, NamedModule):
         observed: Tensor | None = None,
         *,
         n_sequences: int | None = None,
+        measured: Tensor | None = None,
         **covariates: Any,
     ) -> Tensor:
         """Run the program: condition on x (B, S, channel, height, width), or sample ``n_sequences`` from the prior.
@@ -205,6 +206,8 @@ class TVAE(Part, NamedModule):
             observed: (S,) or (B, S) booleans: only these frames of x are scored, and what x holds in the others has no
                 influence. None means all.
             n_sequences: how many to sample where x is None; 1 by default.
+            measured: (B, S, channel or 1, height, width) booleans: only these pixels of x are scored, likewise. The
+                guide is not told which they are: give it an x that is blank in the others.
             covariates: handed to :meth:`heads`.
 
         Returns:
@@ -231,6 +234,10 @@ class TVAE(Part, NamedModule):
             t = pyro.deterministic("t", self.compose(values), event_dim=3)
             self.heads(t, **covariates)
             frames = self.decode(t)
+            if measured is not None:
+                frames = of_measured(frames, measured)
+                if x is not None:
+                    x = torch.where(measured, x, self.likelihood.blank)
             if observed is not None:
                 mask = frame_mask(observed, n_sequences, self.n_frames).to(t.device)
                 frames = frames.mask(mask)

@@ -105,7 +105,7 @@ class InFile:
         if not self.mask.by_pixel:
             return pixels, None
         whole = np.broadcast_to(measured, (*raw.shape[:-3], measured.shape[-3], *raw.shape[-2:]))
-        kept = self.look(torch.from_numpy(np.ascontiguousarray(whole)), mask=True)
+        kept = self.look(torch.from_numpy(whole.copy()), mask=True)
         return torch.where(kept, pixels, torch.zeros((), dtype=pixels.dtype)), kept
 
 
