@@ -25,10 +25,14 @@ def read(path: Path, request: Request) -> Content:
         raise Unsuitable("key and labels_key name what a file holds; leave them out, since there is one film.")
     first = next(frames(path))
     with _opened(path) as container:
-        packets = [packet.pts for packet in container.demux(video=0) if packet.size]
+        packets = [
+            (packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe)
+            for packet in container.demux(video=0)
+            if packet.size
+        ]
     if len(packets) * first.nbytes <= request.budget:
         return Content(np.stack([*frames(path)]), ("SHWC",))
-    if None in packets:
+    if any(time is None for time, _, _ in packets):
         raise Unsuitable("its frames do not say when they are shown; write it again with FFmpeg, as .mp4 or .mkv.")
     return Content(Film(path, packets, first.shape), ("SHWC",))
 
@@ -38,7 +42,7 @@ class Film:
 
     Args:
         path: of the file.
-        times: when its frames are shown, which its packets say without being decoded.
+        packets: (when its frame is shown, when it is decoded, whether it stands by itself), which takes no decoding.
         frame: shape of a frame.
 
     Raises:
@@ -47,17 +51,19 @@ class Film:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, times: Sequence[int], frame: Sequence[int]) -> None:
-        self.path, self.times = path, np.sort(np.asarray(times, np.int64))
-        self.shape = (len(times), *frame)
+    def __init__(self, path: Path, packets: Sequence[tuple[int, int, bool]], frame: Sequence[int]) -> None:
+        self.path, self.times = path, np.array(sorted(shown for shown, _, _ in packets), np.int64)
+        self.keys = sorted((shown, decoded) for shown, decoded, by_itself in packets if by_itself)
+        self.shape = (len(packets), *frame)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         first, *rest = index if isinstance(index, tuple) else (index,)
         places = np.arange(self.shape[0])[first]
         film = np.empty((places.size, *self.shape[1:]), self.dtype)
         rows = {int(self.times[place]): row for row, place in enumerate(places.reshape(-1).tolist())}
-        if rows:
-            for time, frame in timed(self.path, min(rows)):
+        before = [decoded for shown, decoded in self.keys if rows and shown <= min(rows)]
+        for since in (*before[-1:], None):  # where that is not to be relied on, from the first frame on
+            for time, frame in timed(self.path, since) if rows else ():
                 if time in rows:
                     film[rows.pop(time)] = frame
                 if not rows:
