@@ -103,7 +103,7 @@ def posterior_run(
     page = file.with_suffix(".html")
     with replacing(file, request, overwrite, page=page):
         described = judged.datasets["test"]
-        batch = next(judged.batches("test", loaded.device, batch_size=sequences))
+        batch = judged.measured_whole("test", loaded.device, sequences, "posterior")
         coords: dict[str, Any] = {"item": np.arange(len(batch["x"])), "label": batch["label"]}
         # A factor may be called like a variable (x, scale), its index never is.
         coords |= {f"{name}_index": batch["index"][..., k] for k, name in enumerate(described.factor_names)}
