@@ -228,6 +228,14 @@ class Clips:
                 x, _, measured = self.batch(rows)
                 yield from (x,) if measured is None else (x, measured)
 
+    def shown(self) -> Tensor:
+        """The rows of those that show anything: what shows nothing teaches nothing."""
+        rows = torch.arange(len(self))
+        if self.n_frames is None or (not self.padded and self.films.seen is None):
+            return rows
+        parts = [part[own.any(1)] for part in rows.split(FRAMES) if (own := self.observed(part)) is not None]
+        return torch.cat(parts) if parts else rows
+
     def observed(self, rows: Tensor) -> Tensor | None:
         """Frames that there are and of which anything was measured, (B, S); None: all."""
         if self.n_frames is None or (not self.padded and self.films.seen is None):

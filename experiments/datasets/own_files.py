@@ -146,6 +146,11 @@ def to_splits(content: Content, request: Request, reading: Reading, name: str) -
             f"{what}, and this is read as {read_as}); say by axes which axis is that of frames, such as axes=THWC, or "
             "leave it out."
         )
+    if not stored.regular and word[1:2] != "S":
+        raise Unsuitable(
+            f"axes is {word}, and items are of unlike lengths along their first axis; expected that to be the axis of "
+            "frames, S."
+        )
     reading.look.shape(stored.frame_shape)
     if stored.nbytes <= reading.bytes:
         stored = stored.loaded()
@@ -153,7 +158,9 @@ def to_splits(content: Content, request: Request, reading: Reading, name: str) -
     scale = scale_of(stored.dtype, _measured(stored, mask), reading.limits)
     labels, about_labels = _labels(content, reading.label_column, stored.n)
     windows = cut.windows(stored.lengths, labels, reading.shares, reading.seed)
-    n_frames = None if not stored.with_frames else cut.n_frames if cut.stride or cut.short else int(stored.lengths[0])
+    n_frames = None
+    if stored.with_frames:
+        n_frames = cut.n_frames if cut.n_frames and (cut.stride or cut.short) else int(stored.lengths[0])
     padded = n_frames is not None and cut.short == "pad" and bool((stored.lengths < (cut.span or n_frames)).any())
     in_file = InFile(stored, scale, reading.look, mask)
     fits = in_file.nbytes <= reading.bytes
@@ -168,10 +175,7 @@ def to_splits(content: Content, request: Request, reading: Reading, name: str) -
     kind = Images if n_frames is None else Frames
     for film, start in windows.parts:
         clips = Clips(films, film, start, n_frames, cut.dilation, padded)
-        if (
-            observed := clips.observed(torch.arange(len(film)))
-        ) is not None:  # what nothing is known of teaches nothing
-            clips = clips.take(observed.any(1).nonzero()[:, 0])
+        clips = clips.take(clips.shown())
         plain = fits and mask is None and cut.stride is None and not padded
         parts.append(kind(clips.batch(torch.arange(len(film)))[0] if plain else clips, labels[clips.film], about))
     return Splits(*parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,20 @@ from .films import Clips
 from .splits import Batch, Frames, Images, Items, SequenceRenderer
 from .transformations import Draw, Transformations
 
-__all__ = ["MovingImages", "ReadySequences", "renderer"]
+__all__ = ["MovingImages", "ReadySequences", "Unrolled", "renderer"]
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The ``index`` (N, S, F) of a draw, of which the first frames alone are kept, and rows are made when asked for."""
+
+    transformations: Transformations
+    phase: Tensor
+    moving: Tensor
+    n_frames: int
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self.transformations.unrolled(self.phase[rows], self.moving[rows], self.n_frames)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,10 @@ class MovingImages:
         return MovingImages(self.images.first(n), self.transformations)
 
     def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        if isinstance(self.images.pixels, Clips):  # as many as do not fit memory, whose factors might not either
+            phase, moving = self.transformations.phases(len(self.labels), generator)
+            index: Any = Unrolled(self.transformations, phase, moving, n_frames)
+            return Draw(index, moving)
         return self.transformations.draw(len(self.labels), n_frames, generator)
 
     def pick(self, rows: Tensor) -> Batch:

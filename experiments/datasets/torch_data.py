@@ -102,48 +102,38 @@ def _gone_through(
     pixels: list[NDArray[Any]] = []
     masks: list[NDArray[Any]] = []
     labels: list[Any] = []
-    lengths: list[int] = []
-    first, budget, again = None, reading.bytes, _again(data)
-    for place, item in enumerate(data):
-        if batched and budget < 0 and again is not data:  # too many: its Dataset is gone through instead
+    shapes: list[tuple[int, ...]] = []
+    budget, again = reading.bytes, _again(data)
+
+    def rows(item: Any, part: str | int) -> list[NDArray[Any]]:
+        array = _array(_part(item, part, name))
+        return [*array] if batched else [array]
+
+    for item in data:
+        for one in (own := rows(item, key)):
+            shapes.append(one.shape)
+            if one.shape[ragged:] != shapes[0][ragged:] or one.ndim != len(shapes[0]):
+                raise Unsuitable(
+                    f"item {len(shapes) - 1} has shape {one.shape}, but item 0 has {shapes[0]}; bring all to one size."
+                )
+        budget -= sum(one.nbytes for one in own)
+        if budget < 0 and batched and again is not None:  # its Dataset is gone through instead, whose order is known
             return _gone_through(again, key, labels_key, mask, reading, name)
-        one = _array(_part(item, key, name))
-        first = one if first is None else first
-        own, common = one.shape[batched:], first.shape[batched:]
-        if own[ragged:] != common[ragged:] or len(own) != len(common):
-            raise Unsuitable(
-                f"item {place} has shape {one.shape}, but item 0 has {first.shape}; bring all to one size."
-            )
-        lengths.append(own[0] if own else 0)
-        if labels_key is not None:
-            labels.append(np.asarray(_part(item, labels_key, name)))
-        budget -= one.nbytes
+        labels += rows(item, labels_key) if labels_key is not None else []
         if budget >= 0 or again is None:
-            pixels.append(one)
-            if mask is not None:
-                masks.append(_array(_part(item, mask, name)))
-    if first is None:
+            pixels += own
+            masks += rows(item, mask) if mask is not None else []
+    if not shapes:
         raise Unsuitable("it holds no items; expected images or sequences.")
-    if batched:
-        joined = np.concatenate(labels) if labels else None
-        of_masks = np.concatenate(masks) if masks else None
-        return Content(np.concatenate(pixels), labels=joined, label_name=str(labels_key), mask=of_masks)
-    names, spread = [f"item {place}" for place in _places(lengths)], lengths if ragged else None
-    load: Any = pixels.__getitem__ if len(pixels) == len(lengths) else partial(_read, again, key, name)
-    of_masks = None
-    if mask is not None:
-        load_mask: Any = masks.__getitem__ if len(masks) == len(lengths) else partial(_read, again, mask, name)
-        of_masks = Pieces(load_mask, names, spread)
-    return Content(
-        Pieces(load, names, spread),
-        labels=np.stack(labels) if labels else None,
-        label_name=str(labels_key),
-        mask=of_masks,
-    )
+    names = [f"item {place}" for place, _ in enumerate(shapes)]
 
+    def pieces(part: str | int, kept: list[NDArray[Any]]) -> Pieces:
+        load: Any = kept.__getitem__ if len(kept) == len(shapes) else partial(_read, again, part, name)
+        return Pieces(load, names, [shape[0] for shape in shapes] if ragged else None)
 
-def _places(items: Sequence[Any]) -> Iterable[int]:
-    return (place for place, _ in enumerate(items))
+    of_masks = None if mask is None else pieces(mask, masks)
+    joined = np.stack(labels) if labels else None
+    return Content(pieces(key, pixels), labels=joined, label_name=str(labels_key), mask=of_masks)
 
 
 def _again(data: Any) -> Any:

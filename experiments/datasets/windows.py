@@ -122,18 +122,27 @@ class Cut:
         return Windows(tuple(shuffled), self._said(lengths, long, by, parts))
 
     def _whole(self, lengths: NDArray[np.int64], labels: Tensor, shares: tuple[float, float], seed: int) -> Windows:
-        """Films as they are, all of one length, or the shorter ones filled up."""
-        n_frames = self.n_frames
-        if len({*lengths.tolist()}) > 1 and (self.short != "pad" or n_frames is None or int(lengths.max()) > n_frames):
-            n = n_frames or int(lengths.min())
-            pad = f", or fill them up to the longest (data.n_frames={int(lengths.max())} data.source.short=pad)"
+        """Films as they are, all of one length; shorter ones filled up, or left out."""
+        n_frames, shortest, longest = self.n_frames, int(lengths.min()), int(lengths.max())
+        wanted = n_frames if self.short is not None else None
+        if (wanted is None and longest > shortest) or (wanted is not None and longest > wanted):
+            n = n_frames or shortest
+            held = f"films of {shortest} to {longest} frames" if longest > shortest else f"films of {longest} frames"
             raise Unsuitable(
-                f"it holds films of {int(lengths.min())} to {int(lengths.max())} frames; expected as many in each: cut "
-                f"them into windows of {n} frames (data.n_frames={n} data.source.stride={n}){pad}."
+                f"it holds {held}; expected {'as many in each' if wanted is None else f'at most {wanted}'}: cut them "
+                f"into windows of {n} frames (data.n_frames={n} data.source.stride={n}), or fill them up to the "
+                f"longest (data.n_frames={longest} data.source.short=pad)."
             )
-        filled = int((lengths < (n_frames or 0)).sum()) if self.short == "pad" else 0
-        about = f"{filled:,} of {len(lengths):,} films filled up to {n_frames} frames" if filled else ""
-        parts = cuts(labels, *shares, seed)
+        short = lengths < (wanted or 0)
+        usable = torch.from_numpy(np.flatnonzero(~short | (self.short == "pad")))
+        if not len(usable):
+            raise Unsuitable(
+                f"the longest film has {longest} frames, and n_frames is {wanted}; give at most that many "
+                f"(data.n_frames={longest}), or fill films up (data.source.short=pad)."
+            )
+        fate = f"filled up to {wanted} frames" if self.short == "pad" else f"of fewer than {wanted} frames left out"
+        about = f"{int(short.sum()):,} of {len(lengths):,} films {fate}" if short.any() else ""
+        parts = (usable[part] for part in cuts(labels[usable], *shares, seed))
         train, validation, test = ((part, torch.zeros_like(part)) for part in parts)
         return Windows((train, validation, test), about)
 
@@ -198,7 +207,7 @@ class Cut:
     def _said(
         self, lengths: NDArray[np.int64], long: NDArray[np.bool_], by: str, parts: list[tuple[Tensor, Tensor]]
     ) -> str:
-        left, span = int((~long).sum()), self.span or 1
+        left, span = len(lengths) - len(torch.cat([film for film, _ in parts]).unique()), self.span or 1
         counts = ", ".join(f"{len(film):,} for {name}" for (film, _), name in zip(parts, SPLITS, strict=True))
         words = f"cut into windows of {self.n_frames} frames{self._dilated()} a window every {self.stride}: {counts}"
         if by == "film":
@@ -207,6 +216,6 @@ class Cut:
         else:
             words += f"; split by time, {self._gap} frames left out between two parts"
         if left:
-            words += f"; {left:,} films of fewer than {span} frames left out"
+            words += f"; {left:,} of {len(lengths):,} films too short, and left out"
         padded = int((lengths[long] < span).sum()) if by == "film" else 0
         return words + (f"; {padded:,} films of fewer than {span} frames filled up" if padded else "")

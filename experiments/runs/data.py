@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,17 +52,16 @@ def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     from ..datasets import Clips, Frames, Images, Sprites
     from ..datasets.sprites import StoredPixels
 
-    source, large = dataset.source, False
+    source = dataset.source
     if isinstance(source, Images | Frames) and isinstance(source.pixels, Clips):
         yield from source.pixels.contents(LOOKED_AT)
-        if isinstance(source, Frames):  # whose frames are in the order of time, and drawn from nothing
-            yield source.labels
-            return
-        large = True
+        yield source.labels
+        if isinstance(source, Images):  # frames are drawn from nothing
+            draw: Any = dataset.draw(0)
+            yield from (draw.index.phase, draw.moving)
+        return
     draw = dataset.draw(0)
     yield from (dataset.renderer.labels, draw.index, draw.moving)
-    if large:
-        return
     if isinstance(source, Images | Frames):
         yield source.pixels
         return

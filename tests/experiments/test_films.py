@@ -131,7 +131,7 @@ def test_windows_are_stratified_and_say_what_was_done() -> None:
         for n in range(1, len(film)):
             assert (labels[film[:n]].bincount(minlength=3) - n * share).abs().max() <= 1.5
     assert "cut into windows of 4 frames a window every 2" in windows.about
-    assert windows.about.endswith("split by film (5, 3, 3); 1 films of fewer than 4 frames left out")
+    assert windows.about.endswith("split by film (5, 3, 3); 1 of 12 films too short, and left out")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,9 @@ def test_windows_are_stratified_and_say_what_was_done() -> None:
         ),
         ({"n_frames": 4, "stride": 1, "by": "film"}, [15, 15], r"of 2 films none is left for validation.*split=time"),
         ({"n_frames": 4}, [4, 3], r"films of 3 to 4 frames; expected as many in each: cut them .*data.source.stride=4"),
-        ({"n_frames": 4, "short": "pad"}, [5, 3], "films of 3 to 5 frames"),
+        ({"n_frames": 4, "short": "pad"}, [5, 3], "films of 3 to 5 frames; expected at most 4"),
+        ({"n_frames": 4, "short": "pad"}, [5, 5], "films of 5 frames; expected at most 4"),
+        ({"n_frames": 4, "short": "leave"}, [3, 3], r"longest film has 3 frames, and n_frames is 4; give .*short=pad"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(options: dict[str, Any], lengths: list[int], said: str) -> None:
