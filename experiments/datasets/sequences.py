@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from .films import Clips, InMemory
+from .films import Clips
 from .renderers import renderer
 from .splits import SPLITS, Batch, Frames, Items, Splits
 from .transformations import Draw, Transformations
@@ -241,9 +241,8 @@ class SequenceDataModule(lightning.LightningDataModule):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the pixels of all splits are in memory, or drawn; False where some stay in a file."""
-        pixels = (getattr(one.source, "pixels", None) for one in self.datasets.values())
-        return not any(isinstance(own, Clips) and not isinstance(own.films, InMemory) for own in pixels)
+        """Whether all sequences are in memory as they are; False where some stay in a file, or are cut from films."""
+        return not any(isinstance(getattr(one.source, "pixels", None), Clips) for one in self.datasets.values())
 
     @property
     def about(self) -> str:

@@ -23,7 +23,7 @@ from .scoring import ends_of_explained, measure
 
 __all__ = ["COLLAPSED", "Evaluation", "Rival", "ends_of_explained", "evaluate", "measure", "remarks", "verdict"]
 
-JUDGED = 4e8  # bytes of frames and codes that are kept while sequences are judged that stay in a file
+JUDGED = 1e9  # bytes of frames and codes that are kept, where sequences stay in a file or are cut from films
 CODES, FEWEST_JUDGED = 6, 64  # t, z, energies, and those of the split that probes are fitted on
 CONDITIONAL_K = 10  # at most: log p(unseen frames | seen frames) takes two passes over all sequences
 
@@ -72,7 +72,7 @@ def evaluate(
     start = time.monotonic()
     attempts = Attempts()
     n_all = len(data.datasets[split])
-    if not data.in_memory:  # the codes of all of them, and all frames for forecasts, would be as large as they are
+    if not data.in_memory:  # the codes of all of them, and all frames for forecasts, may be larger than memory
         data = data.at_most(most_judged(model))
 
     def scored(role: str, rival: Rival, own: Attempts) -> Scores:
@@ -210,7 +210,7 @@ def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[
 def _fewer(n_all: int, n: int, split: str) -> list[str]:
     """What is to be said where not all sequences were judged."""
     words = f"Judged on the first {n:,} of {n_all:,} sequences of the {split} split, of which any prefix is stratified"
-    return [f"{words}: more would not fit memory, as the data do not."] if n < n_all else []
+    return [f"{words}: as many as are kept in memory together."] if n < n_all else []
 
 
 def remarks(model: TVAE, x: Tensor) -> list[str]:
