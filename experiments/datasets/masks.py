@@ -12,9 +12,9 @@ from .errors import Unsuitable
 from .readers.content import Sliceable
 from .readers.ordered import Ordered
 
-__all__ = ["Mask", "mask_of"]
+__all__ = ["Mask", "by_nan", "mask_of"]
 
-NAN = "nan"
+NAN = "isnan"  # not nan, which the command line takes for a number that is unlike itself
 SAY = "true (1) where a pixel was measured"
 
 
@@ -62,11 +62,21 @@ class Mask:
         return np.asarray(self.array.items(own, frames)).astype(bool)
 
 
+def by_nan(said: object) -> bool:
+    """Whether a mask is said to be what is nan.
+
+    Example:
+        >>> by_nan("isnan"), by_nan("nan"), by_nan(float("nan")), by_nan("good.npy")
+        (True, True, True, False)
+    """
+    return said in (NAN, "nan") or said != said
+
+
 def mask_of(said: str | None, array: Any, stored: Ordered) -> Mask | None:
     """The mask of stored pixels; None where nothing is said, or all were measured.
 
     Args:
-        said: ``"nan"``, or the name of the array.
+        said: ``"isnan"``, or the name of the array.
         array: of that name, whose axes are told by its shape where it is not ordered already.
         stored: the pixels.
 
@@ -75,10 +85,10 @@ def mask_of(said: str | None, array: Any, stored: Ordered) -> Mask | None:
     """
     if said is None:
         return None
-    if said == NAN:
+    if by_nan(said):
         if np.dtype(stored.dtype).kind != "f":
             raise Unsuitable(
-                f"mask is nan, and pixels of type {stored.dtype} have none; give the name of an array that is {SAY}."
+                f"mask is {NAN}, and pixels of type {stored.dtype} have none; give the name of an array that is {SAY}."
             )
         mask = Mask(stored, None)
     else:

@@ -18,7 +18,7 @@ from .axes import Axes, in_words, parse
 from .errors import Unsuitable
 from .films import Clips, InFile
 from .looks import Look
-from .masks import Mask, mask_of
+from .masks import Mask, by_nan, mask_of
 from .readers import read, reader
 from .readers.content import Content, Request
 from .readers.ordered import Ordered
@@ -79,7 +79,7 @@ def arrays(
             observed. Default: left out where films are cut, refused where not.
         split: of films that are cut, by ``"film"`` or each by ``"time"``. Default: by film, from three films on.
         gap: frames that are left out between parts of a film that is split by time. Default: as many as a window spans.
-        mask: what was measured: ``"nan"``, all that is not nan; or an array that is true where it was, by its name in
+        mask: what was measured: ``"isnan"``, all that is not nan; or an array that is true where it was, by its name in
             the file or the name of a file beside it. It has the axes of the pixels, or those without channels, of
             frames (N, S), or of pixels (height, width).
         crop: pixels that are kept of a frame, [height, width] of its middle or [top, left, height, width].
@@ -97,7 +97,7 @@ def arrays(
     cut = Cut(n_frames, stride, dilation, short, split, gap)
     with complaints(path, reader(path)) if path.exists() else nullcontext():
         reading = Reading(range, label_column, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
-    beside = path.parent / mask if mask not in (None, "nan") else None
+    beside = None if mask is None or by_nan(mask) else path.parent / mask
     named = mask if beside is not None and not beside.exists() else None
     request = Request(key, labels_key, parse(axes), n_frames, cut.span, named, reading.bytes)
     content = read(path, request)

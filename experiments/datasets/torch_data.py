@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, defau
 from .axes import Axes, parse
 from .errors import Unsuitable
 from .looks import Look
+from .masks import by_nan
 from .own_files import Reading, to_splits
 from .readers.content import Content, Pieces, Request
 from .readers.pictures import pixels_of
@@ -63,7 +64,7 @@ def from_torch(
         n_frames: frames of a sequence, where sequences are wanted: leaves the readings that have as many.
         stride, dilation, short, split, gap: how films become windows, see :func:`.arrays`; items are films then, their
             first axis that of frames, of which each may have its own number.
-        mask: ``"nan"``, or the name or place of an item's mask; see :func:`.arrays`.
+        mask: ``"isnan"``, or the name or place of an item's mask; see :func:`.arrays`.
         crop, resize, color: what becomes of a frame, see :func:`.arrays`.
         memory: gigabytes of pixels that are kept; None: all.
 
@@ -82,7 +83,7 @@ def from_torch(
     cut = Cut(n_frames, stride, dilation, short, split, gap)
     try:
         reading = Reading(range, None, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
-        content = _gone_through(data, key, labels_key, None if mask == "nan" else mask, reading, name)
+        content = _gone_through(data, key, labels_key, None if by_nan(mask) else mask, reading, name)
         request = Request(axes=parse(axes), n_frames=n_frames, span=cut.span)
         return to_splits(content, request, reading, name)
     except Unsuitable as error:

@@ -116,7 +116,7 @@ def scale_of(dtype: np.dtype[Any], pieces: Iterable[NDArray[Any]], limits: Seque
         if math.isfinite(low) and math.isfinite(high) and low < high:
             wide = f"rescale them, or say range=[{exact(low)},{exact(high)}] ({SAY.format(exact(low), exact(high))})"
         elif math.isnan(low):
-            wide = "mend them, or say mask=nan where nan is what was not measured (data.source.mask=nan)"
+            wide = "mend them, or say mask=isnan where nan is what was not measured (data.source.mask=isnan)"
         raise Unsuitable(
             f"the pixels run from {exact(low)} to {exact(high)}; expected finite values within [{exact(black)}, "
             f"{exact(white)}]; {wide}."

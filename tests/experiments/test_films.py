@@ -411,8 +411,8 @@ def masked(path: Path) -> tuple[NDArray, dict[str, Any]]:
 @pytest.mark.parametrize("memory", [None, 0])
 def test_nan_and_masks_say_what_was_measured(memory: float | None, tmp_path: Path) -> None:
     x, options = masked(tmp_path)
-    assert "mask=nan" in refused(lambda: arrays(**options, memory=memory), ValueError)
-    by_nan = arrays(**options, mask="nan", memory=memory)
+    assert "mask=isnan" in refused(lambda: arrays(**options, memory=memory), ValueError)
+    by_nan = arrays(**options, mask="isnan", memory=memory)
     np.save(tmp_path / "b.npy", np.where(np.isnan(x), 77.0, x))  # whatever stands there
     np.save(tmp_path / "mask.npy", ~np.isnan(x))
     by_file = arrays(**(options | {"path": tmp_path / "b.npy"}), mask="mask.npy", memory=memory)
@@ -455,7 +455,7 @@ def test_a_mask_of_frames_or_of_a_camera(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}.npy", wrong)
         with pytest.raises(ValueError, match=said):
             arrays(**options, mask=f"{name}.npy")
-    for mask, said in (("nan", "pixels of type uint8 have none"), ("other", "give one of these, the path of a file")):
+    for mask, said in (("nan", "pixels of type uint8 have none"), ("other", "give one of these, the name of a file")):
         with pytest.raises(ValueError, match=said):
             arrays(**options, mask=mask)
     with pytest.raises(ValueError, match="mask is for sequences"):
@@ -464,7 +464,7 @@ def test_a_mask_of_frames_or_of_a_camera(tmp_path: Path) -> None:
 
 def test_a_masked_film_trains_and_is_judged_on_what_was_measured(tmp_path: Path) -> None:
     _, options = masked(tmp_path)
-    data = SequenceDataModule(arrays(**options, mask="nan"), n_frames=4)
+    data = SequenceDataModule(arrays(**options, mask="isnan"), n_frames=4)
     model = pyro_tvae.TVAE(data.frame_shape, 4, 2, 4, topography=pyro_tvae.CapsuleRoll(3))
     guide = pyro_tvae.MeanFieldGuide(model)
     fit(model, guide, data, max_epochs=1, progress=False)

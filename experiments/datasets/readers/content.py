@@ -203,7 +203,7 @@ def choose_names(arrays: Mapping[str, Sequence[int]], request: Request) -> tuple
         holds = "one unnamed array" if names == [""] else f"the arrays {', '.join(names) or '(none)'}"
         advice = "leave it out" if names == [""] else f"set {option} to one of them"
         if option == "mask":
-            advice = "give one of these, the path of a file beside it, or nan"
+            advice = "give one of these, the name of a file beside it, or isnan"
         raise Unsuitable(f"{option} is {name!r}, but the file holds {holds}; {advice}.")
     assert key is not None
     return key, request.labels_key
