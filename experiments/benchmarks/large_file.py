@@ -105,7 +105,7 @@ def _write(path: Path, size: float, setting: Setting) -> Path:
 
 def _data(path: str | Path, setting: Setting) -> SequenceDataModule:
     parts = arrays(path, n_frames=setting.n_frames, memory=1.0)
-    return SequenceDataModule(parts, n_frames=setting.n_frames, batch_size=setting.n_sequences, n_validation=16)
+    return SequenceDataModule(parts, n_frames=setting.n_frames, batch_size=setting.n_sequences, n_validation=8)
 
 
 def _model(setting: Setting) -> tuple[TVAE, MeanFieldGuide]:

@@ -22,10 +22,13 @@ import zarr
 from complaints import answer, refused
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
 import pyro_tvae
+from pyro_tvae.experiments.benchmarks import large_file
+from pyro_tvae.experiments.benchmarks.speed import Setting
 from pyro_tvae.experiments.commands.train import train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import Clips, SequenceDataModule, arrays, from_torch
@@ -580,3 +583,19 @@ def test_from_films_of_unlike_lengths_to_a_report(tmp_path: Path, capsys: pytest
 def test_sequences_that_are_longer_say_how_to_cut_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"or cut windows of 5 frames from them by stride \(data.source.stride=5\)"):
         SequenceDataModule(arrays(**npy(tmp_path)), n_frames=5)
+
+
+# What it costs
+
+
+def test_the_large_file_s_benchmark_reads_one_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_file, "call", lambda function, options: function(**options))
+    monkeypatch.setattr(large_file, "arrays", lambda path, **options: arrays(path, **options | {"memory": 1e-4}))
+    setting = Setting(2, 3, 8, 1, 3, 3, 0)
+    record = large_file.run(threads=1, progress=False, small=1, large=2e5, turns=2, steps=2, setting=setting)
+    assert record["files"]["small"] < 64 * 3 * 64 + 200 < 1.9e5 < record["files"]["large"]
+    assert record["speed"]["repeats"] == 2
+    assert record["more"] == record["peaks"]["large"] - record["peaks"]["small"]
+    console = Console(width=100, record=True)
+    large_file.print_record(record, console)
+    assert "MB more, at most 2,000" in console.export_text()
