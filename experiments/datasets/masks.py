@@ -42,8 +42,8 @@ class Mask:
         for items, frames, pixels in stored.pieces():
             of_frames = np.broadcast_to(self.look(pixels, items, frames), pixels.shape)
             part = of_frames.reshape(-1, *pixels.shape[-3:])
-            seen.append(part.any((1, 2, 3)))
-            self.by_pixel = self.by_pixel or bool((seen[-1] & ~part.all((1, 2, 3))).any())
+            seen.append(np.asarray(part.any((1, 2, 3))))
+            self.by_pixel = self.by_pixel or bool((seen[-1] & ~np.asarray(part.all((1, 2, 3)))).any())
             n_measured, n = n_measured + int(part.sum()), n + part.size
         self.seen = torch.from_numpy(np.concatenate(seen))
         if not n_measured:
@@ -72,7 +72,7 @@ def by_nan(said: object) -> bool:
     return said in (NAN, "nan") or said != said
 
 
-def mask_of(said: str | None, array: Any, stored: Ordered) -> Mask | None:
+def mask_of(said: str | int | None, array: Any, stored: Ordered) -> Mask | None:
     """The mask of stored pixels; None where nothing is said, or all were measured.
 
     Args:
@@ -107,17 +107,17 @@ def mask_of(said: str | None, array: Any, stored: Ordered) -> Mask | None:
     return None if bool(mask.seen.all()) and not mask.by_pixel else mask
 
 
-def _word(said: str, array: Sliceable, stored: Ordered) -> str:
+def _word(said: str | int, array: Sliceable, stored: Ordered) -> str:
     """What the axes of a mask are, by its shape."""
     word, shape = stored.word, tuple(array.shape)
     sizes = dict(zip(word, stored.array.shape, strict=True))
-    fitting = {}
+    fitting: list[str] = []
     for letters in ("NSCHW", "NSHW", "NS", "HW", "S"):
         own = "".join(letter for letter in word if letter in letters)
-        if own and set(letters) - set("NSC") <= set(own) and tuple(sizes[letter] for letter in own) == shape:
-            fitting[own] = None
+        if own and own not in fitting and tuple(sizes[letter] for letter in own) == shape:
+            fitting.append(own)
     if len(fitting) == 1 and stored.regular:
-        return next(iter(fitting))
+        return fitting[0]
     expected = [word, word.replace("C", ""), "".join(letter for letter in word if letter in "NS"), "HW"]
     ways = " or ".join(f"{tuple(sizes[letter] for letter in own)} ({own})" for own in dict.fromkeys(expected) if own)
     if fitting:

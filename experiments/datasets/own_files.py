@@ -115,7 +115,7 @@ class Reading:
 
     limits: Sequence[float] | None = None
     label_column: int | None = None
-    mask: str | None = None
+    mask: str | int | None = None
     look: Look = field(default_factory=Look)
     cut: Cut = field(default_factory=Cut)
     memory: float | None = None

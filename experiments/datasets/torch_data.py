@@ -110,6 +110,8 @@ def _gone_through(
         array = _array(_part(item, part, name))
         return [*array] if batched else [array]
 
+    if again is data and not hasattr(data, "__iter__"):  # a Dataset need not say where it ends but by its length
+        data = (again[place] for place in range(len(again)))
     for item in data:
         for one in (own := rows(item, key)):
             shapes.append(one.shape)
@@ -139,15 +141,19 @@ def _gone_through(
 
 def _again(data: Any) -> Any:
     """What the same items can be read from once more, by their places; None where there is no such thing."""
-    if isinstance(data, DataLoader):
-        in_any_order = isinstance(data.sampler, SequentialSampler | RandomSampler) and not data.drop_last
-        replaced = getattr(data.sampler, "replacement", False) or len(data.sampler or ()) != _length(data.dataset)
-        return data.dataset if in_any_order and not replaced and data.collate_fn is default_collate else None
-    return data if hasattr(data, "__getitem__") and _length(data) is not None else None
+    if not isinstance(data, DataLoader):
+        return data if _by_place(data) else None
+    orders = isinstance(data.sampler, SequentialSampler) or (
+        isinstance(data.sampler, RandomSampler) and not data.sampler.replacement
+    )
+    if not (orders and _by_place(data.dataset) and data.collate_fn is default_collate) or data.drop_last:
+        return None
+    own: Any = data.dataset
+    return own if len(data.sampler) == len(own) else None  # type: ignore[arg-type]
 
 
-def _length(data: Any) -> int | None:
-    return len(data) if hasattr(data, "__len__") and hasattr(data, "__getitem__") else None
+def _by_place(data: Any) -> bool:
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
 
 
 def _read(data: Any, key: str | int, name: str, place: int) -> NDArray[Any]:

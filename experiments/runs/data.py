@@ -53,8 +53,9 @@ def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     from ..datasets.sprites import StoredPixels
 
     source = dataset.source
-    if isinstance(source, Images | Frames) and isinstance(source.pixels, Clips):
-        yield from source.pixels.contents(LOOKED_AT)
+    pixels: Any = getattr(source, "pixels", None)
+    if isinstance(pixels, Clips):
+        yield from pixels.contents(LOOKED_AT)
         yield source.labels
         if isinstance(source, Images):  # frames are drawn from nothing
             draw: Any = dataset.draw(0)
@@ -63,10 +64,9 @@ def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     draw = dataset.draw(0)
     yield from (dataset.renderer.labels, draw.index, draw.moving)
     if isinstance(source, Images | Frames):
-        yield source.pixels
+        yield pixels
         return
-    if isinstance(dataset.source, Sprites):
-        pixels = dataset.source.pixels
+    if isinstance(source, Sprites):
         yield pixels.packed if isinstance(pixels, StoredPixels) else pixels.pictures
         return
     for rows in torch.arange(len(dataset)).split(ROWS):

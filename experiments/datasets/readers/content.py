@@ -67,7 +67,8 @@ class Content:
         label_name: where the labels are from.
         classes: names of the labels' whole numbers, where the file has them.
         final: ``axes`` is the word for them, into which what was said has gone already.
-        mask: true where there is a measured value, of the same axes or of some of them; None: nothing is said.
+        mask: true where there is a measured value: what is sliced, of the same axes or of some of them, or such a thing
+            in order, an :class:`.Ordered`; None: nothing is said.
     """
 
     pixels: Sliceable
@@ -76,7 +77,7 @@ class Content:
     label_name: str = "labels"
     classes: tuple[str, ...] = ()
     final: bool = False
-    mask: Sliceable | None = None
+    mask: Any = None
 
     def word(self, request: Request) -> str:
         """The word for the axes of the pixels; what is said goes before what the format knows.
