@@ -166,6 +166,12 @@ def _sequences(data: SequenceDataModule, split: str, device: torch.device) -> tu
     return x, complete
 
 
+def _fewer(n_all: int, n: int, split: str) -> list[str]:
+    """What is to be said where not all sequences were judged."""
+    words = f"Judged on the first {n:,} of {n_all:,} sequences of the {split} split, of which any prefix is stratified"
+    return [f"{words}: as many as are kept in memory together."] if n < n_all else []
+
+
 def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[str]:
     """Sentences on the trained model, beside the untrained one where that was scored."""
     trained, untrained = scores["trained"], scores.get("untrained")
@@ -205,12 +211,6 @@ def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[
             parts.append(f"{value:.2f} for {name}{before}")
         sentences.append(f"Roll correlation: {', '.join(parts)}.")
     return sentences
-
-
-def _fewer(n_all: int, n: int, split: str) -> list[str]:
-    """What is to be said where not all sequences were judged."""
-    words = f"Judged on the first {n:,} of {n_all:,} sequences of the {split} split, of which any prefix is stratified"
-    return [f"{words}: as many as are kept in memory together."] if n < n_all else []
 
 
 def remarks(model: TVAE, x: Tensor) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -277,6 +278,8 @@ def test_what_stays_in_its_file_is_read_as_in_memory(kind: Callable[[Path], dict
         assert kept.pixels.shape == stored.pixels.shape
         assert kept.pixels.dtype == stored.pixels.dtype
         assert torch.equal(kept.pixels[ALL(len(kept.labels))], stored.pixels[ALL(len(kept.labels))])
+    sent: Any = pickle.loads(pickle.dumps(pieces.train.pixels))  # as to workers that are not forked
+    assert torch.equal(sent[ALL(2)], pieces.train.pixels[ALL(2)])
     assert pieces.train.about.endswith("which stay where they are and are read batch by batch")
     if kind is npy:  # the pixels of the file itself
         clips = pieces.train.pixels
