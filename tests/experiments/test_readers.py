@@ -23,7 +23,7 @@ from PIL import Image
 
 from pyro_tvae.experiments.datasets import DataNotFound, Frames, Images, arrays
 from pyro_tvae.experiments.datasets.readers import matlab, read, reader
-from pyro_tvae.experiments.datasets.readers.content import Pieces, Request
+from pyro_tvae.experiments.datasets.readers.content import Pieces, Reopened, Request
 from pyro_tvae.experiments.datasets.splits import cuts
 
 N, S, HEIGHT, WIDTH = 12, 4, 6, 7
@@ -74,6 +74,7 @@ def test_hdf5_as_3dshapes_keeps_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"are a table of shape \(12, 3\)"):
         arrays(tmp_path / "3dshapes.h5", labels_key="labels", **request)  # type: ignore[arg-type]
     stored = read(tmp_path / "3dshapes.h5", Request(key="images"))
+    assert isinstance(stored.pixels, Reopened)
     assert isinstance(stored.pixels.array, h5py.Dataset)  # which is read by slices
     assert np.array_equal(stored.pixels[3:5], COLORS[3:5])
 
@@ -107,7 +108,9 @@ def test_zarr_of_both_versions(version: int, tmp_path: Path) -> None:
     assert np.array_equal(pixels[:, :, 0], FILMS)
     assert np.array_equal(labels, LABELS)
     assert "axes=NSHW, inferred" in about
-    assert isinstance(read(tmp_path / "a.zarr", Request(**request)).pixels.array, zarr.Array)  # type: ignore[arg-type]
+    stored = read(tmp_path / "a.zarr", Request(**request)).pixels  # type: ignore[arg-type]
+    assert isinstance(stored, Reopened)
+    assert isinstance(stored.array, zarr.Array)
     zarr.save_array(tmp_path / "alone", STILLS, zarr_format=version)  # a folder without a suffix
     assert np.array_equal(whole(tmp_path / "alone")[0][:, 0], STILLS)
 
