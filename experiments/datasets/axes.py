@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .errors import Unsuitable
 
-__all__ = ["Axes", "choose", "in_order", "in_words", "parse"]
+__all__ = ["Axes", "choose", "in_words", "parse"]
 
 Axes = str | Sequence[str] | None
 
@@ -149,18 +146,6 @@ def _order(shape: Sequence[int], word: str) -> tuple[tuple[int, ...], tuple[int,
     order = "NSCHW" if "S" in word else "NCHW"
     sizes = tuple(size(shape, word, letter) for letter in order)
     return sizes, tuple(word.index(letter) for letter in order if size(shape, word, letter) > 1)
-
-
-def in_order(array: NDArray[np.generic], word: str) -> NDArray[np.generic]:
-    """A view in the order (N, channel, height, width), or (N, frame, channel, height, width) where there are frames.
-
-    Example:
-        >>> in_order(np.zeros((20, 64, 12, 10)), "SNHW").shape
-        (64, 20, 1, 12, 10)
-    """
-    order = "NSCHW" if "S" in word else "NCHW"
-    array = array.transpose([word.index(letter) for letter in order if letter in word])
-    return np.expand_dims(array, [place for place, letter in enumerate(order) if letter not in word])
 
 
 def in_words(shape: Sequence[int], word: str, lengths: Sequence[int] = ()) -> str:

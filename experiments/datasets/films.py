@@ -185,10 +185,12 @@ class Clips:
         return len(self.film)
 
     def __getitem__(self, rows: Any) -> Any:
-        """A slice are fewer clips; rows (B,) are their pixels, read now."""
+        """A slice are fewer clips; rows (B,), or one row, are their pixels, read now."""
         if isinstance(rows, slice):
             return self.take(torch.arange(len(self))[rows])
-        return self.batch(torch.as_tensor(rows))[0]
+        rows = torch.as_tensor(rows)
+        pixels = self.batch(rows.reshape(-1))[0]
+        return pixels if rows.dim() else pixels[0]
 
     def take(self, rows: Tensor) -> Clips:
         """Some of them, in the order of ``rows`` (B,); nothing is read."""

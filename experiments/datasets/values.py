@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import Unsuitable
 
-__all__ = ["Scale", "exact", "number_labels", "scale_of", "scale_pixels"]
+__all__ = ["Scale", "exact", "number_labels", "scale_of"]
 
 DARK = 64  # uint8 pixels below are more likely of fewer than 256 levels
 BLOCK = 1 << 24  # pixels converted at a time
@@ -52,17 +52,6 @@ class Scale:
             block = array[start : start + rows].astype(np.float64)
             pixels[start : start + rows] = np.clip((block - self.black) / (self.white - self.black), 0, 1)
         return pixels
-
-
-def scale_pixels(
-    array: NDArray[Any], limits: Sequence[float] | None = None
-) -> tuple[NDArray[np.uint8] | NDArray[np.float32], str]:
-    """Pixels as uint8 in 0..255, or as float32 in [0, 1]; and the range that they were read in, in words.
-
-    Args, errors: as of :func:`scale_of`, which goes through all of the array first.
-    """
-    scale = scale_of(array.dtype, [array], limits)
-    return scale(array), scale.words
 
 
 def scale_of(dtype: np.dtype[Any], pieces: Iterable[NDArray[Any]], limits: Sequence[float] | None = None) -> Scale:

@@ -285,7 +285,7 @@ def test_what_stays_in_its_file_is_read_as_in_memory(kind: Callable[[Path], dict
         clips = pieces.train.pixels
         for row, (film, start) in enumerate(zip(clips.film, clips.start, strict=True)):
             expected = FILMS[film, start : start + 5 : 2].transpose(0, 3, 1, 2)
-            assert np.array_equal(clips[torch.tensor([row])][0], expected)
+            assert np.array_equal(clips[row], expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
