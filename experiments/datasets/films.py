@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -50,10 +51,18 @@ class InFile:
         scale: of the values.
         look: what becomes of a frame.
         mask: what of them was measured; None: all.
+        said: a context in which what goes wrong while they are read is said in a sentence.
     """
 
-    def __init__(self, stored: Ordered, scale: Scale, look: Look, mask: Mask | None = None) -> None:
-        self.stored, self.scale, self.look, self.mask = stored, scale, look, mask
+    def __init__(
+        self,
+        stored: Ordered,
+        scale: Scale,
+        look: Look,
+        mask: Mask | None = None,
+        said: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.stored, self.scale, self.look, self.mask, self.said = stored, scale, look, mask, said
         self.lengths, self.first = stored.lengths, firsts(stored.lengths)
         self.frame_shape = look.shape(stored.frame_shape)
         self.dtype = torch.uint8 if scale.white is None else torch.float32
@@ -65,6 +74,13 @@ class InFile:
         return int(self.lengths.sum()) * math.prod(self.frame_shape) * self.dtype.itemsize
 
     def read(self, film: Tensor, start: Tensor, n_frames: int, dilation: int) -> tuple[Tensor, Tensor | None]:
+        try:
+            return self._read(film, start, n_frames, dilation)
+        except Exception:
+            with self.said():
+                raise
+
+    def _read(self, film: Tensor, start: Tensor, n_frames: int, dilation: int) -> tuple[Tensor, Tensor | None]:
         whole = isinstance(self.stored.array, np.ndarray | Raw) and self.mask is None
         if whole and dilation == 1 and n_frames == self.lengths[0] and not start.any():  # rows of one array
             return self._seen(self.stored.items(film.numpy()), None)

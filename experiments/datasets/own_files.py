@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,9 @@ from .errors import Unsuitable
 from .films import Clips, InFile
 from .looks import Look
 from .masks import Mask, by_nan, mask_of
-from .readers import read, reader
+from .readers import read, said
 from .readers.content import Content, Request
 from .readers.ordered import Ordered
-from .readers.suffixes import complaints
 from .splits import Frames, Images, Splits
 from .values import number_labels, scale_of
 from .windows import Cut
@@ -95,7 +95,7 @@ def arrays(
     """
     path = Path(path).expanduser()
     cut = Cut(n_frames, stride, dilation, short, split, gap)
-    with complaints(path, reader(path)) if path.exists() else nullcontext():
+    with said(path) if path.exists() else nullcontext():
         reading = Reading(range, label_column, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
     beside = None if mask is None or by_nan(mask) else path.parent / mask
     named = mask if beside is not None and not beside.exists() else None
@@ -105,8 +105,8 @@ def arrays(
         masks = read(beside, Request(axes=request.axes if content.axes else (), n_frames=n_frames, span=cut.span))
         array = Ordered(masks.pixels, masks.axes[0]) if masks.axes else masks.pixels
         content = dataclasses.replace(content, mask=array)
-    with complaints(path, reader(path)):
-        return to_splits(content, request, reading, str(path))
+    with said(path):
+        return to_splits(content, request, reading, str(path), partial(said, path))
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,34 @@ class Reading:
     shares: tuple[float, float] = (0.2, 0.2)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        number = isinstance(self.memory, int | float) and not isinstance(self.memory, bool)
+        if self.memory is not None and not (number and self.memory >= 0):
+            raise Unsuitable(
+                f"memory is {self.memory!r}; expected gigabytes of pixels, at least 0 (data.source.memory=1), or null "
+                "for all."
+            )
+
     @property
     def bytes(self) -> float:
         """Of pixels that may be in memory."""
         return math.inf if self.memory is None else self.memory * 1e9
 
 
-def to_splits(content: Content, request: Request, reading: Reading, name: str) -> Splits:
+def to_splits(
+    content: Content,
+    request: Request,
+    reading: Reading,
+    name: str,
+    said: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Splits:
     """What is stored in the order of axes and the range of values that everything else counts on, in splits.
+
+    Args:
+        content: what is stored.
+        request, reading: what was said of it.
+        name: of it, for messages.
+        said: a context in which what goes wrong while pixels are read later on is said in a sentence.
 
     Raises:
         Unsuitable: its axes, values, labels, mask or lengths are not what they should be.
@@ -162,7 +182,7 @@ def to_splits(content: Content, request: Request, reading: Reading, name: str) -
     if stored.with_frames:
         n_frames = cut.n_frames if cut.n_frames and (cut.stride or cut.short) else int(stored.lengths[0])
     padded = n_frames is not None and cut.short == "pad" and bool((stored.lengths < (cut.span or n_frames)).any())
-    in_file = InFile(stored, scale, reading.look, mask)
+    in_file = InFile(stored, scale, reading.look, mask, said)
     fits = in_file.nbytes <= reading.bytes
     films = in_file.loaded() if fits else in_file
     how = "inferred"
@@ -170,7 +190,9 @@ def to_splits(content: Content, request: Request, reading: Reading, name: str) -
         how = "as said" if request.axes and not content.final else "as this kind of file has it"
     words = [f"{name} read as {read_as}, {how})", scale.words, about_labels, reading.look.words(stored.frame_shape)]
     words += ["" if mask is None else mask.words, windows.about]
-    words += ["" if fits else f"{in_file.nbytes / 1e9:,.3g} GB, which stay where they are and are read batch by batch"]
+    size = in_file.nbytes / 1e9
+    stay = "which stay where they are and are read batch by batch"
+    words += ["" if fits else f"{size:,.3g} GB, {stay} (data.source.memory={math.ceil(size)} reads all at once)"]
     about, parts = "; ".join(filter(None, words)), []
     kind = Images if n_frames is None else Frames
     for film, start in windows.parts:

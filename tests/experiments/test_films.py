@@ -280,7 +280,7 @@ def test_what_stays_in_its_file_is_read_as_in_memory(kind: Callable[[Path], dict
         assert torch.equal(kept.pixels[ALL(len(kept.labels))], stored.pixels[ALL(len(kept.labels))])
     sent: Any = pickle.loads(pickle.dumps(pieces.train.pixels))  # as to workers that are not forked
     assert torch.equal(sent[ALL(2)], pieces.train.pixels[ALL(2)])
-    assert pieces.train.about.endswith("which stay where they are and are read batch by batch")
+    assert "which stay where they are and are read batch by batch (data.source.memory=1 " in pieces.train.about
     if kind is npy:  # the pixels of the file itself
         clips = pieces.train.pixels
         for row, (film, start) in enumerate(zip(clips.film, clips.start, strict=True)):
@@ -320,7 +320,8 @@ def pyro_tvae_motion() -> Any:
 def test_a_file_that_shrinks_while_it_is_read_ends_in_a_sentence(tmp_path: Path) -> None:
     parts = arrays(**npy(tmp_path), n_frames=14, memory=0)
     os.truncate(tmp_path / "a.npy", 1000)
-    assert "shorter than it says" in refused(lambda: parts.train.pixels[ALL(2)], ValueError)
+    text = refused(lambda: parts.train.pixels[ALL(2)], ValueError)
+    assert text == f"{tmp_path / 'a.npy'}: it is shorter than it says, and may be damaged; write it again."
 
 
 def test_fingerprints_tell_films_apart_by_a_sample(tmp_path: Path) -> None:
@@ -545,6 +546,8 @@ def test_a_resized_pixel_was_measured_where_all_that_it_is_made_of_was() -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"memory": -1}, "memory is -1; expected gigabytes of pixels"),
+        ({"memory": "all"}, "memory is 'all'; expected"),
         ({"crop": 9}, r"crop is 9, and frames have 8 x 10 pixels; expected a part of these"),
         ({"crop": [1, 2, 8, 8]}, "expected a part of these"),
         ({"crop": [1, 2, 3]}, r"crop is \[1, 2, 3\]; expected a number of pixels, \[height,width\] or \[top,left"),
