@@ -110,9 +110,8 @@ def _gone_through(
         array = _array(_part(item, part, name))
         return [*array] if batched else [array]
 
-    if again is data and not hasattr(data, "__iter__"):  # a Dataset need not say where it ends but by its length
-        data = (again[place] for place in range(len(again)))
-    for item in data:
+    unending = again is data and not hasattr(data, "__iter__")  # a Dataset may say by its length alone where it ends
+    for item in (again[place] for place in range(len(again))) if unending else data:
         for one in (own := rows(item, key)):
             shapes.append(one.shape)
             if one.shape[ragged:] != shapes[0][ragged:] or one.ndim != len(shapes[0]):

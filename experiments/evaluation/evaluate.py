@@ -128,7 +128,7 @@ def evaluate(
         },
         "rows": rows(scores, num_particles),
         "measures": scores,
-        "notes": [*attempts("remarks", lambda: remarks(model, x), []), *_fewer(n_all, len(x), split)],
+        "notes": attempts("remarks", lambda: remarks(model, x), list[str]()) + _fewer(n_all, len(x), split),
         "failed": attempts.failed,
         "seed": seed,
         "versions": versions(),
