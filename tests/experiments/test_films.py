@@ -348,10 +348,9 @@ class Counted(Dataset):
         return len(FILMS)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        if place >= len(self):
-            raise IndexError(place)
-        self.made[place] += 1
-        return {"film": torch.from_numpy(FILMS[place, : 8 + place % 3].transpose(0, 3, 1, 2)), "kind": place % 2}
+        self.made[place % 9] += 1  # which says nowhere that there are no more
+        film = FILMS[place % 9, : 8 + place % 3].transpose(0, 3, 1, 2)
+        return {"film": torch.from_numpy(film), "kind": place % 2}
 
 
 def test_items_of_a_dataset_are_read_when_a_batch_wants_them() -> None:
