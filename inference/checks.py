@@ -190,6 +190,12 @@ def covariates(others: Mapping[str, Any], model: object, guide: object) -> dict[
                 f"fit: the {owner} needs {lacking[0]!r}, and a batch has {', '.join(['x', *others])}; hand in batches "
                 f"that are mappings with an entry {lacking[0]!r}."
             )
+    mask = others.get("measured")
+    if "measured" not in taken and isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 5:
+        raise ValueError(
+            f"fit: a batch says which pixels were measured, and {type(model).__name__} has no place for that, so that "
+            "the others would be scored; give its forward a keyword argument measured, as that of TVAE has."
+        )
     return taken
 
 

@@ -125,6 +125,11 @@ def _chunks(
         if value < 1:
             raise ValueError(f"log_weights: {name} is {value!r}; expected at least 1.")
     check_covariates(model, guide, covariates, x.shape[-5])
+    if "measured" in (covariates or {}) and (per_frame or frame_particles > 1):
+        raise ValueError(
+            "weights of single frames count all pixels; expected estimator='sequence' and frame_particles=1 for "
+            "sequences of which not all were measured."
+        )
     chunk = chunk_of(x, chunk_bytes)
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     by_site: Any = posterior  # frame averages refuse a program

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import distributions
 from .parts import Part, hold
 
-__all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal"]
+__all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal", "of_measured"]
 
 
 SLACK = 1e-5  # beyond an end: what rounding leaves of interpolated pixels
@@ -89,6 +89,30 @@ class Likelihood(Part, nn.Module):
             f"{_remedy(least, most, (low, high))}, or choose a likelihood for such pixels, such as Normal "
             "(likelihood=normal)."
         )
+
+
+def of_measured(frames: TorchDistribution, measured: Tensor) -> TorchDistribution:
+    """The same frames of which only pixels that were measured are scored: ``sum over those of log p(x_i)``.
+
+    Args:
+        frames: event shape (channel, height, width), of pixels that are independent of each other.
+        measured: booleans whose last three dimensions are those of a frame, or of one channel for all.
+
+    Raises:
+        ValueError: the pixels are not independent, so that some of them cannot be left out.
+
+    Example:
+        >>> frames = Normal(1.0)(torch.zeros(5, 1, 2, 2)).to_event(3)
+        >>> seen = torch.tensor([[[True, False], [False, False]]])
+        >>> of_measured(frames, seen).log_prob(torch.zeros(5, 1, 2, 2))[0].mul(100).round()
+        tensor(-92.)
+    """
+    if not isinstance(frames, torch.distributions.Independent) or frames.reinterpreted_batch_ndims != 3:
+        raise ValueError(
+            f"decode gives a {type(frames).__name__}, whose pixels are not independent; expected pixels that are, of "
+            "which those that were not measured can be left out: give data without a mask, or another likelihood."
+        )
+    return frames.base_dist.mask(measured).to_event(3)
 
 
 def _remedy(least: float, most: float, expected: tuple[float, float]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .former_names import sites_of
 from .latents import LatentPrior, NormalLatent
-from .likelihoods import Bernoulli, Likelihood
+from .likelihoods import Bernoulli, Likelihood, of_measured
 from .memory import keep_freed_memory
 from .naming import NamedModule
 from .networks import MLP, Network, Shift
@@ -187,7 +187,7 @@ class TVAE(Part, NamedModule):
             ...             pyro.sample("label", dist.Categorical(logits=logits), obs=label)
             >>> model = Labeled((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
             >>> sorted(model.covariates)
-            ['label']
+            ['label', 'measured']
         """
 
     def forward(
@@ -197,6 +197,7 @@ class TVAE(Part, NamedModule):
         *,
         n_sequences: int | None = None,
         subsample: Tensor | None = None,
+        measured: Tensor | None = None,
         **covariates: Any,
     ) -> Tensor:
         """Run the program: condition on x (B, S, channel, height, width), or sample ``n_sequences`` from the prior.
@@ -209,6 +210,8 @@ class TVAE(Part, NamedModule):
             subsample: (B, n) numbers of the frames that are decoded and scored, each S / n times, as Pyro's plates
                 scale a subsample: where they were drawn uniformly, log p(x | t) is right in expectation, for a part of
                 the price.
+            measured: (B, S, channel or 1, height, width) booleans: only these pixels of x are scored, likewise. The
+                guide is not told which they are: give it an x that is blank in the others.
             covariates: handed to :meth:`heads`.
 
         Returns:
@@ -239,7 +242,12 @@ class TVAE(Part, NamedModule):
                 rows = torch.arange(n_sequences, device=t.device).unsqueeze(-1)
                 t, x = t[..., rows, subsample, :, :], None if x is None else x[..., rows, subsample, :, :, :]
                 mask = None if mask is None else mask.expand(n_sequences, -1)[rows, subsample]
+                measured = None if measured is None else measured[rows, subsample]
             frames = self.decode(t)
+            if measured is not None:
+                frames = of_measured(frames, measured)
+                if x is not None:
+                    x = torch.where(measured, x, self.likelihood.blank)
             if mask is not None:
                 frames = frames.mask(mask)
                 if x is not None:  # a masked log-probability has a NaN gradient where what is masked is NaN

@@ -16,7 +16,12 @@ PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*GUIDES, "
 SAYS = {
     "README.md": ["nats per frame", "torch.Size([16, 6, 4, 6])"],
     "docs/parts.md": ["OneScale", "HalfNormalEnergy"],
-    "docs/data.md": ["60 images, 3 channels, 16 x 16 pixels (axes=NHWC, as said)", "torch.Size([12, 18, 3, 16, 16])"],
+    "docs/data.md": [
+        "60 images, 3 channels, 16 x 16 pixels (axes=NHWC, as said)",
+        "torch.Size([12, 18, 3, 16, 16])",
+        "cut into windows of 6 frames a window every 3: ",
+        "report.html",
+    ],
     "docs/likelihoods.md": ["nats per frame"],
     "docs/posterior.md": ["log_p_diff", "Pareto k: [", "log_likelihood: ", "simulations", "prior sensitivity: t moves"],
     "docs/bring_your_own.md": [

@@ -23,9 +23,10 @@ ABOUT = {
     "gradients": 60,
     "jax_step": 80,
     "gpu": 90,
+    "large_file": 120,
 }
 NAMES = tuple(ABOUT)
-EXTRA = ("jax_step", "gpu")  # need more than this package does: run where they are asked for
+EXTRA = ("jax_step", "gpu", "large_file")  # need more than this package does: run where they are asked for
 
 
 def run_suite(

@@ -78,7 +78,7 @@ def compare_runs(
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
     with nullcontext() if output is None else replacing(output, request, overwrite):
-        batches = [next(one.data.batches(split, one.device, batch_size=sequences))["x"] for one in loaded]
+        batches = [one.data.measured_whole(split, one.device, sequences, "compare")["x"] for one in loaded]
         for run, x in zip(stored[1:], batches[1:], strict=True):
             if x.shape != batches[0].shape or not torch.equal(x.to(batches[0]), batches[0]):
                 raise ValueError(

@@ -131,7 +131,7 @@ def likelihood_run(
     stored = Run(run, allow, data_settings(data))
     loaded = stored.load()
     model, guide = loaded.model, loaded.guide
-    x = next(loaded.data.batches(split, loaded.device, batch_size=sequences))["x"]
+    x = loaded.data.measured_whole(split, loaded.device, sequences, "likelihood")["x"]
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,

@@ -106,7 +106,7 @@ def posterior_run(
     with replacing(file, request, overwrite, page=page):
         # Somebody may have added to it; what was asked for otherwise has been refused.
         kept = whole and not overwrite and file.exists()
-        batch = next(judged.batches("test", loaded.device, batch_size=sequences))
+        batch = judged.measured_whole("test", loaded.device, sequences, "posterior")
         if kept:
             print(f"{file} was made by this command, and stays as it is; its page is written anew", flush=True)
         else:

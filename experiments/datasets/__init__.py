@@ -2,10 +2,12 @@
 
 from pyro_tvae.lazy import attach
 
+from .errors import DataNotFound
+from .films import Clips
 from .own_files import arrays
 from .renderers import MovingImages, ReadySequences
 from .sequences import EpochSampler, SequenceDataModule, SequenceDataset
-from .sources import DataNotFound, digits, mnist
+from .sources import digits, mnist
 from .splits import Frames, Images, SequenceRenderer, Splits
 from .sprites import Sprites, dsprites
 from .torch_data import from_torch
@@ -16,6 +18,7 @@ __all__ = [
     "PERSPECTIVE",
     "ROTATION",
     "SCALE",
+    "Clips",
     "DataNotFound",
     "Draw",
     "EpochSampler",

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-import numpy as np
-from numpy.typing import NDArray
+from .errors import Unsuitable
 
-from .sources import Unsuitable
-
-__all__ = ["Axes", "choose", "in_order", "in_words", "parse"]
+__all__ = ["Axes", "choose", "in_words", "parse"]
 
 Axes = str | Sequence[str] | None
 
@@ -55,6 +52,7 @@ def choose(
     words: Sequence[str],
     n_frames: int | None = None,
     readings: Sequence[str] = (),
+    span: int | None = None,
 ) -> str:
     """The word for an array: the one that was said, or the one that its shape leaves.
 
@@ -66,6 +64,8 @@ def choose(
         words: of which the one with as many letters as there are axes is meant.
         n_frames: of a sequence, where sequences are wanted: leaves the readings with as many.
         readings: words that its format leaves; none: the orders that arrays are commonly kept in.
+        span: frames from the first to the last of a window, where films are to be cut into windows: leaves the readings
+            with as many frames at least, and a film alone is one of them.
 
     Raises:
         Unsuitable: no word, or several, say what the axes are.
@@ -85,8 +85,11 @@ def choose(
                 "letters, one for each axis."
             )
         return fitting[0]
-    candidates = [*readings] if readings else _plausible(shape, n_frames)
-    if n_frames is not None:
+    candidates = [*readings] if readings else _plausible(shape, n_frames, span)
+    if span is not None:
+        films = [word for word in candidates if "S" in word]
+        candidates = [word for word in films if size(shape, word, "S") >= span] or films or candidates
+    elif n_frames is not None:
         candidates = [word for word in candidates if size(shape, word, "S") == n_frames and "S" in word] or candidates
     # Axes of size one carry no order: words that differ in nothing else are one reading.
     unlike = {_order(shape, word): word for word in reversed(candidates)}
@@ -111,8 +114,8 @@ def size(shape: Sequence[int], word: str, letter: str) -> int:
     return shape[word.index(letter)] if letter in word else 1
 
 
-def _plausible(shape: tuple[int, ...], n_frames: int | None) -> list[str]:
-    words = [word for word in CONVENTIONS.get(len(shape), ()) if _possible(shape, word, n_frames)]
+def _plausible(shape: tuple[int, ...], n_frames: int | None, span: int | None) -> list[str]:
+    words = [word for word in CONVENTIONS.get(len(shape), ()) if _possible(shape, word, n_frames, span)]
     for least in (THIN, 2, 1):
         wide = [word for word in words if min(size(shape, word, "H"), size(shape, word, "W")) >= least or word == "NHW"]
         if wide:
@@ -120,8 +123,10 @@ def _plausible(shape: tuple[int, ...], n_frames: int | None) -> list[str]:
     return []
 
 
-def _possible(shape: tuple[int, ...], word: str, n_frames: int | None) -> bool:
+def _possible(shape: tuple[int, ...], word: str, n_frames: int | None, span: int | None) -> bool:
     n, s, c = (size(shape, word, letter) for letter in "NSC")
+    if span is not None:  # films have many frames, so that no fewer of them than frames can be presumed
+        return "S" in word and (word in ("NSCHW", "SNCHW") or c <= FEW)
     matched = n_frames is not None and s == n_frames and "S" in word
     if word in ("SHW", "SHWC", "SCHW"):  # one film is no data set, unless one of that length is asked for
         return matched and c <= FEW
@@ -143,20 +148,14 @@ def _order(shape: Sequence[int], word: str) -> tuple[tuple[int, ...], tuple[int,
     return sizes, tuple(word.index(letter) for letter in order if size(shape, word, letter) > 1)
 
 
-def in_order(array: NDArray[np.generic], word: str) -> NDArray[np.generic]:
-    """A view in the order (N, channel, height, width), or (N, frame, channel, height, width) where there are frames.
+def in_words(shape: Sequence[int], word: str, lengths: Sequence[int] = ()) -> str:
+    """What an array holds, such as ``40 sequences of 18 frames, 3 channels, 28 x 28 pixels``.
 
-    Example:
-        >>> in_order(np.zeros((20, 64, 12, 10)), "SNHW").shape
-        (64, 20, 1, 12, 10)
+    Args:
+        shape: of the array.
+        word: of letters, what its axes are.
+        lengths: of the sequences, where they may differ.
     """
-    order = "NSCHW" if "S" in word else "NCHW"
-    array = array.transpose([word.index(letter) for letter in order if letter in word])
-    return np.expand_dims(array, [place for place, letter in enumerate(order) if letter not in word])
-
-
-def in_words(shape: Sequence[int], word: str) -> str:
-    """What an array holds, such as ``40 sequences of 18 frames, 3 channels, 28 x 28 pixels``."""
     n, s, c, height, width = (size(shape, word, letter) for letter in "NSCHW")
 
     def counted(number: int, name: str) -> str:
@@ -164,5 +163,6 @@ def in_words(shape: Sequence[int], word: str) -> str:
 
     parts: Iterable[str] = (counted(n, "image"),)
     if "S" in word:
-        parts = (f"{counted(n, 'sequence')} of {counted(s, 'frame')}",)
+        frames = f"{min(lengths):,} to {s:,} frames" if lengths and min(lengths) < s else counted(s, "frame")
+        parts = (f"{counted(n, 'sequence')} of {frames}",)
     return ", ".join(chain(parts, (counted(c, "channel"), f"{height:,} x {width:,} pixels")))

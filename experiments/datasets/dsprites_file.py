@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import DataNotFound, Unsuitable
 from .silhouettes import latents
-from .sources import DataNotFound, Unsuitable
 
 __all__ = ["FILE_SHAPE", "packed_images", "unpack"]
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from .axes import Axes, in_order, in_words, parse
-from .readers import read, reader
+from .axes import Axes, in_words, parse
+from .errors import Unsuitable
+from .films import Clips, InFile
+from .looks import Look
+from .masks import Mask, by_nan, mask_of
+from .readers import read, said
 from .readers.content import Content, Request
-from .readers.suffixes import complaints
-from .sources import Unsuitable
-from .splits import Frames, Images, Splits, split
-from .values import number_labels, scale_pixels
+from .readers.ordered import Ordered
+from .splits import Frames, Images, Splits
+from .values import number_labels, scale_of
+from .windows import Cut
 
-__all__ = ["arrays"]
+__all__ = ["Reading", "arrays", "to_splits"]
 
 NO_LABEL = -1
 MOST_NAMED = 8  # classes
@@ -33,11 +44,21 @@ def arrays(
     range: Sequence[float] | None = None,
     label_column: int | None = None,
     n_frames: int | None = None,
+    stride: int | None = None,
+    dilation: int = 1,
+    short: str | None = None,
+    split: str | None = None,
+    gap: int | None = None,
+    mask: str | None = None,
+    crop: int | Sequence[int] | None = None,
+    resize: int | Sequence[int] | None = None,
+    color: str | None = None,
+    memory: float | None = None,
 ) -> Splits:
     """A user's own file or folder: still images, or sequences, which are used as they are. Nothing is unpickled.
 
     .npy, .npz, HDF5, Zarr, .mat, .amat, smallNORB, PNG, JPEG, GIF, TIFF, video, a folder of them, or a Hugging Face
-    data set on disk.
+    data set on disk. Films are cut into windows where ``stride`` is given: no frame of one part is seen in another.
 
     Args:
         path: of the file or folder.
@@ -52,6 +73,20 @@ def arrays(
         range: values of black and white, [low, high]. Default: 0 and 255 for uint8, 0 and 1 for floating point.
         label_column: of labels that are a table, counted from 0.
         n_frames: frames of a sequence, where sequences are wanted: leaves the readings that have as many.
+        stride: cut films into windows of ``n_frames``, so many frames from the start of one to that of the next.
+        dilation: frames from one frame of a window to the next.
+        short: films that are shorter than a window, ``"leave"`` them out or ``"pad"`` them with frames that were not
+            observed. Default: left out where films are cut, refused where not.
+        split: of films that are cut, by ``"film"`` or each by ``"time"``. Default: by film, from three films on.
+        gap: frames that are left out between parts of a film that is split by time. Default: as many as a window spans.
+        mask: what was measured: ``"isnan"``, all that is not nan; or an array that is true where it was, by its name in
+            the file or the name of a file beside it. It has the axes of the pixels, or those without channels, of
+            frames (N, S), or of pixels (height, width).
+        crop: pixels that are kept of a frame, [height, width] of its middle or [top, left, height, width].
+        resize: of a frame, to [height, width], or one number for its shorter side.
+        color: ``"gray"`` or ``"rgb"``, to which frames are brought.
+        memory: gigabytes of pixels that are read into memory at once; more stay in the file, from which batches are
+            read (not of .amat, compressed .npz and MATLAB before 7.3). Default: all.
 
     Raises:
         DataNotFound: there is no such file.
@@ -59,36 +94,126 @@ def arrays(
         ImportError: reading it takes a package that is not installed.
     """
     path = Path(path).expanduser()
-    request = Request(key, labels_key, parse(axes), n_frames)
+    cut = Cut(n_frames, stride, dilation, short, split, gap)
+    with said(path) if path.exists() else nullcontext():
+        reading = Reading(range, label_column, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
+    beside = None if mask is None or by_nan(mask) else path.parent / mask
+    named = mask if beside is not None and not beside.exists() else None
+    request = Request(key, labels_key, parse(axes), n_frames, cut.span, named, reading.bytes)
     content = read(path, request)
-    with complaints(path, reader(path)):
-        whole = to_items(content, request, range, label_column, str(path))
-    return split(whole, validation, test, seed)
+    if beside is not None and named is None:
+        masks = read(beside, Request(axes=request.axes if content.axes else (), n_frames=n_frames, span=cut.span))
+        array = Ordered(masks.pixels, masks.axes[0]) if masks.axes else masks.pixels
+        content = dataclasses.replace(content, mask=array)
+    with said(path):
+        return to_splits(content, request, reading, str(path), partial(said, path))
 
 
-def to_items(
-    content: Content, request: Request, limits: Sequence[float] | None, label_column: int | None, name: str
-) -> Images | Frames:
-    """All of what is stored, in the order of axes and the range of values that everything else counts on.
+@dataclass(frozen=True)
+class Reading:
+    """What is to be made of what is stored; see :func:`arrays` for each."""
+
+    limits: Sequence[float] | None = None
+    label_column: int | None = None
+    mask: str | int | None = None
+    look: Look = field(default_factory=Look)
+    cut: Cut = field(default_factory=Cut)
+    memory: float | None = None
+    shares: tuple[float, float] = (0.2, 0.2)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.memory, int | float) and not isinstance(self.memory, bool)
+        if self.memory is not None and not (number and self.memory >= 0):
+            raise Unsuitable(
+                f"memory is {self.memory!r}; expected gigabytes of pixels, at least 0 (data.source.memory=1), or null "
+                "for all."
+            )
+
+    @property
+    def bytes(self) -> float:
+        """Of pixels that may be in memory."""
+        return math.inf if self.memory is None else self.memory * 1e9
+
+
+def to_splits(
+    content: Content,
+    request: Request,
+    reading: Reading,
+    name: str,
+    said: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Splits:
+    """What is stored in the order of axes and the range of values that everything else counts on, in splits.
+
+    Args:
+        content: what is stored.
+        request, reading: what was said of it.
+        name: of it, for messages.
+        said: a context in which what goes wrong while pixels are read later on is said in a sentence.
 
     Raises:
-        Unsuitable: its axes, values or labels are not what they should be.
+        Unsuitable: its axes, values, labels, mask or lengths are not what they should be.
     """
     shape = tuple(content.pixels.shape)
     if 0 in shape:
         raise Unsuitable(f"the array has shape {shape}; expected images or sequences, none of them empty.")
     word = content.word(request)
-    view = in_order(np.asarray(content.pixels[:]), word)
-    pixels, values = scale_pixels(view, limits)
-    labels, classes, about_labels = np.full(len(pixels), NO_LABEL), content.classes, "no labels"
-    if content.labels is not None:
-        labels, names = number_labels(content.labels, len(pixels), content.label_name, label_column)
-        kinds = [str(kind) for kind in (names or classes or np.unique(labels).tolist())]
-        shown = ", ".join(kinds[:MOST_NAMED]) + ", …" * (len(kinds) > MOST_NAMED)
-        about_labels = f"labels {content.label_name}: {len(kinds):,} kinds ({shown})"
+    stored, cut = Ordered(content.pixels, word), reading.cut
+    read_as = f"{in_words(shape, word, stored.lengths.tolist())} (axes={word}"
+    if not stored.with_frames and (cut.stride is not None or reading.mask is not None):
+        what = "stride cuts films" if reading.mask is None else "mask is for sequences"
+        raise Unsuitable(
+            f"{what}, and this is read as {read_as}); say by axes which axis is that of frames, such as axes=THWC, or "
+            "leave it out."
+        )
+    if not stored.regular and word[1:2] != "S":
+        raise Unsuitable(
+            f"axes is {word}, and items are of unlike lengths along their first axis; expected that to be the axis of "
+            "frames, S."
+        )
+    reading.look.shape(stored.frame_shape)
+    if stored.nbytes <= reading.bytes:
+        stored = stored.loaded()
+    mask = mask_of(reading.mask, content.mask, stored)
+    scale = scale_of(stored.dtype, _measured(stored, mask), reading.limits)
+    labels, about_labels = _labels(content, reading.label_column, stored.n)
+    windows = cut.windows(stored.lengths, labels, reading.shares, reading.seed)
+    n_frames = None
+    if stored.with_frames:
+        n_frames = cut.n_frames if cut.n_frames and (cut.stride or cut.short) else int(stored.lengths[0])
+    padded = n_frames is not None and cut.short == "pad" and bool((stored.lengths < (cut.span or n_frames)).any())
+    in_file = InFile(stored, scale, reading.look, mask, said)
+    fits = in_file.nbytes <= reading.bytes
+    films = in_file.loaded() if fits else in_file
     how = "inferred"
     if content.axes or request.axes:
         how = "as said" if request.axes and not content.final else "as this kind of file has it"
-    about = f"{name} read as {in_words(shape, word)} (axes={word}, {how}); {values}; {about_labels}"
-    kind = Frames if "S" in word else Images
-    return kind(torch.from_numpy(pixels), torch.from_numpy(labels), about)
+    words = [f"{name} read as {read_as}, {how})", scale.words, about_labels, reading.look.words(stored.frame_shape)]
+    words += ["" if mask is None else mask.words, windows.about]
+    size = in_file.nbytes / 1e9
+    stay = "which stay where they are and are read batch by batch"
+    words += ["" if fits else f"{size:,.3g} GB, {stay} (data.source.memory={math.ceil(size)} reads all at once)"]
+    about, parts = "; ".join(filter(None, words)), []
+    kind = Images if n_frames is None else Frames
+    for film, start in windows.parts:
+        clips = Clips(films, film, start, n_frames, cut.dilation, padded)
+        clips = clips.take(clips.shown())
+        plain = fits and mask is None and cut.stride is None and not padded
+        parts.append(kind(clips.batch(torch.arange(len(film)))[0] if plain else clips, labels[clips.film], about))
+    return Splits(*parts)
+
+
+def _measured(stored: Ordered, mask: Mask | None) -> Iterator[NDArray[np.generic]]:
+    """All values that were measured, a piece at a time."""
+    for items, frames, pixels in stored.pieces():
+        yield pixels if mask is None else pixels[np.broadcast_to(mask.look(pixels, items, frames), pixels.shape)]
+
+
+def _labels(content: Content, column: int | None, n: int) -> tuple[Tensor, str]:
+    """Labels (n,), and what they are in words."""
+    if content.labels is None:
+        return torch.full((n,), NO_LABEL), "no labels"
+    labels, names = number_labels(content.labels, n, content.label_name, column)
+    kinds = [str(kind) for kind in (names or content.classes or np.unique(labels).tolist())]
+    shown = ", ".join(kinds[:MOST_NAMED]) + ", …" * (len(kinds) > MOST_NAMED)
+    return torch.from_numpy(labels), f"labels {content.label_name}: {len(kinds):,} kinds ({shown})"

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .films import Clips
 from .splits import Batch, Frames, Images, Items, SequenceRenderer
 from .transformations import Draw, Transformations
 
-__all__ = ["MovingImages", "ReadySequences", "renderer"]
+__all__ = ["MovingImages", "ReadySequences", "Unrolled", "renderer"]
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The ``index`` (N, S, F) of a draw, of which the first frames alone are kept, and rows are made when asked for."""
+
+    transformations: Transformations
+    phase: Tensor
+    moving: Tensor
+    n_frames: int
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        return self.transformations.unrolled(self.phase[rows], self.moving[rows], self.n_frames)
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,10 @@ class MovingImages:
         return MovingImages(self.images.first(n), self.transformations)
 
     def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
+        if isinstance(self.images.pixels, Clips):  # as many as do not fit memory, whose factors might not either
+            phase, moving = self.transformations.phases(len(self.labels), generator)
+            index: Any = Unrolled(self.transformations, phase, moving, n_frames)
+            return Draw(index, moving)
         return self.transformations.draw(len(self.labels), n_frames, generator)
 
     def pick(self, rows: Tensor) -> Batch:
@@ -84,8 +103,14 @@ class ReadySequences:
         return Draw(torch.arange(n_frames).reshape(1, -1, 1).expand(n, -1, 1), torch.zeros(n, dtype=torch.long))
 
     def pick(self, rows: Tensor) -> Batch:
-        pixels = self.frames.pixels[rows]
-        return {"x": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()}
+        observed = measured = None
+        if isinstance(self.frames.pixels, Clips):
+            pixels, observed, measured = self.frames.pixels.batch(rows)
+        else:
+            pixels = self.frames.pixels[rows]
+        batch = {"x": pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()}
+        masks = {"observed": observed, "measured": measured}
+        return batch | {name: mask for name, mask in masks.items() if mask is not None}
 
     def render(self, batch: Batch) -> Tensor:
         return batch["x"]
@@ -123,6 +148,7 @@ def renderer(source: Items, transformations: Transformations | None, n_frames: i
         raise ValueError(
             f"the source holds sequences of {source.pixels.shape[1]} frames, but n_frames is {n_frames!r}; set "
             f"n_frames to {source.pixels.shape[1]} (data.n_frames={source.pixels.shape[1]} on the command line, with "
-            f"model.capsule_dim={source.pixels.shape[1]} for topography=orbits)."
+            f"model.capsule_dim={source.pixels.shape[1]} for topography=orbits), or cut windows of {n_frames} frames "
+            f"from them by stride (data.source.stride={n_frames})."
         )
     return ReadySequences(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -12,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from .films import Clips
 from .renderers import renderer
-from .splits import Batch, Frames, Items, Splits
+from .splits import SPLITS, Batch, Frames, Items, Splits
 from .transformations import Draw, Transformations
 
 __all__ = ["EpochSampler", "SequenceDataModule", "SequenceDataset"]
-
-SPLITS = ("train", "validation", "test")
 
 
 class SequenceDataset(Dataset[Batch]):
@@ -81,6 +81,14 @@ class SequenceDataset(Dataset[Batch]):
         """What the numbers in ``moving`` stand for, such as ``rotation+hue``; empty where nothing moves."""
         return self.renderer.moving
 
+    def first(self, n: int) -> SequenceDataset:
+        """The first n sequences, as they are here."""
+        fewer = copy.copy(self)
+        fewer.source, fewer.renderer = self.source.first(n), self.renderer.first(n)
+        draw = self.draw(0)
+        fewer._latest = (0, Draw(draw.index[:n], draw.moving[:n]))
+        return fewer
+
     def draw(self, epoch: int) -> Draw:
         """The factors of all N items in an epoch: ``index`` (N, S, F) and ``moving`` (N,); the latest one is kept."""
         if self._latest is None or self._latest[0] != epoch:
@@ -130,9 +138,13 @@ class EpochSampler(DistributedSampler[Any]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         start = self.epoch * len(order)
-        return iter((start + order[self.rank : n : self.num_replicas]).tolist())
+        own = order[self.rank : n : self.num_replicas]
+        # Millions of Python's numbers would take more memory than a batch.
+        return (start + row for block in range(0, len(own), ROWS) for row in own[block : block + ROWS].tolist())
 
 
+ROWS = 65_536  # at a time
+MASKS = ("observed", "measured")  # entries of a batch: frames, and pixels
 MOST_WORKERS = 256  # a mistyped number must not take a machine down
 
 
@@ -213,6 +225,24 @@ class SequenceDataModule(lightning.LightningDataModule):
     def frame_shape(self) -> tuple[int, int, int]:
         """(channel, height, width) of a frame."""
         return self.datasets["train"].renderer.frame_shape
+
+    def at_most(self, n: int) -> SequenceDataModule:
+        """The same with the first n sequences of validation and test, each prefix of which is stratified, or fewer.
+
+        Codes of all sequences are kept while they are judged, which memory may not hold where the data do not fit it.
+        """
+        fewer = copy.copy(self)
+        fewer.datasets = dict(self.datasets)
+        for name in SPLITS[1:]:
+            own = self.datasets[name]
+            if len(own) > n:
+                fewer.datasets[name] = own.first(n)
+        return fewer
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all sequences are in memory as they are; False where some stay in a file, or are cut from films."""
+        return not any(isinstance(getattr(one.source, "pixels", None), Clips) for one in self.datasets.values())
 
     @property
     def about(self) -> str:
@@ -304,13 +334,48 @@ class SequenceDataModule(lightning.LightningDataModule):
         parts = (dataset.__getitems__(range(start, min(start + size, len(dataset)))) for start in starts)
         return (dataset.render({name: value.to(device) for name, value in part.items()}) for part in parts)
 
+    def measured_whole(self, split: str, device: torch.device | str, n: int, what: str) -> Batch:
+        """The first n sequences of a split, rendered, for what takes all of their pixels.
+
+        Args:
+            split: of which.
+            device: where to render.
+            n: at most.
+            what: is said where it cannot take them.
+
+        Raises:
+            ValueError: some of their frames or pixels were not measured.
+        """
+        batch = next(self.batches(split, device, batch_size=n))
+        if any(name in batch and not bool(batch[name].all()) for name in MASKS):
+            raise ValueError(
+                f"{what}: of the first {len(batch['x'])} sequences of the {split} split not all was measured, and here "
+                "what was not would count as black; 'pyro-tvae evaluate' leaves it out."
+            )
+        return batch
+
     def mean_frame(self, device: torch.device | str = "cpu") -> Tensor:
         """Average frame (channel, height, width) of the training sequences in the draw of epoch 0; computed once."""
         if self._mean_frame is None:
             # Summed on the CPU in double precision, so that the mean depends on neither batch size nor device.
-            total = sum(batch["x"].sum((0, 1)).double().cpu() for batch in self.batches("train", device))
-            self._mean_frame = (total / (len(self.datasets["train"]) * self.n_frames)).float()  # type: ignore[union-attr]
+            total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+            for batch in self.batches("train", device):
+                of_batch, seen = _sums(batch)
+                total, count = total + of_batch, count + seen
+            self._mean_frame = (total / count.clamp(min=1)).float()
         return self._mean_frame.to(device)
+
+
+def _sums(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Sum of a batch's frames that were seen (channel, height, width), and how many of them each pixel is from."""
+    x, masks = batch["x"], [batch[name] for name in MASKS if name in batch]
+    seen = torch.ones((), dtype=torch.bool, device=x.device)
+    for mask in masks:
+        seen = seen & mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
+    if not masks:
+        return x.sum((0, 1)).double().cpu(), torch.tensor(len(x) * x.shape[1], dtype=torch.float64)
+    seen = seen.expand_as(x)
+    return torch.where(seen, x, 0).sum((0, 1)).double().cpu(), seen.sum((0, 1)).double().cpu()
 
 
 def mix(*numbers: int) -> int:

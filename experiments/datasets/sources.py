@@ -8,17 +8,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from .errors import DataNotFound
 from .splits import Images, Splits, split
 
-__all__ = ["DataNotFound", "Unsuitable", "digits", "mnist"]
-
-
-class DataNotFound(FileNotFoundError):
-    """A data set is not where it was looked for; the message says where that was and what to do."""
-
-
-class Unsuitable(ValueError):
-    """A file can be read, and does not hold what is wanted; the message follows the file's name."""
+__all__ = ["digits", "mnist"]
 
 
 def digits(seed: int = 0, size: int = 28, validation: float = 0.2, test: float = 0.2) -> Splits:

@@ -8,20 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .films import Clips
 from .transformations import Draw
 
-__all__ = ["Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "cuts", "split"]
+__all__ = ["SPLITS", "Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "cuts", "split"]
 
 Batch = dict[str, Tensor]
+SPLITS = ("train", "validation", "test")
 
 
 class Images(NamedTuple):
     """Still images: ``pixels`` (N, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
 
-    A label of −1 is unknown; ``about`` says in words how they were read.
+    A label of −1 is unknown; ``about`` says in words how they were read. Pixels that are too many for memory are
+    :class:`.Clips`, which are indexed like a tensor.
     """
 
-    pixels: Tensor
+    pixels: Tensor | Clips
     labels: Tensor
     about: str = ""
 
@@ -33,10 +36,11 @@ class Images(NamedTuple):
 class Frames(NamedTuple):
     """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
 
-    A label of −1 is unknown; ``about`` says in words how they were read.
+    A label of −1 is unknown; ``about`` says in words how they were read. Windows of films, pixels that are too many for
+    memory, and those of which not all were measured, are :class:`.Clips`, which are indexed like a tensor.
     """
 
-    pixels: Tensor
+    pixels: Tensor | Clips
     labels: Tensor
     about: str = ""
 

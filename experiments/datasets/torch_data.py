@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from .axes import Axes, parse
-from .own_files import to_items
-from .readers.content import Content, Request
+from .errors import Unsuitable
+from .looks import Look
+from .masks import by_nan
+from .own_files import Reading, to_splits
+from .readers.content import Content, Pieces, Request
 from .readers.pictures import pixels_of
-from .sources import Unsuitable
-from .splits import Splits, split
+from .splits import Splits
+from .windows import Cut
 
 __all__ = ["from_torch"]
 
@@ -29,8 +34,22 @@ def from_torch(
     axes: Axes = None,
     range: Sequence[float] | None = None,
     n_frames: int | None = None,
+    stride: int | None = None,
+    dilation: int = 1,
+    short: str | None = None,
+    split: str | None = None,
+    gap: int | None = None,
+    mask: str | int | None = None,
+    crop: int | Sequence[int] | None = None,
+    resize: int | Sequence[int] | None = None,
+    color: str | None = None,
+    memory: float | None = 1.0,
 ) -> Splits:
-    """A torch Dataset or DataLoader, gone through once: still images, or sequences, which are used as they are.
+    """A torch Dataset or DataLoader: still images, or sequences, which are used as they are, or films cut into windows.
+
+    It is gone through once. Up to ``memory`` gigabytes of pixels are kept; of more, the items of each batch are read
+    again when it is made. That takes a Dataset with a length, or a DataLoader of one in any order of all its items,
+    joined in torch's own way; what can be gone through once only is kept whole.
 
     Args:
         data: of items that are tensors, arrays or Pillow's pictures; pairs of these and a label; or mappings. A
@@ -43,6 +62,11 @@ def from_torch(
         axes: one letter for each axis of all items together, such as NCHW or NSHWC; see :func:`.arrays`.
         range: values of black and white, [low, high]. Default: 0 and 255 for uint8, 0 and 1 for floating point.
         n_frames: frames of a sequence, where sequences are wanted: leaves the readings that have as many.
+        stride, dilation, short, split, gap: how films become windows, see :func:`.arrays`; items are films then, their
+            first axis that of frames, of which each may have its own number.
+        mask: ``"isnan"``, or the name or place of an item's mask; see :func:`.arrays`.
+        crop, resize, color: what becomes of a frame, see :func:`.arrays`.
+        memory: gigabytes of pixels that are kept; None: all.
 
     Raises:
         ValueError: there are no items, they are unlike each other, or they can be read in several ways.
@@ -55,30 +79,84 @@ def from_torch(
         (torch.Size([6, 6, 1, 8, 8]), 'TensorDataset read as 10 sequences of 6 frames, 1 channel, 8 x 8 pixels \
 (axes=NSCHW, inferred); 0 is black and 1 is white; labels 1: 2 kinds (0, 1)')
     """
-    name, batched = type(data).__name__, hasattr(data, "batch_size") and hasattr(data, "dataset")
-    if batched:
-        name = f"DataLoader of {type(data.dataset).__name__}"  # type: ignore[attr-defined]
-    pixels: list[NDArray[Any]] = []
-    labels: list[Any] = []
-    for item in data:
-        pixels.append(_array(_part(item, key, name)))
-        if labels_key is not None:
-            labels.append(np.asarray(_part(item, labels_key, name)))
-        if pixels[-1].shape[batched:] != pixels[0].shape[batched:]:
-            raise ValueError(
-                f"{name}: item {len(pixels) - 1} has shape {pixels[-1].shape}, but item 0 has {pixels[0].shape}; bring "
-                "all to one size."
-            )
-    if not pixels:
-        raise ValueError(f"{name}: it holds no items; expected images or sequences.")
-    join = np.concatenate if batched else np.stack
-    request = Request(axes=parse(axes), n_frames=n_frames)
-    content = Content(join(pixels), labels=join(labels) if labels else None, label_name=str(labels_key))
+    name = f"DataLoader of {type(data.dataset).__name__}" if isinstance(data, DataLoader) else type(data).__name__
+    cut = Cut(n_frames, stride, dilation, short, split, gap)
     try:
-        whole = to_items(content, request, range, None, name)
+        reading = Reading(range, None, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
+        content = _gone_through(data, key, labels_key, None if by_nan(mask) else mask, reading, name)
+        request = Request(axes=parse(axes), n_frames=n_frames, span=cut.span)
+        return to_splits(content, request, reading, name)
     except Unsuitable as error:
         raise ValueError(f"{name}: {error}") from None
-    return split(whole, validation, test, seed)
+
+
+def _gone_through(
+    data: Iterable[Any],
+    key: str | int,
+    labels_key: str | int | None,
+    mask: str | int | None,
+    reading: Reading,
+    name: str,
+) -> Content:
+    """All items, or what reads them again; their labels; and their masks."""
+    batched, ragged = isinstance(data, DataLoader), reading.cut.stride is not None or reading.cut.short is not None
+    pixels: list[NDArray[Any]] = []
+    masks: list[NDArray[Any]] = []
+    labels: list[Any] = []
+    shapes: list[tuple[int, ...]] = []
+    budget, again = reading.bytes, _again(data)
+
+    def rows(item: Any, part: str | int) -> list[NDArray[Any]]:
+        array = _array(_part(item, part, name))
+        return [*array] if batched else [array]
+
+    unending = again is data and not hasattr(data, "__iter__")  # a Dataset may say by its length alone where it ends
+    for item in (again[place] for place in range(len(again))) if unending else data:
+        for one in (own := rows(item, key)):
+            shapes.append(one.shape)
+            if one.shape[ragged:] != shapes[0][ragged:] or one.ndim != len(shapes[0]):
+                raise Unsuitable(
+                    f"item {len(shapes) - 1} has shape {one.shape}, but item 0 has {shapes[0]}; bring all to one size."
+                )
+        budget -= sum(one.nbytes for one in own)
+        if budget < 0 and batched and again is not None:  # its Dataset is gone through instead, whose order is known
+            return _gone_through(again, key, labels_key, mask, reading, name)
+        labels += rows(item, labels_key) if labels_key is not None else []
+        if budget >= 0 or again is None:
+            pixels += own
+            masks += rows(item, mask) if mask is not None else []
+    if not shapes:
+        raise Unsuitable("it holds no items; expected images or sequences.")
+    names = [f"item {place}" for place, _ in enumerate(shapes)]
+
+    def pieces(part: str | int, kept: list[NDArray[Any]]) -> Pieces:
+        load: Any = kept.__getitem__ if len(kept) == len(shapes) else partial(_read, again, part, name)
+        return Pieces(load, names, [shape[0] for shape in shapes] if ragged else None)
+
+    of_masks = None if mask is None else pieces(mask, masks)
+    joined = np.stack(labels) if labels else None
+    return Content(pieces(key, pixels), labels=joined, label_name=str(labels_key), mask=of_masks)
+
+
+def _again(data: Any) -> Any:
+    """What the same items can be read from once more, by their places; None where there is no such thing."""
+    if not isinstance(data, DataLoader):
+        return data if _by_place(data) else None
+    orders = isinstance(data.sampler, SequentialSampler) or (
+        isinstance(data.sampler, RandomSampler) and not data.sampler.replacement
+    )
+    if not (orders and _by_place(data.dataset) and data.collate_fn is default_collate) or data.drop_last:
+        return None
+    own: Any = data.dataset
+    return own if len(data.sampler) == len(own) else None  # type: ignore[arg-type]
+
+
+def _by_place(data: Any) -> bool:
+    return hasattr(data, "__len__") and hasattr(data, "__getitem__")
+
+
+def _read(data: Any, key: str | int, name: str, place: int) -> NDArray[Any]:
+    return _array(_part(data[place], key, name))
 
 
 def _part(item: Any, key: str | int, name: str) -> Any:

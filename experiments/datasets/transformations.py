@@ -113,14 +113,24 @@ class Transformations:
             Draw: ``index`` (n, S, F), factors in the order of ``names``, and ``moving`` (n,), which entry of
             ``self.moving`` moves (zeros where nothing can move).
         """
+        phase, moving = self.phases(n, generator)
+        return Draw(self.unrolled(phase, moving, n_frames), moving)
+
+    def phases(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """What :meth:`draw` draws of n sequences: the factors' first values (n, 1, F), and which entry moves (n,)."""
         phases = [torch.randint(period, (n, 1, 1), generator=generator) for period in self.periods]
         phase = torch.cat(phases, -1) if phases else torch.zeros(n, 1, 0, dtype=torch.long)
         if not self._moves:
-            return Draw(phase.expand(-1, n_frames, -1).clone(), torch.zeros(n, dtype=torch.long))
-        moving = torch.randint(len(self._moves), (n,), generator=generator)
+            return phase, torch.zeros(n, dtype=torch.long)
+        return phase, torch.randint(len(self._moves), (n,), generator=generator)
+
+    def unrolled(self, phase: Tensor, moving: Tensor, n_frames: int) -> Tensor:
+        """The values of all frames (n, S, F) that follow from those of the first."""
+        if not self._moves:
+            return phase.expand(-1, n_frames, -1).clone()
         moves = torch.tensor(self._moves)[moving].unsqueeze(1)  # (n, 1, F) of zeros and ones
         steps = torch.arange(n_frames).reshape(1, -1, 1)
-        return Draw((phase + steps * moves) % torch.tensor(self.periods), moving)
+        return (phase + steps * moves) % torch.tensor(self.periods)
 
     def render(self, images: Tensor, index: Tensor) -> Tensor:
         """Render sequences in one call: bilinear, zero outside the image, on the device of the images.

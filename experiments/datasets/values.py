@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .sources import Unsuitable
+from .errors import Unsuitable
 
-__all__ = ["exact", "number_labels", "scale_pixels"]
+__all__ = ["Scale", "exact", "number_labels", "scale_of"]
 
 DARK = 64  # uint8 pixels below are more likely of fewer than 256 levels
 BLOCK = 1 << 24  # pixels converted at a time
@@ -23,63 +24,93 @@ def exact(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value or not math.isfinite(value) else repr(value)
 
 
-def scale_pixels(
-    array: NDArray[Any], limits: Sequence[float] | None = None
-) -> tuple[NDArray[np.uint8] | NDArray[np.float32], str]:
-    """Pixels as uint8 in 0..255, or as float32 in [0, 1]; and the range that they were read in, in words.
+@dataclass(frozen=True)
+class Scale:
+    """How pixels of a type become uint8 in 0..255 or float32 in [0, 1].
 
     Args:
-        array: of any shape; bool, whole numbers or floating point.
+        black, white: the values of these; None: bytes are what they are, and true is white.
+        words: the range in which they are read.
+    """
+
+    black: float | None
+    white: float | None
+    words: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what comes out."""
+        return np.dtype(np.uint8 if self.white is None else np.float32)
+
+    def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Pixels of any shape, as a new array in order; what is outside of black and white is brought to these."""
+        if self.black is None or self.white is None:
+            return array.astype(np.uint8) * np.uint8(255) if array.dtype.kind == "b" else _own(array)
+        pixels = np.empty(array.shape, np.float32)
+        rows = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
+        for start in range(0, len(array), rows):  # in double precision a block at a time, never the whole
+            block = array[start : start + rows].astype(np.float64)
+            pixels[start : start + rows] = np.clip((block - self.black) / (self.white - self.black), 0, 1)
+        return pixels
+
+
+def scale_of(dtype: np.dtype[Any], pieces: Iterable[NDArray[Any]], limits: Sequence[float] | None = None) -> Scale:
+    """The scale of pixels that come in pieces, which are gone through as far as is needed to be sure of it.
+
+    Args:
+        dtype: of the pixels: bool, whole numbers or floating point.
+        pieces: of all of them, of any shape; what is no pixel left out.
         limits: black and white, (low, high). Default: 0 and 255 for uint8, false and true, 0 and 1 for floating point.
 
     Raises:
         Unsuitable: another type, values outside the range, or a range that has to be said and is not.
     """
     given = None if limits is None else _limits(limits)
-    kind = array.dtype.kind
+    kind = dtype.kind
     if kind not in "buif":
         raise Unsuitable(
-            f"the pixels have type {array.dtype}; expected uint8 (0..255), floating point in [0, 1], or any numbers "
+            f"the pixels have type {dtype}; expected uint8 (0..255), floating point in [0, 1], or any numbers "
             "with a range=[low,high]; convert them and save the file again."
         )
     if kind == "b":
-        return array.astype(np.uint8) * np.uint8(255), "false is black and true is white"
-    low, high = array.min().item(), array.max().item()
-    if given is None:
-        if array.dtype == np.uint8:
-            if 0 < high < DARK:  # dividing it by 255 would silently make it black
-                raise Unsuitable(
-                    f"the uint8 pixels are at most {high}, which as 0..255 is nearly black; say what is white, "
-                    f"range=[0,{high}] ({SAY.format(0, high)}), or range=[0,255] where they are dark."
-                )
-            return _own(array), "0 is black and 255 is white"
-        if kind in "ui":
-            levels = next((most for most in (255, 4095, 65535) if high <= most), high)
+        return Scale(None, None, "false is black and true is white")
+    if dtype == np.uint8 and given in (None, (0, 255)):
+        high = 0
+        for piece in pieces if given is None else ():
+            high = max(high, int(piece.max(initial=0)))
+            if high >= DARK:
+                break
+        if 0 < high < DARK:  # dividing it by 255 would silently make it black
             raise Unsuitable(
-                f"the pixels have type {array.dtype} and run from {low} to {high}; expected uint8 (0..255), floating "
-                f"point in [0, 1], or what is black and white, such as range=[{min(0, low)},{levels}] "
-                f"({SAY.format(min(0, low), levels)})."
+                f"the uint8 pixels are at most {high}, which as 0..255 is nearly black; say what is white, "
+                f"range=[0,{high}] ({SAY.format(0, high)}), or range=[0,255] where they are dark."
             )
+        return Scale(None, None, "0 is black and 255 is white")
+    ends = [(piece.min().item(), piece.max().item()) for piece in pieces if piece.size]
+    lows, highs = [low for low, _ in ends], [high for _, high in ends]
+    unordered = [one for one in (*lows, *highs) if one != one]
+    low, high = (unordered[0],) * 2 if unordered else (min(lows, default=0), max(highs, default=0))
+    if given is None and kind in "ui":
+        levels = next((most for most in (255, 4095, 65535) if high <= most), high)
+        raise Unsuitable(
+            f"the pixels have type {dtype} and run from {low} to {high}; expected uint8 (0..255), floating "
+            f"point in [0, 1], or what is black and white, such as range=[{min(0, low)},{levels}] "
+            f"({SAY.format(min(0, low), levels)})."
+        )
     black, white = given or (0.0, 1.0)
     # A computation that ends at white may end a rounding above it.
-    slack = 4 * float(np.finfo(array.dtype).eps) * max(abs(black), abs(white)) if kind == "f" else 0.0
+    slack = 4 * float(np.finfo(dtype).eps) * max(abs(black), abs(white)) if kind == "f" else 0.0
     if not (low >= black - slack and high <= white + slack):  # also true for nan
         wide = "rescale them and save the file again"
         if math.isfinite(low) and math.isfinite(high) and low < high:
             wide = f"rescale them, or say range=[{exact(low)},{exact(high)}] ({SAY.format(exact(low), exact(high))})"
+        elif math.isnan(low):
+            wide = "mend them, or say mask=isnan where nan is what was not measured (data.source.mask=isnan)"
         raise Unsuitable(
             f"the pixels run from {exact(low)} to {exact(high)}; expected finite values within [{exact(black)}, "
             f"{exact(white)}]; {wide}."
         )
-    words = f"{exact(black)} is black and {exact(white)} is white"
-    if array.dtype == np.uint8 and (black, white) == (0, 255):
-        return _own(array), words
-    pixels = np.empty(array.shape, np.float32)
-    rows = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
-    for start in range(0, len(array), rows):  # in double precision a block at a time, never the whole
-        block = array[start : start + rows].astype(np.float64)
-        pixels[start : start + rows] = np.clip((block - black) / (white - black), 0, 1)
-    return pixels, words
+    return Scale(black, white, f"{exact(black)} is black and {exact(white)} is white")
 
 
 def _own(array: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -23,6 +23,8 @@ from .scoring import ends_of_explained, measure
 
 __all__ = ["COLLAPSED", "Evaluation", "Rival", "ends_of_explained", "evaluate", "measure", "remarks", "verdict"]
 
+JUDGED = 1e9  # bytes of frames and codes that are kept, where sequences stay in a file or are cut from films
+CODES, FEWEST_JUDGED = 6, 64  # t, z, energies, and those of the split that probes are fitted on
 CONDITIONAL_K = 10  # at most: log p(unseen frames | seen frames) takes two passes over all sequences
 
 Rival = tuple[TVAE, Guide]
@@ -69,6 +71,9 @@ def evaluate(
     """
     start = time.monotonic()
     attempts = Attempts()
+    n_all = len(data.datasets[split])
+    if not data.in_memory:  # the codes of all of them, and all frames for forecasts, may be larger than memory
+        data = data.at_most(most_judged(model))
 
     def scored(role: str, rival: Rival, own: Attempts) -> Scores:
         return measure(
@@ -91,15 +96,15 @@ def evaluate(
             differing = {name: said for name, said in own.failed.items() if attempts.failed.get(name) != said}
             attempts.failed |= {f"{name} ({role})": said for name, said in differing.items()}
     device = model.like.device
-    x = torch.empty(len(data.datasets[split]), data.n_frames, *data.frame_shape, device=device)
-    for row, batch in zip(range(0, len(x), data.eval_batch_size), data.batches(split, device), strict=True):
-        x[row : row + data.eval_batch_size] = batch["x"]  # a list of batches would be a second copy
+    x, complete = _sequences(data, split, device)
 
     def forecasts() -> ForwardRoll:
+        if not bool(complete.any()):
+            raise ValueError("no sequence was measured in all its pixels, of which a forecast takes all.")
         return forward_roll(
             model,
             guide,
-            x,
+            x if bool(complete.all()) else x[complete],
             context=context,
             mean_frame=data.mean_frame(device),
             baseline=plain_vae,
@@ -123,7 +128,7 @@ def evaluate(
         },
         "rows": rows(scores, num_particles),
         "measures": scores,
-        "notes": attempts("remarks", lambda: remarks(model, x), []),
+        "notes": attempts("remarks", lambda: remarks(model, x), list[str]()) + _fewer(n_all, len(x), split),
         "failed": attempts.failed,
         "seed": seed,
         "versions": versions(),
@@ -139,6 +144,32 @@ def evaluate(
             "conditional": forecast.conditional._asdict() if forecast.conditional is not None else None,
         }
     return Evaluation(record, forecast)
+
+
+def most_judged(model: TVAE) -> int:
+    """Sequences whose frames and codes take a part of memory that is always there."""
+    floats = model.n_frames * (math.prod(model.frame_shape) + CODES * model.n_latents)
+    return max(FEWEST_JUDGED, int(JUDGED // (4 * floats)))
+
+
+def _sequences(data: SequenceDataModule, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All sequences of a split, and which of them were measured in all their frames and pixels."""
+    n = len(data.datasets[split])
+    x = torch.empty(n, data.n_frames, *data.frame_shape, device=device)
+    complete = torch.ones(n, dtype=torch.bool, device=device)
+    for row, batch in zip(range(0, n, data.eval_batch_size), data.batches(split, device), strict=True):
+        rows = slice(row, row + data.eval_batch_size)
+        x[rows] = batch["x"]  # a list of batches would be a second copy
+        for name in ("observed", "measured"):
+            if name in batch:
+                complete[rows] &= batch[name].flatten(1).all(1)
+    return x, complete
+
+
+def _fewer(n_all: int, n: int, split: str) -> list[str]:
+    """What is to be said where not all sequences were judged."""
+    words = f"Judged on the first {n:,} of {n_all:,} sequences of the {split} split, of which any prefix is stratified"
+    return [f"{words}: as many as are kept in memory together."] if n < n_all else []
 
 
 def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[str]:

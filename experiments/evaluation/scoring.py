@@ -93,18 +93,23 @@ def measure(
 
     def scored(batch: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         """What is kept of a batch, in the order in which it draws."""
-        x = batch["x"]
-        posterior, marginals = posterior_of(guide, x), cache(lambda: moments(posterior))
-        weights = partial(log_weights, model, guide, x, num_particles, posterior=posterior)
+        x, observed = batch["x"], batch.get("observed")
+        masks = {name: batch[name] for name in ("measured",) if name in batch}
+        posterior, marginals = posterior_of(guide, x, observed, masks), cache(lambda: moments(posterior))
+        weights = partial(
+            log_weights, model, guide, x, num_particles, observed=observed, covariates=masks, posterior=posterior
+        )
         kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: summarize(weights().cpu(), n_frames)}
-        if published and has_frame_weights(model, posterior):
+        if observed is not None:
+            kinds["observed"] = lambda: observed
+        if published and not masks and observed is None and has_frame_weights(model, posterior):
             kinds["published"] = lambda: _published(model, guide, x, seed)
         kinds |= {
             "t": lambda: point_estimate(model, posterior),
             "z": lambda: marginals()["z"].mean,
             **{name: partial(batch.__getitem__, name) for name in ("index", "moving", "label")},
-            "kl": lambda: divergence(model, posterior) if published else program(x).kl,
-            "ends": lambda: torch.stack(ends_of_explained(model, mean_frame, x), -1),
+            "kl": lambda: divergence(model, posterior) if published else program(x, observed, **masks).kl,
+            "ends": lambda: torch.stack(ends_of_explained(model, mean_frame, x, observed, masks.get("measured")), -1),
         }
         if model.energies:
             kinds["energy"] = lambda: _energy(model, marginals())
@@ -149,26 +154,41 @@ def measure(
         check(name)
         return kept.pop(name)
 
+    @cache
+    def frames() -> float:
+        """Frames of a sequence, of those that were observed."""
+        return float(whole("observed").sum(1).double().mean()) if has("observed") else float(n_frames)
+
     def mean(values: Tensor) -> float:
-        return float(values.double().mean()) / n_frames
+        return float(values.double().mean()) / frames()
+
+    def complete(name: str) -> Tensor:
+        """Of sequences all of whose frames were observed, between which alone a roll can be seen."""
+        values = whole(name)
+        if not has("observed"):
+            return values
+        rows = whole("observed").all(1)
+        if not bool(rows.any()):
+            raise ValueError("no sequence was observed in all its frames, so that no roll between frames can be seen.")
+        return values[rows]
 
     def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
-        return _by_factor(whole("t"), whole("index"), whole("moving"), dataset, compute)
+        return _by_factor(complete("t"), complete("index"), complete("moving"), dataset, compute)
 
     likelihood = cache(lambda: estimate("likelihood"))
     compare = partial(roll_correlation, max_pairs=MOST_PAIRS)
     rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
-    e_eq = cache(lambda: equivariance_error(whole("t"), max_pairs=MOST_PAIRS))
+    e_eq = cache(lambda: equivariance_error(complete("t"), max_pairs=MOST_PAIRS))
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
     makers: dict[str, Callable[[], Any]] = {
         # First, since nothing else needs these two.
         "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if has(name)},
-        "elbo": lambda: float(likelihood().elbo.mean()) / n_frames,
+        "elbo": lambda: float(likelihood().elbo.mean()) / frames(),
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
-        "iwae": lambda: likelihood().per_frame,
-        "iwae_error": lambda: likelihood().per_frame_error,
+        "iwae": lambda: likelihood().per_frame * n_frames / frames(),
+        "iwae_error": lambda: likelihood().per_frame_error * n_frames / frames(),
         "ess": lambda: float(likelihood().ess.median()),
         "explained": lambda: explained_share(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
         "e_eq": lambda: e_eq() if n_frames > 1 else math.nan,
@@ -221,10 +241,19 @@ def explained_share(elbo: float, mean: float, best: float) -> float:
     return (elbo - mean) / (best - mean)
 
 
-def ends_of_explained(model: TVAE, mean_frame: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Nats per sequence, each (B,), where ``explained`` is 0 (the mean frame) and 1 (the pixels themselves)."""
-    at_mean = model.likelihood.at_mean
-    mean, best = (at_mean(frames).log_prob(x).flatten(1).sum(-1) for frames in (mean_frame, x))
+def ends_of_explained(
+    model: TVAE, mean_frame: Tensor, x: Tensor, observed: Tensor | None = None, measured: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Nats per sequence, each (B,), where ``explained`` is 0 (the mean frame) and 1 (the pixels themselves).
+
+    Of the frames that were observed, (B, S), and the pixels that were measured, (B, S, channel or 1, height, width).
+    """
+    at_mean, seen = model.likelihood.at_mean, torch.ones((), dtype=torch.bool, device=x.device)
+    if observed is not None:
+        seen = seen & observed[..., None, None, None]
+    if measured is not None:
+        seen = seen & measured
+    mean, best = (torch.where(seen, at_mean(frames).log_prob(x), 0).flatten(1).sum(-1) for frames in (mean_frame, x))
     return mean, best
 
 
@@ -259,7 +288,11 @@ def _codes(
     if judged is fitted or min(len(fitted), len(judged)) < 2 or fitted.factor_names != judged.factor_names:
         return None
     parts = [
-        (point_estimate(model, posterior_of(guide, batch["x"])).cpu(), batch["index"].cpu(), batch["label"].cpu())
+        (
+            point_estimate(model, posterior_of(guide, batch["x"], batch.get("observed"))).cpu(),
+            batch["index"].cpu(),
+            batch["label"].cpu(),
+        )
         for batch in data.batches("validation", model.like.device)
     ]
     t, index, label = (torch.cat(column) for column in zip(*parts, strict=True))

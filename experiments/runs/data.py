@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["SplitRecord", "fingerprints", "other_splits"]
 
 ROWS = 4096  # at a time
+LOOKED_AT = 256  # sequences, evenly spaced, of a split that is too large for memory
 RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand out none of its pixels
 
 
@@ -28,7 +29,8 @@ def fingerprints(data: SequenceDataModule) -> dict[str, SplitRecord]:
     """What ``data.json`` holds: the fingerprint of each split.
 
     Of what sequences are rendered from, not of rendered frames, which would take as long as an epoch: pixels, labels,
-    and the factors that are drawn for epoch 0, as every epoch of a fixed split has them.
+    and the factors that are drawn for epoch 0, as every epoch of a fixed split has them. Of pixels that are too many
+    for memory, 256 sequences of a split: the others may change unnoticed.
     """
     from pyro_tvae.inference.fingerprints import fingerprint
 
@@ -47,16 +49,24 @@ def other_splits(then: dict[str, SplitRecord], now: dict[str, SplitRecord]) -> l
 def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     import torch  # takes seconds, for which a list of runs does not wait
 
-    from ..datasets import Frames, Images, Sprites
+    from ..datasets import Clips, Frames, Images, Sprites
     from ..datasets.sprites import StoredPixels
 
+    source = dataset.source
+    pixels: Any = getattr(source, "pixels", None)
+    if isinstance(pixels, Clips):
+        yield from pixels.contents(LOOKED_AT)
+        yield source.labels
+        if isinstance(source, Images):  # frames are drawn from nothing
+            draw: Any = dataset.draw(0)
+            yield from (draw.index.phase, draw.moving)
+        return
     draw = dataset.draw(0)
     yield from (dataset.renderer.labels, draw.index, draw.moving)
-    if isinstance(dataset.source, Images | Frames):
-        yield dataset.source.pixels
+    if isinstance(source, Images | Frames):
+        yield pixels
         return
-    if isinstance(dataset.source, Sprites):
-        pixels = dataset.source.pixels
+    if isinstance(source, Sprites):
         yield pixels.packed if isinstance(pixels, StoredPixels) else pixels.pictures
         return
     for rows in torch.arange(len(dataset)).split(ROWS):

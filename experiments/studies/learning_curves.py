@@ -79,7 +79,7 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
         num_particles: K of the importance-weighted bound.
     """
     device = model.like.device
-    x = next(data.batches("test", device, batch_size=sequences))["x"]
+    x = data.measured_whole("test", device, sequences, "learning curves")["x"]
     bound = log_likelihood(model, guide, x, num_particles, seed=0, progress=False)
     mean_frame = data.mean_frame(device)
     mean, best = (float(end.double().mean()) / model.n_frames for end in ends_of_explained(model, mean_frame, x))

@@ -16,7 +16,8 @@ from complaints import answer
 from numpy.typing import NDArray
 
 from pyro_tvae.experiments.datasets import Frames, SequenceDataModule, arrays
-from pyro_tvae.experiments.datasets.axes import CONVENTIONS, choose, in_order, parse
+from pyro_tvae.experiments.datasets.axes import CONVENTIONS, choose, parse
+from pyro_tvae.experiments.datasets.readers.ordered import Ordered
 
 TOTAL = int(os.environ.get("PYRO_TVAE_ARRAYS", "200"))
 TYPES = ["u1", "<u2", ">u2", "<i4", ">i2", "<f2", "<f4", ">f4", "<f8", ">f8", "b1"]
@@ -184,5 +185,5 @@ def test_a_word_of_another_length_is_refused() -> None:
 def test_an_order_is_a_transpose() -> None:
     x = np.random.default_rng(0).random((2, 3, 4, 5, 6))
     for word, at in (("WHCSN", x.transpose(4, 3, 2, 1, 0)), ("SNHWC", x.transpose(1, 0, 4, 2, 3)), ("NSCHW", x)):
-        assert np.array_equal(in_order(x, word), at)
-    assert in_order(x[0, 0], "HWS").shape == (1, 6, 1, 4, 5)
+        assert np.array_equal(Ordered(x, word).items(slice(None)), at)
+    assert Ordered(x[0, 0], "HWS").items(slice(None)).shape == (1, 6, 1, 4, 5)

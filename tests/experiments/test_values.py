@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from pyro_tvae.experiments.datasets import arrays
-from pyro_tvae.experiments.datasets.values import exact, number_labels, scale_pixels
+from pyro_tvae.experiments.datasets.values import exact, number_labels, scale_of
+
+
+def scale_pixels(array: np.ndarray, limits: list[float] | None = None) -> tuple[np.ndarray, str]:
+    scale = scale_of(array.dtype, np.array_split(array, 2), limits)
+    assert scale.dtype == scale(array).dtype
+    return scale(array), scale.words
+
 
 ONE_UP = float(np.nextafter(np.float32(1), np.float32(2)))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ..sources import DataNotFound
+from ..errors import DataNotFound
 from .content import Content, Request
 from .suffixes import SUFFIXES, complaints
 
-__all__ = ["read", "reader"]
+__all__ = ["read", "reader", "said"]
 
 # What files begin with, which says more than their names.
 BEGINNINGS = {
@@ -43,6 +44,11 @@ def read(path: Path, request: Request) -> Content:
     with complaints(path, module):
         content: Content = module.read(path, request)
         return content
+
+
+def said(path: Path) -> AbstractContextManager[None]:
+    """Say in one sentence, with the file's name, what goes wrong while its values are read."""
+    return complaints(path, reader(path))
 
 
 def reader(path: Path) -> ModuleType:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..sources import Unsuitable
+from ..errors import Unsuitable
 from .content import Content, Request
 
 __all__ = ["WRITER", "read"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..axes import choose
-from ..sources import Unsuitable
+from ..errors import Unsuitable
 
-__all__ = ["Content", "Pieces", "Request", "Sliceable", "choose_names", "install"]
+__all__ = ["Content", "Pieces", "Raw", "Reopened", "Request", "Sliceable", "choose_names", "install"]
 
 
 class Sliceable(Protocol):
@@ -40,12 +42,18 @@ class Request:
         labels_key: name of the labels.
         axes: words of letters, such as NSHWC.
         n_frames: of a sequence, where sequences are wanted.
+        span: frames from the first to the last of a window, where films are to be cut into windows.
+        mask_key: name of an array of what was measured.
+        budget: bytes of pixels that may be decoded at once; what takes more is read by pieces where its format can be.
     """
 
     key: str | None = None
     labels_key: str | None = None
     axes: tuple[str, ...] = ()
     n_frames: int | None = None
+    span: int | None = None
+    mask_key: str | None = None
+    budget: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Content:
         label_name: where the labels are from.
         classes: names of the labels' whole numbers, where the file has them.
         final: ``axes`` is the word for them, into which what was said has gone already.
+        mask: true where there is a measured value: what is sliced, of the same axes or of some of them, or such a thing
+            in order, an :class:`.Ordered`; None: nothing is said.
     """
 
     pixels: Sliceable
@@ -67,6 +77,7 @@ class Content:
     label_name: str = "labels"
     classes: tuple[str, ...] = ()
     final: bool = False
+    mask: Any = None
 
     def word(self, request: Request) -> str:
         """The word for the axes of the pixels; what is said goes before what the format knows.
@@ -74,38 +85,108 @@ class Content:
         Raises:
             Unsuitable: as :func:`.axes.choose` does.
         """
-        return choose(self.pixels.shape, () if self.final else request.axes, request.n_frames, self.axes)
+        said = () if self.final else request.axes
+        return choose(self.pixels.shape, said, request.n_frames, self.axes, request.span)
 
 
 class Pieces:
     """Arrays of one shape and type, each read when it is wanted, as one array with a further first axis.
 
     Args:
-        load: the piece of a place.
+        load: the piece of a place: an array, or what is sliced like one.
         names: of the pieces, for messages.
+        lengths: of the pieces' own first axes, where these may differ, as those of films do; the shape has the longest.
 
     Raises:
         Unsuitable: while they are read: a piece is unlike the first.
     """
 
-    def __init__(self, load: Callable[[int], NDArray[Any]], names: Sequence[object]) -> None:
+    def __init__(
+        self, load: Callable[[int], Sliceable], names: Sequence[object], lengths: Sequence[int] | None = None
+    ) -> None:
         self.load, self.names = load, names
         first = load(0)
-        self.shape, self.dtype = (len(names), *first.shape), first.dtype
+        self.lengths = None if lengths is None or len({*lengths}) == 1 else np.asarray(lengths, np.int64)
+        longest = first.shape if self.lengths is None else (int(self.lengths.max()), *first.shape[1:])
+        self.shape, self.dtype = (len(names), *longest), first.dtype
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         first, *rest = index if isinstance(index, tuple) else (index,)
         places = np.arange(self.shape[0])[first]
-        out = np.empty((places.size, *self.shape[1:]), self.dtype)
-        for row, place in enumerate(places.reshape(-1).tolist()):
-            piece = self.load(place)
-            if piece.shape != out.shape[1:] or piece.dtype != out.dtype:
-                raise Unsuitable(
-                    f"{self.names[place]} has shape {piece.shape} and type {piece.dtype}, but {self.names[0]} has "
-                    f"{self.shape[1:]} and {self.dtype}; bring all to one size and kind."
-                )
-            out[row] = piece
-        return out.reshape(*places.shape, *self.shape[1:])[(slice(None),) * places.ndim + tuple(rest)]
+        if places.ndim == 0:
+            return np.asarray(self.piece(int(places))[tuple(rest) or slice(None)])
+        rows = [np.asarray(self.piece(place)[tuple(rest) or slice(None)]) for place in places.tolist()]
+        return np.stack(rows) if rows else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def piece(self, place: int) -> Sliceable:
+        """One of them, which may still lie in its file."""
+        piece = self.load(place)
+        length = self.shape[1:2] if self.lengths is None else (self.lengths[place],)
+        if piece.shape != (*length, *self.shape[2:]) or piece.dtype != self.dtype:
+            raise Unsuitable(
+                f"{self.names[place]} has shape {piece.shape} and type {piece.dtype}, but {self.names[0]} has "
+                f"{self.shape[1:]} and {self.dtype}; bring all to one size and kind."
+            )
+        return piece
+
+
+class Raw:
+    """An array whose values lie in a file one after the other; each part is mapped while it is read, and no longer.
+
+    What stays mapped counts as memory of the process, as much of it as was ever looked at.
+
+    Args:
+        path: of the file.
+        dtype: of the values.
+        offset: of the first one, in bytes.
+        shape: of the array.
+        order: of its axes, as numpy has it.
+    """
+
+    def __init__(
+        self, path: Path, dtype: Any, offset: int, shape: Sequence[int], order: Literal["C", "F"] = "C"
+    ) -> None:
+        self.path, self.dtype, self.offset, self.order = path, np.dtype(dtype), offset, order
+        self.shape = tuple(shape)
+        self._check()
+
+    def _check(self) -> None:
+        size = self.offset + math.prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or os.stat(self.path).st_size < size:
+            raise Unsuitable("it is shorter than it says, and may be damaged; write it again.")
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        self._check()  # reading beyond the end of what is mapped would end the process
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)[index]
+        return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[index])
+
+
+class Reopened:
+    """An array in a file that a library opens, which is opened anew in every process that reads it.
+
+    Args:
+        open: gives the array in the file; a function of a module's top level, so that workers can be sent it.
+        arguments: of it.
+    """
+
+    def __init__(self, open: Callable[..., Any], *arguments: Any) -> None:
+        self.open, self.arguments = open, arguments
+        self._opened: tuple[int, Any] | None = None
+        self.shape, self.dtype = tuple(self.array.shape), self.array.dtype
+
+    @property
+    def array(self) -> Any:
+        """The array, of this process."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), self.open(*self.arguments)
+        return self._opened[1]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
 
 def choose_names(arrays: Mapping[str, Sequence[int]], request: Request) -> tuple[str, str | None]:
@@ -115,13 +196,15 @@ def choose_names(arrays: Mapping[str, Sequence[int]], request: Request) -> tuple
         Unsuitable: one is named that is not there, or several are, and none is named.
     """
     names = list(arrays)
-    candidates = [name for name in names if name != request.labels_key]
+    candidates = [name for name in names if name not in (request.labels_key, request.mask_key)]
     key = candidates[0] if request.key is None and len(candidates) == 1 else request.key
-    for option, name in (("key", key), ("labels_key", request.labels_key)):
-        if name in names or (option == "labels_key" and name is None):
+    for option, name in (("key", key), ("labels_key", request.labels_key), ("mask", request.mask_key)):
+        if name in names or (option != "key" and name is None):
             continue
         holds = "one unnamed array" if names == [""] else f"the arrays {', '.join(names) or '(none)'}"
         advice = "leave it out" if names == [""] else f"set {option} to one of them"
+        if option == "mask":
+            advice = "give one of these, the name of a file beside it, or isnan"
         raise Unsuitable(f"{option} is {name!r}, but the file holds {holds}; {advice}.")
     assert key is not None
     return key, request.labels_key

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..axes import in_order
-from ..sources import Unsuitable
+from ..errors import Unsuitable
 from .content import Content, Pieces, Request
+from .ordered import Item, Ordered
 from .suffixes import SUFFIXES, complaints
 
 __all__ = ["WRITER", "read"]
@@ -94,10 +96,10 @@ def _pictures(
     elif request.axes:
         sequences = any("S" in word for word in request.axes)
     elif depth == 0:
-        sequences = False
-        if request.n_frames == n:
+        sequences = request.span is not None
+        if request.n_frames == n and not sequences:
             raise Unsuitable(f"it can be read as {stills} or as {films}; say which, such as axes=NHWC.")
-    elif request.n_frames is not None and lengths == {request.n_frames}:
+    elif request.span is not None or (request.n_frames is not None and lengths == {request.n_frames}):
         sequences = True
     else:
         raise Unsuitable(
@@ -106,13 +108,9 @@ def _pictures(
         )
     files = [file for group in groups for file in group]
     if sequences:
-        if len(lengths) > 1:
-            raise Unsuitable(
-                f"it holds sequences of {min(lengths)} to {max(lengths)} frames; expected as many in each: leave "
-                "out those that are too many."
-            )
         rows = [_stack(path, group, load) for group in groups]
-        pixels = Pieces(lambda place: rows[place][:], [group[0].parent.relative_to(path) for group in groups])
+        names = [group[0].parent.relative_to(path) for group in groups]
+        pixels = Pieces(rows.__getitem__, names, [len(group) for group in groups])
         kinds = [group[0].parent.parent.name for group in groups] if depth == 2 else None
     else:
         pixels = _stack(path, files, load)
@@ -122,36 +120,46 @@ def _pictures(
 
 
 def _stack(path: Path, files: Sequence[Path], load: Callable[[Path], NDArray[Any]]) -> Pieces:
-    return Pieces(lambda place: load(files[place]), [file.relative_to(path) for file in files])
+    return Pieces(partial(_nth, load, files), [file.relative_to(path) for file in files])
+
+
+def _nth(load: Callable[[Path], NDArray[Any]], files: Sequence[Path], place: int) -> NDArray[Any]:
+    return load(files[place])
 
 
 def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, depth: int, module: ModuleType) -> Content:
-    """Films and arrays, one after the other, each read as the first one is."""
+    """Films and arrays, one after the other, each read as the first one is; films may be of unlike lengths."""
     if depth == 2:
         raise Unsuitable("it holds films two folders down; keep them in one folder, or in one for each class.")
-    parts: list[NDArray[Any]] = []
+    items: list[Item] = []
+    owners: list[Path] = []
     labels: list[NDArray[Any]] = []
-    word, names, label_name = "", [file for group in groups for file in group], "of the folders"
+    word, names, label_name, budget = "", [file for group in groups for file in group], "of the folders", request.budget
     for file in names:
         with complaints(file, module):
-            content = module.read(file, request)
+            content = module.read(file, replace(request, budget=budget))
             word = word or content.word(request)
             if len(word) != len(content.pixels.shape):
                 raise Unsuitable(
                     f"it has shape {content.pixels.shape}, unlike those before it; keep one kind in a folder."
                 )
-            part = in_order(np.asarray(content.pixels[:]), word)
-        if parts and (part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype):
+            part = Ordered(content.pixels, word)
+        if isinstance(content.pixels, np.ndarray):
+            budget -= content.pixels.nbytes
+        items += [Item(part, row) for row in range(part.n)]
+        owners += [file.relative_to(path)] * part.n
+        if items and part.n and (part.frame_shape != items[0].ordered.frame_shape or part.dtype != items[0].dtype):
+            shapes = [(*one.ordered.lengths[:1].tolist(), *one.ordered.frame_shape) for one in (items[-1], items[0])]
             raise Unsuitable(
-                f"{file.relative_to(path)} has shape {part.shape} and type {part.dtype}, but "
-                f"{names[0].relative_to(path)} has {parts[0].shape} and {parts[0].dtype}; bring all to one length, "
-                "size and kind."
+                f"{file.relative_to(path)} has shape {shapes[0]} and type {part.dtype}, but "
+                f"{names[0].relative_to(path)} has {shapes[1]} and {items[0].dtype}; bring all to one size and kind."
             )
-        parts.append(part)
         if content.labels is not None:
             label_name = content.label_name
             labels.append(content.labels)
         elif depth:
-            labels.append(np.full(len(part), file.parent.name))
+            labels.append(np.full(part.n, file.parent.name))
     order = "NSCHW" if "S" in word else "NCHW"
-    return Content(np.concatenate(parts), (order,), np.concatenate(labels) if labels else None, label_name, final=True)
+    lengths = [int(item.ordered.lengths[item.n]) for item in items] if "S" in word else None
+    pixels = Pieces(items.__getitem__, owners, lengths)
+    return Content(pixels, (order,), np.concatenate(labels) if labels else None, label_name, final=True)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sources import Unsuitable
-from .content import Content, Request, choose_names
+from ..errors import Unsuitable
+from .content import Content, Reopened, Request, choose_names
 
-__all__ = ["WRITER", "datasets_of", "read", "whole"]
+__all__ = ["WRITER", "datasets_of", "node", "read", "whole"]
 
 WRITER = "an HDF5 file", "h5py"
 
@@ -36,13 +36,22 @@ def read(path: Path, request: Request) -> Content:
 
     nodes = datasets_of(h5py.File(path))
     key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
-    for name in (key, labels_key):
+    for name in (key, labels_key, request.mask_key):
         if name is not None and (nodes[name].external or nodes[name].is_virtual):
             raise Unsuitable(f"{name!r} is kept in other files, which are not opened; write its values into this one.")
     pixels = nodes[key]
     if pixels.dtype.kind not in "buif":
         raise Unsuitable(f"{key!r} has type {pixels.dtype}; expected numbers.")
-    return Content(pixels, labels=None if labels_key is None else whole(nodes[labels_key]), label_name=labels_key or "")
+    mask = None if request.mask_key is None else Reopened(node, path, request.mask_key)
+    labels = None if labels_key is None else whole(nodes[labels_key])
+    return Content(Reopened(node, path, key), labels=labels, label_name=labels_key or "", mask=mask)
+
+
+def node(path: Path, name: str) -> Any:
+    """A data set of a file, which it keeps open."""
+    import h5py
+
+    return h5py.File(path)[name]
 
 
 def whole(node: Any) -> NDArray[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sources import Unsuitable
+from ..errors import Unsuitable
 from .content import Content, Pieces, Request, choose_names, install
 from .pictures import pixels_of
 
@@ -31,15 +32,23 @@ def read(path: Path, request: Request) -> Content:
     columns = {f"{split}{name}": (part, name) for split, part in splits.items() for name in part.column_names}
     key, labels_key = choose_names(dict.fromkeys(columns, ()), request)
     part, name = columns[key]
-    pixels = Pieces(lambda place: _array(part[place][name], key), [f"row {place}" for place in range(len(part))])
+    pixels = Pieces(partial(_row, part, name, key), [f"row {place}" for place in range(len(part))])
     kinds = {"picture": ("NHWC",), "pictures": ("NSHWC",)}
     axes = kinds.get(_kind(part[0][name]), ())
+    mask = None
+    if request.mask_key is not None:
+        own, column = columns[request.mask_key]
+        mask = Pieces(partial(_row, own, column, request.mask_key), [f"row {place}" for place in range(len(own))])
     if labels_key is None:
-        return Content(pixels, axes)
+        return Content(pixels, axes, mask=mask)
     owner, column = columns[labels_key]
     feature = owner.features[column]
     classes = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
-    return Content(pixels, axes, np.asarray(owner[column][:]), labels_key, classes)
+    return Content(pixels, axes, np.asarray(owner[column][:]), labels_key, classes, mask=mask)
+
+
+def _row(part: Any, name: str, key: str, place: int) -> NDArray[Any]:
+    return _array(part[place][name], key)
 
 
 def _kind(value: Any) -> str:

@@ -6,11 +6,12 @@ import zlib
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ..sources import Unsuitable
-from .content import Content, Request, choose_names
-from .hdf5 import datasets_of, whole
+from ..errors import Unsuitable
+from .content import Content, Reopened, Request, Sliceable, choose_names
+from .hdf5 import datasets_of, node, whole
 
 __all__ = ["WRITER", "read"]
 
@@ -27,22 +28,26 @@ def read(path: Path, request: Request) -> Content:
     """The chosen variables, with the sizes that MATLAB's ``size`` gives."""
     import h5py
 
-    pixels, labels = _version_7_3(path, request) if h5py.is_hdf5(path) else _version_5(path, request)
-    axes = READINGS.get(pixels.ndim, ())
-    return Content(pixels, axes, labels=labels, label_name=request.labels_key or "")
+    pixels, labels, mask = _version_7_3(path, request) if h5py.is_hdf5(path) else _version_5(path, request)
+    axes = READINGS.get(len(pixels.shape), ())
+    return Content(pixels, axes, labels=labels, label_name=request.labels_key or "", mask=mask)
 
 
-def _version_5(path: Path, request: Request) -> tuple[NDArray[Any], NDArray[Any] | None]:
+Read = tuple[Sliceable, NDArray[Any] | None, Sliceable | None]
+
+
+def _version_5(path: Path, request: Request) -> Read:
     from scipy.io import loadmat, whosmat
 
     nodes = {name: (shape, kind) for name, shape, kind in whosmat(path) if kind in (*NUMBERS, "char")}
     key, labels_key = choose_names({name: shape for name, (shape, _) in nodes.items()}, request)
     if nodes[key][1] == "char":
         raise Unsuitable(f"{key!r} is text; expected numbers.")
-    _check_types(path, {name for name in (key, labels_key) if name})
-    values = loadmat(path, variable_names=[name for name in (key, labels_key) if name], chars_as_strings=True)
+    names = [name for name in (key, labels_key, request.mask_key) if name]
+    _check_types(path, {*names})
+    values = loadmat(path, variable_names=names, chars_as_strings=True)
     pixels = values[key].astype(bool) if nodes[key][1] == "logical" else values[key]
-    return pixels, values.get(labels_key)
+    return pixels, values.get(labels_key), values.get(request.mask_key)
 
 
 def _check_types(path: Path, names: set[str]) -> None:
@@ -82,17 +87,33 @@ def _tag(eight: bytes, order: Literal["little", "big"]) -> tuple[int, int, int]:
     return first, int.from_bytes(eight[4:], order), 8
 
 
-def _version_7_3(path: Path, request: Request) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def _version_7_3(path: Path, request: Request) -> Read:
     """HDF5, in which MATLAB's axes lie the other way round."""
     import h5py
 
     with h5py.File(path) as file:
         nodes = {name: node for name, node in datasets_of(file).items() if "#refs#" not in name}
         key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
-        for name in filter(None, (key, labels_key)):
+        for name in filter(None, (key, labels_key, request.mask_key)):
             if nodes[name].external or nodes[name].is_virtual or nodes[name].dtype.kind not in "buif":
                 raise Unsuitable(f"{name!r} is no array of numbers in this file; give the name of one.")
-        pixels = whole(nodes[key]).T
-        if nodes[key].attrs.get("MATLAB_class") == b"logical":
-            pixels = pixels.astype(bool)
-        return pixels, None if labels_key is None else whole(nodes[labels_key]).T
+        pixels = Reopened(_reversed, path, key, nodes[key].attrs.get("MATLAB_class") == b"logical")
+        mask = None if request.mask_key is None else Reopened(_reversed, path, request.mask_key, False)
+        return pixels, None if labels_key is None else whole(nodes[labels_key]).T, mask
+
+
+def _reversed(path: Path, name: str, logical: bool) -> Reversed:
+    return Reversed(node(path, name), logical)
+
+
+class Reversed:
+    """A data set whose axes lie the other way round; true and false, where its bytes say these."""
+
+    def __init__(self, dataset: Any, logical: bool) -> None:
+        self.dataset, self.shape = dataset, dataset.shape[::-1]
+        self.dtype = np.dtype(bool) if logical else dataset.dtype
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        index = index if isinstance(index, tuple) else (index,)
+        index += (slice(None),) * (len(self.shape) - len(index))
+        return np.asarray(self.dataset[index[::-1]]).T.astype(self.dtype, copy=False)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..sources import Unsuitable
-from .content import Content, Request
+from ..errors import Unsuitable
+from .content import Content, Raw, Request
 
 __all__ = ["MAGIC", "WRITER", "read"]
 
@@ -40,12 +39,12 @@ def read(path: Path, request: Request) -> Content:
     return Content(
         pixels,
         ("NCHW",),
-        labels=labels if what == "category" else labels[:, INFORMATION.index(what)],
+        labels=labels[:] if what == "category" else labels[:, INFORMATION.index(what)],
         label_name=what,
     )
 
 
-def matrix(path: Path) -> NDArray[Any]:
+def matrix(path: Path) -> Raw:
     """The array of one file, of either order of bytes; it stays in the file."""
     with path.open("rb") as file:
         mark = file.read(4)
@@ -56,4 +55,4 @@ def matrix(path: Path) -> NDArray[Any]:
         n_axes = int.from_bytes(file.read(4), order)
         # There are at least three sizes, of which those beyond the number of axes mean nothing.
         sizes = np.frombuffer(file.read(4 * max(3, n_axes)), np.dtype("i4").newbyteorder(order))[:n_axes]
-        return np.memmap(path, dtype, "r", file.tell(), tuple(sizes.tolist()))
+        return Raw(path, dtype, file.tell(), sizes.tolist())

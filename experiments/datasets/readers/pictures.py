@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sources import Unsuitable
+from ..errors import Unsuitable
 from .content import Content, Request
 
 __all__ = ["WRITER", "count", "picture", "pixels_of", "read"]
@@ -27,14 +29,45 @@ def read(path: Path, request: Request) -> Content:
         n = getattr(image, "n_frames", 1)
         if n == 1:
             return Content(pixels_of(image), ("HWC",))
-        frames = []
+        shape = (n, image.height, image.width, 3)
+    if math.prod(shape) <= request.budget:
+        film = np.stack([*_frames(path, n)])
+        # A palette knows no gray: what is gray throughout was.
+        gray = all(map(_is_gray, film))
+        return Content(film[..., :1] if gray else film, ("SHWC",))
+    gray = all(map(_is_gray, _frames(path, n)))
+    return Content(Animation(path, (*shape[:3], 1 if gray else 3)), ("SHWC",))
+
+
+class Animation:
+    """The frames of a file, decoded from the first one on each time: it keeps what changes from one to the next."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        places = np.arange(self.shape[0])[first]
+        wanted = {*places.reshape(-1).tolist()}
+        frames = enumerate(_frames(self.path, max(wanted, default=-1) + 1))
+        kept = {place: frame[..., : self.shape[3]] for place, frame in frames if place in wanted}
+        film = np.array([kept[place] for place in places.reshape(-1).tolist()], self.dtype)
+        film = film.reshape(*places.shape, *self.shape[1:])
+        return film[(slice(None),) * places.ndim + tuple(rest)]
+
+
+def _frames(path: Path, n: int) -> Iterator[NDArray[Any]]:
+    """The first n frames, (height, width, 3)."""
+    with _opened(path) as image:
         for place in range(n):
             image.seek(place)
-            frames.append(np.asarray(image.convert("RGB")))
-    film = np.stack(frames)
-    # A palette knows no gray: what is gray throughout was.
-    gray = bool((film[..., :1] == film).all())
-    return Content(film[..., :1] if gray else film, ("SHWC",))
+            yield np.asarray(image.convert("RGB"))
+
+
+def _is_gray(frame: NDArray[Any]) -> bool:
+    return bool((frame[..., :1] == frame).all())
 
 
 def count(path: Path) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from ..sources import DataNotFound, Unsuitable
+from ..errors import DataNotFound, Unsuitable
 
 __all__ = ["SUFFIXES", "complaints"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..sources import Unsuitable
-from .content import Content, Request, choose_names, install
+from ..errors import Unsuitable
+from .content import Content, Reopened, Request, choose_names, install
 
 __all__ = ["METADATA", "WRITER", "read"]
 
@@ -21,19 +21,30 @@ def read(path: Path, request: Request) -> Content:
     """The chosen arrays; the pixels stay in their chunks."""
     _check_codecs(path)
     try:
-        import zarr
+        import zarr  # noqa: F401
     except ImportError:
         raise install("zarr", path) from None
-    root = zarr.open(path, mode="r")
-    if isinstance(root, zarr.Array):
-        nodes: dict[str, Any] = {"": root}
-    else:
-        nodes = {name: node for name, node in sorted(root.members(max_depth=None)) if isinstance(node, zarr.Array)}
+    nodes = _nodes(path)
     key, labels_key = choose_names({name: node.shape for name, node in nodes.items()}, request)
     if nodes[key].dtype.kind not in "buif":
         raise Unsuitable(f"{key!r} has type {nodes[key].dtype}; expected numbers.")
     labels = None if labels_key is None else np.asarray(nodes[labels_key][...])
-    return Content(nodes[key], labels=labels, label_name=labels_key or "")
+    mask = None if request.mask_key is None else Reopened(_node, path, request.mask_key)
+    return Content(Reopened(_node, path, key), labels=labels, label_name=labels_key or "", mask=mask)
+
+
+def _nodes(path: Path) -> dict[str, Any]:
+    """All arrays of a store by their names; an array alone has none."""
+    import zarr
+
+    root = zarr.open(path, mode="r")
+    if isinstance(root, zarr.Array):
+        return {"": root}
+    return {name: node for name, node in sorted(root.members(max_depth=None)) if isinstance(node, zarr.Array)}
+
+
+def _node(path: Path, name: str) -> Any:
+    return _nodes(path)[name]
 
 
 def _check_codecs(path: Path) -> None:
