@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -16,7 +15,6 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.inference import (
     ELBO,
-    LogLikelihood,
     active_latents,
     capsule_correlation,
     commutation,
@@ -28,9 +26,10 @@ from pyro_tvae.inference import (
 )
 from pyro_tvae.inference.equivariance import MOST_PAIRS
 from pyro_tvae.inference.inspection import plain_program
-from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarize
+from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, seeded
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
+from pyro_tvae.inference.two_levels import TwoLevels
 from pyro_tvae.posteriors import Moments, moments
 from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
@@ -86,17 +85,30 @@ def measure(
     device, n_frames = model.like.device, model.n_frames
     dataset, mean_frame = data.datasets[split], data.mean_frame(device)
     published = plain_program(model)
-    estimates: dict[str, list[LogLikelihood]] = defaultdict(list)
+    levels = TwoLevels(len(dataset), num_particles, seed=seed)
     kept: dict[str, Tensor] = {}
     of_batches = Attempts()
-    n_batches = math.ceil(len(dataset) / data.eval_batch_size)
+
+    def batches(places: list[int] | None = None) -> Iterator[dict[str, Tensor]]:
+        total = math.ceil((len(dataset) if places is None else len(places)) / data.eval_batch_size)
+        drawn = data.batches(split, device, places=places)
+        return progress_bar(total, label, shown=progress, unit="batch", leave=False, iterable=drawn)
+
+    def bounds(x: Tensor, k: int, posterior: Any = None) -> Tensor:
+        return levels.bounds(log_weights(model, guide, x, k, posterior=posterior))
+
+    def all_particles() -> None:
+        for places in levels.rounds(kept["likelihood"]):
+            row = 0
+            for batch in batches(places.tolist()):
+                kept["likelihood"][places[row : row + len(batch["x"])]] = bounds(batch["x"], num_particles)
+                row += len(batch["x"])
 
     def scored(batch: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         """What is kept of a batch, in the order in which it draws."""
         x = batch["x"]
         posterior, marginals = posterior_of(guide, x), cache(lambda: moments(posterior))
-        weights = partial(log_weights, model, guide, x, num_particles, posterior=posterior)
-        kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: summarize(weights().cpu(), n_frames)}
+        kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: bounds(x, levels.first, posterior)}
         if published and has_frame_weights(model, posterior):
             kinds["published"] = lambda: _published(model, guide, x, seed)
         kinds |= {
@@ -113,20 +125,17 @@ def measure(
         return kinds
 
     with torch.inference_mode(), seeded(seed):
-        batches = progress_bar(
-            n_batches, label, shown=progress, unit="batch", leave=False, iterable=data.batches(split, device)
-        )
         row = 0
-        for batch in batches:
+        for batch in batches():
             for name, make in scored(batch).items():
                 value = None if name in of_batches.failed else of_batches(name, make, None)
-                if isinstance(value, LogLikelihood):
-                    estimates[name].append(value)
-                elif value is not None:
+                if value is not None:
                     if name not in kept:  # made once: a list of batches would be a second copy, scattered over the heap
                         kept[name] = torch.empty(len(dataset), *value.shape[1:], dtype=value.dtype)
                     kept[name][row : row + len(value)] = value
             row += len(batch["x"])
+        if "likelihood" not in of_batches.failed:
+            of_batches("likelihood", all_particles, None)
 
     def check(name: str) -> None:
         if name in of_batches.failed:
@@ -134,11 +143,7 @@ def measure(
 
     def has(name: str) -> bool:
         """Whether the model has such a thing, even if it failed."""
-        return name in kept or name in estimates or name in of_batches.failed
-
-    def estimate(name: str) -> LogLikelihood:
-        check(name)
-        return concatenate(estimates[name])
+        return name in kept or name in of_batches.failed
 
     def whole(name: str) -> Tensor:
         check(name)
@@ -155,7 +160,7 @@ def measure(
     def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
         return _by_factor(whole("t"), whole("index"), whole("moving"), dataset, compute)
 
-    likelihood = cache(lambda: estimate("likelihood"))
+    likelihood = cache(lambda: levels.mean(whole("likelihood")))
     compare = partial(roll_correlation, max_pairs=MOST_PAIRS)
     rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
     e_eq = cache(lambda: equivariance_error(whole("t"), max_pairs=MOST_PAIRS))
@@ -164,12 +169,13 @@ def measure(
     makers: dict[str, Callable[[], Any]] = {
         # First, since nothing else needs these two.
         "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if has(name)},
-        "elbo": lambda: float(likelihood().elbo.mean()) / n_frames,
+        "elbo": lambda: likelihood().elbo / n_frames,
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
-        "iwae": lambda: likelihood().per_frame,
-        "iwae_error": lambda: likelihood().per_frame_error,
-        "ess": lambda: float(likelihood().ess.median()),
+        "iwae": lambda: likelihood().iwae / n_frames,
+        "iwae_error": lambda: likelihood().iwae_error / n_frames,
+        "ess": lambda: likelihood().ess,
+        "iwae_sequences": lambda: float(likelihood().n_drawn),
         "explained": lambda: explained_share(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
         "e_eq": lambda: e_eq() if n_frames > 1 else math.nan,
         "roll": lambda: {name: result.correlation for name, result in rolls().items()},
@@ -180,7 +186,7 @@ def measure(
         ),
         "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
-        "frame_unnormalised": lambda: estimate("published").per_frame if has("published") else math.nan,
+        "frame_unnormalised": lambda: mean(whole("published")) if has("published") else math.nan,
     }
     if n_frames * (n_frames - 1) // 2 > MOST_PAIRS:
         makers["e_eq_error"] = lambda: e_eq().standard_error
@@ -190,13 +196,13 @@ def measure(
     return scores
 
 
-def _published(model: TVAE, guide: Guide, x: Tensor, seed: int) -> LogLikelihood:
-    """The published estimator, which is no likelihood."""
+def _published(model: TVAE, guide: Guide, x: Tensor, seed: int) -> Tensor:
+    """The published estimator, which is no likelihood, of every sequence, (B,)."""
     with warnings.catch_warnings():  # the table says in words what this number is not
         warnings.simplefilter("ignore")
         return log_likelihood(
             model, guide, x, PUBLISHED_K, estimator="frame_unnormalised", batch_size=len(x), seed=seed
-        )
+        ).iwae
 
 
 def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:

@@ -111,7 +111,7 @@ def test_the_table_has_a_value_for_every_model_and_the_factor_that_moves(data: S
 
 # What every part of the scoring costs where it fails: measures, "forward_roll", "verdict" or "remarks".
 COSTS = {
-    "scoring.log_weights": {"elbo", "iwae", "iwae_error", "ess"},
+    "scoring.log_weights": {"elbo", "iwae", "iwae_error", "iwae_sequences", "ess"},
     "scoring.log_likelihood": {"frame_unnormalised"},
     "scoring.point_estimate": {"e_eq", "roll", "roll_exact", "cap_corr", "commutation", "probe", "pose"},
     "scoring.moments": {"active"},
