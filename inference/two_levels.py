@@ -17,7 +17,7 @@ __all__ = ["MeanBound", "TwoLevels"]
 
 SHARE = 10  # all particles for every tenth sequence at first, a tenth of the particles for every one
 LEAST_SEQUENCES, LEAST_PARTICLES = 32, 10
-GROWTH = 1.2  # how much larger the error may be than with all particles for all sequences
+GROWTH = 1.22  # how much larger the error may be than with all particles for all sequences
 
 
 class MeanBound(NamedTuple):

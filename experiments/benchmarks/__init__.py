@@ -21,11 +21,12 @@ ABOUT = {
     "growth": 150,
     "startup": 15,
     "gradients": 60,
-    "jax_step": 80,
+    "turns": 120,
+    "quickstart": 600,
     "gpu": 90,
 }
 NAMES = tuple(ABOUT)
-EXTRA = ("jax_step", "gpu")  # need more than this package does: run where they are asked for
+EXTRA = ("turns", "quickstart", "gpu")  # need another version, JAX or a GPU to say much: run where they are asked for
 
 
 def run_suite(
@@ -45,7 +46,7 @@ def run_suite(
         output: JSON file of the record; None writes none. Until all are done it is written beside it, before the first
             benchmark and after each, so that an interruption loses only the one under way.
         progress: show progress bars, and how long the rest will take.
-        beside: a checkout of another version, which ``growth`` compares with.
+        beside: a checkout of another version, which ``growth``, ``turns`` and ``quickstart`` compare with.
         device: of the benchmark ``gpu``: ``"cuda"``, or ``"cpu"`` for a trial.
 
     Raises:
@@ -90,7 +91,8 @@ def run_suite(
             where = f"{name}, {position + 1} of {len(names)}"
             console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
         module = import_module(f".{name}", __name__)
-        options: dict[str, dict[str, Any]] = {"growth": {"beside": beside}, "gpu": {"device": device}}
+        options: dict[str, dict[str, Any]] = {"gpu": {"device": device}}
+        options |= {one: {"beside": beside} for one in ("growth", "turns", "quickstart")}
         record[name] = module.run(threads=threads, progress=progress, **options.get(name, {}))
         module.print_record(record[name], console)
         write()

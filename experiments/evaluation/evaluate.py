@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, Guide
 from pyro_tvae.inference import ForwardRoll, forward_roll
+from pyro_tvae.inference.two_levels import TwoLevels
 
 from ..datasets import SequenceDataModule
 from ..provenance import hardware, versions
@@ -22,8 +23,6 @@ from .record import EvaluationRecord, rows
 from .scoring import ends_of_explained, measure
 
 __all__ = ["COLLAPSED", "Evaluation", "Rival", "ends_of_explained", "evaluate", "measure", "remarks", "verdict"]
-
-CONDITIONAL_K = 10  # at most: log p(unseen frames | seen frames) takes two passes over all sequences
 
 Rival = tuple[TVAE, Guide]
 
@@ -70,6 +69,8 @@ def evaluate(
     start = time.monotonic()
     attempts = Attempts()
 
+    of_trained: dict[str, Tensor] = {}
+
     def scored(role: str, rival: Rival, own: Attempts) -> Scores:
         return measure(
             *rival,
@@ -80,6 +81,7 @@ def evaluate(
             label=role,
             progress=progress,
             attempts=own,
+            of_sequences=of_trained if role == "trained" else None,
         )
 
     scores = {"trained": scored("trained", (model, guide), attempts)}
@@ -103,8 +105,9 @@ def evaluate(
             context=context,
             mean_frame=data.mean_frame(device),
             baseline=plain_vae,
-            num_particles=min(num_particles, CONDITIONAL_K),
-            seed=seed,
+            num_particles=TwoLevels(len(x), num_particles, seed=seed).few,
+            bounds=of_trained.get("bounds"),
+            seed=seed + 1,  # the bounds are from the other's stream
         )
 
     forecast = attempts("forward_roll", forecasts, None) if model.n_frames > 1 else None

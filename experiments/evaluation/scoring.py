@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -19,14 +18,13 @@ from pyro_tvae.inference import (
     capsule_correlation,
     commutation,
     equivariance_error,
-    log_likelihood,
     pose_probe,
     probe,
     roll_correlation,
 )
 from pyro_tvae.inference.equivariance import MOST_PAIRS
 from pyro_tvae.inference.inspection import plain_program
-from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, seeded
+from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, log_weights_by_frame, seeded
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.inference.two_levels import TwoLevels
@@ -59,6 +57,7 @@ def measure(
     label: str = "evaluate",
     progress: bool = True,
     attempts: Attempts | None = None,
+    of_sequences: dict[str, Tensor] | None = None,
 ) -> Scores:
     """Score a model on a whole split: measure -> number, or a number per part; nats per frame if not said otherwise.
 
@@ -74,6 +73,8 @@ def measure(
         label: of the progress bar.
         progress: show it.
         attempts: keeps what went wrong with a measure, which is then nan, or without parts.
+        of_sequences: keeps the importance-weighted bounds of as few particles as all sequences get (see
+            :class:`.TwoLevels`), ``bounds``, (N,), nats per sequence.
     """
     if is_bayesian(model):
         raise ValueError(
@@ -94,8 +95,12 @@ def measure(
         drawn = data.batches(split, device, places=places)
         return progress_bar(total, label, shown=progress, unit="batch", leave=False, iterable=drawn)
 
-    def bounds(x: Tensor, k: int, posterior: Any = None) -> Tensor:
-        return levels.bounds(log_weights(model, guide, x, k, posterior=posterior))
+    def bounds(x: Tensor, k: int, posterior: Any = None, by_frame: Tensor | None = None) -> Tensor:
+        """Those of k particles, of which some may have been weighed frame by frame already."""
+        at_hand = [] if by_frame is None else [by_frame[:k].sum(-1)]
+        lacking = k - sum(map(len, at_hand))
+        drawn = [log_weights(model, guide, x, lacking, posterior=posterior)] if lacking else []
+        return levels.bounds(torch.cat([*at_hand, *drawn]))
 
     def all_particles() -> None:
         for places in levels.rounds(kept["likelihood"]):
@@ -110,7 +115,11 @@ def measure(
         posterior, marginals = posterior_of(guide, x), cache(lambda: moments(posterior))
         kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: bounds(x, levels.first, posterior)}
         if published and has_frame_weights(model, posterior):
-            kinds["published"] = lambda: _published(model, guide, x, seed)
+            by_frame = cache(lambda: log_weights_by_frame(model, guide, x, PUBLISHED_K, posterior))
+            kinds = {
+                "likelihood": lambda: bounds(x, levels.first, posterior, by_frame()),
+                "published": lambda: by_frame().double().logsumexp(0).sum(-1),  # no −log K: no likelihood either
+            }
         kinds |= {
             "t": lambda: point_estimate(model, posterior),
             "z": lambda: marginals()["z"].mean,
@@ -166,6 +175,8 @@ def measure(
     e_eq = cache(lambda: equivariance_error(whole("t"), max_pairs=MOST_PAIRS))
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
+    if of_sequences is not None and has("likelihood") and "likelihood" not in of_batches.failed:
+        of_sequences["bounds"] = kept["likelihood"][:, 1]
     makers: dict[str, Callable[[], Any]] = {
         # First, since nothing else needs these two.
         "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if has(name)},
@@ -194,15 +205,6 @@ def measure(
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)
     return scores
-
-
-def _published(model: TVAE, guide: Guide, x: Tensor, seed: int) -> Tensor:
-    """The published estimator, which is no likelihood, of every sequence, (B,)."""
-    with warnings.catch_warnings():  # the table says in words what this number is not
-        warnings.simplefilter("ignore")
-        return log_likelihood(
-            model, guide, x, PUBLISHED_K, estimator="frame_unnormalised", batch_size=len(x), seed=seed
-        ).iwae
 
 
 def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:
