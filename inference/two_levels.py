@@ -75,20 +75,20 @@ class TwoLevels:
         return torch.stack([log_w.mean(0), _bound(blocks).mean(0), whole, ess], 1)
 
     def rounds(self, bounds: Tensor) -> Iterator[Tensor]:
-        """Numbers of the sequences that are to get all K particles, in up to two rounds.
+        """Numbers of the sequences that are to get all K particles, until there are enough of them.
 
         Args:
             bounds: those of all sequences, (N, 4); whoever asks puts in those of each round before the next.
         """
-        if self.first == self.num_particles:
-            return
-        yield self.drawn.nonzero().squeeze(1)
-        few, gain, together = self._spreads(bounds)
-        before, of_all = self.drawn, max(few + gain + 2 * together, 0.0)
-        if gain > 0:
-            m = math.ceil(len(bounds) / (1 + (GROWTH**2 - 1) * of_all / gain))
-            self.drawn = before | (self._order < m)
-            yield (self.drawn & ~before).nonzero().squeeze(1)
+        lacking = self.drawn if self.first < self.num_particles else self.drawn & False
+        while bool(lacking.any()):
+            yield lacking.nonzero().squeeze(1)
+            few, gain, together = self._spreads(bounds)
+            of_all, enough = few + gain + 2 * together, 0.0
+            if gain > 0 and math.isfinite(of_all):
+                enough = len(bounds) / (1 + (GROWTH**2 - 1) * max(of_all, 0.0) / gain)
+            lacking = (self._order < math.ceil(enough)) & ~self.drawn
+            self.drawn = self.drawn | lacking
 
     def mean(self, bounds: Tensor) -> MeanBound:
         """What the bounds of all sequences, (N, 4), say of their mean.

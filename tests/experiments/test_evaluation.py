@@ -110,7 +110,7 @@ def test_the_table_has_a_value_for_every_model_and_the_factor_that_moves(data: S
     # Means of 30 differences of two bounds of 5 weights, from other draws: 5 standard errors, 1 in 1.7 million.
     chance = float(log_likelihood(*trained, x, num_particles=5).standard_error.mean()) / 30**0.5
     assert conditional["mean"] == pytest.approx(expected.mean, abs=5 * 2 * chance / 3)
-    assert conditional["standard_error"] == pytest.approx(expected.standard_error, rel=0.2)
+    assert 0.5 < conditional["standard_error"] / expected.standard_error < 2
     told = f"is about {conditional['mean']:.1f} ± {conditional['standard_error']:.1f} nats"
     assert any(told in sentence for sentence in record["verdict"])
 
