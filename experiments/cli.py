@@ -341,7 +341,8 @@ def benchmark(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And jax_step, gpu."
+            help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And turns, "
+            "quickstart, gpu."
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
@@ -351,7 +352,10 @@ def benchmark(
     ] = None,
     beside: Annotated[
         Path | None,
-        typer.Option(help="Checkout of another version that growth is measured beside; the product with W by default."),
+        typer.Option(
+            help="Checkout of another version that growth (the product with W by default), turns and quickstart are "
+            "measured beside."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Of gpu: cuda, or cpu to try it at a small size.")] = "cuda",
 ) -> None:

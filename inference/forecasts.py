@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +105,7 @@ def forward_roll(
     batch_size: int = 64,
     n_examples: int = 8,
     num_particles: int | None = None,
+    bounds: Tensor | None = None,
     seed: int | None = 0,
 ) -> ForwardRoll:
     """Forecast unseen frames by rolling capsules: the claim of the paper's first figure as a number.
@@ -132,6 +134,7 @@ def forward_roll(
         n_examples: sequences whose forecasts are kept for figures.
         num_particles: also estimate ``conditional`` from so many importance weights per sequence,
             ``log p(all frames) − log p(seen frames)``; all the latents may move, not only roll.
+        bounds: the former of the two, (N,), nats per sequence, where it is at hand, from as many weights of its own.
         seed: of these weights.
 
     Raises:
@@ -190,12 +193,10 @@ def forward_roll(
     if num_particles:
         in_context = torch.arange(x.shape[1], device=x.device) < m
         options: dict[str, Any] = {"covariates": covariates, "batch_size": batch_size, "seed": None}
+        bound = partial(likelihood.log_likelihood, model, guide, x, num_particles, **options)
         with seeded(seed):  # one stream for both, so that their errors are independent
-            whole, of_context = (
-                likelihood.log_likelihood(model, guide, x, num_particles, observed=observed, **options).iwae
-                for observed in (None, in_context)
-            )
-        nats = (whole - of_context) / (x.shape[1] - m)
+            whole = bound().iwae if bounds is None else bounds
+            nats = (whole - bound(observed=in_context).iwae) / (x.shape[1] - m)
         conditional = Conditional(float(nats.mean()), float(nats.std()) / math.sqrt(n) if n > 1 else math.nan)
     return ForwardRoll(
         context=m,

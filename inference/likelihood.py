@@ -107,6 +107,14 @@ def log_weights(
         return torch.cat(list(chunks))
 
 
+@torch.no_grad()
+def log_weights_by_frame(
+    model: TVAE, guide: Guide, x: Tensor, num_particles: int, posterior: Posterior | Program
+) -> Tensor:
+    """Log-weights frame by frame, (K, B, S); their sums over frames are those of :func:`log_weights`."""
+    return torch.cat([*_chunks(model, guide, x, num_particles, posterior=posterior, per_frame=True)])
+
+
 def _chunks(
     model: Any,
     guide: Guide | Callable[..., object],

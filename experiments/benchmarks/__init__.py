@@ -21,12 +21,14 @@ ABOUT = {
     "growth": 150,
     "startup": 15,
     "gradients": 60,
-    "jax_step": 80,
+    "turns": 120,
+    "quickstart": 600,
     "gpu": 90,
     "large_file": 120,
 }
 NAMES = tuple(ABOUT)
-EXTRA = ("jax_step", "gpu", "large_file")  # need more than this package does: run where they are asked for
+# Need another version, JAX, a GPU or a large disk to say much: run where they are asked for.
+EXTRA = ("turns", "quickstart", "gpu", "large_file")
 
 
 def run_suite(
@@ -46,7 +48,7 @@ def run_suite(
         output: JSON file of the record; None writes none. Until all are done it is written beside it, before the first
             benchmark and after each, so that an interruption loses only the one under way.
         progress: show progress bars, and how long the rest will take.
-        beside: a checkout of another version, which ``growth`` compares with.
+        beside: a checkout of another version, which ``growth``, ``turns`` and ``quickstart`` compare with.
         device: of the benchmark ``gpu``: ``"cuda"``, or ``"cpu"`` for a trial.
 
     Raises:
@@ -91,7 +93,8 @@ def run_suite(
             where = f"{name}, {position + 1} of {len(names)}"
             console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
         module = import_module(f".{name}", __name__)
-        options: dict[str, dict[str, Any]] = {"growth": {"beside": beside}, "gpu": {"device": device}}
+        options: dict[str, dict[str, Any]] = {"gpu": {"device": device}}
+        options |= {one: {"beside": beside} for one in ("growth", "turns", "quickstart")}
         record[name] = module.run(threads=threads, progress=progress, **options.get(name, {}))
         module.print_record(record[name], console)
         write()

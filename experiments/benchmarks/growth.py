@@ -30,6 +30,7 @@ from .memory import begin, needed
 from .speed import PAPER, Setting, step_products
 from .sums import TOPOGRAPHIES
 from .timing import ONE_CPU, StepTimer, ratios, seconds_of, spread
+from .turns import check_checkout
 
 __all__ = ["print_record", "run", "step", "summary"]
 
@@ -85,8 +86,8 @@ def run(
             f"of {', '.join(AXES)}."
         )
 
-    if beside is not None and not (Path(beside) / "pyro_tvae" / "__init__.py").is_file():
-        raise ValueError(f"benchmark: {beside} is no checkout; expected a folder that holds pyro_tvae/__init__.py.")
+    if beside is not None:
+        check_checkout(beside)
 
     @functools.cache  # the axes share a setting
     def measured(here: Setting) -> dict[str, float]:

@@ -316,13 +316,20 @@ class SequenceDataModule(lightning.LightningDataModule):
         """A training batch with ``x``, for a module that ``renders`` in its own step: one that is captured with it."""
         return self.datasets["train"].render(dict(batch))
 
-    def batches(self, split: str, device: torch.device | str = "cpu", batch_size: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        split: str,
+        device: torch.device | str = "cpu",
+        batch_size: int | None = None,
+        places: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
         """Rendered batches over a whole split, in order: all of it, once; for training the draw of epoch 0.
 
         Args:
             split: ``"train"``, ``"validation"`` or ``"test"``.
             device: where to render.
             batch_size: default ``eval_batch_size``.
+            places: of these sequences alone, by their numbers in the split.
 
         Raises:
             ValueError: there is no such split.
@@ -330,8 +337,8 @@ class SequenceDataModule(lightning.LightningDataModule):
         if split not in self.datasets:
             raise ValueError(f"there is no split {split!r}; expected one of {', '.join(SPLITS)}.")
         dataset, size = self.datasets[split], batch_size or self.eval_batch_size
-        starts = range(0, len(dataset), size)
-        parts = (dataset.__getitems__(range(start, min(start + size, len(dataset)))) for start in starts)
+        chosen = range(len(dataset)) if places is None else places
+        parts = (dataset.__getitems__(chosen[start : start + size]) for start in range(0, len(chosen), size))
         return (dataset.render({name: value.to(device) for name, value in part.items()}) for part in parts)
 
     def measured_whole(self, split: str, device: torch.device | str, n: int, what: str) -> Batch:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, Guide
 from pyro_tvae.inference import ForwardRoll, forward_roll
+from pyro_tvae.inference.two_levels import TwoLevels
 
 from ..datasets import SequenceDataModule
 from ..provenance import hardware, versions
@@ -25,7 +26,6 @@ __all__ = ["COLLAPSED", "Evaluation", "Rival", "ends_of_explained", "evaluate", 
 
 JUDGED = 1e9  # bytes of frames and codes that are kept, where sequences stay in a file or are cut from films
 CODES, FEWEST_JUDGED = 6, 64  # t, z, energies, and those of the split that probes are fitted on
-CONDITIONAL_K = 10  # at most: log p(unseen frames | seen frames) takes two passes over all sequences
 
 Rival = tuple[TVAE, Guide]
 
@@ -75,6 +75,8 @@ def evaluate(
     if not data.in_memory:  # the codes of all of them, and all frames for forecasts, may be larger than memory
         data = data.at_most(most_judged(model))
 
+    of_trained: dict[str, Tensor] = {}
+
     def scored(role: str, rival: Rival, own: Attempts) -> Scores:
         return measure(
             *rival,
@@ -85,6 +87,7 @@ def evaluate(
             label=role,
             progress=progress,
             attempts=own,
+            of_sequences=of_trained if role == "trained" else None,
         )
 
     scores = {"trained": scored("trained", (model, guide), attempts)}
@@ -101,15 +104,19 @@ def evaluate(
     def forecasts() -> ForwardRoll:
         if not bool(complete.any()):
             raise ValueError("no sequence was measured in all its pixels, of which a forecast takes all.")
+        bounds, all_complete = of_trained.get("bounds"), bool(complete.all())
+        if bounds is not None and not all_complete:
+            bounds = bounds[complete.cpu()]
         return forward_roll(
             model,
             guide,
-            x if bool(complete.all()) else x[complete],
+            x if all_complete else x[complete],
             context=context,
             mean_frame=data.mean_frame(device),
             baseline=plain_vae,
-            num_particles=min(num_particles, CONDITIONAL_K),
-            seed=seed,
+            num_particles=TwoLevels(len(x), num_particles, seed=seed).few,
+            bounds=bounds,
+            seed=seed + 1,  # the bounds are from the other's stream
         )
 
     forecast = attempts("forward_roll", forecasts, None) if model.n_frames > 1 else None

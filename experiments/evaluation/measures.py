@@ -60,10 +60,12 @@ PROBED = "a linear map reads it from t; fitted on the validation split"
 # fmt: off
 MEASURES = (
     Measure("iwae", "IWAE, K = {k}", NATS, "higher", column="IWAE ↑",
-            note="importance-weighted bound of log p(sequence); the error is over test sequences"),
+            note="importance-weighted bound of log p(sequence); the error is over test sequences and their draw"),
     Measure("iwae_error", "its standard error over test sequences", NATS, error_of="iwae"),
     Measure("ess", "effective sample size", "of {k}", "higher", column="its effective sample size, median",
             note="median over sequences"),
+    Measure("iwae_sequences", "sequences with all K = {k}", "count", column="",
+            note="drawn; the others have a tenth of K, and what K adds on these is added to the mean over all"),
     Measure("elbo", "ELBO", NATS, "higher"),
     Measure("reconstruction", "reconstruction", NATS, "higher", column=""),
     Measure("kl", "KL", NATS, note="0 is a collapse"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -16,21 +14,20 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.inference import (
     ELBO,
-    LogLikelihood,
     active_latents,
     capsule_correlation,
     commutation,
     equivariance_error,
-    log_likelihood,
     pose_probe,
     probe,
     roll_correlation,
 )
 from pyro_tvae.inference.equivariance import MOST_PAIRS
 from pyro_tvae.inference.inspection import plain_program
-from pyro_tvae.inference.likelihood import concatenate, has_frame_weights, log_weights, seeded, summarize
+from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, log_weights_by_frame, seeded
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
+from pyro_tvae.inference.two_levels import TwoLevels
 from pyro_tvae.posteriors import Moments, moments
 from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
@@ -60,6 +57,7 @@ def measure(
     label: str = "evaluate",
     progress: bool = True,
     attempts: Attempts | None = None,
+    of_sequences: dict[str, Tensor] | None = None,
 ) -> Scores:
     """Score a model on a whole split: measure -> number, or a number per part; nats per frame if not said otherwise.
 
@@ -75,6 +73,8 @@ def measure(
         label: of the progress bar.
         progress: show it.
         attempts: keeps what went wrong with a measure, which is then nan, or without parts.
+        of_sequences: keeps the importance-weighted bounds of as few particles as all sequences get (see
+            :class:`.TwoLevels`), ``bounds``, (N,), nats per sequence.
     """
     if is_bayesian(model):
         raise ValueError(
@@ -86,24 +86,45 @@ def measure(
     device, n_frames = model.like.device, model.n_frames
     dataset, mean_frame = data.datasets[split], data.mean_frame(device)
     published = plain_program(model)
-    estimates: dict[str, list[LogLikelihood]] = defaultdict(list)
+    levels = TwoLevels(len(dataset), num_particles, seed=seed)
     kept: dict[str, Tensor] = {}
     of_batches = Attempts()
-    n_batches = math.ceil(len(dataset) / data.eval_batch_size)
+
+    def batches(places: list[int] | None = None) -> Iterator[dict[str, Tensor]]:
+        total = math.ceil((len(dataset) if places is None else len(places)) / data.eval_batch_size)
+        drawn = data.batches(split, device, places=places)
+        return progress_bar(total, label, shown=progress, unit="batch", leave=False, iterable=drawn)
+
+    def bounds(batch: Mapping[str, Tensor], k: int, posterior: Any = None, by_frame: Tensor | None = None) -> Tensor:
+        """Those of k particles, of which some may have been weighed frame by frame already."""
+        weights = partial(
+            log_weights, model, guide, batch["x"], observed=batch.get("observed"), covariates=_masks(batch)
+        )
+        at_hand = [] if by_frame is None else [by_frame[:k].sum(-1)]
+        lacking = k - sum(map(len, at_hand))
+        drawn = [weights(num_particles=lacking, posterior=posterior)] if lacking else []
+        return levels.bounds(torch.cat([*at_hand, *drawn]))
+
+    def all_particles() -> None:
+        for places in levels.rounds(kept["likelihood"]):
+            row = 0
+            for batch in batches(places.tolist()):
+                kept["likelihood"][places[row : row + len(batch["x"])]] = bounds(batch, num_particles)
+                row += len(batch["x"])
 
     def scored(batch: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         """What is kept of a batch, in the order in which it draws."""
-        x, observed = batch["x"], batch.get("observed")
-        masks = {name: batch[name] for name in ("measured",) if name in batch}
+        x, observed, masks = batch["x"], batch.get("observed"), _masks(batch)
         posterior, marginals = posterior_of(guide, x, observed, masks), cache(lambda: moments(posterior))
-        weights = partial(
-            log_weights, model, guide, x, num_particles, observed=observed, covariates=masks, posterior=posterior
-        )
-        kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: summarize(weights().cpu(), n_frames)}
+        kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: bounds(batch, levels.first, posterior)}
+        if published and not masks and observed is None and has_frame_weights(model, posterior):
+            by_frame = cache(lambda: log_weights_by_frame(model, guide, x, PUBLISHED_K, posterior))
+            kinds = {
+                "likelihood": lambda: bounds(batch, levels.first, posterior, by_frame()),
+                "published": lambda: by_frame().double().logsumexp(0).sum(-1),  # no −log K: no likelihood either
+            }
         if observed is not None:
             kinds["observed"] = lambda: observed
-        if published and not masks and observed is None and has_frame_weights(model, posterior):
-            kinds["published"] = lambda: _published(model, guide, x, seed)
         kinds |= {
             "t": lambda: point_estimate(model, posterior),
             "z": lambda: marginals()["z"].mean,
@@ -118,20 +139,17 @@ def measure(
         return kinds
 
     with torch.inference_mode(), seeded(seed):
-        batches = progress_bar(
-            n_batches, label, shown=progress, unit="batch", leave=False, iterable=data.batches(split, device)
-        )
         row = 0
-        for batch in batches:
+        for batch in batches():
             for name, make in scored(batch).items():
                 value = None if name in of_batches.failed else of_batches(name, make, None)
-                if isinstance(value, LogLikelihood):
-                    estimates[name].append(value)
-                elif value is not None:
+                if value is not None:
                     if name not in kept:  # made once: a list of batches would be a second copy, scattered over the heap
                         kept[name] = torch.empty(len(dataset), *value.shape[1:], dtype=value.dtype)
                     kept[name][row : row + len(value)] = value
             row += len(batch["x"])
+        if "likelihood" not in of_batches.failed:
+            of_batches("likelihood", all_particles, None)
 
     def check(name: str) -> None:
         if name in of_batches.failed:
@@ -139,11 +157,7 @@ def measure(
 
     def has(name: str) -> bool:
         """Whether the model has such a thing, even if it failed."""
-        return name in kept or name in estimates or name in of_batches.failed
-
-    def estimate(name: str) -> LogLikelihood:
-        check(name)
-        return concatenate(estimates[name])
+        return name in kept or name in of_batches.failed
 
     def whole(name: str) -> Tensor:
         check(name)
@@ -175,21 +189,24 @@ def measure(
     def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
         return _by_factor(complete("t"), complete("index"), complete("moving"), dataset, compute)
 
-    likelihood = cache(lambda: estimate("likelihood"))
+    likelihood = cache(lambda: levels.mean(whole("likelihood")))
     compare = partial(roll_correlation, max_pairs=MOST_PAIRS)
     rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
     e_eq = cache(lambda: equivariance_error(complete("t"), max_pairs=MOST_PAIRS))
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
+    if of_sequences is not None and has("likelihood") and "likelihood" not in of_batches.failed:
+        of_sequences["bounds"] = kept["likelihood"][:, 1]
     makers: dict[str, Callable[[], Any]] = {
         # First, since nothing else needs these two.
         "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if has(name)},
-        "elbo": lambda: float(likelihood().elbo.mean()) / frames(),
+        "elbo": lambda: likelihood().elbo / frames(),
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
-        "iwae": lambda: likelihood().per_frame * n_frames / frames(),
-        "iwae_error": lambda: likelihood().per_frame_error * n_frames / frames(),
-        "ess": lambda: float(likelihood().ess.median()),
+        "iwae": lambda: likelihood().iwae / frames(),
+        "iwae_error": lambda: likelihood().iwae_error / frames(),
+        "ess": lambda: likelihood().ess,
+        "iwae_sequences": lambda: float(likelihood().n_drawn),
         "explained": lambda: explained_share(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
         "e_eq": lambda: e_eq() if n_frames > 1 else math.nan,
         "roll": lambda: {name: result.correlation for name, result in rolls().items()},
@@ -200,7 +217,7 @@ def measure(
         ),
         "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
-        "frame_unnormalised": lambda: estimate("published").per_frame if has("published") else math.nan,
+        "frame_unnormalised": lambda: mean(whole("published")) if has("published") else math.nan,
     }
     if n_frames * (n_frames - 1) // 2 > MOST_PAIRS:
         makers["e_eq_error"] = lambda: e_eq().standard_error
@@ -210,20 +227,16 @@ def measure(
     return scores
 
 
-def _published(model: TVAE, guide: Guide, x: Tensor, seed: int) -> LogLikelihood:
-    """The published estimator, which is no likelihood."""
-    with warnings.catch_warnings():  # the table says in words what this number is not
-        warnings.simplefilter("ignore")
-        return log_likelihood(
-            model, guide, x, PUBLISHED_K, estimator="frame_unnormalised", batch_size=len(x), seed=seed
-        )
+def _masks(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model is told of the pixels of a batch."""
+    return {name: batch[name] for name in ("measured",) if name in batch}
 
 
 def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:
     """Mean energies, which count by their logarithm where they are positive; orbits belong to no frame."""
-    moments = marginals[[*model.energies][-1]]
+    of_energy = marginals[[*model.energies][-1]]
     # Where both signs are alike, as of RadialGuide, what x says is in the squares.
-    energy = moments.mean if bool(moments.mean.any()) else moments.variance
+    energy = of_energy.mean if bool(of_energy.mean.any()) else of_energy.variance
     energy = energy if energy.dim() == 4 else energy.unsqueeze(1)
     return energy.log() if bool((energy > 0).all()) else energy
 

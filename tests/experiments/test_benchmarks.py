@@ -15,7 +15,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -30,17 +30,20 @@ from rich.console import Console
 from pyro_tvae.experiments import benchmarks
 from pyro_tvae.experiments.benchmarks import (
     children,
+    contender,
     device_check,
     gpu,
     gradients,
     growth,
     memory,
+    quickstart,
     scaling,
     speed,
     startup,
     sums,
     throughput,
     timing,
+    turns,
 )
 from pyro_tvae.inference import TrainerOptions, fit
 
@@ -341,6 +344,83 @@ def test_scaling_trains_with_one_process_and_with_two() -> None:
         # The rates are for two processes' sequences; a ratio above 2 can be noise, above 20 it would be arithmetic.
         assert 0 < found["ratio"] < 20
     assert "DDP over gloo" in printed(scaling, record)
+
+
+@pytest.mark.parametrize("kind", ["svi", "svi_fused", "loop", "weights"])
+def test_a_contender_makes_as_many_steps_as_it_is_told_to(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[int] = []
+    repeat = contender.repeat
+
+    def counted(step: Callable[[torch.Tensor], object], batches: list[torch.Tensor]) -> None:
+        repeat(lambda x: (made.append(1), step(x)), batches)
+
+    monkeypatch.setattr(contender, "repeat", counted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n3\n"))
+    with pytest.raises(SystemExit):
+        contender.main(kind, [2, 3, 8, 2, 3, 3, 1], torch.get_num_threads())
+    assert len(made) == contender.WARM_UP + 4
+    first, *seconds = capsys.readouterr().out.split()
+    assert first == "ready"
+    assert len(seconds) == 2
+    assert all(float(one) > 0 for one in seconds)
+
+
+def test_turns_compare_fit_with_another_checkout_s() -> None:
+    pairs = (turns.Pair("fit", "beside fit", "against itself", 1e9), turns.Pair("fit", "rbg", "JAX"))
+    beside = Path(__file__).parents[2]
+    record = turns.run(progress=False, beside=beside, turns=1, steps=1, setting=TINY, pairs=pairs[:1])
+    (pair,) = record["pairs"]
+    assert pair["repeats"] == 1
+    assert pair["met"] is True
+    assert pair["ratio"] == pytest.approx(
+        record["contenders"]["fit"]["seconds"] / record["contenders"]["beside fit"]["seconds"]
+    )
+    assert "against itself" in printed(turns, record)
+    with turns.site(beside) as folder:
+        assert (Path(folder) / "pyro_tvae" / "inference" / "training.py").is_file()
+        assert (Path(folder) / "pyro_tvae" / "model.py").is_file()
+    with pytest.raises(ValueError, match=r"is no checkout; expected a folder that holds"):
+        turns.run(beside=beside / "tests")
+    with pytest.raises(RuntimeError, match=r"^benchmark turns: the contender 'none' failed: KeyError: 'none'$"):
+        turns.run(progress=False, turns=1, setting=TINY, pairs=(turns.Pair("none", "none", "nothing"),))
+
+
+def test_the_quickstart_s_commands_are_timed_in_turns_and_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, ...]] = []
+
+    def seconds(root: str | None, folder: Path, threads: int, *words: str) -> float:
+        given.append(words)
+        run = folder / words[-1].removeprefix("hydra.run.dir=")
+        run.mkdir(exist_ok=True)
+        score = 0.5 if root is None else 0.25
+        record = {
+            "measures": {"trained": {"explained": score}, "plain_vae": {"iwae": -2.0}},
+            "forward_roll": {"log_likelihood": {"model": [-1.0, -3.0, -9.0]}},
+        }
+        (run / "evaluation.json").write_text(json.dumps(record))
+        (run / "history.json").write_text(json.dumps({"seconds": 7.0}))
+        return len(words) * (1.0 if root is None else 4.0)
+
+    monkeypatch.setattr(quickstart, "_seconds", seconds)
+    record = quickstart.run(progress=False, beside=Path(__file__).parents[2], turns=2, overrides=["seed=1"])
+    assert given[:2] == [
+        ("train", "fit.progress=false", "seed=1", f"hydra.run.dir={version}") for version in ("here", "beside")
+    ]
+    assert given[2:] == [("evaluate", version) for version in ("here", "beside")] * 2
+    assert record["evaluate"]["ratio"] == 0.25
+    assert record["evaluate"]["repeats"] == 2
+    assert record["train"]["met"] is True
+    assert record["here"]["scores"]["trained"] == {
+        "explained": 0.5, "iwae": None, "iwae_error": None, "elbo": None, "kl": None, "forward_roll": -2.0
+    }  # fmt: skip
+    table = printed(quickstart, record)
+    assert re.search(r"explained, trained +0.50 +0.25", table)
+    assert "0.25" in printed(quickstart, {"here": record["here"], "beside": record["beside"], **record})
+    assert "pyro-tvae train" in printed(quickstart, {"here": record["here"]})
 
 
 def test_startup_names_the_heavy_modules_that_a_command_imports() -> None:

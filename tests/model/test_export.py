@@ -11,7 +11,8 @@ from combinations import FRAME, GUIDES, LIKELIHOODS, NETWORKS, ORBITS, C, D, S, 
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pyro_tvae import Decoder, Encoder, encode
+from pyro_tvae import TVAE, CapsuleRoll, Decoder, Encoder, MeanFieldGuide, encode
+from pyro_tvae.topographies.base import ROWS
 
 CLOSED = ("mean_field", "shared_trunk", "sequence", "gamma", "orbit", "orbit, shared trunk")
 TOPOGRAPHIES = ("orbits", "roll", "learned", "truncated", "stationary", "torus", "velocity", "grid", "matrix", "none")
@@ -87,3 +88,22 @@ def test_onnx_says_the_same(guide: str, tmp_path: Path) -> None:
         x = torch.rand(n, S, *FRAME)
         (t,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(t), encode(model, own, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "boundary"), [(3, "circular"), (50, "truncate")])
+def test_energies_that_are_summed_without_w_are_exported_too(kernel: int, boundary: str, tmp_path: Path) -> None:
+    """A lattice too large for W: convolved, or transformed."""
+    topography = CapsuleRoll(kernel, 1, boundary=boundary)
+    model = TVAE((1, 2, 2), n_frames=60, n_capsules=1, capsule_dim=10, topography=topography)
+    assert ROWS < 60 * 10
+    own, example, x = MeanFieldGuide(model), torch.rand(3, 60, 1, 2, 2), torch.rand(7, 60, 1, 2, 2)
+    expected = encode(model, own, x)
+    program = exported(Encoder(model, own), example, "x")
+    torch.testing.assert_close(program(x), expected, rtol=1e-5, atol=1e-6)
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    path, sizes = tmp_path / "encoder.onnx", {"x": {0: Dim("batch", min=1, max=1024)}}
+    torch.onnx.export(Encoder(model, own).eval(), (example,), path, dynamo=True, dynamic_shapes=sizes, verbose=False)
+    session = runtime.InferenceSession(str(path))
+    (t,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(t), expected, rtol=1e-4, atol=1e-5)
