@@ -57,7 +57,7 @@ VELOCITY = {
     "_shuffled": "null",
     "_p": "p_value",
 }
-SHUFFLED = 64  # sequences, the first ones, whose frames are shuffled
+SHUFFLED = 32  # sequences, the first ones, whose frames are shuffled
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
