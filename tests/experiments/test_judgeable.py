@@ -35,7 +35,10 @@ def arrays(folder: Path, n: int, channels: int) -> str:
         ("evaluation.context=4", "evaluation.context is 4; expected 1 to 3"),
         ("evaluation.num_particles=0", "evaluation.num_particles is 0"),
         ("baseline.max_epochs=0", "baseline.max_epochs is 0"),
-        ("evaluation.channels=flow", "evaluation.channels is 'flow', and frames have 1 channel; expected grid, or null"),
+        (
+            "evaluation.channels=flow",
+            "evaluation.channels is 'flow', and frames have 1 channel; expected grid",
+        ),
     ],
 )
 def test_what_could_not_be_judged_is_not_trained(override: str, words: str, tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def test_the_torus_and_no_topography_too(topography: Topography, size: int, way:
     torch.testing.assert_close(topography.energy(u), pooled(u.square(), topography.neighborhood(5, size)))
 
 
-@pytest.mark.parametrize(("name", "boundary"), [("roll", "truncate"), ("own", "circular"), ("grid", "truncate"), ("grid", "open")])
+@pytest.mark.parametrize(
+    ("name", "boundary"), [("roll", "truncate"), ("own", "circular"), ("grid", "truncate"), ("grid", "open")]
+)
 def test_gradients_of_gradients(name: str, boundary: str, way: str) -> None:
     topography = MAKERS[name](3, 1, boundary=boundary, learned=True).double()
     raw = topography.raw_weight
