@@ -147,7 +147,7 @@ def check_judgeable(config: DictConfig, parts: Parts) -> None:
                 "items, or another share of them."
             )
     try:
-        check_channels(config.evaluation.get("channels"), parts.data.frame_shape[0])
+        check_channels(config.evaluation.channels, parts.data.frame_shape[0])
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     context, n_frames = config.evaluation.context, parts.model.n_frames

@@ -154,7 +154,7 @@ def _making_room(run: Run) -> Iterator[None]:
 def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     """The step of training; its history."""
     if not run.has(UNTRAINED):
-        _show_data(run, parts.data, config.evaluation.get("channels"))
+        _show_data(run, parts.data, config.evaluation.channels)
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
     fitted = fit_parts(config, parts, run.path)

@@ -42,7 +42,7 @@ def draw(
     """
     model, guide, forecast = trained.model, trained.guide, result.forward_roll
     split = result.record["data"]["split"]
-    channels = trained.config.evaluation.get("channels")  # runs from before have no such setting
+    channels = trained.config.evaluation.channels
 
     @cache
     def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
