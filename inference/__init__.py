@@ -16,6 +16,7 @@ CONTENTS = (
     "simulation_based_calibration",
     "equivariance",
     "forecasts",
+    "velocities",
     "pareto",
     "linear_probes",
     "schedules",
@@ -45,5 +46,6 @@ if TYPE_CHECKING:
     from .selectivity import *
     from .simulation_based_calibration import *
     from .training import *
+    from .velocities import *
 else:
     __getattr__, __dir__ = attach(__name__, CONTENTS, former=FORMER)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.model import TVAE
-from pyro_tvae.topographies.base import roll
 from pyro_tvae.verbs import posterior_means, weights_at
 
 from . import likelihood
@@ -112,7 +111,8 @@ def forward_roll(
 
     `Keller & Welling 2021, Topographic VAEs learn equivariant capsules <https://arxiv.org/abs/2109.01394>`__.
     Only the first m frames are encoded; ``decode(Roll_h(t[m − 1]))`` is the forecast of frame m − 1 + h, h = 1…S − m,
-    scored by the true frame. The same frames score these floors:
+    scored by the true frame. Where the topography's boundary is open, positions that a roll brings in were never seen,
+    and stand at their prior expectation (:meth:`.TVAE.rolled`). The same frames score these floors:
 
     - ``repeat last frame``: the model's family at the mean ``(1 − a) · last seen frame + a · mean_frame``; a = 0 alone
       can cost infinitely many nats. The best a of 0, 0.1, …, 1 is picked for every horizon and score on the very data
@@ -242,4 +242,4 @@ def _rolled_and_held(
     with weights_at(model, means):
         t = model.compose(means)[:, m - 1 : m]
         shifts = torch.arange(1, n_unseen + 1, device=t.device)
-        return model.decode(roll(t, shifts.unsqueeze(-1))), model.decode(t)
+        return model.decode(model.rolled(t, shifts.unsqueeze(-1))), model.decode(t)

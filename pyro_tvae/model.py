@@ -24,7 +24,7 @@ from .networks import MLP, Network, Shift
 from .parts import ArgumentError, Part
 from .priors import EnergyPrior, GaussianEnergy
 from .programs import keywords
-from .topographies.base import Topography
+from .topographies.base import Topography, roll
 from .topographies.published import CapsuleRoll, NoTopography
 
 __all__ = ["TVAE"]
@@ -125,6 +125,7 @@ class TVAE(Part, NamedModule):
         self.latent = latent if latent is not None else NormalLatent()
         self.latent.fit_to(n_frames, n_capsules, capsule_dim)
         self.prior: EnergyPrior | None = None
+        self.centered = centered
         if isinstance(self.topography, NoTopography):
             if prior is not None:
                 raise ValueError(
@@ -291,10 +292,13 @@ class TVAE(Part, NamedModule):
                 )
         t = values["z"]
         for site in sites[1:]:
-            # A random μ has one value per particle, (K, 1).
-            mu = self.mu if self.mu.dim() == 0 else self.mu[..., None, None, None]
-            t = (t + mu) * (self.energy(values[site]) + self.eps).rsqrt()
+            t = (t + self._mu) * (self.energy(values[site]) + self.eps).rsqrt()
         return t
+
+    @property
+    def _mu(self) -> Tensor:
+        """μ beside t: a random one has one value per particle, (K, 1)."""
+        return self.mu if self.mu.dim() == 0 else self.mu[..., None, None, None]
 
     # ---- random weights
 
@@ -371,26 +375,47 @@ class TVAE(Part, NamedModule):
             cache.update(whole)
 
     @torch.no_grad()
-    def center(self) -> Tensor:
-        """Mean over the lattice of ``μ / sqrt(E[V] + eps)``: t where z is 0 and every energy at its prior mean.
+    def expected(self) -> Tensor:
+        """``μ / sqrt(E[V] + eps)``, (S, C, D): t where z is 0 and every energy at its prior mean; 0 for a plain VAE.
 
         Raises:
             ValueError: by the prior's ``distribution`` and ``point`` that mean is no positive number.
         """
         like = self.like
         if self.prior is None:
-            return like.new_zeros(())
+            return like.new_zeros(self.latent_shape)
         try:
             energy = self.energy(self.prior.point(self.prior.distribution(like)))
         except NotImplementedError:  # a distribution without a mean
             energy = like.new_tensor(math.nan)
         if not (energy.isfinite() & (energy > 0)).all():
+            who, other = ("an open boundary", "boundary='truncate' (on the command line: topography.boundary=truncate)")
+            if self.centered:
+                who, other = ("a centered model", "centered=False (on the command line: model.centered=false)")
             raise ValueError(
-                "TVAE: a centered model needs the mean of its energies, a positive number, and 'distribution' and "
-                f"'point' of {type(self.prior).__name__} give none; give the distribution a mean or override 'point', "
-                "or pass centered=False (on the command line: model.centered=false)."
+                f"TVAE: {who} needs the mean of its energies, a positive number, and 'distribution' and 'point' of "
+                f"{type(self.prior).__name__} give none; give the distribution a mean or override 'point', or pass "
+                f"{other}."
             )
-        return (self.mu * (energy + self.eps).rsqrt()).mean()
+        return self._mu * (energy + self.eps).rsqrt()
+
+    def center(self) -> Tensor:
+        """Mean over the lattice of :meth:`expected`; its errors."""
+        return self.expected().mean()
+
+    def rolled(self, t: Tensor, shift: int | Tensor) -> Tensor:
+        """Roll t of a frame as the motion goes on: position p moves to p + shift, (..., C, D) -> broadcast with shift.
+
+        Where the topography's boundary is open, what enters a capsule was never in sight: it stands at its prior
+        expectation, z = 0 and the energy at its mean, which is what the decoder met at places of which nothing was
+        known. Zeros would lie far outside of all that it has met, and what left at the other end does not come back.
+
+        Args:
+            t: (..., C, D).
+            shift: as :func:`~pyro_tvae.roll` takes it.
+        """
+        entering = self.expected()[..., self.n_frames // 2, :, :] if self.topography.boundary == "open" else None
+        return roll(t, shift, entering)
 
     def decode(self, t: Tensor) -> TorchDistribution:
         """The distribution of frames given t (..., C, D): batch shape (...), event shape (channel, height, width)."""

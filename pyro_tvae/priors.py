@@ -126,6 +126,12 @@ class OrbitEnergy(EnergyPrior):
     sign of u, which x cannot identify. Needs a topography with disjoint orbits: capsule roll with kernel = S = D and
     width 0, or a stationary one with kernel (S, 1).
 
+    With an open boundary, ``CapsuleRoll(2 S − 1, 0, boundary="open")``, a capsule of any D shows a stretch of an
+    endless line along which energies move by one position a frame: the D + S − 1 diagonals ``p − l`` of the window are
+    its orbits, ``V[l, p] = e[p − l]``, and each has S members on that line, one a frame, those out of sight included.
+    So all e are χ² with S degrees of freedom, and the law of V is the same at every frame and position, as that of a
+    window cut from a longer motion should be; sums over the members in sight would have heavier tails at the corners.
+
     Site ``e``: (C, orbits), any positive numbers.
     """
 

@@ -15,7 +15,6 @@ from .guides.base import check_judged, posterior_of
 from .model import TVAE
 from .posteriors import Posterior, moments
 from .programs import Program, is_bayesian, runnable, untouched_store, values_of
-from .topographies.base import roll
 
 __all__ = ["encode", "interpolate", "reconstruct", "sample", "traverse"]
 
@@ -172,7 +171,7 @@ def traverse(
     shifts: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Capsule traversal: roll t of one frame through the capsule and decode every step.
+    """Capsule traversal: roll t of one frame through the capsule and decode every step, as :meth:`.TVAE.rolled` does.
 
     Args:
         x: (B, S, channel, height, width).
@@ -187,7 +186,7 @@ def traverse(
     with _at_means(model, guide, x, None, covariates) as means:
         shifts = torch.arange(model.n_frames) - frame if shifts is None else shifts
         t = model.compose(means)[:, frame]
-        return model.decode(roll(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
+        return model.decode(model.rolled(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
 
 PATHS = ("latent", "t")

@@ -19,6 +19,7 @@ from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
 from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
+from ..reports.channels import check_channels
 from ..reports.report import write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
@@ -145,6 +146,10 @@ def check_judgeable(config: DictConfig, parts: Parts) -> None:
                 f"the number of sequences in the {name} split is {len(dataset)}; expected at least {least}: give more "
                 "items, or another share of them."
             )
+    try:
+        check_channels(config.evaluation.channels, parts.data.frame_shape[0])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
     context, n_frames = config.evaluation.context, parts.model.n_frames
     if context is not None and not (_whole(context, 1) and context < n_frames):
         raise ConfigurationError(

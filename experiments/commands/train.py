@@ -154,7 +154,7 @@ def _making_room(run: Run) -> Iterator[None]:
 def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     """The step of training; its history."""
     if not run.has(UNTRAINED):
-        _show_data(run, parts.data)
+        _show_data(run, parts.data, config.evaluation.channels)
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
     fitted = fit_parts(config, parts, run.path)
@@ -165,7 +165,7 @@ def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     return history
 
 
-def _show_data(run: Run, data: SequenceDataModule) -> None:
+def _show_data(run: Run, data: SequenceDataModule, channels: str | None) -> None:
     """Say how a user's file was read and keep its first sequence as a picture, so that a misreading is seen early."""
     if not (_first() and data.about):
         return
@@ -175,7 +175,7 @@ def _show_data(run: Run, data: SequenceDataModule) -> None:
     picture = run.path / "data.png"
     with suppress(ValueError, MemoryError):  # no picture is worth a training
         x = next(data.batches("train", batch_size=1))["x"]
-        figures.save(figures.first_sequence(x, data.about), picture)
+        figures.save(figures.first_sequence(x, data.about, channels), picture)
         print(f"its first training sequence: {picture}", flush=True)
 
 

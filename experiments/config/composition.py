@@ -48,6 +48,15 @@ FILES = (*PLACES, "topography.w")
 SECTIONS = ("data", "data.source", "model", "optimizer.optimizer", "fit", "baseline", "evaluation")
 
 
+# What arithmetic and choice the files need.
+OmegaConf.register_new_resolver("boundary", lambda closes, other: "circular" if closes else other, replace=True)
+OmegaConf.register_new_resolver(
+    "orbit",
+    lambda boundary, n_frames, n_positions: n_positions if boundary == "circular" else 2 * n_frames - 1,
+    replace=True,
+)
+
+
 def located(config: DictConfig) -> DictConfig:
     """A copy whose paths are absolute, so that it means the same files wherever a later command is given."""
     config = config.copy()

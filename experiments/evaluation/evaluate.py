@@ -27,6 +27,8 @@ __all__ = ["COLLAPSED", "Evaluation", "Rival", "ends_of_explained", "evaluate", 
 JUDGED = 1e9  # bytes of frames and codes that are kept, where sequences stay in a file or are cut from films
 CODES, FEWEST_JUDGED = 6, 64  # t, z, energies, and those of the split that probes are fitted on
 
+LEVEL = 0.05  # of tests
+
 Rival = tuple[TVAE, Guide]
 
 
@@ -217,7 +219,21 @@ def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[
             before = f" (untrained {score(untrained, f'roll/{name}'):.2f})" if untrained else ""
             parts.append(f"{value:.2f} for {name}{before}")
         sentences.append(f"Roll correlation: {', '.join(parts)}.")
+    if math.isfinite(score(trained, "velocity")):
+        sentences.append(_of_velocity(trained, untrained))
     return sentences
+
+
+def _of_velocity(trained: Scores, untrained: Scores | None) -> str:
+    """Whether capsules roll, and because of the order of the frames, in a sentence."""
+    velocity, error, p = (score(trained, f"velocity{name}") for name in ("", "_error", "_p"))
+    own, shuffled = (score(trained, f"velocity_{name}") for name in ("concentration", "shuffled"))
+    word = "more" if p <= LEVEL else "NOT more"
+    control = f", untrained {score(untrained, 'velocity_p'):.2f}" if untrained else ""
+    return (
+        f"Where no factor is known: capsules roll {velocity:.2f} ± {error:.2f} positions per frame, {word} of one mind "
+        f"than with the frames shuffled (concentration {own:.2f}, shuffled {shuffled:.2f}; p = {p:.2f}{control})."
+    )
 
 
 def remarks(model: TVAE, x: Tensor) -> list[str]:

@@ -14,6 +14,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.inference import (
     ELBO,
+    RollVelocity,
     active_latents,
     capsule_correlation,
     commutation,
@@ -21,6 +22,7 @@ from pyro_tvae.inference import (
     pose_probe,
     probe,
     roll_correlation,
+    roll_velocity_test,
 )
 from pyro_tvae.inference.equivariance import MOST_PAIRS
 from pyro_tvae.inference.inspection import plain_program
@@ -43,6 +45,16 @@ T = TypeVar("T")
 PUBLISHED_K = 10
 ROUNDING = 1e-6  # of sums of log-probabilities in float32, relative
 OF_PARTS = ("roll", "roll_error", "roll_exact", "cap_corr", "commutation", "active", "pose")
+OF_FACTORS = ("roll", "roll_exact", "cap_corr", "pose", "commutation")  # what takes a factor that is known
+VELOCITY = {
+    "": "velocity",
+    "_error": "standard_error",
+    "_spread": "spread",
+    "_concentration": "concentration",
+    "_shuffled": "null",
+    "_p": "p_value",
+}
+SHUFFLED = 32  # sequences, the first ones, whose frames are shuffled
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
@@ -190,6 +202,8 @@ def measure(
         return _by_factor(complete("t"), complete("index"), complete("moving"), dataset, compute)
 
     likelihood = cache(lambda: levels.mean(whole("likelihood")))
+    film = dataset.factor_names == ("time",)  # of what moves nothing is known
+    velocity = cache(lambda: _velocity(model, guide, data, split, seed))
     compare = partial(roll_correlation, max_pairs=MOST_PAIRS)
     rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
     e_eq = cache(lambda: equivariance_error(complete("t"), max_pairs=MOST_PAIRS))
@@ -219,9 +233,14 @@ def measure(
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
         "frame_unnormalised": lambda: mean(whole("published")) if has("published") else math.nan,
     }
+    if film:
+        makers = {name: make for name, make in makers.items() if name not in OF_FACTORS}
+        if n_frames > 1 and model.capsule_dim > 1:
+            makers |= {f"velocity{name}": partial(_read, velocity, field) for name, field in VELOCITY.items()}
     if n_frames * (n_frames - 1) // 2 > MOST_PAIRS:
         makers["e_eq_error"] = lambda: e_eq().standard_error
-        makers["roll_error"] = lambda: {name: result.correlation_error for name, result in rolls().items()}
+        if not film:
+            makers["roll_error"] = lambda: {name: result.correlation_error for name, result in rolls().items()}
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)
     return scores
@@ -268,6 +287,17 @@ def ends_of_explained(
         seen = seen & measured
     mean, best = (torch.where(seen, at_mean(frames).log_prob(x), 0).flatten(1).sum(-1) for frames in (mean_frame, x))
     return mean, best
+
+
+def _velocity(model: TVAE, guide: Guide, data: SequenceDataModule, split: str, seed: int) -> RollVelocity:
+    """Of the first sequences of a split, against their shuffled frames."""
+    x = next(data.batches(split, model.like.device, batch_size=SHUFFLED))["x"]
+    return roll_velocity_test(model, guide, x, batch_size=SHUFFLED, seed=seed)
+
+
+def _read(velocity: Callable[[], RollVelocity], field: str) -> float:
+    value = getattr(velocity(), field)
+    return float(value.mean() if isinstance(value, Tensor) else value)
 
 
 def _by_factor(

@@ -82,40 +82,50 @@ def training_curves(history: History) -> Figure:
     return figure
 
 
-def first_sequence(x: Array, about: str) -> Figure:
+def first_sequence(x: Array, about: str, channels: str | None = None) -> Figure:
     """The frames of one sequence, to be looked at before anything is trained on it.
 
     Args:
         x: (N, S, channel, height, width), of which the first is shown; pixels in [0, 1].
         about: how it was read, in words.
+        channels: as in :func:`.channels.pictures`.
     """
-    return stack({"true": x}, f"The first training sequence, {about}", most=1)
+    return stack({"true": x}, f"The first training sequence, {about}", most=1, channels=channels)
 
 
-def reconstructions(x: Array, reconstruction: Array) -> Figure:
+def reconstructions(x: Array, reconstruction: Array, channels: str | None = None) -> Figure:
     """For a few sequences, the true frames above the frames decoded from their own posterior.
 
     Args:
         x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1].
         reconstruction: same shape as ``x``.
+        channels: as in :func:`.channels.pictures`.
     """
     title = "Reconstructions: each pair of rows should show the same shape in the same pose"
-    return stack({"true": x, "reconstructed": reconstruction}, title, most=4)
+    return stack({"true": x, "reconstructed": reconstruction}, title, most=4, channels=channels)
 
 
-def capsule_traversal(x: Array, reconstruction: Array, rolled: Array) -> Figure:
+def capsule_traversal(x: Array, reconstruction: Array, rolled: Array, channels: str | None = None) -> Figure:
     """True frames, their reconstruction, and the frames decoded by rolling the first frame's t through the capsules.
 
     Args:
         x: (N, S, channel, height, width) or one sequence without N; pixels in [0, 1].
         reconstruction: same shape as ``x``.
         rolled: same shape as ``x``; frame l is decoded from ``Roll_l(t_0)``, so that it saw frame 0 only.
+        channels: as in :func:`.channels.pictures`.
     """
     title = "Capsule traversal: a roll that learned the transformation makes the third row follow the first"
-    return stack({"true": x, "reconstructed": reconstruction, "t of frame 0, rolled": rolled}, title, N_SEQUENCES)
+    named = {"true": x, "reconstructed": reconstruction, "t of frame 0, rolled": rolled}
+    return stack(named, title, N_SEQUENCES, channels=channels)
 
 
-def forward_roll_strip(x: Array, predicted: Array, context: int, floors: Mapping[str, Array] | None = None) -> Figure:
+def forward_roll_strip(
+    x: Array,
+    predicted: Array,
+    context: int,
+    floors: Mapping[str, Array] | None = None,
+    channels: str | None = None,
+) -> Figure:
     """The seen frames, then the unseen true frames above the frames predicted by rolling t forward.
 
     Args:
@@ -123,15 +133,17 @@ def forward_roll_strip(x: Array, predicted: Array, context: int, floors: Mapping
         predicted: (N, S − context, channel, height, width), the prediction of every unseen frame.
         context: number of frames the model has seen, m.
         floors: further predictions to draw below, by name; shapes as ``predicted``.
+        channels: as in :func:`.channels.pictures`.
 
     Raises:
         ValueError: the number of predicted frames is not S − context.
     """
-    truth = as_frames(x)
+    truth = as_frames(x, channels)
     n_frames = truth.shape[1]
     if not 0 < context < n_frames:
         raise ValueError(f"forward_roll_strip: context={context}; expected 1 to {n_frames - 1} of {n_frames} frames.")
-    predictions = {name: as_frames(frames) for name, frames in ({"predicted": predicted} | dict(floors or {})).items()}
+    named = {"predicted": predicted} | dict(floors or {})
+    predictions = {name: as_frames(frames, channels) for name, frames in named.items()}
     expected = (truth.shape[0], n_frames - context, *truth.shape[2:])
     for name, frames in predictions.items():
         if frames.shape != expected:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from .channels import pictures
 from .style import DPI, WIDTH, wrap
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ Array: TypeAlias = "Tensor | NDArray[Any]"
 Floats: TypeAlias = NDArray[np.float64]
 
 MAX_COLUMNS = 24
-MAX_CHANNELS = 8  # of frames that are neither gray nor RGB
 
 
 def as_array(value: Array) -> Floats:
@@ -32,22 +32,18 @@ def as_array(value: Array) -> Floats:
     return np.asarray(value, dtype=np.float64)
 
 
-def as_frames(value: Array) -> Floats:
-    """Frames (N, S, channel, height, width), pixels in [0, 1]; a single sequence gets its N.
+def as_frames(value: Array, channels: str | None = None) -> Floats:
+    """Gray or color pictures of frames (N, S, channel, height, width), pixels in [0, 1]; a single sequence gets its N.
 
-    Channels that are neither gray nor red, green and blue come side by side in gray, the first few of them.
+    Args:
+        channels: how to look at frames of several, see :func:`.channels.pictures`.
     """
     frames = as_array(value)
     if frames.ndim == 4:
         frames = frames[None]
     if frames.ndim != 5 or frames.shape[2] == 0:
         raise ValueError(f"frames have shape {frames.shape}; expected (sequence, frame, channel, height, width).")
-    frames = frames.clip(0.0, 1.0)
-    if frames.shape[2] not in (1, 3):
-        line = np.ones((*frames.shape[:2], 1, frames.shape[3], 1))  # white, as the gaps between frames
-        channels = np.split(frames[:, :, :MAX_CHANNELS], min(frames.shape[2], MAX_CHANNELS), axis=2)
-        frames = np.concatenate([part for channel in channels for part in (line, channel)][1:], axis=-1)
-    return frames
+    return pictures(frames.clip(0.0, 1.0), channels)
 
 
 def pick(n: int, limit: int) -> NDArray[np.int64]:
@@ -55,9 +51,11 @@ def pick(n: int, limit: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, limit)).round().astype(np.int64))
 
 
-def stack(named: Mapping[str, Array], title: str, most: int, moving: Sequence[str] = ()) -> Figure:
+def stack(
+    named: Mapping[str, Array], title: str, most: int, moving: Sequence[str] = (), channels: str | None = None
+) -> Figure:
     """One row of frames per name and sequence, at most so many, the sequences apart; labels say what moves in each."""
-    frames = {name: as_frames(value) for name, value in named.items()}
+    frames = {name: as_frames(value, channels) for name, value in named.items()}
     shape = frames["true"].shape
     for name, value in frames.items():
         if value.shape != shape:

@@ -40,7 +40,8 @@ def render(template: str, **values: Any) -> str:
 
 
 def shown(name: str, picture: Picture, caption: Caption) -> dict[str, str]:
-    """What a template needs of a picture: its name, its caption, and the address of what the page itself holds.
+    """What a template needs of a picture: its name, its caption, the address of what the page itself holds, and whether
+    it moves.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -58,4 +59,5 @@ def shown(name: str, picture: Picture, caption: Caption) -> dict[str, str]:
         literal(picture).savefig(buffer, format="png", dpi=150, facecolor="white")
         media, content = "image/png", buffer.getvalue()
     address = f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"
-    return {"name": name, **caption._asdict(), "address": address}
+    animated = "yes" if media == "image/png" and b"acTL" in content[:100] else ""
+    return {"name": name, **caption._asdict(), "address": address, "animated": animated}

@@ -57,6 +57,12 @@ CAPTIONS = {
         "true frame above it, and see whether the motion goes on or merely stops.",
         "Seen frames on the left; on the right the unseen true frames above the predicted ones.",
     ),
+    "forward_roll_film": Caption(
+        "Film",
+        "True frames, their reconstruction from all frames, and what is forecast: framed in orange are the frames that "
+        "the model has not seen. Where the forecast is right, the third column moves as the first one does.",
+        "An animation of sequences in rows: true, reconstructed and forecast frames side by side.",
+    ),
     "forward_roll_curve": Caption(
         "Forward roll, as numbers",
         "The model is worth something as a predictor where its line lies above every floor. Below the mean frame, it "

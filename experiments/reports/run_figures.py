@@ -18,9 +18,11 @@ from pyro_tvae.posteriors import moments
 from ..evaluation.attempts import Attempts
 from ..evaluation.evaluate import Evaluation
 from ..runs.run import Trained
-from . import figures
+from . import figures, films
 
 __all__ = ["draw"]
+
+FILM = "forward_roll_film"
 
 
 @torch.no_grad()
@@ -40,6 +42,7 @@ def draw(
     """
     model, guide, forecast = trained.model, trained.guide, result.forward_roll
     split = result.record["data"]["split"]
+    channels = trained.config.evaluation.channels
 
     @cache
     def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,16 +59,20 @@ def draw(
 
     def reconstructions() -> Figure:
         x, _, _, reconstruction = shown()
-        return figures.reconstructions(x.cpu(), reconstruction)
+        return figures.reconstructions(x.cpu(), reconstruction, channels)
 
     def traversal() -> Figure:
         x, _, _, reconstruction = shown()
-        return figures.capsule_traversal(x.cpu(), reconstruction, pyro_tvae.traverse(model, guide, x).cpu())
+        return figures.capsule_traversal(x.cpu(), reconstruction, pyro_tvae.traverse(model, guide, x).cpu(), channels)
 
     def strip(forecast: ForwardRoll) -> Figure:
         x, order, _, _ = shown()
         predicted, hold = (forecast.frames[name][order] for name in ("model", "hold"))
-        return figures.forward_roll_strip(x.cpu(), predicted, forecast.context, {"hold": hold})
+        return figures.forward_roll_strip(x.cpu(), predicted, forecast.context, {"hold": hold}, channels)
+
+    def film(path: Path, forecast: ForwardRoll) -> None:
+        x, order, _, reconstruction = shown()
+        films.save_film(path, x, reconstruction, forecast.frames["model"][order], forecast.context, channels=channels)
 
     made: dict[str, Callable[[], Figure]] = {"reconstructions": reconstructions, "capsule_stripes": stripes}
     if rows:
@@ -78,6 +85,8 @@ def draw(
     attempts = Attempts()
     for name, figure in made.items():
         attempts(f"figure {name}", partial(_save, figure, folder / f"{name}.png"), None)
+    if forecast is not None and trained.data.factor_names == ("time",):
+        attempts(f"figure {FILM}", partial(film, folder / f"{FILM}.png", forecast), None)
     return attempts.failed
 
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..parts import Part
 from .orbits import Orbits, distinct, partition
-from .sums import Sums, numbered
+from .sums import Sums, inside, numbered
 
 __all__ = ["Orbits", "Topography", "pooled", "roll", "window"]
 
-BOUNDARIES = ("circular", "truncate")
+# What wraps: frames, positions.
+BOUNDARIES = {"circular": (True, True), "truncate": (False, True), "open": (False, False)}
 LARGEST = 2**30  # bytes of a W that is shown
 # Rows of W up to which one product with it is the fastest: measured on one thread of a CPU, forward and backward.
 ROWS = 450
@@ -38,13 +39,15 @@ def check_offsets(owner: str, number: int, given: str) -> None:
         raise ValueError(f"{owner}: {given} make more than {MOST_OFFSETS:,} offsets; expected smaller ones.")
 
 
-def roll(t: Tensor, shift: int | Tensor) -> Tensor:
-    """Roll every capsule: the activation at position p moves to position p + shift (circular).
+def roll(t: Tensor, shift: int | Tensor, entering: Tensor | None = None) -> Tensor:
+    """Roll every capsule: the activation at position p moves to position p + shift.
 
     Args:
         t: (..., D), any leading dimensions.
         shift: positions to move by; an integer, or an integer tensor that broadcasts against ``t.shape[:-1]``
             (one shift per capsule, frame, sequence, …).
+        entering: (..., D), broadcasting against the result, what stands at the positions that nothing moves to, where
+            what leaves a capsule at one end does not come back at the other. Default: it does, positions wrap.
 
     Returns:
         A tensor of the broadcast shape (..., D).
@@ -52,7 +55,13 @@ def roll(t: Tensor, shift: int | Tensor) -> Tensor:
     Example:
         >>> roll(torch.tensor([1.0, 2.0, 3.0]), 1)
         tensor([3., 1., 2.])
+        >>> roll(torch.tensor([1.0, 2.0, 3.0]), 1, entering=torch.zeros(3))
+        tensor([0., 1., 2.])
     """
+    if entering is not None:
+        moved = roll(t, shift)
+        source = torch.arange(t.shape[-1], device=t.device) - torch.as_tensor(shift, device=t.device).unsqueeze(-1)
+        return torch.where((source >= 0) & (source < t.shape[-1]), moved, entering)
     if isinstance(shift, int):
         return torch.roll(t, shift, dims=-1)
     if not isinstance(shift, Tensor) or shift.is_floating_point():
@@ -77,8 +86,10 @@ class Topography(Part, nn.Module):
     "Topographic VAEs learn Equivariant Capsules", https://arxiv.org/abs/2109.01394, eq. 8-10).
 
     Args:
-        boundary: ``"circular"`` wraps frames; ``"truncate"`` drops the terms before the first and after the last frame
-            (for sequences that do not close). Positions always wrap.
+        boundary: what closes. ``"circular"``: frames and positions wrap. ``"truncate"``: positions wrap, and terms
+            before the first and after the last frame are dropped. ``"open"``: neither wraps, for a window of a motion
+            that does not come back: a capsule shows D positions of an endless line, new ones enter it at one end, and
+            what leaves it at the other is not seen again. Terms outside are dropped.
         learned: make the weight of every offset a positive parameter (softplus), initialised to 1 as in the paper.
 
     Attributes:
@@ -112,6 +123,11 @@ class Topography(Part, nn.Module):
         self.check(n_frames, n_positions)
         return (n_frames, *(self.grid or (n_positions,)))
 
+    def wraps(self, sizes: Sequence[int]) -> tuple[bool, ...]:
+        """Whether each axis of a lattice of these sizes wraps, frames first."""
+        frames, positions = BOUNDARIES[self.boundary]
+        return (frames, *[positions] * (len(sizes) - 1))
+
     def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
         """W of shape (S·D, S·D): row = (frame, position) of v, column = (frame, position) of u.
 
@@ -133,11 +149,8 @@ class Topography(Part, nn.Module):
         offsets = torch.tensor(self.offsets(), dtype=torch.long).reshape(-1, len(sizes))
         cells = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).reshape(-1, len(sizes))
         target = cells.unsqueeze(1) + offsets  # (S·D, offsets, axes)
-        inside = torch.ones(target.shape[:-1], dtype=torch.bool)
-        if self.boundary == "truncate":
-            inside = (target[..., 0] >= 0) & (target[..., 0] < n_frames)
-        # Kernels longer than an axis meet a cell more than once; then its terms add up.
-        value = weight * inside.to(weight)
+        # Kernels longer than an axis that wraps meet a cell more than once; then its terms add up.
+        value = weight * inside(target, sizes, self.wraps(sizes)).to(weight)
         column = numbered(target, sizes).to(value.device)
         return value.new_zeros(n, n).scatter_add(1, column, value.expand(n, -1))
 
@@ -196,7 +209,7 @@ class Topography(Part, nn.Module):
         key = (n_frames, n_positions, like.dtype, like.device)
         if key not in self._sums:
             sizes, learned = self.lattice(n_frames, n_positions), self.raw_weight is not None
-            sums = Sums(self.offsets(), sizes, self.boundary == "circular", like, learned=learned)
+            sums = Sums(self.offsets(), sizes, self.wraps(sizes), like, learned=learned)
             if type(sums.places) is not Tensor:  # as in _kept
                 return sums
             self._sums[key] = sums
@@ -219,6 +232,10 @@ class Topography(Part, nn.Module):
     def orbits(self, n_frames: int, n_positions: int) -> Orbits:
         """The orbits of this lattice, where the neighbourhoods are disjoint: equal rows of W share one energy.
 
+        With open boundaries an orbit's size is what it is on the endless line that a capsule shows a stretch of,
+        whatever part of it is in sight, so that no position and no frame is unlike the others: S for a roll of one
+        position a frame.
+
         Raises:
             ValueError: the neighbourhoods overlap, or W is not a matrix of zeros and ones.
         """
@@ -228,13 +245,15 @@ class Topography(Part, nn.Module):
                 orbits = distinct(self.neighborhood(n_frames, n_positions).detach(), n_frames)
             else:
                 sizes = self.lattice(n_frames, n_positions)
-                orbits = partition(self.offsets(), self.coefficients(), sizes, self.boundary == "circular")
+                orbits = partition(self.offsets(), self.coefficients(), sizes, self.wraps(sizes))
         if orbits is None:
             raise ValueError(
                 f"OrbitEnergy: the neighbourhoods of {type(self).__name__}({self.extra_repr()}) on {n_frames} frames "
                 f"and {n_positions} positions are no disjoint orbits; choose CapsuleRoll(kernel={n_frames}, width=0) "
                 f"with capsule_dim={n_frames}, as many positions as frames (topography=orbits model.capsule_dim="
-                f"{n_frames}), or GaussianEnergy with a guide for it (prior=gaussian guide=mean_field)."
+                f"{n_frames}), or for motions that do not close CapsuleRoll(kernel={2 * n_frames - 1}, width=0, "
+                "boundary='open') with any capsule_dim (topography=orbits topography.boundary=open), or GaussianEnergy "
+                "with a guide for it (prior=gaussian guide=mean_field)."
             )
         return orbits
 

@@ -25,7 +25,7 @@ class Orbits:
 
 
 def partition(
-    offsets: Sequence[Sequence[int]], weights: Sequence[float], sizes: Sequence[int], circular: bool
+    offsets: Sequence[Sequence[int]], weights: Sequence[float], sizes: Sequence[int], wraps: Sequence[bool]
 ) -> Orbits | None:
     """The orbits of a lattice where any two neighborhoods are the same or disjoint and every cell is in one, else None.
 
@@ -34,10 +34,23 @@ def partition(
     Args:
         offsets: whole numbers (frame, position, …).
         weights: how much each of them counts.
-        sizes: lengths of the axes, frames first; positions wrap.
-        circular: frames wrap.
+        sizes: lengths of the axes, frames first.
+        wraps: whether each axis does, positions all alike. Where they do not, they are a stretch of an endless line,
+            and orbits are those of that line, members out of sight included.
     """
     n_frames, *grid = sizes
+    circular = wraps[0]
+    if not all(wraps[1:]):
+        near = [offset for offset in offsets if circular or abs(offset[0]) < n_frames]
+        far = [max(map(abs, steps), default=0) for steps in zip(*near, strict=True)] or [0] * len(sizes)
+        # On a ring so long that no two neighborhoods that meet reach around it, all is as on the line.
+        ring = (n_frames, *(size + 4 * reach for size, reach in zip(grid, far[1:], strict=True)))
+        orbits = partition(offsets, weights, ring, (circular, *[True] * len(grid)))
+        if orbits is None:
+            return None
+        seen = orbits.index.view(ring)[tuple(map(slice, sizes))].reshape(n_frames, -1)
+        names, index = torch.unique(seen, return_inverse=True)
+        return Orbits(index, orbits.size[names])
     terms: dict[tuple[int, ...], float] = {}
     for (dt, *place), weight in zip(offsets, weights, strict=True):
         if circular or abs(dt) < n_frames:

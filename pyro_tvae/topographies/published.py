@@ -20,6 +20,7 @@ class CapsuleRoll(Topography):
     Args:
         kernel: window length k over frames and positions.
         width: half-width n of the band; a row sums about k · (2n + 1) terms.
+        boundary, learned: see :class:`Topography`.
 
     Example:
         >>> CapsuleRoll(kernel=3, width=0).neighborhood(3, 3).sum(1)

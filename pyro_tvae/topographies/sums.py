@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Sums", "numbered"]
+__all__ = ["Sums", "inside", "numbered"]
 
 # Terms of one energy (frames that its offsets reach x positions) up to which a convolution is faster than a transform:
 # measured on one thread of a CPU, forward and backward in float32.
@@ -31,7 +31,7 @@ class Sums:
     Args:
         offsets: whole numbers (frame, position, …), one tuple for each.
         sizes: lengths of the axes, frames first.
-        circular: frames wrap; positions always do.
+        wraps: whether each axis does.
         like: of the dtype and device of the terms. Convolutions are for CPUs, since others may round them to TF32, and
             for MPS, which has no float64.
         learned: the operator is to have a gradient.
@@ -41,14 +41,19 @@ class Sums:
         self,
         offsets: Sequence[Sequence[int]],
         sizes: Sequence[int],
-        circular: bool,
+        wraps: Sequence[bool],
         like: Tensor,
         *,
         learned: bool = False,
     ) -> None:
         n_frames, *grid = sizes
-        # Further away than the sequence is long there are the same frames again, or none.
-        kept = [i for i, (dt, *_) in enumerate(offsets) if circular or abs(dt) < n_frames]
+        circular = wraps[0]
+        # Further away than an axis is long there are the same cells again, or none.
+        near = [
+            all(wrap or abs(step) < size for step, size, wrap in zip(offset, sizes, wraps, strict=True))
+            for offset in offsets
+        ]
+        kept = [i for i, here in enumerate(near) if here]
         cells = torch.tensor([offsets[i] for i in kept], dtype=torch.long).reshape(-1, len(sizes))
         self.first, self.last = (end([0, *(offsets[i][0] for i in kept)]) for end in (min, max))
         if circular and self.last - self.first >= n_frames:
@@ -62,12 +67,17 @@ class Sums:
         if self.convolves:
             self.shape: tuple[int, ...] = (n_positions, n_positions, reach, 1)
             rows = torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, len(grid))
-            lines = torch.arange(n_positions) * n_positions + numbered(cells[:, None, 1:] + rows, grid)
+            target = cells[:, None, 1:] + rows
+            lines = torch.arange(n_positions) * n_positions + numbered(target, grid)
             self.places = lines * reach + cells[:, :1] - self.first
+            self.counts = None if all(wraps[1:]) else inside(target, grid, wraps[1:])
         else:
-            # Truncated frames are followed by as many empty ones as the offsets reach, and may then wrap as well.
-            self.shape = (n_frames if circular else _smooth(n_frames + max(self.last, -self.first)), *grid)
-            self.places = numbered(cells, self.shape)[:, None]
+            # An axis that does not wrap is followed by as many empty cells as the offsets reach, and may then wrap.
+            far = [0] * len(sizes) if not kept else cells.abs().amax(0).tolist()
+            self.shape = tuple(
+                size if wrap else _smooth(size + reach) for size, wrap, reach in zip(sizes, wraps, far, strict=True)
+            )
+            self.places, self.counts = numbered(cells, self.shape)[:, None], None
         self.kept = torch.tensor(kept, dtype=torch.long)
 
     def operator(self, weight: Tensor) -> Tensor:
@@ -79,6 +89,8 @@ class Sums:
         weight = weight[self.kept.to(weight.device), None]
         weight = weight if self.convolves else weight.double()
         # Offsets that meet the same cell add up.
+        if self.counts is not None:
+            weight = weight * self.counts.to(weight)
         flat = weight.new_zeros(math.prod(self.shape))
         kernel = flat.scatter_add(0, places.flatten(), weight.expand(places.shape).flatten()).view(self.shape)
         return kernel if self.convolves else torch.fft.rfftn(kernel, dim=self._axes).conj_physical()
@@ -104,7 +116,9 @@ class Sums:
         # Where the weights are learned their gradient needs both factors; else the product takes the first one's place.
         spectra = spectra * spectrum if self.learned else spectra.mul_(spectrum)
         v = torch.fft.irfftn(spectra, s=sizes, dim=self._axes)
-        return v.narrow(self._axes[-1], 0, self.n_frames).flatten(-len(self.grid)).to(e.dtype).transpose(-3, -2)
+        for axis, size in zip(self._axes, (*self.grid, self.n_frames), strict=True):
+            v = v.narrow(axis, 0, size)
+        return v.flatten(-len(self.grid)).to(e.dtype).transpose(-3, -2)
 
     @property
     def _axes(self) -> list[int]:
@@ -119,6 +133,15 @@ def numbered(cells: Tensor, sizes: Sequence[int]) -> Tensor:
     for axis, size in enumerate(sizes):
         number = number * size + cells[..., axis] % size
     return number
+
+
+def inside(cells: Tensor, sizes: Sequence[int], wraps: Sequence[bool]) -> Tensor:
+    """Which cells (..., axes) lie in a lattice of these sizes, whatever lies along axes that wrap: (...)."""
+    lies = torch.ones(cells.shape[:-1], dtype=torch.bool)
+    for axis, (size, wrap) in enumerate(zip(sizes, wraps, strict=True)):
+        if not wrap:
+            lies &= (cells[..., axis] >= 0) & (cells[..., axis] < size)
+    return lies
 
 
 def _smooth(size: int) -> int:

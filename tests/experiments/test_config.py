@@ -259,3 +259,31 @@ def test_a_lack_of_memory_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> N
     assert "there is not enough memory for this; lower" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="shapes"), plain_errors():
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+FILMS = ["data=sequences", "data.source.path=x", "data.n_frames=5"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "boundary", "kernel"),
+    [
+        ([], "circular", 18),
+        (["data=dsprites", "model.capsule_dim=15"], "circular", 15),
+        (["experiment=tvae_lpartial_mnist"], "circular", 13),
+        (FILMS, "open", 9),
+        ([*FILMS, "model.capsule_dim=7"], "open", 9),
+        ([*FILMS, "closes=true", "model.capsule_dim=5"], "circular", 5),
+        ([*FILMS, "topography.boundary=truncate"], "truncate", 9),
+        ([*FILMS, "experiment=lpartial"], "truncate", 13),
+        ([*FILMS, "experiment=lpartial", "topography.boundary=open"], "open", 13),
+    ],
+)
+def test_the_boundary_is_what_the_motion_of_the_data_does(overrides: list[str], boundary: str, kernel: int) -> None:
+    topography = OmegaConf.to_container(compose(overrides), resolve=True)["topography"]  # type: ignore[index,call-overload]
+    assert (topography["boundary"], topography["kernel"]) == (boundary, kernel)
+
+
+@pytest.mark.parametrize("size", [3, 5, 8])
+def test_films_have_orbits_whatever_the_size_of_their_capsules(size: int) -> None:
+    config = compose([*FILMS, f"model.capsule_dim={size}"])
+    assert len(make(config.topography).orbits(5, size).size) == size + 4

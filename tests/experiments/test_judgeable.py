@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
 from pyro_tvae.experiments.commands.train import train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
-from pyro_tvae.experiments.reports import figures
+from pyro_tvae.experiments.evaluation.scoring import SHUFFLED
+from pyro_tvae.experiments.reports import figures, films
+from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.inference import roll_velocity_test
 
 SMALL = ["data=sequences", "data.n_frames=4", "model.n_capsules=2", "model.capsule_dim=4", "fit.max_epochs=1"]
 SMALL += ["baseline.max_epochs=1", "evaluation.num_particles=5", "fit.progress=false", "fit.accelerator=cpu"]
@@ -31,6 +35,10 @@ def arrays(folder: Path, n: int, channels: int) -> str:
         ("evaluation.context=4", "evaluation.context is 4; expected 1 to 3"),
         ("evaluation.num_particles=0", "evaluation.num_particles is 0"),
         ("baseline.max_epochs=0", "baseline.max_epochs is 0"),
+        (
+            "evaluation.channels=flow",
+            "evaluation.channels is 'flow', and frames have 1 channel; expected grid",
+        ),
     ],
 )
 def test_what_could_not_be_judged_is_not_trained(override: str, words: str, tmp_path: Path) -> None:
@@ -47,6 +55,7 @@ def test_a_split_that_is_too_small_is_refused(tmp_path: Path) -> None:
 
 FIGURES = ("training_curves", "reconstructions", "capsule_traversal", "forward_roll_curve", "forward_roll_strip")
 FIGURES += ("capsule_stripes",)
+FILM = "forward_roll_film"
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +70,29 @@ def test_two_channels_are_drawn(run: Path) -> None:
     record = json.loads((run / "evaluation.json").read_text())
     assert record["failed"] == {}
     assert record["verdict"]
-    assert (run / "report.html").read_text().count("data:image/png") == len(FIGURES)
-    assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted(FIGURES)
+    assert (run / "report.html").read_text().count("data:image/png") == len(FIGURES) + 1
+    assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted([*FIGURES, FILM])
 
 
-@pytest.mark.parametrize("broken", [*FIGURES, "save"])
+def test_of_films_the_roll_velocity_is_measured_and_no_factor(run: Path) -> None:
+    trained = Run(run).load()
+    x = torch.cat([batch["x"] for batch in trained.data.batches("test")])
+    assert len(x) <= SHUFFLED
+    expected = roll_velocity_test(trained.model, trained.guide, x)
+    record = json.loads((run / "evaluation.json").read_text())
+    rows = {row["key"]: row for row in record["rows"]}
+    assert rows["velocity"]["trained"] == pytest.approx(expected.velocity)
+    assert rows["velocity"]["standard_error"] == pytest.approx(expected.standard_error)
+    assert rows["velocity_p"]["trained"] == expected.p_value
+    assert expected.null is not None
+    assert rows["velocity_shuffled"]["trained"] == pytest.approx(float(expected.null.mean()))
+    assert 0 < rows["velocity_p"]["untrained"] <= 1
+    assert not [key for key in rows if key.startswith(("roll", "cap_corr", "pose"))]
+    assert any("of one mind than with the frames shuffled" in sentence for sentence in record["verdict"])
+    assert trained.model.topography.boundary == "open"
+
+
+@pytest.mark.parametrize("broken", [*FIGURES, "save", "save_film"])
 def test_a_figure_that_fails_costs_that_figure(
     broken: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,17 +101,17 @@ def test_a_figure_that_fails_costs_that_figure(
 
     for name in FIGURES:  # cheap ones beside it
         monkeypatch.setattr(figures, name, lambda *_: Figure((1, 1)))
-    monkeypatch.setattr(figures, broken, fails)
+    monkeypatch.setattr(films if broken == "save_film" else figures, broken, fails)
     evaluate_run(run)
     record = json.loads((run / "evaluation.json").read_text())
-    lost = {f"figure {name}" for name in (FIGURES if broken == "save" else (broken,))}
+    lost = {f"figure {name}" for name in {"save": FIGURES, "save_film": (FILM,)}.get(broken, (broken,))}
     assert record["failed"] == dict.fromkeys(lost, "RuntimeError: made to fail")
     page = (run / "report.html").read_text()
     said = capsys.readouterr().err
     for name in lost:
         assert f"pyro-tvae: {name} is left out: RuntimeError: made to fail" in said
         assert f"{name} is left out: RuntimeError: made to fail" in page
-    assert page.count("data:image/png") == len(FIGURES) - len(lost)
+    assert page.count("data:image/png") == len(FIGURES) + 1 - len(lost)
     report_run(run)  # which draws nothing again
     assert (run / "report.html").read_text() == page
 

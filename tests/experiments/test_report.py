@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from pyro_tvae.experiments.reports import figures, report, tables
+from pyro_tvae.experiments.reports import figures, films, report, tables
 from pyro_tvae.experiments.reports.mosaics import as_frames
 
 MISSING = "–"
@@ -376,18 +377,86 @@ def test_the_strip_separates_seen_from_unseen() -> None:
         figures.forward_roll_strip(x, x, 4)
 
 
-@pytest.mark.parametrize("channels", [2, 4, 5, 12])
-def test_other_channels_come_side_by_side(channels: int) -> None:
+@pytest.mark.parametrize(("channels", "columns"), [(2, 2), (4, 2), (5, 3), (12, 4), (20, 4)])
+def test_other_channels_come_in_a_grid(channels: int, columns: int) -> None:
     x = frames(1, 2, channels)
     height, width = x.shape[-2:]
-    one = as_frames(x)
-    shown = min(channels, 8)
-    assert one.shape == (1, 2, 1, height, shown * width + shown - 1)
-    for k in range(shown):
-        left = k * (width + 1)
-        assert np.array_equal(one[:, :, 0, :, left : left + width], as_frames(x[:, :, k : k + 1])[:, :, 0])
+    one, shown = as_frames(x), min(channels, 16)
+    rows = -(-shown // columns)
+    assert one.shape == (1, 2, 1, rows * (height + 1) - 1, columns * (width + 1) - 1)
+    for k in range(columns * rows):
+        top, left = k // columns * (height + 1), k % columns * (width + 1)
+        cell = one[:, :, 0, top : top + height, left : left + width]
+        expected = as_frames(x[:, :, k : k + 1])[:, :, 0] if k < shown else np.ones(1)
+        assert np.array_equal(cell, np.broadcast_to(expected, cell.shape))
     figures.reconstructions(x, x)
     figures.forward_roll_strip(x, x[:, 1:], 1)
+
+
+def test_flow_is_hue_of_its_direction_and_saturation_of_its_speed() -> None:
+    ways = {"right": (1.0, 0.5), "up": (0.5, 0.0), "left": (0.0, 0.5), "down": (0.5, 1.0), "still": (0.5, 0.5)}
+    x = torch.tensor([*ways.values()]).T.reshape(1, 1, 2, 1, 5)
+    shown = as_frames(x, "flow")[0, 0, :, 0].T
+    colors = dict(zip(ways, shown.tolist(), strict=True))
+    assert colors["still"] == pytest.approx([1, 1, 1])
+    assert colors["right"] == pytest.approx([1, 0, 0])  # hue 0, and a quarter of the circle further each
+    assert colors["up"] == pytest.approx([0.5, 1, 0])
+    assert colors["left"] == pytest.approx([0, 1, 1])
+    assert colors["down"] == pytest.approx([0.5, 0, 1])
+    slow = as_frames(torch.tensor([0.75, 0.5]).reshape(1, 1, 2, 1, 1), "flow").flatten()
+    assert slow.tolist() == pytest.approx([1, 0.5, 0.5])
+
+
+def test_rgba_lies_on_white_and_pairs_side_by_side() -> None:
+    x = frames(2, 3, 4)
+    shown = as_frames(x, "rgba")
+    alpha = x[1, 2, 3, 4, 5]
+    assert shown[1, 2, 0, 4, 5] == pytest.approx(float(x[1, 2, 0, 4, 5] * alpha + (1 - alpha)))
+    colored = frames(1, 2, 6)
+    shown = as_frames(colored, "pairs")
+    assert shown.shape == (1, 2, 3, 8, 17)
+    assert np.array_equal(shown[..., :8], as_frames(colored[:, :, :3]))
+    assert np.array_equal(shown[..., 9:], as_frames(colored[:, :, 3:]))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("flow", 3), ("rgba", 3), ("pairs", 5), ("movie", 2)])
+def test_channels_that_cannot_be_shown_so_are_refused_with_what_can(kind: str, channels: int) -> None:
+    with pytest.raises(ValueError, match=f"evaluation.channels is '{kind}', and frames have {channels} .* grid, or"):
+        as_frames(frames(1, 2, channels), kind)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_film_shows_truth_reconstruction_and_forecast_in_turn(tmp_path: Path, channels: int) -> None:
+    x = frames(5, 6, channels)
+    path = films.save_film(tmp_path / "film.png", x, 0.5 * x, 0.25 * x[:, 4:], 4)
+    columns = [as_frames(value) for value in (x, 0.5 * x, torch.cat([x[:, :4], 0.25 * x[:, 4:]], 1))]
+    height, width = columns[0].shape[-2:]
+    scale = round(films.TILE / width)
+    with Image.open(path) as film:
+        assert film.n_frames == 6  # type: ignore[attr-defined]
+        for frame, row, column in itertools.product(range(6), range(4), range(3)):
+            film.seek(frame)
+            left = films.GAP + (scale * width + films.GAP) * column + scale // 2
+            top = films.HEAD + (scale * height + films.GAP) * row + scale // 2
+            shown = np.asarray(film.convert("RGB"))[top::scale, left::scale, 0][:height, :width] / 255
+            assert np.abs(shown - columns[column][row, frame, 0]).max() < 0.01
+    page, text = written(tmp_path, evaluation(), figures={"forward_roll_film": path})
+    assert text.count("<details open>") == 1
+    assert "the third column moves as the first one does" in page.words()
+
+
+def test_a_film_is_cut_to_two_mebibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = frames(4, 20, 3, size=24)
+    whole = films.save_film(tmp_path / "film.png", x, x, x[:, 10:], 10)
+    monkeypatch.setattr(films, "MOST_BYTES", whole.stat().st_size // 3)
+    cut = films.save_film(tmp_path / "cut.png", x, x, x[:, 10:], 10)
+    assert cut.stat().st_size <= films.MOST_BYTES
+    with Image.open(cut) as film:
+        assert 1 < film.n_frames < 20
+    monkeypatch.setattr(films, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match="look at the strip"):
+        films.save_film(tmp_path / "no.png", x, x, x[:, 10:], 10)
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_mosaics_refuse_other_shapes() -> None:

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_tvae import TVAE, CapsuleRoll, ContinuousBernoulli, MeanFieldGuide, Normal, NoTopography, encode, roll
+from pyro_tvae import (
+    TVAE,
+    CapsuleRoll,
+    ContinuousBernoulli,
+    MeanFieldGuide,
+    Normal,
+    NoTopography,
+    OrbitEnergy,
+    OrbitGuide,
+    encode,
+    roll,
+    traverse,
+)
 from pyro_tvae.inference import equivariance
 from pyro_tvae.inference.equivariance import capsule_correlation, equivariance_error, roll_correlation
 from pyro_tvae.inference.forecasts import ForwardRoll, forward_roll
@@ -270,6 +282,9 @@ class MirrorModel:
     def compose(self, values: dict[str, Tensor]) -> Tensor:
         return values["z"]
 
+    def rolled(self, t: Tensor, shift: Tensor) -> Tensor:
+        return roll(t, shift)
+
     def decode(self, t: Tensor) -> Distribution:
         return self.likelihood.at_mean(t.unsqueeze(-3)).to_event(3)
 
@@ -391,6 +406,27 @@ def test_forward_roll_of_real_models_equals_a_loop_over_sequences_and_horizons()
         2
     )  # not the clamp's 13.8 nats a pixel
     assert (result.gain("repeat last frame") <= result.gain("mean frame")).all()
+
+
+def test_forward_roll_of_a_film_brings_in_what_was_never_seen_and_nothing_that_left() -> None:
+    """By hand, position by position: what enters is μ / sqrt(S + eps), as every orbit has S members a priori."""
+    topography = CapsuleRoll(11, 0, boundary="open")
+    model = TVAE((1, 3, 3), 6, 2, 4, topography, prior=OrbitEnergy(), mu=3.0, eps=0.25)
+    guide = OrbitGuide(model)
+    x = torch.rand(5, 6, 1, 3, 3).round()
+    result = forward_roll(model, guide, x, context=2)
+    t = encode(model, guide, x, observed=torch.arange(6) < 2)[:, 1]
+    for h in range(1, 5):  # at the last there is nothing left of what was seen
+        moved = torch.empty_like(t)
+        for p in range(4):
+            moved[..., p] = t[..., p - h] if p >= h else 3.0 / math.sqrt(6 + 0.25)
+        own = model.decode(moved).log_prob(x[:, 1 + h]).mean().item()
+        assert result.log_likelihood["model"][h - 1].item() == pytest.approx(own)
+    shifts = torch.tensor([3, -1])
+    steps, seen = traverse(model, guide, x, frame=2, shifts=shifts), encode(model, guide, x)[:, 2]
+    for k, h in enumerate(shifts.tolist()):
+        places = [seen[..., p - h] if 0 <= p - h < 4 else torch.full((5, 2), 1.2) for p in range(4)]
+        torch.testing.assert_close(steps[:, k], model.decode(torch.stack(places, -1)).mean)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import CapsuleRoll, NoTopography, Stationary, Topography, Torus, roll
-from pyro_tvae.topographies.base import window
+from pyro_tvae.topographies.base import BOUNDARIES, window
 
-BOUNDARIES = ("circular", "truncate")
 # S and D differ both ways; 4 is shorter than most kernels below, so that windows overlap themselves.
 SIZES = [(1, 6), (4, 6), (6, 4), (5, 5), (9, 2)]
 
@@ -32,8 +31,10 @@ def brute_force(n_frames: int, n_positions: int, boundary: str, terms: Callable[
                     met = 0
                     for dt in offsets(kt):
                         for dp in offsets(kp):
-                            same_frame = l + dt == m if boundary == "truncate" else (l + dt - m) % n_frames == 0
-                            met += terms(dt, dp) and same_frame and (p + dp - q) % n_positions == 0
+                            frames, positions = l + dt - m, p + dp - q
+                            same_frame = (frames if boundary != "circular" else frames % n_frames) == 0
+                            same_position = (positions if boundary == "open" else positions % n_positions) == 0
+                            met += terms(dt, dp) and same_frame and same_position
                     w[l * n_positions + p, m * n_positions + q] = met
     return w
 
@@ -198,6 +199,12 @@ def test_roll_by_one_shift_per_row_is_torch_roll_row_by_row() -> None:
     assert torch.equal(roll(t, shift), expected)
     per_sequence = torch.stack([torch.roll(t[n], int(shift[n, 0]), dims=-1) for n in range(3)])
     assert torch.equal(roll(t, shift[:, :1]), per_sequence)
+    # Without a way back, position by position; what enters broadcasts.
+    entering = torch.arange(5.0) + 10
+    for s in (-7, -2, 0, 3, 5):
+        expected = torch.tensor([float(t[0, 0, p - s]) if 0 <= p - s < 5 else 10.0 + p for p in range(5)])
+        assert torch.equal(roll(t[0, 0], s, entering), expected)
+        assert torch.equal(roll(t[:1], torch.tensor([[s]]), entering)[0, 0], expected)
     # A shift may also add dimensions: every roll of one capsule.
     assert torch.equal(roll(t[0, 0], torch.arange(5)), torch.stack([torch.roll(t[0, 0], s) for s in range(5)]))
 
@@ -261,3 +268,29 @@ def test_wrong_arguments_get_one_sentence(build: Callable[[], object], sentence:
     with pytest.raises(ValueError, match=sentence) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("n_frames", "n_positions"), [(1, 3), (3, 3), (4, 3), (3, 5), (5, 2)])
+def test_an_open_capsule_shows_a_stretch_of_an_endless_line(n_frames: int, n_positions: int) -> None:
+    """Orbits against sums on a line so long that no diagonal of the window leaves it: one χ² of S terms a diagonal."""
+    orbits = CapsuleRoll(2 * n_frames - 1, 0, boundary="open").orbits(n_frames, n_positions)
+    assert len(orbits.size) == n_positions + n_frames - 1
+    margin = n_frames - 1
+    line = brute_force(
+        n_frames, n_positions + 2 * margin, "open", lambda dt, dp: dt == dp, 2 * n_frames - 1, 2 * n_frames - 1
+    ).view(n_frames, n_positions + 2 * margin, -1)[:, margin : margin + n_positions]
+    # The covariance of χ² sums is twice the number of terms that they share.
+    shared = line.flatten(0, 1) @ line.flatten(0, 1).T
+    same = orbits.index.flatten()[:, None] == orbits.index.flatten()
+    assert torch.equal(shared, same * orbits.size[orbits.index].flatten().float())
+    assert orbits.size.unique().tolist() == [n_frames]
+
+
+@pytest.mark.parametrize("n_positions", [3, 5, 8])
+def test_orbits_of_frames_that_do_not_wrap_need_not_be_as_many_as_positions(n_positions: int) -> None:
+    """Whole diagonals on a ring of any D; where D = S they are those of the closed lattice."""
+    topography = CapsuleRoll(9, 0, boundary="truncate")
+    orbits = topography.orbits(5, n_positions)
+    assert orbits.size.tolist() == [5] * n_positions
+    if n_positions == 5:
+        assert torch.equal(topography.neighborhood(5, 5), CapsuleRoll(5, 0).neighborhood(5, 5))
