@@ -261,9 +261,7 @@ def test_folders_are_classes_or_sequences_as_is_said(tmp_path: Path) -> None:
         pixels, _, _ = whole(tmp_path, **said)  # type: ignore[arg-type]
         assert np.array_equal(pixels, COLORS.reshape(3, 4, HEIGHT, WIDTH, 3).transpose(0, 1, 4, 2, 3))
     (tmp_path / "kind 1" / "3.png").unlink()
-    with pytest.raises(
-        ValueError, match="holds films of 3 to 4 frames; expected as many in each: cut them into windows"
-    ):
+    with pytest.raises(ValueError, match="holds films of 3 to 4 frames; expected as many in each: cut them"):
         arrays(tmp_path, axes="NSHWC")
 
 
