@@ -73,7 +73,7 @@ def run(
         subsample: frames that the model scores in place of all, see :class:`~pyro_tvae.TVAE`.
     """
     proposal = propose(call(guide, x, both(observed, shown), covariates), x)
-    program = call(model, x, observed, covariates)
+    program: Any = call(model, x, observed, covariates)
     return proposal, replay(program if subsample is None else partial(program, subsample=subsample), proposal)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -48,10 +49,10 @@ class WarmupCosineLR(LRScheduler):
         self.T_max, self.warmup_steps = T_max, warmup_steps
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return self._get_closed_form_lr()
 
-    def _get_closed_form_lr(self) -> list[float]:
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
         step, rise = self.last_epoch, max(1.0, min(self.warmup_steps, self.T_max / 10))
         share = min(1.0, (step + 1) / rise) * 0.5 * (1 + math.cos(math.pi * min(step, self.T_max) / self.T_max))
         return [rate * share for rate in self.base_lrs]

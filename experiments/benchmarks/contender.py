@@ -50,7 +50,8 @@ def fit(model: p.TVAE, guide: Any, batches: list[torch.Tensor]) -> None:
 
 def svi(model: p.TVAE, guide: Any, batches: list[torch.Tensor], **options: Any) -> None:
     """Pyro's own ``SVI.step``."""
-    own = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE, **options}), pyro.infer.Trace_ELBO())
+    optim: Any = pyro.optim  # made at import, one for each of torch's
+    own = pyro.infer.SVI(model, guide, optim.Adam({"lr": RATE, **options}), pyro.infer.Trace_ELBO())
     repeat(own.step, batches)
 
 

@@ -55,7 +55,6 @@ VELOCITY = {
     "_p": "p_value",
 }
 SHUFFLED = 32  # sequences, the first ones, whose frames are shuffled
-NONE_COMPLETE = "no sequence was observed in all its frames, so that no roll between frames can be seen."
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
@@ -196,7 +195,7 @@ def measure(
             return values
         rows = whole("observed").all(1)
         if not bool(rows.any()):
-            raise ValueError(NONE_COMPLETE)
+            raise ValueError("no sequence was observed in all its frames, so that no roll between frames can be seen.")
         return values[rows]
 
     def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
@@ -292,10 +291,7 @@ def ends_of_explained(
 
 def _velocity(model: TVAE, guide: Guide, data: SequenceDataModule, split: str, seed: int) -> RollVelocity:
     """Of the first sequences of a split, against their shuffled frames."""
-    batch = next(data.batches(split, model.like.device, batch_size=SHUFFLED))
-    x = batch["x"] if "observed" not in batch else batch["x"][batch["observed"].all(1)]
-    if not len(x):
-        raise ValueError(NONE_COMPLETE)
+    x = data.measured_whole(split, model.like.device, SHUFFLED, "roll velocity")["x"]
     return roll_velocity_test(model, guide, x, batch_size=SHUFFLED, seed=seed)
 
 

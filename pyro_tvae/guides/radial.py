@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -67,9 +66,9 @@ class Radial(TorchDistribution):
         """One value per group, (..., C, G), at all its members: (..., S, C, D)."""
         return value[..., self.index].transpose(-3, -2)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's signature
-        e = self.squares.rsample(sample_shape)
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=e.dtype, device=e.device)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        e = self.squares.rsample(torch.Size(sample_shape))
+        noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=e.dtype, device=e.device)
         return noise * self.spread((e / self.lengths(noise)).sqrt())
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -198,10 +197,10 @@ def _roll(topography: Topography, grid: Sequence[int]) -> tuple[int, ...]:
     frames: dict[int, dict[tuple[int, ...], float]] = {}
     for (dt, *place), one in weight.items():
         frames.setdefault(dt, {})[tuple(place)] = one
-    shared: Counter[tuple[int, ...]] = Counter()
+    shared: dict[tuple[int, ...], float] = {}
     for dt, places in frames.items():
-        for place, one in places.items():
-            for before, other in frames.get(dt - 1, {}).items():
-                shift = tuple((p - q) % size for p, q, size in zip(place, before, grid, strict=True))
-                shared[shift] += one * other
+        for to, one in places.items():
+            for since, other in frames.get(dt - 1, {}).items():
+                shift = tuple((p - q) % size for p, q, size in zip(to, since, grid, strict=True))
+                shared[shift] = shared.get(shift, 0.0) + one * other
     return max(shared, key=shared.__getitem__) if shared else (0,) * len(grid)
