@@ -8,7 +8,7 @@ from .guide_list import GuideList
 from .joint import ConditionalGuide, CovarianceGuide
 from .mean_field import MeanFieldGuide, SharedTrunkGuide
 from .orbit import ConditionalOrbitGuide, OrbitCovarianceGuide, OrbitGuide
-from .radial import Radial, RadialGuide
+from .radial import RadialGuide
 from .semi_amortized import SemiAmortizedGuide
 from .sequence import SequenceGuide
 
@@ -24,7 +24,6 @@ __all__ = [
     "OrbitCovarianceGuide",
     "OrbitGuide",
     "Posterior",
-    "Radial",
     "RadialGuide",
     "SemiAmortizedGuide",
     "SequenceGuide",

@@ -18,12 +18,12 @@ from pyro_tvae import (
     GridRoll,
     Matrix,
     OrbitEnergy,
-    Radial,
     RadialGuide,
     Stationary,
     Topography,
     Torus,
 )
+from pyro_tvae.guides.radial import Radial
 
 FRAME, S, C, D = (1, 4, 4), 6, 2, 6
 
