@@ -95,7 +95,7 @@ def test_energies_that_are_summed_without_w_are_exported_too(kernel: int, bounda
     """A lattice too large for W: convolved, or transformed."""
     topography = CapsuleRoll(kernel, 1, boundary=boundary)
     model = TVAE((1, 2, 2), n_frames=60, n_capsules=1, capsule_dim=10, topography=topography)
-    assert ROWS < 60 * 10
+    assert model.n_frames * model.capsule_dim > ROWS
     own, example, x = MeanFieldGuide(model), torch.rand(3, 60, 1, 2, 2), torch.rand(7, 60, 1, 2, 2)
     expected = encode(model, own, x)
     program = exported(Encoder(model, own), example, "x")
