@@ -110,8 +110,8 @@ class RadialGuide(PooledGuide):
 
     ``V = W u²`` sums many squares, and x says little of each of them: neither its sign nor which one was large. A
     mean-field guide pays for every u that it holds near a value. Here all u on one path, one position per frame and
-    further by ``velocity``, are a vector of uniform direction, whose squared length is log-normal, from the votes of its
-    frames as in :class:`~pyro_tvae.OrbitGuide`. What is paid is the KL of one number per path. It fits where
+    further by ``velocity``, are a vector of uniform direction, whose squared length is log-normal, from the votes of
+    its frames as in :class:`~pyro_tvae.OrbitGuide`. What is paid is the KL of one number per path. It fits where
     neighborhoods are long beside the sequence, and overlap; what differs along a path is left to z.
 
     Args:

@@ -354,7 +354,11 @@ def test_a_contender_makes_as_many_steps_as_it_is_told_to(
     repeat = contender.repeat
 
     def counted(step: Callable[[torch.Tensor], object], batches: list[torch.Tensor]) -> None:
-        repeat(lambda x: (made.append(1), step(x)), batches)
+        def counting(x: torch.Tensor) -> object:
+            made.append(1)
+            return step(x)
+
+        repeat(counting, batches)
 
     monkeypatch.setattr(contender, "repeat", counted)
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\n3\n"))

@@ -452,7 +452,7 @@ def test_a_film_is_cut_to_two_mebibytes(tmp_path: Path, monkeypatch: pytest.Monk
     cut = films.save_film(tmp_path / "cut.png", x, x, x[:, 10:], 10)
     assert cut.stat().st_size <= films.MOST_BYTES
     with Image.open(cut) as film:
-        assert 1 < film.n_frames < 20
+        assert 1 < getattr(film, "n_frames", 0) < 20
     monkeypatch.setattr(films, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="look at the strip"):
         films.save_film(tmp_path / "no.png", x, x, x[:, 10:], 10)
