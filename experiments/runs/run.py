@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, left_behind, refusal
+from pyro_tvae.files import PARTIAL, check_stays, left_behind, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -302,6 +302,7 @@ class Run:
                 raise type(error)(
                     f"{self} cannot be written ({error.strerror}); choose a folder that can be."
                 ) from error
+            stack.enter_context(staying(self.path))
             yield
 
     def sweep(self) -> None:
@@ -344,6 +345,7 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
     number = 0
     while True:
         run = Run(path.with_name(f"{path.name}-{number}") if number else path)
+        check_stays(run.path)
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)  # fails, too, where it is there and no folder
             try:

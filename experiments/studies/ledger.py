@@ -115,7 +115,9 @@ class Ledger:
     def write(self) -> Record:
         """Write the study's files, and the kept record; the record is returned, which names the figures of one."""
         self._check_data()  # before what was run last stands beside others
-        with held(self.target) if self.target is not None else nullcontext():
+        shown = self.folder / ("table.json" if self.study.labels is None else "record.json")
+        # Both: what another process has added to one or the other is not to be lost to what was read before.
+        with held(shown), held(self.target) if self.target is not None else nullcontext():
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
             cells = {cell: self._measured(run) for cell, run in self._local() if cell not in self.kept} | self.kept
@@ -132,18 +134,18 @@ class Ledger:
                 record["figures"] = sorted(path.name for path in self.folder.glob("*.png"))
             if self.target is not None:
                 write_record(self.target, record)
-        if self.study.labels is not None:
-            write_record(self.folder / "record.json", record)
-        else:
-            texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
-            with shown_on(self.folder / "table.json", *texts) as partial:
-                write_record(partial, record)
-            for path, text in texts.items():
-                write_text(path, text)
-        if self.target is not None:
-            for picture in self.folder.glob("*.png"):
-                with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
-                    partial.write_bytes(picture.read_bytes())
+            if self.study.labels is not None:
+                write_record(shown, record)
+            else:
+                texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
+                with shown_on(shown, *texts) as partial:
+                    write_record(partial, record)
+                for path, text in texts.items():
+                    write_text(path, text)
+            if self.target is not None:
+                for picture in self.folder.glob("*.png"):
+                    with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
+                        partial.write_bytes(picture.read_bytes())
         return record
 
     def _local(self) -> Iterator[tuple[tuple[str, int], Run]]:

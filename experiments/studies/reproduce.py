@@ -21,7 +21,8 @@ from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
 from ..config.composition import PLACES, compose, fitting_overrides, parsed
 from ..config.errors import ConfigurationError
-from ..runs.files import finite
+from ..runs.files import finite, read_record, write_text
+from ..runs.outputs import digest
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, REFITTED
 from .learning_curves import follow
@@ -33,6 +34,8 @@ from .registry import STUDIES, Study
 from .unit_map import organization
 
 __all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
+
+DRAWN = "drawn.json"  # in a study's folder: of which evaluation, by its digest, the pictures of a run are
 
 
 def reproduce(name: str, **options: Any) -> Record:
@@ -147,10 +150,13 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
-    judged = (run.path / EVALUATION).stat().st_mtime
-    if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
+    # Not by the time of the files, which clocks and copies change.
+    judged, file = digest(run.path / EVALUATION), stem.with_name(DRAWN)
+    drawn = read_record(file, dict[str, str]) if file.is_file() else {}
+    if drawn.get(stem.name) != judged or not all(picture.is_file() for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
         draw_run(study.drawing, run, f"{study.title}; {stem.name}", pictures)
+        write_text(file, json.dumps({**drawn, stem.name: judged}, indent=1))
 
 
 def _run(config: DictConfig, folder: Path, allow: Allowlist, places: Sequence[str]) -> None:
