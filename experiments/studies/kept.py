@@ -80,11 +80,11 @@ def _problem(record: Mapping[str, Any]) -> str | None:
         if record["kind"] == TABLE:
             if not all(len(numbers) == len(seeds) for numbers in (row.get("values") or {"": ()}).values()):
                 return f"the row {name} does not have one number per seed for every measure"
-            copy = _copied(row)
-            if copy is not None:
-                return f"the row {name} has for seed {copy[1]} the numbers of seed {copy[0]}, to the last digit"
         elif not all(run.get("points") for run in runs):
             return f"the row {name} has no points"
+        copy = _copied(row)
+        if copy is not None:
+            return f"the row {name} has for seed {copy[1]} the numbers of seed {copy[0]}, to the last digit"
         scores = [run["forward_roll"].get("log_likelihood") or {} for run in runs if run.get("forward_roll")]
         if len({len(series) for score in scores for series in score.values()}) > 1:
             return f"the row {name} has forecasts of different lengths"
@@ -94,9 +94,11 @@ def _problem(record: Mapping[str, Any]) -> str | None:
 
 def _copied(row: Mapping[str, Any]) -> tuple[int, int] | None:
     """Two seeds of which a hand that merged records has given one the other's numbers: no two trainings agree so."""
-    measured: dict[tuple[float, ...], int] = {}
+    measured: dict[tuple[float | None, ...], int] = {}
     for n, seed in enumerate(row["seeds"]):
-        numbers = tuple(own[n] for name, own in sorted(row["values"].items()) if own[n] is not None)
+        columns = [values[n] for _, values in sorted((row.get("values") or {}).items())]
+        points = [value for point in row["runs"][n].get("points") or () for _, value in sorted(point.items())]
+        numbers = (*columns, *points)
         if len({*numbers}) >= FEW and numbers in measured:
             return measured[numbers], seed
         measured[numbers] = seed

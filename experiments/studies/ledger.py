@@ -20,7 +20,7 @@ from ..runs.run import CONFIG, DATA, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
-from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, kept_cells, record_of, stem_of
+from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
 from .settings import check_settings, settings_of
 
@@ -107,10 +107,15 @@ class Ledger:
         return Run(self.homes[row] / f"seed{seed}", self.allow)
 
     def said(self, cells: Iterable[tuple[str, int]]) -> str:
-        """How many of these cells need no run, in words; empty if none."""
+        """How many of these cells need no run, in words; empty if none. And which of them a run that is here belies."""
         asked = list(cells)
         count = sum(cell in self for cell in asked)
-        return f"{self.name}: {count} of {len(asked)} runs are in {self.file}" if count else ""
+        here = {cell: run for cell, run in self._local() if cell in self and cell in asked}
+        belied = [run for cell, run in here.items() if _numbers(self._measured(run)) != _numbers(self.kept[cell])]
+        others = (
+            f"; those of {', '.join(map(str, belied))} are other ones than these runs have, and stand" if belied else ""
+        )
+        return f"{self.name}: {count} of {len(asked)} runs are in {self.file}{others}" if count else ""
 
     def write(self) -> Record:
         """Write the study's files, and the kept record; the record is returned, which names the figures of one."""
@@ -174,3 +179,8 @@ class Ledger:
         for (row, _), cell in cells.items():
             check_settings(self.file, cell.settings, self.settings.get(row, {}), f"--fresh leaves it out ({row}).")
         return cells
+
+
+def _numbers(cell: Cell) -> Values:
+    """What a run measured, but for wall-clock times."""
+    return {name: value for name, value in cell.values.items() if not name.startswith("seconds") and value is not None}

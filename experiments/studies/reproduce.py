@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae.files import staying
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
@@ -97,34 +98,37 @@ def reproduce_all(
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if ledger.said(cells):
             progress(ledger.said(cells))
-        for number, (row, seed) in enumerate(cells, start=1):
-            if (row, seed) in ledger:
-                continue
-            run = ledger.run(row, seed)
-            said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-            if not run.has(ledger.needed[0]):
-                progress(f"{said} -> {run}")
-                config = composed[row].copy()
-                config.seed = seed
-                if study.labels is None:
-                    places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
-                    _run(config, run.path, run.allow, places)
-                else:
-                    follow(config, run.path)
-            if study.annealing and not run.has(ANNEALED):
-                progress(f"{said}, annealing")
-                start = time.monotonic()
-                annealed = _anneal(run, **study.annealing)
-                run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-            if study.reference and study.annealing and not run.has(REFITTED):
-                progress(f"{said}, its guide fitted to the model of {study.reference}")
-                reference = ledger.run(study.reference, seed)
-                run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
-            if study.drawing:
-                stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                _draw(study, run, stem, said, progress)
-            ledger.write()
-        yield ledger.write()
+        output.mkdir(parents=True, exist_ok=True)
+        with staying(output):
+            for number, (row, seed) in enumerate(cells, start=1):
+                if (row, seed) in ledger:
+                    continue
+                run = ledger.run(row, seed)
+                said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+                if not run.has(ledger.needed[0]):
+                    progress(f"{said} -> {run}")
+                    config = composed[row].copy()
+                    config.seed = seed
+                    if study.labels is None:
+                        places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
+                        _run(config, run.path, run.allow, places)
+                    else:
+                        follow(config, run.path)
+                if study.annealing and not run.has(ANNEALED):
+                    progress(f"{said}, annealing")
+                    start = time.monotonic()
+                    annealed = _anneal(run, **study.annealing)
+                    run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+                if study.reference and study.annealing and not run.has(REFITTED):
+                    progress(f"{said}, its guide fitted to the model of {study.reference}")
+                    reference = ledger.run(study.reference, seed)
+                    run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
+                if study.drawing:
+                    stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                    _draw(study, run, stem, said, progress)
+                ledger.write()
+            record = ledger.write()
+        yield record
 
 
 def _composed(
