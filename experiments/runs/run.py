@@ -123,7 +123,13 @@ class Run:
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self}; 'pyro-tvae list' shows the runs.")
         check_inside(self.path)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self} cannot be read ({error.strerror}); ask its owner for it, or for a copy."
+            ) from None
+        if not there:
             raise FileNotFoundError(
                 f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
             )

@@ -124,6 +124,26 @@ def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_was(
     assert files(run) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="others have no masks of permissions")
+@pytest.mark.parametrize("name", [".", "model.safetensors"])
+def test_what_may_not_be_read_is_said_to_be_so(name: str, run: Path, tmp_path: Path) -> None:
+    path, owner = tmp_path / "run", os.geteuid()
+    shutil.copytree(run, path)
+    for folder in (path, *path.parents):
+        if folder.stat().st_uid == owner and folder.is_relative_to(tmp_path.parents[1]):
+            folder.chmod(0o755)
+    (path / name).chmod(0)
+    try:
+        if owner == 0:  # whom no mask keeps out
+            os.seteuid(65534)
+        text = refused(lambda: likelihood_run(path, particles=[1], sequences=2), Exception)
+    finally:
+        os.seteuid(owner)
+        (path / name).chmod(0o755)
+    assert "Permission denied" in text
+    assert str(path / name) in text
+
+
 def moving(run: Path, whole: Callable[..., Any], after: int = 0) -> Callable[..., Any]:
     """A function in whose later call somebody renames the run's folder."""
     calls = 0
