@@ -17,7 +17,7 @@ from ..config.building import Parts
 from ..config.composition import data_settings
 from ..config.errors import ConfigurationError
 from ..evaluation.evaluate import evaluate
-from ..evaluation.record import EvaluationRecord, judged_on, judged_weights, other_weights
+from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..reports.report import write_report
 from ..reports.run_figures import draw
@@ -85,7 +85,7 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
     with run.held():  # so that the page is of the evaluation that is there when it is written
         record = run.read(EVALUATION, EvaluationRecord)
-        if other := other_weights(run, record):
+        if other := run.other_weights(record.get("weights")):
             raise ValueError(
                 f"{run.path / EVALUATION} is of other weights than {other} holds now; judge the run again: "
                 f"{command('evaluate', path)}"
@@ -96,12 +96,12 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
 def standing(run: Run) -> EvaluationRecord | None:
     """The evaluation of the weights that are in a run's folder; None where there is none, or one of other weights."""
     record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
-    return None if record is None or other_weights(run, record) else record
+    return None if record is None or run.other_weights(record.get("weights")) else record
 
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
     """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
-    config, weights = trained.config, judged_weights(run)
+    config, weights = trained.config, run.weights()
     rivals = {
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))

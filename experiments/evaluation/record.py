@@ -6,11 +6,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from ..runs.outputs import digest
-from ..runs.run import PLAIN_VAE, UNTRAINED, WEIGHTS, Run
 from .measures import MEASURES, Measure, Scores, flat, score
 
-__all__ = ["EvaluationRecord", "ForwardRollRecord", "MeasureRow", "judged_weights", "other_weights", "rows"]
+__all__ = ["EvaluationRecord", "ForwardRollRecord", "MeasureRow", "rows"]
 
 
 class MeasureRow(TypedDict, total=False):
@@ -50,19 +48,6 @@ def judged_on(data: DataRecord) -> str:
     """
     given = [f"{name}={value}" for name, value in (data.get("given") or {}).items()]
     return f"the {data.get('split', 'test')} split" + (f" of other data ({', '.join(given)})" if given else "")
-
-
-def judged_weights(run: Run) -> dict[str, str]:
-    """A digest of every file of weights in a run's folder, by its name."""
-    return {name: digest(run.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if run.has(name)}
-
-
-def other_weights(run: Run, record: EvaluationRecord) -> str | None:
-    """The file of weights that is another one than was judged; None where there is none, or the record does not say."""
-    judged = record.get("weights")
-    if not judged:
-        return None
-    return next((name for name, now in judged_weights(run).items() if judged.get(name) != now), None)
 
 
 class ForwardRollRecord(TypedDict, total=False):

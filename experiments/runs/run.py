@@ -27,6 +27,7 @@ from ..interruption import command, override
 from .data import SplitRecord, fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
+from .outputs import digest
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,14 @@ class Run:
     def history(self) -> HistoryRecord:
         """The training history, ``rows`` and ``seconds``; empty where there is none yet."""
         return self.read(HISTORY, HistoryRecord) if self.has(HISTORY) else {}
+
+    def weights(self) -> dict[str, str]:
+        """A digest of every file of weights in the folder, by its name."""
+        return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
+
+    def other_weights(self, judged: Mapping[str, str] | None) -> str | None:
+        """A file of weights that is not the one that an evaluation names; None where there is none, or it names none."""
+        return next((name for name, now in self.weights().items() if judged and judged.get(name) != now), None)
 
     def stored(self) -> DictConfig:
         """What ``config.yaml`` says, under present names; nothing in it is to be called before it is checked.

@@ -10,7 +10,7 @@ import torch
 from pyro_tvae.inference import ForwardRoll
 
 from ..evaluation.measures import CONTROLLED, flat
-from ..evaluation.record import EvaluationRecord, judged_on, other_weights
+from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..runs.files import finite
 from ..runs.run import EVALUATION, SELECTIVITY, Run
@@ -33,7 +33,7 @@ def judged(run: Run) -> EvaluationRecord:
         raise ValueError(
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
         )
-    if other := other_weights(run, record):
+    if other := run.other_weights(record.get("weights")):
         further = " and ".join(name for name in (ANNEALED, REFITTED, SELECTIVITY) if run.has(name))
         raise ValueError(
             f"{run.path / EVALUATION} is of other weights than {other} holds now; "
