@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,9 +70,12 @@ def _stored(run: Path, imports: list[str] | None, kept: str = "") -> Iterator[Al
     """The same for a command on a stored run, which may have kept a part; what its configuration may call."""
     way_on = f"{kept}; go on with" if kept else f"every file in {run} is whole; start over with"
     with _answered(f"{way_on}: {typed()}"):
+        from pyro_tvae.files import staying
+
         from .config.allowlist import Allowlist
 
-        yield Allowlist.importing(imports or ())
+        with staying(run) if run.is_dir() else nullcontext():
+            yield Allowlist.importing(imports or ())
 
 
 def _whole_numbers(option: str, text: str, example: str) -> list[int]:

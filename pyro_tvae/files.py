@@ -16,11 +16,61 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["NO_ROOM", "PARTIAL", "atomic_write", "check_room", "left_behind", "refusal", "start_of_partial"]
+__all__ = [
+    "NO_ROOM",
+    "PARTIAL",
+    "FolderMoved",
+    "atomic_write",
+    "check_room",
+    "check_stays",
+    "left_behind",
+    "refusal",
+    "start_of_partial",
+    "staying",
+]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
 FORGOTTEN = 7 * 24 * 3600  # seconds since it was written in, after which one of another machine is nobody's
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
+
+_homes: list[tuple[Path, os.stat_result]] = []  # folders that commands are at work in
+
+
+class FolderMoved(FileNotFoundError):
+    """A folder was moved, renamed or removed while a command was at work in it."""
+
+
+@contextmanager
+def staying(folder: str | Path) -> Iterator[None]:
+    """Write nothing within the block into another folder that has this one's name by then: one made anew, a ghost.
+
+    Raises:
+        FolderMoved: it was moved, renamed or removed, as was met when something was to be written or read.
+    """
+    home = (Path(folder).absolute(), os.stat(folder))
+    _homes.append(home)
+    try:
+        yield
+    except Exception:
+        check_stays(folder)  # which then is what was wrong, whatever a library made of it
+        raise
+    finally:
+        _homes.remove(home)
+
+
+def check_stays(path: str | Path) -> None:
+    """Raise :class:`FolderMoved` where a folder of :func:`staying` that a path lies in is not there any more."""
+    for home, then in _homes:
+        if Path(path).absolute().is_relative_to(home):
+            try:
+                stays = os.path.samestat(os.stat(home), then)
+            except FileNotFoundError:
+                stays = False
+            if not stays:
+                raise FolderMoved(
+                    f"{home} was moved, renamed or removed while this command was at work in it, and nothing is "
+                    "written in its place; give the command again with the folder where it lies now."
+                )
 
 
 @contextmanager
@@ -43,6 +93,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial: Path | None = None
+    check_stays(path)
     try:
         _check_kind(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +176,13 @@ def _check_kind(path: Path) -> None:
 
 
 def refusal(path: Path, error: Exception) -> str:
-    """That a file or folder cannot be written, why, and what to do, in a sentence."""
+    """That a file or folder cannot be written, why, and what to do; and that what is there is the old one."""
     number = getattr(error, "errno", None)
     remedy = "make room" if number in NO_ROOM else "choose a place that can be"
     blocked = next((parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()), None)
     reason = f"{blocked} is no folder" if blocked is not None else getattr(error, "strerror", None) or str(error)
-    return f"{path} cannot be written ({reason}); {remedy}. What was there before is as it was."
+    kept = " What was there before is as it was." if os.path.lexists(path) else ""
+    return f"{path} cannot be written ({reason}); {remedy}.{kept}"
 
 
 def _full(partial: Path | None, error: Exception) -> OSError | None:

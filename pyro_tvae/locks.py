@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from .files import check_stays
+
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is guarded
@@ -32,6 +34,7 @@ def lock(path: Path, *, folder: bool = False, wait: bool = False) -> int:
     """
     while True:
         if folder:
+            check_stays(path)
             path.mkdir(parents=True, exist_ok=True)
             if fcntl is None:  # a folder cannot be opened
                 return -1

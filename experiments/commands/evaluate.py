@@ -27,7 +27,7 @@ from ..runs.files import finite
 from ..runs.outputs import digest, shown_on
 from ..runs.run import EVALUATION, PLAIN_VAE, REPORT, UNTRAINED, Run, Trained
 
-__all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "write_page"]
+__all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "standing", "write_page"]
 
 MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 
@@ -85,12 +85,24 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
         run.check_trained()
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
     with run.held():  # so that the page is of the evaluation that is there when it is written
-        return write_page(run, config, run.read(EVALUATION, EvaluationRecord), run.history())
+        record = run.read(EVALUATION, EvaluationRecord)
+        if other := run.other_weights(record.get("weights")):
+            raise ValueError(
+                f"{run.path / EVALUATION} is of other weights than {other} holds now; judge the run again: "
+                f"{command('evaluate', path)}"
+            )
+        return write_page(run, config, record, run.history())
+
+
+def standing(run: Run) -> EvaluationRecord | None:
+    """The evaluation of the weights that are in a run's folder; None where there is none, or one of other weights."""
+    record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
+    return None if record is None or run.other_weights(record.get("weights")) else record
 
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
     """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
-    config = trained.config
+    config, weights = trained.config, run.weights()
     rivals = {
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
@@ -110,6 +122,7 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     if trained.others:
         result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
         result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
+    result.record["weights"] = weights
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
     result.record["failed"] |= draw(run.path / "figures", trained, result, history.get("rows"))
     for name, sentence in result.record["failed"].items():

@@ -21,10 +21,9 @@ from ..config.composition import PLACES, located
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..datasets import SequenceDataModule
-from ..evaluation.record import EvaluationRecord
 from ..interruption import goes_on_with
 from ..runs.run import EVALUATION, HISTORY, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
-from .evaluate import check_judgeable, judge, write_page
+from .evaluate import check_judgeable, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
 
@@ -116,7 +115,7 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             run.sweep()
         compares = config.baseline.enabled and not run.has(PLAIN_VAE)
         data = parts.data if parts is not None else None
-        if data is None and (compares or not (run.has(WEIGHTS) and run.has(EVALUATION))):  # more than its page is made
+        if data is None and (compares or not run.has(WEIGHTS) or standing(run) is None):  # more than its page is made
             data = run.data(config)
         history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data))
         if compares:
@@ -125,14 +124,12 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             if _first():
                 print("the plain VAE, for comparison:", flush=True)
             fit_parts(plain_config, plain, run.path / "plain_vae")
-            if _first():
-                for name in (REPORT, EVALUATION):  # a judgement without it, before the run had ended
-                    (run.path / name).unlink(missing_ok=True)
             _save(run, PLAIN_VAE, plain)
         if not _first():
             return {}
-        if run.has(EVALUATION):
-            print(f"report: {write_page(run, config, run.read(EVALUATION, EvaluationRecord), history)}")
+        record = standing(run)
+        if record is not None:
+            print(f"report: {write_page(run, config, record, history)}")
         else:
             judge(run, run.load(config=config, data=data), history)
         return history
@@ -186,6 +183,8 @@ def _first() -> bool:
 
 def _save(run: Run, name: str, parts: Parts) -> None:
     if _first():
+        for judged in (REPORT, EVALUATION):  # of other weights, or before the run had ended
+            (run.path / judged).unlink(missing_ok=True)
         pyro_tvae.save(run.path / name, parts.model, parts.guide)
 
 

@@ -72,6 +72,7 @@ class EvaluationRecord(TypedDict, total=False):
     notes: list[str]
     failed: dict[str, str]  # what could not be measured or drawn, and why
     figures: dict[str, str]  # what was drawn, and a digest of it
+    weights: dict[str, str]  # the files of what was judged, and a digest of each
     seed: int
     versions: dict[str, str]
     hardware: str

@@ -85,7 +85,7 @@ def read_record(path: Path, kind: type[Kind], needed: Collection[str] = ()) -> K
     if file.is_dir():
         raise ValueError(f"{path} is a folder; expected a file: remove it.")
     try:
-        record = finite(json.loads(file.read_text(encoding="utf-8")))
+        record = finite(json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and make it again.") from None
     if not isinstance(record, dict):
@@ -95,6 +95,15 @@ def read_record(path: Path, kind: type[Kind], needed: Collection[str] = ()) -> K
     if fault:
         raise ValueError(f"{path} is damaged: {fault}; delete it and make it again.")
     return cast(Kind, record)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping, unless a name stands in it twice, as where a merge has kept both sides: one would be dropped."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands there twice")
+    return record
 
 
 def write_text(path: Path, text: str) -> Path:

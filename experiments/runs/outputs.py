@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import atomic_write, staying
 
 from .files import read_record
 from .holding import holding
@@ -155,7 +155,8 @@ def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: 
             ) from None
         try:
             check_replaceable(path, request, overwrite, page=page)  # another may have ended just now
-            yield
+            with staying(path.parent):
+                yield
         finally:
             lock.unlink(missing_ok=True)
 

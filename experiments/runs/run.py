@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, left_behind, refusal
+from pyro_tvae.files import PARTIAL, check_stays, left_behind, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -27,6 +27,7 @@ from ..interruption import command, override
 from .data import SplitRecord, fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
+from .outputs import digest
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +113,14 @@ class Run:
         """The training history, ``rows`` and ``seconds``; empty where there is none yet."""
         return self.read(HISTORY, HistoryRecord) if self.has(HISTORY) else {}
 
+    def weights(self) -> dict[str, str]:
+        """A digest of every file of weights in the folder, by its name."""
+        return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
+
+    def other_weights(self, judged: Mapping[str, str] | None) -> str | None:
+        """A file of weights that is not the one that an evaluation names; None where there is none, or it names none."""
+        return next((name for name, now in self.weights().items() if judged and judged.get(name) != now), None)
+
     def stored(self) -> DictConfig:
         """What ``config.yaml`` says, under present names; nothing in it is to be called before it is checked.
 
@@ -123,7 +132,13 @@ class Run:
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self}; 'pyro-tvae list' shows the runs.")
         check_inside(self.path)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self} cannot be read ({error.strerror}); ask its owner for it, or for a copy."
+            ) from None
+        if not there:
             raise FileNotFoundError(
                 f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
             )
@@ -302,6 +317,7 @@ class Run:
                 raise type(error)(
                     f"{self} cannot be written ({error.strerror}); choose a folder that can be."
                 ) from error
+            stack.enter_context(staying(self.path))
             yield
 
     def sweep(self) -> None:
@@ -344,6 +360,7 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
     number = 0
     while True:
         run = Run(path.with_name(f"{path.name}-{number}") if number else path)
+        check_stays(run.path)
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)  # fails, too, where it is there and no folder
             try:

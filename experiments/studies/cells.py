@@ -23,11 +23,22 @@ DIGITS = 7  # more would be noise in the files' diffs
 
 
 def judged(run: Run) -> EvaluationRecord:
-    """The evaluation of a run; ValueError where it lacks what every evaluation of a study says, or is of other data."""
+    """The evaluation of a run.
+
+    Raises:
+        ValueError: it lacks what every evaluation of a study says, or is of other data or weights than the run's.
+    """
     record = run.read(EVALUATION, EvaluationRecord, ("measures", "hardware", "versions"))
     if not record["measures"].get("trained"):
         raise ValueError(
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
+        )
+    if other := run.other_weights(record.get("weights")):
+        further = " and ".join(name for name in (ANNEALED, REFITTED, SELECTIVITY) if run.has(name))
+        raise ValueError(
+            f"{run.path / EVALUATION} is of other weights than {other} holds now; "
+            f"{f'so is {further} beside it: move that away, and ' if further else ''}judge the run again: "
+            f"{command('evaluate', run.path)}"
         )
     what = judged_on(record.get("data") or {})
     if what != judged_on({}):  # judged again by hand

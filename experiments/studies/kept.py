@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from pyro_tvae.files import check_stays
+
 from ..config.former_names import current_settings
 from ..runs.files import finite, read_record, write_text
 from ..runs.holding import holding
@@ -17,6 +19,7 @@ from .records import LEARNING_CURVES, SCHEMA, TABLE, Record
 __all__ = ["FOLDER", "held", "read_kept", "write_record"]
 
 KINDS = (TABLE, LEARNING_CURVES)
+FEW = 5  # different numbers of a run at least, for those of another to be a copy
 FOLDER = Path("experiments/results")  # where records are kept, seen from a checkout
 
 
@@ -31,6 +34,7 @@ def held(path: Path) -> Iterator[None]:
     """
     lock = path.with_name(f".{path.name}.lock")
     with ExitStack() as stack:
+        check_stays(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(holding(lock, wait=True))
@@ -78,11 +82,27 @@ def _problem(record: Mapping[str, Any]) -> str | None:
                 return f"the row {name} does not have one number per seed for every measure"
         elif not all(run.get("points") for run in runs):
             return f"the row {name} has no points"
+        copy = _copied(row)
+        if copy is not None:
+            return f"the row {name} has for seed {copy[1]} the numbers of seed {copy[0]}, to the last digit"
         scores = [run["forward_roll"].get("log_likelihood") or {} for run in runs if run.get("forward_roll")]
         if len({len(series) for score in scores for series in score.values()}) > 1:
             return f"the row {name} has forecasts of different lengths"
     names = [row["name"] for row in record["rows"]]
     return "two rows have the same name" if len(set(names)) != len(names) else None
+
+
+def _copied(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Two seeds of which a hand that merged records has given one the other's numbers: no two trainings agree so."""
+    measured: dict[tuple[float | None, ...], int] = {}
+    for n, seed in enumerate(row["seeds"]):
+        columns = [values[n] for _, values in sorted((row.get("values") or {}).items())]
+        points = [value for point in row["runs"][n].get("points") or () for _, value in sorted(point.items())]
+        numbers = (*columns, *points)
+        if len({*numbers}) >= FEW and numbers in measured:
+            return measured[numbers], seed
+        measured[numbers] = seed
+    return None
 
 
 def write_record(path: Path, record: Record) -> Path:

@@ -20,7 +20,7 @@ from ..runs.run import CONFIG, DATA, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
 from .kept import held, read_kept, write_record
-from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, kept_cells, record_of, stem_of
+from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
 from .settings import check_settings, settings_of
 
@@ -107,15 +107,22 @@ class Ledger:
         return Run(self.homes[row] / f"seed{seed}", self.allow)
 
     def said(self, cells: Iterable[tuple[str, int]]) -> str:
-        """How many of these cells need no run, in words; empty if none."""
+        """How many of these cells need no run, in words; empty if none. And which of them a run that is here belies."""
         asked = list(cells)
         count = sum(cell in self for cell in asked)
-        return f"{self.name}: {count} of {len(asked)} runs are in {self.file}" if count else ""
+        here = {cell: run for cell, run in self._local() if cell in self and cell in asked}
+        belied = [run for cell, run in here.items() if _numbers(self._measured(run)) != _numbers(self.kept[cell])]
+        others = (
+            f"; those of {', '.join(map(str, belied))} are other ones than these runs have, and stand" if belied else ""
+        )
+        return f"{self.name}: {count} of {len(asked)} runs are in {self.file}{others}" if count else ""
 
     def write(self) -> Record:
         """Write the study's files, and the kept record; the record is returned, which names the figures of one."""
         self._check_data()  # before what was run last stands beside others
-        with held(self.target) if self.target is not None else nullcontext():
+        shown = self.folder / ("table.json" if self.study.labels is None else "record.json")
+        # Both: what another process has added to one or the other is not to be lost to what was read before.
+        with held(shown), held(self.target) if self.target is not None else nullcontext():
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
             cells = {cell: self._measured(run) for cell, run in self._local() if cell not in self.kept} | self.kept
@@ -132,18 +139,18 @@ class Ledger:
                 record["figures"] = sorted(path.name for path in self.folder.glob("*.png"))
             if self.target is not None:
                 write_record(self.target, record)
-        if self.study.labels is not None:
-            write_record(self.folder / "record.json", record)
-        else:
-            texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
-            with shown_on(self.folder / "table.json", *texts) as partial:
-                write_record(partial, record)
-            for path, text in texts.items():
-                write_text(path, text)
-        if self.target is not None:
-            for picture in self.folder.glob("*.png"):
-                with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
-                    partial.write_bytes(picture.read_bytes())
+            if self.study.labels is not None:
+                write_record(shown, record)
+            else:
+                texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
+                with shown_on(shown, *texts) as partial:
+                    write_record(partial, record)
+                for path, text in texts.items():
+                    write_text(path, text)
+            if self.target is not None:
+                for picture in self.folder.glob("*.png"):
+                    with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
+                        partial.write_bytes(picture.read_bytes())
         return record
 
     def _local(self) -> Iterator[tuple[tuple[str, int], Run]]:
@@ -172,3 +179,8 @@ class Ledger:
         for (row, _), cell in cells.items():
             check_settings(self.file, cell.settings, self.settings.get(row, {}), f"--fresh leaves it out ({row}).")
         return cells
+
+
+def _numbers(cell: Cell) -> Values:
+    """What a run measured, but for wall-clock times."""
+    return {name: value for name, value in cell.values.items() if not name.startswith("seconds") and value is not None}

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae.files import staying
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
 from ..config.composition import PLACES, compose, fitting_overrides, parsed
 from ..config.errors import ConfigurationError
-from ..runs.files import finite
+from ..runs.files import finite, read_record, write_text
+from ..runs.outputs import digest
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, REFITTED
 from .learning_curves import follow
@@ -33,6 +35,8 @@ from .registry import STUDIES, Study
 from .unit_map import organization
 
 __all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
+
+DRAWN = "drawn.json"  # in a study's folder: of which evaluation, by its digest, the pictures of a run are
 
 
 def reproduce(name: str, **options: Any) -> Record:
@@ -94,34 +98,37 @@ def reproduce_all(
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if ledger.said(cells):
             progress(ledger.said(cells))
-        for number, (row, seed) in enumerate(cells, start=1):
-            if (row, seed) in ledger:
-                continue
-            run = ledger.run(row, seed)
-            said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-            if not run.has(ledger.needed[0]):
-                progress(f"{said} -> {run}")
-                config = composed[row].copy()
-                config.seed = seed
-                if study.labels is None:
-                    places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
-                    _run(config, run.path, run.allow, places)
-                else:
-                    follow(config, run.path)
-            if study.annealing and not run.has(ANNEALED):
-                progress(f"{said}, annealing")
-                start = time.monotonic()
-                annealed = _anneal(run, **study.annealing)
-                run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-            if study.reference and study.annealing and not run.has(REFITTED):
-                progress(f"{said}, its guide fitted to the model of {study.reference}")
-                reference = ledger.run(study.reference, seed)
-                run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
-            if study.drawing:
-                stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                _draw(study, run, stem, said, progress)
-            ledger.write()
-        yield ledger.write()
+        output.mkdir(parents=True, exist_ok=True)
+        with staying(output):
+            for number, (row, seed) in enumerate(cells, start=1):
+                if (row, seed) in ledger:
+                    continue
+                run = ledger.run(row, seed)
+                said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
+                if not run.has(ledger.needed[0]):
+                    progress(f"{said} -> {run}")
+                    config = composed[row].copy()
+                    config.seed = seed
+                    if study.labels is None:
+                        places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
+                        _run(config, run.path, run.allow, places)
+                    else:
+                        follow(config, run.path)
+                if study.annealing and not run.has(ANNEALED):
+                    progress(f"{said}, annealing")
+                    start = time.monotonic()
+                    annealed = _anneal(run, **study.annealing)
+                    run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+                if study.reference and study.annealing and not run.has(REFITTED):
+                    progress(f"{said}, its guide fitted to the model of {study.reference}")
+                    reference = ledger.run(study.reference, seed)
+                    run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
+                if study.drawing:
+                    stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                    _draw(study, run, stem, said, progress)
+                ledger.write()
+            record = ledger.write()
+        yield record
 
 
 def _composed(
@@ -147,10 +154,13 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
-    judged = (run.path / EVALUATION).stat().st_mtime
-    if not all(picture.is_file() and picture.stat().st_mtime >= judged for picture in pictures):
+    # Not by the time of the files, which clocks and copies change.
+    judged, file = digest(run.path / EVALUATION), stem.with_name(DRAWN)
+    drawn = read_record(file, dict[str, str]) if file.is_file() else {}
+    if drawn.get(stem.name) != judged or not all(picture.is_file() for picture in pictures):
         progress(f"{said}, drawing -> {pictures[0]}")
         draw_run(study.drawing, run, f"{study.title}; {stem.name}", pictures)
+        write_text(file, json.dumps({**drawn, stem.name: judged}, indent=1))
 
 
 def _run(config: DictConfig, folder: Path, allow: Allowlist, places: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from complaints import refused
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
-from pyro_tvae.experiments.commands import train
+from pyro_tvae.experiments.commands import calibrate, evaluate, likelihood, posterior, train
+from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.likelihood import likelihood_run
@@ -30,7 +32,7 @@ from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
 from pyro_tvae.experiments.interruption import leave_to_parent
 from pyro_tvae.experiments.runs.run import Run, unfinished
-from pyro_tvae.files import atomic_write, start_of_partial
+from pyro_tvae.files import FolderMoved, atomic_write, start_of_partial
 
 TINY = [
     "data.n_train=16",
@@ -120,6 +122,105 @@ def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_was(
     assert str(run) in text
     assert "cannot be written (Read-only file system)" in text
     assert files(run) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="others have no masks of permissions")
+@pytest.mark.parametrize("name", [".", "model.safetensors"])
+def test_what_may_not_be_read_is_said_to_be_so(name: str, run: Path, tmp_path: Path) -> None:
+    path, owner = tmp_path / "run", os.geteuid()
+    shutil.copytree(run, path)
+    for folder in (path, *path.parents):
+        if folder.stat().st_uid == owner and folder.is_relative_to(tmp_path.parents[1]):
+            folder.chmod(0o755)
+    (path / name).chmod(0)
+    try:
+        if owner == 0:  # whom no mask keeps out
+            os.seteuid(65534)
+        text = refused(lambda: likelihood_run(path, particles=[1], sequences=2), Exception)
+    finally:
+        os.seteuid(owner)
+        (path / name).chmod(0o755)
+    assert "Permission denied" in text
+    assert str(path / name) in text
+
+
+def moving(run: Path, whole: Callable[..., Any], after: int = 0) -> Callable[..., Any]:
+    """A function in whose later call somebody renames the run's folder."""
+    calls = 0
+
+    def renaming(*given: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == after + 1:
+            run.rename(run.with_name("renamed"))
+        return whole(*given, **options)
+
+    return renaming
+
+
+MOVED: dict[str, tuple[Any, str]] = {  # a command, and what it computes while its run is renamed
+    "evaluate": (evaluate, "evaluate"),
+    "report": (evaluate, "write_report"),
+    "posterior": (posterior, "to_arviz"),
+    "likelihood": (likelihood, "log_likelihood"),
+    "calibrate": (calibrate, "calibration"),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_folder_that_is_renamed_under_a_command_gets_no_ghost(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    module, function = MOVED[name]
+    monkeypatch.setattr(module, function, moving(path, getattr(module, function)))
+    command = COMMANDS.get(name, lambda run: calibrate_run(run, simulations=20, draws=9, bins=2))
+    text = refused(lambda: command(path), FolderMoved)
+    assert text.startswith(f"{path} was moved, renamed or removed while this command was at work in it")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["renamed"]
+    assert files(run).keys() - {".lock"} <= files(tmp_path / "renamed").keys() | {"report.html"}
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "after"),
+    [(torch, "save", 1), (CSVLogger, "save", 0), (train, "_plain_vae", 0)],
+)
+def test_a_run_that_is_renamed_while_it_trains_gets_no_ghost(
+    module: Any, function: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = tmp_path / "run", [*TINY, "fit.max_epochs=2", "baseline.enabled=true", "baseline.max_epochs=1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, moving(path, getattr(module, function), after))
+        text = refused(lambda: train_run(compose(settings), path), FolderMoved)
+    assert text.startswith(f"{path} was moved, renamed or removed while this command was at work in it")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["renamed"]
+    resume_run(tmp_path / "renamed")
+    assert Run(tmp_path / "renamed").ended(compose(settings))
+
+
+def test_a_page_that_cannot_be_written_is_not_said_to_be_as_it_was(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its evaluation is a new one, so that the old page was removed."""
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    truly = os.open
+
+    def full(name: Any, flags: int, *mode: Any, **options: Any) -> int:
+        if flags & os.O_CREAT and ".report.html-" in str(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return truly(name, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", full)
+    text = refused(lambda: evaluate_run(path), OSError)
+    assert text == f"{path / 'report.html'} cannot be written (No space left on device); make room."
+    assert not (path / "report.html").exists()
+    monkeypatch.undo()
+    page = report_run(path).read_bytes()
+    monkeypatch.setattr(os, "open", full)
+    assert refused(lambda: report_run(path), OSError).endswith("make room. What was there before is as it was.")
+    assert (path / "report.html").read_bytes() == page
 
 
 def test_an_evaluation_of_a_newer_version_is_refused_and_kept(run: Path) -> None:

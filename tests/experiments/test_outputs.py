@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import xarray
 from untrained_runs import make_run
 
@@ -23,11 +24,14 @@ from pyro_tvae.experiments.benchmarks import run_suite
 from pyro_tvae.experiments.commands import calibrate, compare, evaluate, likelihood, posterior
 from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.compare import compare_runs
-from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
+from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run, standing
 from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.commands.posterior import posterior_run
+from pyro_tvae.experiments.commands.train import resume_run
 from pyro_tvae.experiments.reports import figures
 from pyro_tvae.experiments.runs.outputs import check_replaceable
+from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.experiments.studies.cells import judged
 from pyro_tvae.files import atomic_write
 from pyro_tvae.inference import from_netcdf
 
@@ -249,6 +253,33 @@ def test_what_was_added_to_a_file_is_not_lost_to_the_same_command(
     assert file.read_bytes() == content
     given_again(overwrite=True)
     assert file.read_bytes() != content
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_an_evaluation_of_other_weights_is_shown_nowhere(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    evaluate_run(run)
+    old = (run / "evaluation.json").read_text()
+    model, guide = pyro_tvae.load(run / "model.safetensors")
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(1.5)
+    pyro_tvae.save(run / "model.safetensors", model, guide)
+    again = re.escape("is of other weights than model.safetensors holds now; judge the run again: pyro-tvae evaluate")
+    with pytest.raises(ValueError, match=again):
+        report_run(run)
+    with pytest.raises(ValueError, match=again):
+        judged(Run(run))
+    (run / "annealed.json").touch()
+    with pytest.raises(ValueError, match=r"so is annealed\.json beside it: move that away, and judge the run again"):
+        judged(Run(run))
+    resume_run(run)
+    assert standing(Run(run)) is not None
+    assert json.loads((run / "evaluation.json").read_text())["measures"] != json.loads(old)["measures"]
+    report_run(run)
+    # A record of a former version does not say of which weights it is.
+    (run / "evaluation.json").write_text(json.dumps({k: v for k, v in json.loads(old).items() if k != "weights"}))
+    report_run(run)
 
 
 def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -24,6 +25,7 @@ from scipy import stats
 from test_house import ROOT
 
 from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.runs.holding import holding
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.experiments.studies import reproduce as reproducing
 from pyro_tvae.experiments.studies.comparison import table
@@ -35,6 +37,7 @@ from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.experiments.studies.results import NAME, claims_of, remarks_of, results_text, write_results
 from pyro_tvae.experiments.studies.settings import check_settings, portable, settings_of
 from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
+from pyro_tvae.files import FolderMoved
 
 KINDS = ("tvae_lhalf", "tvae_lpartial", "tvae_lshort", "bubbles", "tvae_l0", "nontvae")
 RUN: RunInfo = {
@@ -370,6 +373,14 @@ def test_other_settings_are_refused_and_new_ones_are_no_difference() -> None:
         check_settings(Path("a.json"), {"fit.beta": 1.0}, {"fit.beta": 2.0}, "mind.")
 
 
+def test_a_name_that_a_merge_has_kept_twice_is_refused(tmp_path: Path) -> None:
+    """Python's JSON takes the last one, and so would drop what was merged."""
+    path = tmp_path / "a.json"
+    path.write_text('{"schema": 2, "rows": [{"seeds": [0, 1],\n"seeds": [0, 2]}]}')
+    with pytest.raises(ValueError, match=r"a\.json is damaged \(seeds stands there twice\); delete it"):
+        read_kept(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -380,6 +391,25 @@ def test_other_settings_are_refused_and_new_ones_are_no_difference() -> None:
         ({"settings": None}, "settings is null, expected a mapping"),
         ({"rows": [{"seeds": []}]}, r"rows\[0\] has no name"),
         ({"rows": [{"name": "a", "seeds": [0, 0], "runs": [{}, {}], "settings": {}}]}, "a seed twice"),
+        (
+            {
+                "rows": [
+                    {"name": "a", "seeds": [0, 3], "runs": [{}, {}], "settings": {}}
+                    | {"values": {name: [number, number] for number, name in enumerate("abcde")}}
+                ]
+            },
+            "the row a has for seed 3 the numbers of seed 0, to the last digit",
+        ),
+        (
+            {
+                "kind": "recipe",
+                "rows": [
+                    {"name": "a", "seeds": [0, 3], "settings": {}}
+                    | {"runs": [{"points": [{"seconds": 1.5, "step": 1, "iwae": -9.5, "explained": 0.2, "k": 2}]}] * 2}
+                ],
+            },
+            "the row a has for seed 3 the numbers of seed 0, to the last digit",
+        ),
         ({"rows": [{"name": "a", "seeds": [0], "runs": [], "settings": {}}]}, "how it was run"),
         (
             {"rows": [{"name": "a", "seeds": ["0"], "runs": [{}], "settings": {}}]},
@@ -511,6 +541,60 @@ def test_keepers_that_finish_at_the_same_moment_lose_no_seed(
     assert [keeper.exitcode for keeper in keepers] == [0] * len(seeds)
     assert [row["seeds"] for row in read_kept(file)["rows"]] == [list(seeds)]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_record_that_a_run_at_hand_belies_is_told(ran: list[str], tmp_path: Path) -> None:
+    """As one that was merged by hand, with the numbers of two seeds exchanged: which of both is right nobody knows."""
+    said: list[str] = []
+    options: dict[str, Any] = {"seeds": [0, 1], "output": tmp_path, "records": tmp_path / "kept", "keep": True}
+    reproduce("small", progress=quietly, **options)
+    reproduce("small", progress=said.append, **options)
+    assert said == [f"small: 2 of 2 runs are in {tmp_path / 'kept' / 'small.json'}"]
+    record = read_kept(tmp_path / "kept" / "small.json")
+    record["rows"][0]["values"]["iwae"].reverse()
+    write_record(tmp_path / "kept" / "small.json", record)
+    reproduce("small", progress=said.append, **options)
+    places = sorted(str(tmp_path / "small" / "mean_field" / f"seed{seed}") for seed in (0, 1))
+    told = re.escape(said[0]) + "; those of (.*) are other ones than these runs have, and stand"
+    match = re.fullmatch(told, said[1])
+    assert match is not None
+    assert sorted(match[1].split(", ")) == places
+
+
+def test_a_table_is_held_from_the_reading_of_its_runs_until_it_is_written(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else of two processes that add seeds to one folder the slower one writes what it had read before."""
+    pytest.importorskip("fcntl")
+    table, tried = tmp_path / "small" / "table.json", list[BaseException | None]()
+
+    def meanwhile(*arguments: Any) -> Any:
+        with ThreadPoolExecutor(1) as threads:
+            tried.append(threads.submit(holding(table.with_name(".table.json.lock")).__enter__).exception())
+        return record_of(*arguments)
+
+    monkeypatch.setattr(ledger, "record_of", meanwhile)
+    reproduce("small", output=tmp_path, progress=quietly)
+    assert [type(error) for error in tried] == [BlockingIOError] * 2
+    assert not [*table.parent.glob(".*")]
+
+
+def test_a_folder_of_studies_that_is_renamed_gets_no_ghost(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = reproducing._run
+
+    def meanwhile(*arguments: Any) -> None:
+        train(*arguments)
+        (tmp_path / "studies").rename(tmp_path / "renamed")
+
+    monkeypatch.setattr(reproducing, "_run", meanwhile)
+    with pytest.raises(FolderMoved, match="studies was moved, renamed or removed while this command was at work"):
+        reproduce("small", output=tmp_path / "studies", records=tmp_path / "kept", keep=True, progress=quietly)
+    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
+    monkeypatch.setattr(reproducing, "_run", None)
+    reproduce("small", output=tmp_path / "renamed", records=tmp_path / "kept", keep=True, progress=quietly)
+    assert read_kept(tmp_path / "kept" / "small.json")["rows"][0]["seeds"] == [0]
 
 
 def test_what_a_killed_keeper_left_locked_is_free(tmp_path: Path) -> None:
