@@ -118,7 +118,7 @@ class Run:
         return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
 
     def other_weights(self, judged: Mapping[str, str] | None) -> str | None:
-        """A file of weights that is not the one that an evaluation names; None where there is none, or it names none."""
+        """A file of weights that is not the one that an evaluation names; None where all are, or it names none."""
         return next((name for name, now in self.weights().items() if judged and judged.get(name) != now), None)
 
     def stored(self) -> DictConfig:
