@@ -387,7 +387,7 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                 (run.path / ROOM).unlink()
                 yield run
             finally:
-                if made and run.names() <= {HYDRA, LOCK, ROOM, DATA}:
+                if made and run.path.is_dir() and run.names() <= {HYDRA, LOCK, ROOM, DATA}:
                     leave(run.path)
                     shutil.rmtree(run.path / HYDRA, ignore_errors=True)
                     for name in (ROOM, DATA, LOCK):
