@@ -23,6 +23,7 @@ __all__ = [
     "atomic_write",
     "check_room",
     "check_stays",
+    "leave",
     "left_behind",
     "refusal",
     "start_of_partial",
@@ -55,7 +56,13 @@ def staying(folder: str | Path) -> Iterator[None]:
         check_stays(folder)  # which then is what was wrong, whatever a library made of it
         raise
     finally:
-        _homes.remove(home)
+        if home in _homes:
+            _homes.remove(home)
+
+
+def leave(folder: str | Path) -> None:
+    """Expect a folder of :func:`staying` no more, where it is its command that removes it."""
+    _homes[:] = [home for home in _homes if home[0] != Path(folder).absolute()]
 
 
 def check_stays(path: str | Path) -> None:

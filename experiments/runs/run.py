@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, check_stays, left_behind, refusal, staying
+from pyro_tvae.files import PARTIAL, check_stays, leave, left_behind, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -118,7 +118,7 @@ class Run:
         return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
 
     def other_weights(self, judged: Mapping[str, str] | None) -> str | None:
-        """A file of weights that is not the one that an evaluation names; None where all are, or it names none."""
+        """A file of weights that an evaluation does not name as it is; None where there is none, or it names none."""
         return next((name for name, now in self.weights().items() if judged and judged.get(name) != now), None)
 
     def stored(self) -> DictConfig:
@@ -387,7 +387,8 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                 (run.path / ROOM).unlink()
                 yield run
             finally:
-                if made and run.names() <= {HYDRA, LOCK, ROOM, DATA}:
+                if made and run.path.is_dir() and run.names() <= {HYDRA, LOCK, ROOM, DATA}:
+                    leave(run.path)
                     shutil.rmtree(run.path / HYDRA, ignore_errors=True)
                     for name in (ROOM, DATA, LOCK):
                         (run.path / name).unlink(missing_ok=True)
@@ -468,7 +469,7 @@ def _computed(config: DictConfig) -> DictConfig:
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
 # Settings that older runs lack, and what they were made with.
-LATER = {"model.centered": False, "fit.matmul_precision": "highest", "fit.capture": "auto", "evaluation.channels": None}
+LATER = {"model.centered": False, "fit.matmul_precision": "highest", "fit.capture": "auto"}
 LATER_GROUPS = ("logger", "measure")  # at the top; as they are by default
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 
