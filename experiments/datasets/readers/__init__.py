@@ -37,9 +37,6 @@ def read(path: Path, request: Request) -> Content:
         ValueError: it cannot be read, or holds something else.
         ImportError: reading it takes a package that is not installed.
     """
-    if not (path.is_file() or path.is_dir()):
-        what = "is a pipe, a socket or a device, and is not opened" if path.exists() else "does not exist"
-        raise DataNotFound(f"{path.absolute()} {what}; give the path of a file or folder of data ({KINDS}).")
     module = reader(path)
     with complaints(path, module):
         content: Content = module.read(path, request)
@@ -55,8 +52,12 @@ def reader(path: Path) -> ModuleType:
     """The module that reads a file or folder, by what it begins with or its suffix.
 
     Raises:
+        DataNotFound: there is none.
         ValueError: neither says what it is.
     """
+    if not (path.is_file() or path.is_dir()):
+        what = "is a pipe, a socket or a device, and is not opened" if path.exists() else "does not exist"
+        raise DataNotFound(f"{path.absolute()} {what}; give the path of a file or folder of data ({KINDS}).")
     return import_module(f".{_kind(path)}", __name__)
 
 
