@@ -39,7 +39,10 @@ Data = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that was made with other settings.")]
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
-STUDY = "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; guides, priors; recipe, recipe_hour."
+STUDY = (
+    "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; radial, guides, priors; recipe, recipe_short, "
+    "recipe_long, recipe_hour."
+)
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -469,7 +469,13 @@ def _computed(config: DictConfig) -> DictConfig:
 
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
 # Settings that older runs lack, and what they were made with.
-LATER = {"model.centered": False, "fit.matmul_precision": "highest", "fit.capture": "auto"}
+LATER = {
+    "model.centered": False,
+    "fit.matmul_precision": "highest",
+    "fit.capture": "auto",
+    "fit.subsample_frames": None,
+    "evaluation.channels": None,
+}
 LATER_GROUPS = ("logger", "measure")  # at the top; as they are by default
 PLAIN = ("model", "fit", "baseline", "evaluation")  # sections with the same settings in every run
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_tvae.files import staying
+from pyro_tvae.files import refusal, staying
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
@@ -98,7 +98,10 @@ def reproduce_all(
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if ledger.said(cells):
             progress(ledger.said(cells))
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(refusal(output, error)) from error
         with staying(output):
             for number, (row, seed) in enumerate(cells, start=1):
                 if (row, seed) in ledger:

@@ -58,8 +58,8 @@ class PooledGuide(EncoderGuide):
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
         small = index.numel() * len(size) <= PRODUCT
         self.register_buffer("members", _one_hot(index).to(size) if small else None, persistent=False)
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("size", size, persistent=False)
+        if not small:
+            self.register_buffer("index", index, persistent=False)
         self.couple(model)
 
     def groups(self, model: TVAE) -> tuple[Tensor, Tensor]:

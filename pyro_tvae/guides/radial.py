@@ -131,6 +131,8 @@ class RadialGuide(PooledGuide):
         torch.Size([4, 6, 2, 6])
     """
 
+    size: Tensor
+
     def __init__(
         self,
         model: TVAE,
@@ -175,6 +177,11 @@ class RadialGuide(PooledGuide):
         path, axes = torch.arange(model.capsule_dim).reshape(grid), tuple(range(len(grid)))
         index = torch.stack([path.roll([k * one for one in velocity], axes) for k in range(model.n_frames)]).flatten(1)
         return index, index.new_full((model.capsule_dim,), model.n_frames).to(torch.get_default_dtype())
+
+    def couple(self, model: TVAE) -> None:
+        index, size = self.groups(model)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("size", size, persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)

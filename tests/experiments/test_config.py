@@ -230,7 +230,10 @@ def test_every_setting_is_taken_or_refused_by_name_before_the_first_step(
         (["fit.precision=transformer-engine"], "fit.precision is 'transformer-engine'"),
         (["fit.precision=bf16-mixed", "fit.gradient_clip=1"], "add optimizer.optimizer.fused=false"),
         (["fit.precision=16", "fit.gradient_clip=1"], "fit.gradient_clip goes with fit.precision=16 only"),
-        (["optimizer.optimizer.lr=text"], "optimizer.optimizer cannot be made from lr='text', fused=True"),
+        (
+            ["optimizer.optimizer.lr=text"],
+            "optimizer.optimizer cannot be made from lr='text', betas=[0.9, 0.99], fused=True",
+        ),
         (["optimizer.optimizer.lr=-1"], "optimizer.optimizer cannot be made from lr=-1"),
     ],
 )

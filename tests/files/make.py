@@ -125,6 +125,12 @@ if hasattr(p, "MixtureLatent"):  # which version 1 lacks, and names, and ties
         "tied": tied,
         "frozen": frozen,
     }
+if hasattr(p, "RadialGuide"):
+    MODELS["radial"] = pair(
+        lambda model: p.RadialGuide(model, shared_trunk=True),
+        lambda: p.CapsuleRoll(3, 1),
+        network=lambda: p.MLP((1.0,), (1.0,), activation="silu"),
+    )
 
 
 def write(folder: Path, names: list[str]) -> None:

@@ -14,12 +14,12 @@ from torch.export import Dim
 from pyro_tvae import TVAE, CapsuleRoll, Decoder, Encoder, MeanFieldGuide, encode
 from pyro_tvae.topographies.base import ROWS
 
-CLOSED = ("mean_field", "shared_trunk", "sequence", "gamma", "orbit", "orbit, shared trunk")
+CLOSED = ("mean_field", "shared_trunk", "sequence", "gamma", "orbit", "orbit, shared trunk", "radial")
 TOPOGRAPHIES = ("orbits", "roll", "learned", "truncated", "stationary", "torus", "velocity", "grid", "matrix", "none")
 
 
 def priors(guide: str) -> tuple[str | None, ...]:
-    return ("orbit",) if guide in ORBITS else ("gamma", "gaussian", None)
+    return {"radial": ("gaussian",)}.get(guide, ("orbit",) if guide in ORBITS else ("gamma", "gaussian", None))
 
 
 PAIRS = [
