@@ -348,7 +348,7 @@ def benchmark(
         list[str] | None,
         typer.Argument(
             help="speed, throughput, memory, scaling, growth, startup, gradients; these by default. And turns, "
-            "quickstart, gpu."
+            "quickstart, gpu, large_file."
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads that torch may use.")] = 2,
