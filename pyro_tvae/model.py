@@ -240,10 +240,10 @@ class TVAE(Part, NamedModule):
             self.heads(t, **covariates)
             mask = None if observed is None else frame_mask(observed, n_sequences, self.n_frames).to(t.device)
             if subsample is not None:
-                rows = torch.arange(n_sequences, device=t.device).unsqueeze(-1)
-                t, x = t[..., rows, subsample, :, :], None if x is None else x[..., rows, subsample, :, :, :]
-                mask = None if mask is None else mask.expand(n_sequences, -1)[rows, subsample]
-                measured = None if measured is None else measured[rows, subsample]
+                t = _frames_of(t, subsample, -3)
+                x = None if x is None else _frames_of(x, subsample, -4)
+                mask = None if mask is None else _frames_of(mask.expand(n_sequences, -1), subsample, -1)
+                measured = None if measured is None else _frames_of(measured, subsample, -4)
             frames = self.decode(t)
             if measured is not None:
                 frames = of_measured(frames, measured)
@@ -447,6 +447,13 @@ class TVAE(Part, NamedModule):
                 f"x has dtype {x.dtype}, the model {dtype}; convert x with .to({dtype}), or model and guide with "
                 f".to({x.dtype})."
             )
+
+
+def _frames_of(value: Tensor, numbers: Tensor, dim: int) -> Tensor:
+    """The frames of such numbers, (B, n), of a value with frames at ``dim`` and sequences before them."""
+    # Not by brackets, which ask the device whether the numbers are a mask.
+    index = numbers.reshape(*numbers.shape, *(1,) * (-dim - 1))
+    return value.gather(dim, index.expand(*value.shape[:dim], numbers.shape[-1], *value.shape[value.dim() + dim + 1 :]))
 
 
 def tvae_of(model: Any) -> TVAE:
