@@ -297,7 +297,7 @@ def test_parts_take_turns_and_a_part_that_a_model_lacks_is_undefined() -> None:
     assert table[3]["label"] == "roll correlation, b"
     assert {row["note"] for row in table if row["key"].startswith("roll/")} == {"blind to collapse"}
     assert {row["plain_vae"] for row in table} == {None}
-    assert BLIND == ("e_eq", "roll", "roll_exact", "cap_corr", "commutation")
+    assert BLIND == ("e_eq", "roll", "roll_exact", "cap_corr", "velocity", "commutation")
     assert CONTROLLED == ("e_eq", "roll", "cap_corr")
 
 
