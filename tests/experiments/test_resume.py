@@ -85,7 +85,8 @@ def test_a_judgement_before_the_plain_vae_does_not_stand_for_the_last_one(run: P
     shutil.copytree(run, early)
     whole = json.loads((run / "evaluation.json").read_text())["measures"]
     (early / "plain_vae.safetensors").unlink()
-    (early / ".posterior.zarr-x.partial" / "data").mkdir(parents=True)  # a store that was killed while it was written
+    killed = f".posterior.zarr-{2**22 + 1}-{_here()}_x.partial"  # a store whose writer is no more
+    (early / killed / "data").mkdir(parents=True)
     evaluate_run(early)
     assert "plain_vae" not in json.loads((early / "evaluation.json").read_text())["measures"]
     config = Run(early).config()
