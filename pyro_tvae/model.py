@@ -253,8 +253,7 @@ class TVAE(Part, NamedModule):
                 frames = frames.mask(mask)
                 if x is not None:  # a masked log-probability has a NaN gradient where what is masked is NaN
                     x = torch.where(mask[..., None, None, None], x, self.likelihood.blank)
-            share = 1.0 if subsample is None else self.n_frames / subsample.shape[-1]
-            with pyro.poutine.scale(scale=share) if subsample is not None else nullcontext():
+            with nullcontext() if subsample is None else pyro.poutine.scale(scale=self.n_frames / subsample.shape[-1]):
                 return pyro.sample("x", frames.to_event(1), obs=x)
 
     def prior_distributions(self) -> dict[str, TorchDistribution]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .distributions import standard_normal
 from .parts import Part, hold
 from .topographies.base import Topography
+from .topographies.orbits import spread
 
 __all__ = ["EnergyPrior", "GammaEnergy", "GaussianEnergy", "OrbitEnergy"]
 
@@ -151,8 +152,7 @@ class OrbitEnergy(EnergyPrior):
         return dist.Gamma(half, like.new_full((), 0.5)).expand((self.shape[1], len(half))).to_event(2)
 
     def energy(self, value: Tensor, topography: Topography) -> Tensor:
-        # (..., C, orbits) -> (..., C, S, D) -> (..., S, C, D)
-        return value[..., self.index].transpose(-3, -2)
+        return spread(value, self.index)
 
 
 @torch.distributions.register_kl(dist.LogNormal, dist.Gamma)

@@ -15,6 +15,7 @@ from ..model import TVAE
 from ..networks import Network, last_linear
 from ..posteriors import Posterior
 from ..priors import OrbitEnergy
+from ..topographies.orbits import spread, summed
 from .encoders import Coupling, encoder, energies_of, shown
 from .frames import EncoderGuide
 
@@ -25,8 +26,13 @@ PRODUCT = 2**20  # latents x orbits up to which votes are summed by one product,
 
 
 class PooledGuide(EncoderGuide):
-    """Base of guides for orbit energies, whose frames vote for the energy of every orbit that passes through them."""
+    """Base of guides for orbit energies, whose frames vote for the energy of every orbit that passes through them.
 
+    Attributes:
+        indexed: its distributions look up which orbit a latent is in, however few there are.
+    """
+
+    indexed = False
     prior_location: Tensor
     prior_precision: Tensor
     index: Tensor
@@ -58,7 +64,7 @@ class PooledGuide(EncoderGuide):
         self.register_buffer("prior_precision", 1 / torch.polygamma(1, size / 2), persistent=False)
         small = index.numel() * len(size) <= PRODUCT
         self.register_buffer("members", _one_hot(index).to(size) if small else None, persistent=False)
-        if not small:
+        if self.indexed or not small:
             self.register_buffer("index", index, persistent=False)
         self.couple(model)
 
@@ -85,11 +91,9 @@ class PooledGuide(EncoderGuide):
 
     def _pool(self, votes: Tensor) -> Tensor:
         """Sum (B, S, C, D) over the members of each orbit: (B, C, orbits)."""
-        votes = votes.transpose(-3, -2).flatten(-2)
         if self.members is not None:
-            return votes @ self.members
-        sums = votes.new_zeros(*votes.shape[:-1], len(self.prior_location))
-        return sums.scatter_add(-1, self.index.flatten().expand(votes.shape), votes)
+            return votes.transpose(-3, -2).flatten(-2) @ self.members
+        return summed(votes, self.index, len(self.prior_location))
 
 
 def _one_hot(index: Tensor) -> Tensor:
@@ -224,25 +228,21 @@ class ConditionalOrbitGuide(PooledGuide):
     """
 
     mean_field = False
+    indexed = True
 
     def couple(self, model: TVAE) -> None:
-        assert isinstance(model.prior, OrbitEnergy)
-        self.register_buffer("index", model.prior.index, persistent=False)
         self.coupling = Coupling(4, model.n_latents)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
         (z_loc, z_scale), shift, vote = self.read(x, mask)
         loc, scale = self.pooled(shift, vote)
-        context = self.coupling.context([z_loc, z_scale.log(), self._spread(loc), self._spread(scale.log())])
+        of_energies = [spread(value, self.index) for value in (loc, scale.log())]
+        context = self.coupling.context([z_loc, z_scale.log(), *of_energies])
 
         def given(draws: Mapping[str, Tensor]) -> TorchDistribution:
-            drawn = self._spread((draws["e"].log() - loc) / scale)
+            drawn = spread((draws["e"].log() - loc) / scale, self.index)
             shift, log_scale = self.coupling(context, drawn, mask)
             return self.z.distribution(z_loc + z_scale * shift, z_scale * log_scale.exp())
 
         return {"e": dist.LogNormal(loc, scale), "z": given}
-
-    def _spread(self, value: Tensor) -> Tensor:
-        """One value per orbit, (..., C, orbits), at all its members: (..., S, C, D)."""
-        return value[..., self.index].transpose(-3, -2)

@@ -16,6 +16,7 @@ from ..networks import Network
 from ..posteriors import Posterior
 from ..priors import GaussianEnergy
 from ..topographies.base import Topography
+from ..topographies.orbits import spread, summed
 from .encoders import energies_of, shown
 from .orbit import PooledGuide
 
@@ -58,18 +59,12 @@ class Radial(TorchDistribution):
 
     def lengths(self, u: Tensor) -> Tensor:
         """Squared lengths (..., C, G) of u (..., S, C, D)."""
-        squares = u.square().transpose(-3, -2).flatten(-2)
-        sums = squares.new_zeros(*squares.shape[:-1], len(self.size))
-        return sums.scatter_add(-1, self.index.flatten().expand(squares.shape), squares)
-
-    def spread(self, value: Tensor) -> Tensor:
-        """One value per group, (..., C, G), at all its members: (..., S, C, D)."""
-        return value[..., self.index].transpose(-3, -2)
+        return summed(u.square(), self.index, len(self.size))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         e = self.squares.rsample(torch.Size(sample_shape))
         noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=e.dtype, device=e.device)
-        return noise * self.spread((e / self.lengths(noise)).sqrt())
+        return noise * spread((e / self.lengths(noise)).sqrt(), self.index)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -84,7 +79,7 @@ class Radial(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        return self.spread(self.squares.mean / self.size)
+        return spread(self.squares.mean / self.size, self.index)
 
 
 @torch.distributions.register_kl(Radial, Independent)
@@ -131,6 +126,7 @@ class RadialGuide(PooledGuide):
         torch.Size([4, 6, 2, 6])
     """
 
+    indexed = True
     size: Tensor
 
     def __init__(
@@ -179,9 +175,7 @@ class RadialGuide(PooledGuide):
         return index, index.new_full((model.capsule_dim,), model.n_frames).to(torch.get_default_dtype())
 
     def couple(self, model: TVAE) -> None:
-        index, size = self.groups(model)
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("size", size, persistent=False)
+        self.register_buffer("size", torch.full_like(self.prior_location, model.n_frames), persistent=False)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)

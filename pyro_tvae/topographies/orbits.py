@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .sums import numbered
 
-__all__ = ["Orbits", "distinct", "partition"]
+__all__ = ["Orbits", "distinct", "partition", "spread", "summed"]
 
 CHUNK = 2**22  # cells that are looked at together
 
@@ -22,6 +22,18 @@ class Orbits:
 
     index: Tensor
     size: Tensor
+
+
+def spread(value: Tensor, index: Tensor) -> Tensor:
+    """One value per orbit, (..., C, orbits), at all its members: (..., S, C, D)."""
+    return value[..., index].transpose(-3, -2)
+
+
+def summed(values: Tensor, index: Tensor, n_orbits: int) -> Tensor:
+    """The sums of values (..., S, C, D) over the members of each orbit: (..., C, orbits)."""
+    values = values.transpose(-3, -2).flatten(-2)
+    sums = values.new_zeros(*values.shape[:-1], n_orbits)
+    return sums.scatter_add(-1, index.flatten().expand(values.shape), values)
 
 
 def partition(
