@@ -329,14 +329,14 @@ def results(
 def list_() -> None:
     """Show every part that can be swapped, and the runs in ./runs."""
     from .config.composition import options
-    from .runs.run import EVALUATION, Run
+    from .runs.run import EVALUATION, runs_in
 
     for group, entries in options().items():
         print(group)
         width = max(22, *map(len, entries))
         for name, sentence in entries.items():
             print(f"  {group}={name:<{width}} {sentence}")
-    runs = [Run(path.parent) for path in sorted(Path("runs").rglob("config.yaml")) if path.parent.name != ".hydra"]
+    runs = runs_in(Path("runs"))
     print("runs" if runs else "no runs in ./runs yet")
     for run in runs:
         print(f"  {run}  {'evaluated' if run.has(EVALUATION) else 'not finished'}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MeanBound", "TwoLevels"]
+__all__ = ["MeanBound", "TwoLevels", "few_of"]
 
 SHARE = 10  # all particles for every tenth sequence at first, a tenth of the particles for every one
 LEAST_SEQUENCES, LEAST_PARTICLES = 32, 10
@@ -28,6 +28,11 @@ class MeanBound(NamedTuple):
     iwae_error: float
     ess: float  # median over the sequences that were drawn
     n_drawn: int
+
+
+def few_of(num_particles: int) -> int:
+    """How many particles every sequence gets, of as many as some get."""
+    return max(num_particles // SHARE, min(num_particles, LEAST_PARTICLES))
 
 
 class TwoLevels:
@@ -57,7 +62,7 @@ class TwoLevels:
 
     def __init__(self, n_sequences: int, num_particles: int, *, seed: int) -> None:
         self.num_particles = num_particles
-        self.few = max(num_particles // SHARE, min(num_particles, LEAST_PARTICLES))
+        self.few = few_of(num_particles)
         m = max(math.ceil(n_sequences / SHARE), LEAST_SEQUENCES) if self.few < num_particles else n_sequences
         self._order = torch.randperm(n_sequences, generator=torch.Generator().manual_seed(seed))
         self.drawn = self._order < m

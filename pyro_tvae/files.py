@@ -25,6 +25,7 @@ __all__ = [
     "check_stays",
     "leave",
     "left_behind",
+    "make_folder",
     "refusal",
     "start_of_partial",
     "staying",
@@ -180,6 +181,14 @@ def _check_kind(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, where they are not there; OSError in one sentence where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(refusal(path, error)) from error
 
 
 def refusal(path: Path, error: Exception) -> str:

@@ -119,12 +119,10 @@ def train(path: str, steps: int, threads: int, sizes: Mapping[str, int]) -> dict
     """Bytes that this process needs to read, fingerprint and train on a file, and seconds before it trains."""
     setting = Setting(**sizes)
     with isolated(threads):
-        model, guide = _model(
-            small := replace(setting, image_size=8, n_frames=3, n_capsules=1, capsule_dim=3, kernel=3)
-        )
+        model, guide = _model(replace(setting, image_size=8, n_frames=3, n_capsules=1, capsule_dim=3, kernel=3))
         fit(model, guide, torch.rand(8, 3, 1, 8, 8), max_epochs=1, progress=False, trainer=ONE_CPU)
         before, since = peak(), time.perf_counter()
-        del model, guide, small
+        del model, guide
         data = _data(path, setting)
         fingerprints(data)
         seconds = time.perf_counter() - since

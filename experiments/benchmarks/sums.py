@@ -74,12 +74,19 @@ def costs(
     return {"seconds": times, "memory": memory}
 
 
+def most_resident(process: int | str = "self") -> int | None:
+    """Largest resident memory of a process in bytes; None where the system does not tell."""
+    status = Path(f"/proc/{process}/status")
+    if not status.is_file():
+        return None
+    (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def _peak() -> int:
     """Largest resident memory in bytes; Linux hands what ``getrusage`` says on to programs that a process starts."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    if (own := most_resident()) is not None:
+        return own
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

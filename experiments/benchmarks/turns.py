@@ -25,6 +25,7 @@ from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.tables import plain_table, yes_or_no
 from .speed import PAPER, Setting
+from .sums import most_resident
 from .timing import spread
 
 __all__ = ["Pair", "check_checkout", "print_record", "run", "site"]
@@ -97,7 +98,7 @@ def run(
             for name, child in asked.items():
                 seconds[name].append(float(_told(child, f"{steps}\n")))
                 bar.update()
-        memory = {name: _peak(child.pid) for name, child in asked.items()}
+        memory = {name: most_resident(child.pid) for name, child in asked.items()}
     return {
         "pairs": [_compared(pair, seconds) for pair in there],
         "contenders": {
@@ -174,15 +175,6 @@ def _told(child: subprocess.Popen[str], asked: str = "") -> str:
         child.stdin.write(asked)
         child.stdin.flush()
     return child.stdout.readline()
-
-
-def _peak(process: int) -> int | None:
-    """Largest resident memory of a process in bytes; None where the system does not tell."""
-    status = Path(f"/proc/{process}/status")
-    if not status.is_file():
-        return None
-    (line,) = (line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def print_record(record: Mapping[str, Any], console: Console) -> None:

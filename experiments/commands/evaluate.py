@@ -86,11 +86,7 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
         raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
     with run.held():  # so that the page is of the evaluation that is there when it is written
         record = run.read(EVALUATION, EvaluationRecord)
-        if other := run.other_weights(record.get("weights")):
-            raise ValueError(
-                f"{run.path / EVALUATION} is of other weights than {other} holds now; judge the run again: "
-                f"{command('evaluate', path)}"
-            )
+        run.check_weights(record.get("weights"))
         return write_page(run, config, record, run.history())
 
 

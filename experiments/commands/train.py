@@ -114,8 +114,10 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             print(f"run: {run}", flush=True)
             run.sweep()
         compares = config.baseline.enabled and not run.has(PLAIN_VAE)
+        # More than its page is made where there is none.
+        record = standing(run) if run.has(WEIGHTS) and not compares else None
         data = parts.data if parts is not None else None
-        if data is None and (compares or not run.has(WEIGHTS) or standing(run) is None):  # more than its page is made
+        if data is None and record is None:
             data = run.data(config)
         history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data))
         if compares:
@@ -127,7 +129,6 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             _save(run, PLAIN_VAE, plain)
         if not _first():
             return {}
-        record = standing(run)
         if record is not None:
             print(f"report: {write_page(run, config, record, history)}")
         else:

@@ -218,8 +218,7 @@ class Clips:
         x, measured = self.films.read(film, start, self.n_frames or 1, self.dilation)
         if self.n_frames is None:
             return x[:, 0], None, None
-        observed = self.observed(rows)
-        return x, observed, measured
+        return x, self.observed(rows), measured
 
     def contents(self, most: int) -> Iterator[Tensor]:
         """What tells these clips from others: where they lie, and what there is.

@@ -192,7 +192,7 @@ class Cut:
     def _cut(self, films: Tensor, start: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """All windows within so many frames of each film, from a first one on; one of a film that is too short."""
         span, stride = self.span or 1, self.stride or 1
-        counts = ((size - span).clamp(min=0) // stride + 1) if len(films) else size
+        counts = (size - span).clamp(min=0) // stride + 1
         film = films.repeat_interleave(counts)
         before = (counts.cumsum(0) - counts).repeat_interleave(counts)
         return film, start.repeat_interleave(counts) + stride * (torch.arange(len(film)) - before)

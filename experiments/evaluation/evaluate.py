@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, Guide
 from pyro_tvae.inference import ForwardRoll, forward_roll
-from pyro_tvae.inference.two_levels import TwoLevels
+from pyro_tvae.inference.two_levels import few_of
 
 from ..datasets import SequenceDataModule
 from ..provenance import hardware, versions
@@ -116,7 +116,7 @@ def evaluate(
             context=context,
             mean_frame=data.mean_frame(device),
             baseline=plain_vae,
-            num_particles=TwoLevels(len(x), num_particles, seed=seed).few,
+            num_particles=few_of(num_particles),
             bounds=bounds,
             seed=seed + 1,  # the bounds are from the other's stream
         )

@@ -109,13 +109,13 @@ def measure(
 
     def bounds(batch: Mapping[str, Tensor], k: int, posterior: Any = None, by_frame: Tensor | None = None) -> Tensor:
         """Those of k particles, of which some may have been weighed frame by frame already."""
-        weights = partial(
-            log_weights, model, guide, batch["x"], observed=batch.get("observed"), covariates=_masks(batch)
-        )
-        at_hand = [] if by_frame is None else [by_frame[:k].sum(-1)]
-        lacking = k - sum(map(len, at_hand))
-        drawn = [weights(num_particles=lacking, posterior=posterior)] if lacking else []
-        return levels.bounds(torch.cat([*at_hand, *drawn]))
+        drawn = [] if by_frame is None else [by_frame[:k].sum(-1)]
+        if lacking := k - sum(map(len, drawn)):
+            observed, masks = batch.get("observed"), _masks(batch)
+            drawn.append(
+                log_weights(model, guide, batch["x"], lacking, observed=observed, covariates=masks, posterior=posterior)
+            )
+        return levels.bounds(torch.cat(drawn))
 
     def all_particles() -> None:
         for places in levels.rounds(kept["likelihood"]):
@@ -248,7 +248,7 @@ def measure(
 
 def _masks(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model is told of the pixels of a batch."""
-    return {name: batch[name] for name in ("measured",) if name in batch}
+    return {"measured": batch["measured"]} if "measured" in batch else {}
 
 
 def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:

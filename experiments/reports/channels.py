@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["KINDS", "check_channels", "pictures"]
 
 # How to look at them -> numbers of channels that can be looked at so.
-KINDS = {"flow": (2,), "rgba": (4,), "pairs": (2, 4, 6, 8), "grid": tuple(range(1, 2**16))}
+KINDS = {"flow": (2,), "rgba": (4,), "pairs": (2, 4, 6, 8), "grid": range(1, 2**16)}
 MOST = 16  # channels in a grid
 LINE = 0.7  # gray, since what is white divides frames
 

@@ -22,6 +22,7 @@ from pyro_tvae.files import PARTIAL, check_stays, leave, left_behind, refusal, s
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
+from ..config.errors import first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
 from .data import SplitRecord, fingerprints, other_splits
@@ -119,7 +120,19 @@ class Run:
 
     def other_weights(self, judged: Mapping[str, str] | None) -> str | None:
         """A file of weights that an evaluation does not name as it is; None where there is none, or it names none."""
-        return next((name for name, now in self.weights().items() if judged and judged.get(name) != now), None)
+        if not judged:
+            return None
+        return next((name for name, now in self.weights().items() if judged.get(name) != now), None)
+
+    def check_weights(self, judged: Mapping[str, str] | None, besides: Collection[str] = ()) -> None:
+        """Raise ValueError where an evaluation is of other weights; ``besides`` are files that are of those too."""
+        if other := self.other_weights(judged):
+            further = " and ".join(name for name in besides if self.has(name))
+            raise ValueError(
+                f"{self.path / EVALUATION} is of other weights than {other} holds now; "
+                f"{f'so is {further} beside it: move that away, and ' if further else ''}judge the run again: "
+                f"{command('evaluate', self.path)}"
+            )
 
     def stored(self) -> DictConfig:
         """What ``config.yaml`` says, under present names; nothing in it is to be called before it is checked.
@@ -249,9 +262,7 @@ class Run:
         except InstantiationException as error:
             from ..datasets import DataNotFound
 
-            cause: BaseException | None = error
-            while isinstance(cause, InstantiationException):
-                cause = cause.__cause__
+            cause = first_cause(error)
             if not isinstance(cause, DataNotFound) or _place(config) is None:
                 raise
             words = str(cause).rstrip(".")
@@ -340,6 +351,11 @@ class Run:
                 for name in (UNTRAINED, CONFIG, DATA):
                     (self.path / name).unlink(missing_ok=True)
             raise
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """The runs in a folder, however deep."""
+    return [Run(path.parent) for path in sorted(folder.rglob(CONFIG)) if path.parent.name != HYDRA]
 
 
 @contextmanager

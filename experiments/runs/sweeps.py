@@ -10,10 +10,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TypedDict
 
-from pyro_tvae.files import refusal
+from pyro_tvae.files import make_folder
 
 from .files import read_record, write_text
-from .run import CONFIG, HYDRA, REPORT, Run
+from .run import REPORT, Run, runs_in
 
 __all__ = ["Failure", "Sweep", "begun"]
 
@@ -83,17 +83,14 @@ class Sweep:
 
     def progress(self, jobs: int | None) -> str:
         """How many of so many jobs, which not every sweeper tells, are done, and how many begun, in words."""
-        runs = [Run(path.parent) for path in self.path.rglob(CONFIG) if path.parent.name != HYDRA]
+        runs = runs_in(self.path)
         done = sum(run.has(REPORT) for run in runs)
         return f"{done}{'' if jobs is None else f' of {jobs}'} done, {len(runs) - done} begun"
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder, which is made, for this process; BlockingIOError where another one is at work on it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(refusal(self.path, error)) from error
+        make_folder(self.path)
         with ExitStack() as stack:
             try:
                 stack.enter_context(Run(self.path).held())

@@ -33,13 +33,7 @@ def judged(run: Run) -> EvaluationRecord:
         raise ValueError(
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
         )
-    if other := run.other_weights(record.get("weights")):
-        further = " and ".join(name for name in (ANNEALED, REFITTED, SELECTIVITY) if run.has(name))
-        raise ValueError(
-            f"{run.path / EVALUATION} is of other weights than {other} holds now; "
-            f"{f'so is {further} beside it: move that away, and ' if further else ''}judge the run again: "
-            f"{command('evaluate', run.path)}"
-        )
+    run.check_weights(record.get("weights"), (ANNEALED, REFITTED, SELECTIVITY))
     what = judged_on(record.get("data") or {})
     if what != judged_on({}):  # judged again by hand
         raise ValueError(

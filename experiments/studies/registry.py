@@ -100,10 +100,7 @@ LPARTIAL, LHALF, PLAIN = (f"experiment={kind}_mnist" for kind in ("tvae_lpartial
 NOW = ("data=mnist", "fit.frame_dropout=0.3", "model.mu=100", "model.centered=true")
 ORBITS = (*NOW, "fit.warmup_steps=3000", *BEFORE)
 FAST = ("fit.warmup_steps=500", "fit.max_steps=3600")
-NO_TOPOGRAPHY = (
-    "experiment=plain_vae",
-    *("guide.initial_log_variance=0", "fit.frame_dropout=0", "model.centered=false"),
-)
+NO_TOPOGRAPHY = ("experiment=plain_vae", "guide.initial_log_variance=0", "fit.frame_dropout=0", "model.centered=false")
 # A guide that has met gaps forecasts, and half of the frames say what all say.
 PARTLY = ("fit.frame_dropout=0.3", "fit.subsample_frames=0.5", "fit.warmup_steps=1000")
 GENERALIZATION = "tvae_lpartial_mnist_generalization"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_tvae.files import refusal, staying
+from pyro_tvae.files import make_folder, staying
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
@@ -96,12 +96,9 @@ def reproduce_all(
         composed = {row: configurations[name, row] for row in study.rows}
         ledger = Ledger(name, used, overrides, composed, output, records, keep)
         cells = [(row, seed) for row in study.rows for seed in seeds]
-        if ledger.said(cells):
-            progress(ledger.said(cells))
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(refusal(output, error)) from error
+        if told := ledger.said(cells):
+            progress(told)
+        make_folder(output)
         with staying(output):
             for number, (row, seed) in enumerate(cells, start=1):
                 if (row, seed) in ledger:

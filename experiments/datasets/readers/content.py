@@ -15,7 +15,24 @@ from numpy.typing import NDArray
 from ..axes import choose
 from ..errors import Unsuitable
 
-__all__ = ["Content", "Pieces", "Raw", "Reopened", "Request", "Sliceable", "choose_names", "install"]
+__all__ = ["Content", "Pieces", "Raw", "Reopened", "Request", "Sliceable", "by_place", "choose_names", "install"]
+
+
+def by_place(
+    index: Any, outer: Sequence[int], inner: Sequence[int], read: Callable[[list[int]], NDArray[Any]]
+) -> NDArray[Any]:
+    """What an index picks of (*outer, *inner), where things of shape ``inner`` are read one by one.
+
+    Args:
+        index: as of an array.
+        outer, inner: shapes.
+        read: from places in ``outer``, counted through, to what is there, one below the other.
+    """
+    index = index if isinstance(index, tuple) else (index,)
+    index += (slice(None),) * (len(outer) - len(index))
+    places = np.arange(math.prod(outer)).reshape(outer)[index[: len(outer)]]
+    items = read(places.reshape(-1).tolist()).reshape(*places.shape, *inner)
+    return items[(slice(None),) * places.ndim + index[len(outer) :]]
 
 
 class Sliceable(Protocol):

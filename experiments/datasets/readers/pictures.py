@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Request
+from .content import Content, Request, by_place
 
 __all__ = ["WRITER", "count", "picture", "pixels_of", "read"]
 
@@ -48,14 +48,12 @@ class Animation:
         self.path, self.shape = path, shape
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        places = np.arange(self.shape[0])[first]
-        wanted = {*places.reshape(-1).tolist()}
-        frames = enumerate(_frames(self.path, max(wanted, default=-1) + 1))
+        return by_place(index, self.shape[:1], self.shape[1:], self._read)
+
+    def _read(self, places: list[int]) -> NDArray[Any]:
+        wanted, frames = {*places}, enumerate(_frames(self.path, max(places, default=-1) + 1))
         kept = {place: frame[..., : self.shape[3]] for place, frame in frames if place in wanted}
-        film = np.array([kept[place] for place in places.reshape(-1).tolist()], self.dtype)
-        film = film.reshape(*places.shape, *self.shape[1:])
-        return film[(slice(None),) * places.ndim + tuple(rest)]
+        return np.array([kept[place] for place in places], self.dtype)
 
 
 def _frames(path: Path, n: int) -> Iterator[NDArray[Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Raw, Request, Sliceable, install
+from .content import Content, Raw, Request, Sliceable, by_place, install
 
 __all__ = ["WRITER", "count", "picture", "read"]
 
@@ -100,22 +100,22 @@ class Pages:
             self.n_outer -= 1
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
+        return by_place(index, self.shape[: self.n_outer], self.shape[self.n_outer :], self._read)
+
+    def _read(self, places: list[int]) -> NDArray[Any]:
         from tifffile import TiffFile
 
-        index = index if isinstance(index, tuple) else (index,)
-        index += (slice(None),) * (len(self.shape) - len(index))
-        outer, inner = self.shape[: self.n_outer], self.shape[self.n_outer :]
-        places = np.arange(math.prod(outer)).reshape(outer)[index[: self.n_outer]]
         with TiffFile(self.path) as file:
-            series = file.series[0]
-            offset, size = series.dataoffset, math.prod(inner)
+            series: Any = file.series[0]
+            offset, size = series.dataoffset, math.prod(self.shape[self.n_outer :])
             if offset is not None:  # one block, whose pages need not be described one by one
-                values = Raw(self.path, file.byteorder + self.dtype.char, offset, (math.prod(outer), size))
-                pages = [_decoded(file, partial(values.__getitem__, place)) for place in places.reshape(-1).tolist()]
+                values = Raw(
+                    self.path, file.byteorder + self.dtype.char, offset, (math.prod(self.shape[: self.n_outer]), size)
+                )
+                pages = [_decoded(file, partial(values.__getitem__, place)) for place in places]
             else:
-                pages = [_decoded(file, series.pages[place].asarray) for place in places.reshape(-1).tolist()]
-        film = np.array(pages, self.dtype).reshape(*places.shape, *inner)
-        return film[(slice(None),) * places.ndim + index[self.n_outer :]]
+                pages = [_decoded(file, series.pages[place].asarray) for place in places]
+        return np.array(pages, self.dtype)
 
 
 def _refused(array: Sliceable, axes: str) -> tuple[str, ...]:

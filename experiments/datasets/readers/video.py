@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Request, install
+from .content import Content, Request, by_place, install
 
 __all__ = ["WRITER", "Film", "frames", "read"]
 
@@ -57,10 +57,11 @@ class Film:
         self.shape = (len(packets), *frame)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        first, *rest = index if isinstance(index, tuple) else (index,)
-        places = np.arange(self.shape[0])[first]
-        film = np.empty((places.size, *self.shape[1:]), self.dtype)
-        rows = {int(self.times[place]): row for row, place in enumerate(places.reshape(-1).tolist())}
+        return by_place(index, self.shape[:1], self.shape[1:], self._read)
+
+    def _read(self, places: list[int]) -> NDArray[Any]:
+        film = np.empty((len(places), *self.shape[1:]), self.dtype)
+        rows = {int(self.times[place]): row for row, place in enumerate(places)}
         before = [decoded for shown, decoded in self.keys if rows and shown <= min(rows)]
         for since in (*before[-1:], None):  # where that is not to be relied on, from the first frame on
             for time, frame in timed(self.path, since) if rows else ():
@@ -70,12 +71,12 @@ class Film:
                     break
         if rows:
             raise Unsuitable("not all of its frames can be decoded one by one; write it again with FFmpeg.")
-        return film.reshape(*places.shape, *self.shape[1:])[(slice(None),) * places.ndim + tuple(rest)]
+        return film
 
 
-def frames(path: Path, since: int | None = None) -> Iterator[NDArray[Any]]:
+def frames(path: Path) -> Iterator[NDArray[Any]]:
     """One frame after the other, (height, width, channel) uint8: gray where the film is, else red, green, blue."""
-    return (frame for _, frame in timed(path, since))
+    return (frame for _, frame in timed(path))
 
 
 def timed(path: Path, since: int | None = None) -> Iterator[tuple[int | None, NDArray[Any]]]:

@@ -44,7 +44,10 @@ def _nodes(path: Path) -> dict[str, Any]:
 
 
 def _node(path: Path, name: str) -> Any:
-    return _nodes(path)[name]
+    import zarr
+
+    root: Any = zarr.open(path, mode="r")
+    return root[name] if name else root
 
 
 def _check_codecs(path: Path) -> None:
