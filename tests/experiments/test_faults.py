@@ -129,8 +129,8 @@ def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_was(
 def test_what_may_not_be_read_is_said_to_be_so(name: str, run: Path, tmp_path: Path) -> None:
     path, owner = tmp_path / "run", os.geteuid()
     shutil.copytree(run, path)
-    for folder in (path, *path.parents):
-        if folder.stat().st_uid == owner and folder.is_relative_to(tmp_path.parents[1]):
+    for folder in (path, *path.parents):  # of which pytest makes one more for each worker
+        if any(part.startswith("pytest-") for part in folder.parts):
             folder.chmod(0o755)
     (path / name).chmod(0)
     try:
