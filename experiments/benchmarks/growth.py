@@ -10,6 +10,7 @@ import functools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .memory import begin, needed
 from .speed import PAPER, Setting, step_products
 from .sums import TOPOGRAPHIES
 from .timing import ONE_CPU, StepTimer, ratios, seconds_of, spread
-from .turns import check_checkout
+from .turns import check_checkout, site
 
 __all__ = ["print_record", "run", "step", "summary"]
 
@@ -123,9 +124,11 @@ def energies(
         that is another version ``paper``, the ratio to its time at 18 frames and 8 sequences, taken in turns.
     """
     other = {"dense": True} if beside is None else {}
-    root = None if beside is None else str(Path(beside).resolve())
     record: dict[str, Any] = {}
-    with progress_bar(len(topographies), "energies", shown=progress, unit="topography") as bar:
+    with (
+        nullcontext() if beside is None else site(beside) as root,
+        progress_bar(len(topographies), "energies", shown=progress, unit="topography") as bar,
+    ):
         for name in topographies:
             common: dict[str, Any] = {"topography": name, "seconds": turn_seconds}
             own = _costs(None, **common, sizes=list(frames))
