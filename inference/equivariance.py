@@ -56,9 +56,9 @@ def equivariance_error(
     averaged over sequences (`Keller & Welling 2021, Topographic VAEs learn equivariant capsules
     <https://arxiv.org/abs/2109.01394>`__). A capsule of norm 0 stays 0. Chance, for S = C = D = 18: 13,270.
 
-    At an open boundary the sum is over pairs that keep a position, ``h = m − l < D``, and of each pair over the positions
-    that it keeps, with their own norms: ``‖n(t[l, c, :D − h]) − n(t[m, c, h:])‖₁``, ``n(v) = v / ‖v‖₂``. It is 0 where
-    capsules roll along the line, whatever enters, and smaller by chance than around a circle: the two do not compare.
+    At an open boundary the sum is over pairs that keep a position, ``h = m − l < D``, and of each pair over those that
+    it keeps, with their own norms: ``‖n(t[l, c, :D − h]) − n(t[m, c, h:])‖₁``, ``n(v) = v / ‖v‖₂``. It is 0 where
+    capsules roll along the line, whatever enters, and by chance smaller than around a circle: the two do not compare.
 
     Args:
         t: (N, S, C, D), at least two frames.
@@ -273,7 +273,7 @@ def is_open(owner: str, boundary: str, size: int) -> bool:
     ends = not BOUNDARIES[boundary][1]
     if ends and size < 2:
         raise ValueError(
-            f"{owner}: capsules have 1 position, of which none stays when an open one rolls; expected two."
+            f"{owner}: capsules have 1 position, which leaves an open one that rolls; expected two or more."
         )
     return ends
 
@@ -342,13 +342,16 @@ def _chunks(t: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(t), step))
 
 
-def _drawn(owner: str, n_frames: int, max_pairs: int, seed: int, longest: int) -> tuple[int, Tensor | None]:
-    """How many pairs l < m <= l + longest there are, and where that is too many, those that stand for them: (2, n).
+def _drawn(
+    owner: str, n_frames: int, max_pairs: int, seed: int, longest: int | None = None
+) -> tuple[int, Tensor | None]:
+    """How many pairs l < m, at most ``longest`` apart, there are, and those that stand for them if too many: (2, n).
 
     They are drawn evenly and with replacement.
     """
     if max_pairs < 2:
         raise ValueError(f"{owner}: max_pairs is {max_pairs!r}; expected at least 2 pairs of frames.")
+    longest = n_frames - 1 if longest is None else longest
     total = longest * n_frames - longest * (longest + 1) // 2
     if total <= max_pairs:
         return total, None
