@@ -215,9 +215,11 @@ def compare(
     _check_measures({name: tvae_of(model) for name, (model, _) in fitted.items()}, x)
     measured = (covariates or {}).get("measured")
     whole = None if observed is None else frame_mask(observed, *x.shape[:2]).expand(len(x), -1)
-    masks = {"observed": whole, "measured": measured}
+    masks: dict[str, Any] = {"observed": whole, "measured": measured}
     turns = torch.arange(n_simulations) % len(x)
-    of_simulated = {name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()}
+    of_simulated: dict[str, Any] = {
+        name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
+    }
     bounds, ks, gaps = [], [], []
     for index, (model, guide) in enumerate(fitted.values()):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors

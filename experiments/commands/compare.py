@@ -80,8 +80,8 @@ def compare_runs(
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
     with nullcontext() if output is None else replacing(output, request, overwrite):
-        first, *others = (next(one.data.batches(split, one.device, batch_size=sequences)) for one in loaded)
-        for run, batch in zip(stored[1:], others, strict=True):
+        first, *further = (next(one.data.batches(split, one.device, batch_size=sequences)) for one in loaded)
+        for run, batch in zip(stored[1:], further, strict=True):
             if not all(_equal(first.get(name), batch.get(name)) for name in ("x", "observed", "measured")):
                 raise ValueError(
                     f"compare: the {split} sequences of {run} are not those of {stored[0]}; expected runs with the "

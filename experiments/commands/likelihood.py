@@ -161,8 +161,9 @@ def likelihood_run(
             "seed": seed,
             "remark": model.likelihood.remark,
             "rows": [],
-            **({"scored": scored} if scored else {}),
         }
+        if scored:
+            record["scored"] = scored
         show = bool(loaded.config.fit.progress)
         for k in sorted(set(particles)):
             m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -31,13 +32,13 @@ Batch = dict[str, Tensor]
 SPLITS = ("train", "validation", "test")
 
 
-def masks_of(batch: Batch) -> dict[str, Any]:
+def masks_of(batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """What functions of a model, a guide and x are told of what was seen: ``observed`` frames, ``measured`` pixels."""
     covariates = {"measured": batch["measured"]} if "measured" in batch else {}
     return {"observed": batch.get("observed"), "covariates": covariates}
 
 
-def scored_in_words(batch: Batch) -> str:
+def scored_in_words(batch: Mapping[str, Tensor]) -> str:
     """Which share of the pixels of a batch counts, in a sentence; "" where all do."""
     seen, x = seen_pixels(batch.get("observed"), batch.get("measured")), batch["x"]
     share = 1.0 if seen is None else int(seen.expand_as(x).sum()) / x.numel()
