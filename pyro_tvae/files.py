@@ -43,13 +43,17 @@ class FolderMoved(FileNotFoundError):
 
 
 @contextmanager
-def staying(folder: str | Path) -> Iterator[None]:
+def staying(folder: str | Path, there: os.stat_result | None = None) -> Iterator[None]:
     """Write nothing within the block into another folder that has this one's name by then: one made anew, a ghost.
+
+    Args:
+        folder: that is to stay.
+        there: what the system said of it, where another process began with it; now, by default.
 
     Raises:
         FolderMoved: it was moved, renamed or removed, as was met when something was to be written or read.
     """
-    home = (Path(folder).absolute(), os.stat(folder))
+    home = (Path(folder).absolute(), there or os.stat(folder))
     _homes.append(home)
     try:
         yield

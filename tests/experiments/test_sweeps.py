@@ -16,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_tvae.experiments.commands import train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.config.allowlist import Allowlist
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.interruption import Interrupted, override
 from pyro_tvae.experiments.runs.sweeps import Sweep, begun
+from pyro_tvae.files import FolderMoved
 
 
 class Listener(Callback):
@@ -186,3 +188,57 @@ def test_two_sweeps_of_one_second_get_two_folders(tmp_path: Path) -> None:
         again.write(["a"], finished=True)
     with begun(["a"], tmp_path / "later", fixed=False) as new:
         assert new == Sweep(tmp_path / "later")
+
+
+@pytest.mark.parametrize("when", ["the job trains", "the job has ended", "the next job begins"])
+def test_a_sweep_that_is_renamed_ends_without_a_ghost_and_goes_on_where_it_lies(
+    when: str,
+    jobs: dict[int, BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra makes the folder of every job before it begins, whatever lies there, and goes on after an error."""
+    sweep, whole = tmp_path / "sweep", train.train_run
+
+    def renaming(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
+        measure = whole(config, path, allow)
+        if config.seed == 1 and when != "the next job begins":
+            sweep.rename(tmp_path / "renamed")
+            if when == "the job trains":
+                raise FileNotFoundError(f"no such file: {path}")
+        return measure
+
+    def between(self: Listener, *_: Any, **__: Any) -> None:
+        if len(Listener.trained) == 2 and when == "the next job begins":
+            sweep.rename(tmp_path / "renamed")
+
+    given = ["seed=0,1,2,3", "hydra.sweep.dir=sweep"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_run", renaming)
+        patch.setattr(Listener, "on_job_end", between)
+        with pytest.raises(FolderMoved, match=r"sweep was moved, renamed or removed while this command was at work"):
+            swept(*given)
+    assert Listener.trained == [0, 1]
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
+    assert swept(given[0], "hydra.sweep.dir=renamed") == [2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
+    assert not [*tmp_path.rglob("*.failed.json")]
+
+
+def test_what_somebody_began_by_a_renamed_sweep_s_name_is_left_alone(
+    jobs: dict[int, BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, own = tmp_path / "sweep", tmp_path / "sweep" / "1" / ".hydra" / "config.yaml"
+
+    def between(self: Listener, *_: Any, **__: Any) -> None:
+        sweep.rename(tmp_path / "renamed")
+        own.parent.mkdir(parents=True)
+        (sweep / ".lock").touch()
+
+    monkeypatch.setattr(Listener, "on_job_end", between)
+    with pytest.raises(FolderMoved):
+        swept("seed=0,1", "hydra.sweep.dir=sweep")
+    assert Listener.trained == [0]
+    assert own.exists()
