@@ -16,6 +16,7 @@ from pyro.optim import PyroOptim
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.inference import History, TrainerOptions, fit
 from pyro_tvae.inference.optimizers import unscales
+from pyro_tvae.parts import in_words
 
 from ..datasets import SequenceDataModule
 from .composition import make
@@ -55,7 +56,7 @@ def check_fit(config: DictConfig) -> None:
         given = {key: value for key, value in config.optimizer.optimizer.items() if not str(key).startswith("_")}
         settings = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise ConfigurationError(
-            f"optimizer.optimizer cannot be made from {settings}: {error}; look at these settings."
+            f"optimizer.optimizer cannot be made from {settings}: {in_words(error)}; look at these settings."
         ) from None
     if "32" not in str(precision) and config.fit.gradient_clip is not None and unscales(made):
         raise ConfigurationError(

@@ -19,6 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pyro_tvae.parts import in_words
+
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
 
@@ -277,7 +279,7 @@ def make(node: Any) -> Any:
             f"{name}={of[name]!r}" for name in of if not (name.startswith("_") or isinstance(of[name], DictConfig))
         ]
         what = f"{place or 'a part'} cannot be made from {', '.join(given) or 'nothing'}"
-        raise ConfigurationError(f"{what} ({cause}); look at these settings.") from error
+        raise ConfigurationError(f"{what} ({in_words(cause)}); look at these settings.") from error
 
 
 def parsed(overrides: Sequence[str]) -> list[Any]:

@@ -41,6 +41,7 @@ __all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinishe
 
 CONFIG, DATA, LOCK, HYDRA, ROOM = "config.yaml", "data.json", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
+PICTURE = "data.png"  # of the first training sequence, where the data were a file of the user's
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
 
@@ -347,8 +348,8 @@ class Run:
         try:
             yield
         except Exception:
-            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, UNTRAINED}:
-                for name in (UNTRAINED, CONFIG, DATA):
+            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, PICTURE, UNTRAINED}:
+                for name in (UNTRAINED, PICTURE, CONFIG, DATA):
                     (self.path / name).unlink(missing_ok=True)
             raise
 
