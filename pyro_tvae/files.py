@@ -26,6 +26,7 @@ __all__ = [
     "leave",
     "left_behind",
     "make_folder",
+    "reading",
     "refusal",
     "start_of_partial",
     "staying",
@@ -193,6 +194,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(refusal(path, error)) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one sentence of a file or folder that may not or cannot be read that it is so."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        said = f"{path} cannot be read ({reason}); change its permissions, or ask its owner for a copy that can be."
+        raise type(error)(said) from error
 
 
 def refusal(path: Path, error: Exception) -> str:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyro.optim import PyroOptim
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
 from pyro_tvae.inference.optimizers import unscales
 from pyro_tvae.parts import in_words
@@ -93,6 +94,10 @@ def fit_parts(
 ) -> History:
     """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
+    begun = False
+    if last is not None:
+        with reading(last.parent):
+            begun = last.is_file()
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
     given = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
@@ -105,7 +110,7 @@ def fit_parts(
         schedule=make(config.optimizer.schedule),
         objective=make(config.objective),
         directory=directory,
-        resume=last if last is not None and last.is_file() else None,
+        resume=last if begun else None,
         seed=config.seed,
         trainer=trainer,
         **{str(name): value for name, value in options.items()},
