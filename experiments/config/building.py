@@ -38,6 +38,7 @@ class Parts:
 
 # By name or number, as Lightning takes them; "true" ones other than 32 would convert the weights and not the data.
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
+LONG = 10**6  # steps of a fit, to which any schedule fits
 ENGINE = ("transformer-engine", "transformer-engine-float16")
 
 
@@ -51,13 +52,17 @@ def check_fit(config: DictConfig) -> None:
         )
     if isinstance(optimizer, PyroOptim) or not callable(optimizer):
         return
+    part = "optimizer"
     try:
         made = optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = {key: value for key, value in config.optimizer.optimizer.items() if not str(key).startswith("_")}
+        part, schedule = "schedule", make(config.optimizer.schedule)
+        if schedule is not None:
+            schedule(made, LONG)
+    except Exception as error:  # torch checks some values, and stumbles over others in any way
+        given = {key: value for key, value in config.optimizer[part].items() if not str(key).startswith("_")}
         settings = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise ConfigurationError(
-            f"optimizer.optimizer cannot be made from {settings}: {in_words(error)}; look at these settings."
+            f"optimizer.{part} cannot be made from {settings}: {in_words(error)}; look at these settings."
         ) from None
     if "32" not in str(precision) and config.fit.gradient_clip is not None and unscales(made):
         raise ConfigurationError(

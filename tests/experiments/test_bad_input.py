@@ -200,6 +200,8 @@ STUMBLES = {
     "model=text": "model is 'text', and its settings are missing",
     "fit=null": "fit is None, and its settings are missing",
     "optimizer.optimizer=1": "optimizer.optimizer is 1, and its settings are missing",
+    "optimizer.schedule=1": "optimizer.schedule is 1, and its settings are missing",
+    "optimizer.schedule=''": "optimizer.schedule is '', and its settings are missing",
     "topography=[]": "topography is left empty; expected one of ",
     "data=[]": "data is left empty; expected one of ",
 }

@@ -71,7 +71,14 @@ if ARGUMENTS[0] == "reproduce":
     few = {"sequences": 2, "num_chains": 2, "num_temperatures": 3}
     STUDIES["tiny"] = Study("Tiny", {"a row": ("guide=orbit",), "b": ("guide=conditional_orbit",)}, STUDY, False, few)
 open("started", "w").close()
-cli.main()
+try:
+    cli.main()
+finally:  # joblib's processes end with a program, not with a fork server's child, which ends queues before threads
+    pool = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if pool is not None and pool._executor is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        pool._executor.shutdown(wait=True)
 """
 
 
