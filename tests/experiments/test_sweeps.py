@@ -6,10 +6,13 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core import utils as hydra_clock
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -242,3 +245,32 @@ def test_what_somebody_began_by_a_renamed_sweep_s_name_is_left_alone(
         swept("seed=0,1", "hydra.sweep.dir=sweep")
     assert Listener.trained == [0]
     assert own.exists()
+
+
+class Clock:
+    """A clock that stands still, or was put back, so that what starts later is named as what was there."""
+
+    @staticmethod
+    def now() -> datetime:
+        return datetime(2026, 1, 1)
+
+
+def test_what_starts_when_the_clock_says_the_same_takes_nobodys_folder(
+    jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hydra_clock, "datetime", Clock)
+    home = Path("runs/quickstart")
+    left: dict[Path, bytes] = {}
+    starts: list[Callable[[], object]] = [
+        lambda: swept("seed=0"),
+        lambda: run_with_hydra(["seed=0"]),
+        lambda: swept("seed=0"),  # which is done, and so another one
+        lambda: swept("seed=2"),
+        lambda: run_with_hydra(["seed=0"]),
+    ]
+    for number, begin in enumerate(starts):
+        begin()
+        names = {"2026-01-01_00-00-00", *(f"2026-01-01_00-00-00-{n}" for n in range(1, number + 1))}
+        assert {path.name for path in home.iterdir()} == names
+        assert all(path.read_bytes() == content for path, content in left.items())
+        left = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
