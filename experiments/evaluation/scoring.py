@@ -86,7 +86,7 @@ def measure(
         progress: show it.
         attempts: keeps what went wrong with a measure, which is then nan, or without parts.
         of_sequences: keeps the importance-weighted bounds of as few particles as all sequences get (see
-            :class:`.TwoLevels`), ``bounds``, (N,), nats per sequence.
+            :class:`pyro_tvae.inference.two_levels.TwoLevels`), ``bounds``, (N,), nats per sequence.
     """
     if is_bayesian(model):
         raise ValueError(

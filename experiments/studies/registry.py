@@ -121,8 +121,19 @@ STUDIES: dict[str, Study] = {
     "radial": Study(
         "Table 1's capsules, whose neighborhoods overlap, under the guide of pooled radii",
         {
-            kind: (f"experiment=tvae_{kind}_mnist", "guide=radial", "model.centered=true", *PARTLY)
-            for kind in ("lhalf", "lpartial", "lshort")
+            **{
+                kind: (f"experiment=tvae_{kind}_mnist", "guide=radial", "model.centered=true", *PARTLY)
+                for kind in ("lhalf", "lpartial", "lshort")
+            },
+            # The paper's guide, and a plain VAE, with all of this that helps them: they could not use hidden frames.
+            "lhalf_mean_field": (
+                "experiment=tvae_lhalf_mnist",
+                "model.centered=true",
+                *PARTLY,
+                "fit.frame_dropout=0",
+                "+guide.initial_z_log_variance=0",
+            ),
+            "plain_vae": (PLAIN, *PARTLY, "guide.initial_log_variance=0", "fit.frame_dropout=0"),
         },
     ),
     "guides": Study(

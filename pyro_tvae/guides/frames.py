@@ -68,9 +68,12 @@ class FrameGuide(EncoderGuide):
         *,
         network: Network | None = None,
         initial_log_variance: float = -5.0,
+        initial_z_log_variance: float | None = None,
         name: str | None = None,
     ) -> None:
         biases = self.biases(model, initial_log_variance)
+        if initial_z_log_variance is not None:
+            biases["z"] = (0.0, initial_z_log_variance)
         super().__init__(model, biases, network=network, shared_trunk=self.shared_trunk, name=name)
         self.coordinates = coordinates(model, type(self).__name__)
         self.couple(model)

@@ -26,6 +26,7 @@ class GammaGuide(FrameGuide):
         model: a TVAE with GammaEnergy. Where its α is learned, "the prior" is that of the start.
         network: recipe of the encoders; the model's own by default.
         initial_log_variance: bias of z's log-variances, and of those of log e (about ``−log(α exp(b))``).
+        initial_z_log_variance: of z's alone.
 
     Raises:
         ValueError: the model's prior is not GammaEnergy.

@@ -23,6 +23,7 @@ class MeanFieldGuide(FrameGuide):
         network: recipe of the encoders; the model's own by default.
         initial_log_variance: bias of the log-variances. The paper starts at 0 and, measured at its MNIST size, stays on
             a plateau where the posterior is the prior; small initial variances get off it.
+        initial_z_log_variance: of z's alone. At 0 z starts as its prior, and costs nothing until it is of use.
 
     Raises:
         ValueError: the model has orbit energies, or others that are not one per latent.

@@ -93,7 +93,7 @@ def test_state_of_any_kind_is_left_alone() -> None:
 
 def test_sweeping_moves_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     swept, moments = trained(still_pixel(), max_epochs=301)
-    monkeypatch.setattr("pyro_tvae.inference.training.sweep", lambda optimizer: None)
+    monkeypatch.setattr("pyro_tvae.inference.fitting.sweep", lambda optimizer: None)
     unswept, others = trained(still_pixel(), max_epochs=301)
     assert not moments[:, 0].any()
     assert n_subnormal(others[:, 0]) > 0
@@ -104,7 +104,7 @@ def test_sweeping_moves_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_resumed_run_sweeps_when_one_left_alone_does(
     epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyro_tvae.inference.training.EVERY", 2)
+    monkeypatch.setattr("pyro_tvae.inference.fitting.EVERY", 2)
     monkeypatch.setattr("pyro_tvae.inference.subnormals.MARGIN", 6.5e9)  # what is planted is swept out after step 4
     alone, moments = trained(still_pixel(), max_epochs=6)
     trained(still_pixel(), max_epochs=epochs, directory=tmp_path)

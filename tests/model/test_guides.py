@@ -16,11 +16,14 @@ from pyro_tvae import (
     MLP,
     TVAE,
     CapsuleRoll,
+    GammaEnergy,
+    GammaGuide,
     Guide,
     MeanFieldGuide,
     NoTopography,
     OrbitEnergy,
     OrbitGuide,
+    SharedTrunkGuide,
     Stationary,
     default_guide,
     roll,
@@ -127,6 +130,19 @@ def test_log_variances_start_where_they_were_put() -> None:
                 assert abs(float(bias[C * D :].mean()) - start) < 0.4
                 assert abs(float(bias[: C * D].mean())) < 0.4
     assert MeanFieldGuide(gaussian()).posterior(torch.rand(1, S, *FRAME))["z"].variance.max() < math.exp(-4)
+
+
+@pytest.mark.parametrize("kind", [MeanFieldGuide, SharedTrunkGuide, GammaGuide])
+def test_z_may_start_as_its_prior_and_the_energies_as_told(kind: type[MeanFieldGuide] | type[GammaGuide]) -> None:
+    model = gaussian() if kind is not GammaGuide else TVAE(FRAME, S, C, D, CapsuleRoll(3, 1), prior=GammaEnergy())
+    torch.manual_seed(0)
+    before, x = kind(model, initial_log_variance=-5.0), torch.rand(1, S, *FRAME)
+    torch.manual_seed(0)
+    guide = kind(model, initial_log_variance=-5.0, initial_z_log_variance=0.0)
+    was, is_now = before.posterior(x), guide.posterior(x)
+    torch.testing.assert_close(is_now["z"].variance.log(), was["z"].variance.log() + 5)
+    site = "e" if kind is GammaGuide else "u"
+    torch.testing.assert_close(is_now[site].variance, was[site].variance)
 
 
 def test_a_guide_may_have_its_own_network() -> None:
