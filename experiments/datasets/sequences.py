@@ -206,6 +206,9 @@ class SequenceDataModule(lightning.LightningDataModule):
         if num_workers > MOST_WORKERS:
             raise ValueError(f"num_workers is {num_workers!r}; expected 0 to {MOST_WORKERS} processes.")
         self.num_workers, self.seed = num_workers, seed
+        for name, move in (("transformations", transformations), ("test_transformations", test_transformations)):
+            if move is not None and not isinstance(move, Transformations):
+                raise ValueError(f"{name} is {move!r}; expected Transformations(…), or None (null).")
         limits = (n_train, n_validation, n_test)
         moves = (transformations, transformations, test_transformations or transformations)
         self.datasets = {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_tvae.likelihoods import seen_pixels
 
+from .errors import Unsuitable
 from .films import Clips
 from .transformations import Draw
 
@@ -22,6 +23,7 @@ __all__ = [
     "Items",
     "SequenceRenderer",
     "Splits",
+    "check_seed",
     "cuts",
     "masks_of",
     "scored_in_words",
@@ -135,14 +137,16 @@ def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Ten
         The places of the items of each part, int64.
 
     Raises:
-        ValueError: shares that leave nothing to train on.
+        Unsuitable: shares that leave nothing to train on, or are no numbers; a seed that is none, or would not repeat.
     """
     n = len(labels)
-    if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ValueError(
-            f"the validation share is {validation} and the test share {test}; expected two shares of at least 0 that "
-            "sum to less than 1, so that something is left to train on."
+    numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in (validation, test))
+    if not (numbers and validation >= 0 and test >= 0 and validation + test < 1):
+        raise Unsuitable(
+            f"validation is {validation!r} and test is {test!r}; expected two shares of at least 0 that sum to less "
+            "than 1, so that something is left to train on (data.source.validation=0.2)."
         )
+    check_seed(seed)
     shuffled = np.random.default_rng(seed).permutation(n)
     _, kind, counts = np.unique(labels.numpy()[shuffled], return_inverse=True, return_counts=True)
     rank = np.empty(n)
@@ -151,6 +155,12 @@ def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Ten
     order = torch.from_numpy(shuffled[np.argsort((rank + 0.5) / counts[kind], kind="stable")])
     n_test, n_validation = round(test * n), round(validation * n)
     return order[n_test + n_validation :], order[n_test : n_test + n_validation], order[:n_test]
+
+
+def check_seed(seed: int) -> None:
+    """Raise Unsuitable where a split's seed is none; null would cut another split every time."""
+    if not isinstance(seed, int) or seed < 0:
+        raise Unsuitable(f"seed is {seed!r}; expected a whole number of at least 0, of the split (data.source.seed=0).")
 
 
 def split(whole: Images | Frames, validation: float, test: float, seed: int) -> Splits:

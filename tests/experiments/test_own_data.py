@@ -166,6 +166,14 @@ def test_how_a_file_was_read_is_said_before_training(tmp_path: Path, capsys: pyt
     assert said in capsys.readouterr().out
 
 
+def test_a_mistake_that_shows_after_the_picture_leaves_no_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", FILMS)
+    config = compose(["data=sequences", f"data.source.path={tmp_path / 'a.npy'}", *SMALL, "guide.vote_gain=true"])
+    with pytest.raises(ValueError, match="vote_gain is True"):  # so it could not be read back
+        train_run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_are_listed_though_one_has_no_value_yet() -> None:
     assert {"data.n_frames", "data.source.axes", "data.source.n_frames"} <= {*keys(compose(["data=sequences"]))}
 
