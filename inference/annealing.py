@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged
+from pyro_tvae.judging import check_whole, judges, refuse_inference_mode, seeded
 from pyro_tvae.model import frame_mask
 from pyro_tvae.verbs import ancestral_sample
 
@@ -24,7 +25,7 @@ from .chunks import in_chunks
 from .former import gathered
 from .hamiltonian import Path, transition
 from .inspection import refuse_own_terms
-from .likelihood import concatenate, seeded, summarize
+from .likelihood import concatenate, summarize
 from .progress import progress_bar
 
 __all__ = [
@@ -153,6 +154,7 @@ class Bracket:
 
 
 @gathered("annealing", Annealing)
+@judges
 def annealed_importance(
     model: TVAE,
     guide: Guide,
@@ -202,6 +204,7 @@ def annealed_importance(
 
 
 @gathered("annealing", Annealing)
+@judges
 def reverse_annealing(
     model: TVAE,
     guide: Guide,
@@ -239,6 +242,7 @@ def reverse_annealing(
 
 
 @gathered("annealing", Annealing)
+@judges
 def bracket(
     model: TVAE,
     guide: Guide,
@@ -273,7 +277,7 @@ def bracket(
     return Bracket(lower, upper, simulated)
 
 
-@torch.no_grad()
+@judges
 def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulated:
     """Sequences from the model, with the latents that made them: latents from the prior, x from the likelihood.
 
@@ -283,8 +287,7 @@ def simulate(model: TVAE, n_sequences: int, *, seed: int | None = 0) -> Simulate
         >>> simulate(model, 2).x.shape
         torch.Size([2, 3, 1, 4, 4])
     """
-    if n_sequences < 1:
-        raise ValueError(f"simulate: n_sequences is {n_sequences!r}; expected at least 1.")
+    check_whole("simulate", n_sequences=n_sequences)
     refuse_own_terms(model, model.blank_sequence, "simulate")
     # Random numbers of their own: were they the annealing's too, its step sizes would know the latents.
     with seeded(None if seed is None else seed + 1_000_003):
@@ -348,6 +351,7 @@ def _run(
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
+    refuse_inference_mode("annealing")
     check_judged(model, guide, x, observed, None if measured is None else {"measured": measured})
     whole = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device).expand(len(x), -1)
     annealing = annealing or Annealing()

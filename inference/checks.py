@@ -65,7 +65,8 @@ def check_options(
             "(-1 means no limit), warmup_steps >= 0 and a finite beta >= 0."
         )
     for name, value in optional.items():
-        if value is not None and not (isinstance(value, Integral) and 0 <= int(value) < 2**32):
+        counts = isinstance(value, Integral) and not isinstance(value, bool)
+        if value is not None and not (counts and 0 <= int(value) < 2**32):
             raise ValueError(f"fit: {name} is {value!r}; expected a whole number from 0 to 4294967295, or None.")
     if optional["patience"] == 0 and optional["patience"] is not None:
         raise ValueError("fit: patience is 0, which stops at the first epoch; expected at least 1, or None.")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import JOINT, Program, draw
 from pyro_tvae.programs import untouched_store
@@ -23,7 +24,7 @@ from .annealing import Annealing, Simulated, annealed_importance, bracket, simul
 from .chunks import chunk_of
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import plain_program
-from .likelihood import log_likelihood, log_weights, seeded
+from .likelihood import log_likelihood, log_weights
 from .pareto import RELIABLE_PARETO_K
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class Comparison:
         with Bonferroni's correction where there are more than two models: all intervals hold together in a share of at
         least :attr:`level` of data sets.
         """
+        for name in (one, other):
+            if name not in self.names:
+                named = ", ".join(map(repr, self.names))
+                raise ValueError(f"difference: there is no model {name!r}; choose two of {named}.")
         i, j = self.names.index(one), self.names.index(other)
         gaps = self.log_p[i] - self.log_p[j]
         mean, n = float(gaps.mean()), gaps.numel()
@@ -149,6 +154,7 @@ class Comparison:
         return rows.to_dataframe()
 
 
+@judges
 def compare(
     fitted: Mapping[str, Pair],
     x: Tensor,
@@ -206,11 +212,17 @@ def compare(
         >>> compare(fitted, torch.rand(4, 3, 1, 4, 4), 50).table.columns[:5].tolist()
         ['rank', 'log_p', 'se', 'log_p_diff', 'dse']
     """
-    if len(fitted) < 2 or min(num_particles, batch_size) < 1 or n_simulations < 2 or not 0 < level < 1:
+    named: Any = fitted
+    if not isinstance(named, Mapping) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in named.values()):
+        raise TypeError(
+            f"compare: fitted is of type {type(fitted).__name__}; expected a mapping of names to pairs, such as "
+            "{'one': (model, guide), 'other': (model, guide)}."
+        )
+    check_whole("compare", num_particles=num_particles, batch_size=batch_size)
+    check_whole("compare", 2, n_simulations=n_simulations)
+    if len(fitted) < 2 or not 0 < level < 1:
         raise ValueError(
-            f"compare: {len(fitted)} models, num_particles={num_particles}, batch_size={batch_size}, "
-            f"n_simulations={n_simulations}, level={level}; expected two models and two simulations or more, at least "
-            "1 of the others, and a level between 0 and 1."
+            f"compare: {len(fitted)} models, level={level}; expected two models or more, and a level between 0 and 1."
         )
     _check_measures({name: tvae_of(model) for name, (model, _) in fitted.items()}, x)
     measured = (covariates or {}).get("measured")
@@ -305,7 +317,7 @@ def _gap(
     return torch.cat(parts)
 
 
-@torch.no_grad()
+@judges
 def bound_gap(
     model: TVAE,
     guide: Guide | Callable[..., object],

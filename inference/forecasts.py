@@ -13,13 +13,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_tvae.guides.base import Guide, check_judged, posterior_of
+from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import of_seen, seen_pixels
 from pyro_tvae.model import TVAE, frame_mask
 from pyro_tvae.verbs import posterior_means, weights_at
 
 from . import likelihood
 from .inspection import refuse_fixed
-from .likelihood import seeded
 
 __all__ = ["Conditional", "ForwardRoll", "forward_roll"]
 
@@ -94,7 +94,7 @@ class ForwardRoll:
         return all(float(self.gain(name)[:first].double().nanmean()) > 0 for name in self.floors)
 
 
-@torch.no_grad()
+@judges
 def forward_roll(
     model: TVAE,
     guide: Guide | Callable[..., object],
@@ -162,13 +162,14 @@ def forward_roll(
             f"forward_roll: x has shape {tuple(x.shape)}; expected (sequence, frame, channel, height, width) with one "
             "sequence and two frames or more."
         )
-    if batch_size < 1:
-        raise ValueError(f"forward_roll: batch_size is {batch_size!r}; expected at least 1.")
+    m = x.shape[1] // 2 if context is None else context
+    check_whole("forward_roll", batch_size=batch_size, context=m)
+    check_whole("forward_roll", 0, n_examples=n_examples, num_particles=num_particles or 0)
     check_judged(model, guide, x, observed, covariates)
     for one in (guide, *([] if baseline is None else baseline[1:])):
         refuse_fixed(one, "forward_roll")
-    n, m = len(x), x.shape[1] // 2 if context is None else context
-    if not 1 <= m < x.shape[1]:
+    n = len(x)
+    if m >= x.shape[1]:
         raise ValueError(f"forward_roll: context is {m!r}; expected 1 to {x.shape[1] - 1}, so that frames stay unseen.")
     if mean_frame is not None and mean_frame.shape != x.shape[2:]:
         raise ValueError(

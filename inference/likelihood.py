@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import pyro
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
+from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import of_seen, seen_pixels
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
@@ -38,18 +38,7 @@ __all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
 ESTIMATORS = ("sequence", "frame", "frame_unnormalised")
 
 
-@contextlib.contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Run a block under its own seed and leave torch's global generators as they were; None changes nothing."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-@torch.no_grad()
+@judges
 def log_weights(
     model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
@@ -108,7 +97,7 @@ def log_weights(
         return torch.cat(list(chunks))
 
 
-@torch.no_grad()
+@judges
 def log_weights_by_frame(
     model: TVAE, guide: Guide, x: Tensor, num_particles: int, posterior: Posterior | Program
 ) -> Tensor:
@@ -130,9 +119,7 @@ def _chunks(
 ) -> Iterator[Tensor]:
     """Log-weights (k, B), or (k, B, S) per frame, in chunks that make up all the particles."""
     tvae_of(model).check(x)
-    for name, value in (("num_particles", num_particles), ("frame_particles", frame_particles)):
-        if value < 1:
-            raise ValueError(f"log_weights: {name} is {value!r}; expected at least 1.")
+    check_whole("log_weights", num_particles=num_particles, frame_particles=frame_particles)
     check_covariates(model, guide, covariates, x.shape[-5])
     chunk = chunk_of(x, chunk_bytes)
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
@@ -349,6 +336,7 @@ def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
     return replace(parts[0], **tensors)
 
 
+@judges
 def log_likelihood(
     model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
@@ -403,14 +391,8 @@ def log_likelihood(
         >>> log_likelihood(model, guide, torch.rand(4, 6, 1, 8, 8), num_particles=10).iwae.shape
         torch.Size([4])
     """
-    for name, value, least in (
-        ("num_particles", num_particles, 1),
-        ("frame_particles", frame_particles, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", 0 if seed is None else seed, 0),
-    ):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"log_likelihood: {name} is {value!r}; expected a whole number of at least {least}.")
+    numbers = {"num_particles": num_particles, "frame_particles": frame_particles, "batch_size": batch_size}
+    check_whole("log_likelihood", **numbers)
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed)
     check_covariates(model, guide, covariates, len(x))
@@ -431,7 +413,7 @@ def log_likelihood(
     whole = frame_mask(observed, len(x), tvae.n_frames).expand(len(x), -1) if observed is not None else None
     by_frame = "" if frame_particles == 1 else f", M = {frame_particles}"
     bar = progress_bar(len(x) * num_particles, f"IWAE, K = {num_particles}{by_frame}", shown=progress, leave=False)
-    with torch.no_grad(), seeded(seed), untouched_store(), bar:
+    with seeded(seed), untouched_store(), bar:
 
         def of_batch(start: int, size: int) -> LogLikelihood:
             rows, summary = slice(start, start + size), Summary(num_particles)

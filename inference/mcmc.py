@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
+from pyro_tvae.judging import check_whole, judges, refuse_inference_mode, seeded
 from pyro_tvae.model import tvae_of
 from pyro_tvae.posteriors import draw, moments
 from pyro_tvae.programs import call, untouched_store
@@ -22,7 +23,7 @@ from pyro_tvae.programs import call, untouched_store
 from .arviz_adapter import diagnose
 from .densities import scored
 from .inspection import prior_trace, shared_sites
-from .likelihood import seeded, summarize, weighted_particles
+from .likelihood import summarize, weighted_particles
 from .progress import progress_bar
 
 __all__ = ["GuideQuality", "NUTSResult", "guide_quality", "identified", "nuts"]
@@ -112,6 +113,7 @@ def identified(model: TVAE, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"u_squared" if name == "u" else name: v.square() if name == "u" else v for name, v in latents.items()}
 
 
+@judges
 def nuts(
     model: TVAE | Callable[..., object],
     x: Tensor,
@@ -162,13 +164,11 @@ def nuts(
         >>> result.draws["z"].shape
         torch.Size([1, 5, 2, 3, 1, 3])
     """
+    refuse_inference_mode("nuts")
     tvae = tvae_of(model)
     check_judged(tvae, init, x, observed, covariates)
-    if min(num_samples, warmup_steps, num_chains, max_tree_depth) < 1:
-        raise ValueError(
-            f"nuts: num_samples={num_samples}, warmup_steps={warmup_steps}, num_chains={num_chains}, "
-            f"max_tree_depth={max_tree_depth}; expected at least 1 of each."
-        )
+    numbers = {"num_samples": num_samples, "warmup_steps": warmup_steps, "num_chains": num_chains}
+    check_whole("nuts", **numbers, max_tree_depth=max_tree_depth)
     runs, diverging = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
     recorded = torch.zeros(num_chains, num_samples, len(RECORDED), dtype=torch.float64)
     bar = progress_bar(num_chains * (num_samples + warmup_steps), "NUTS", shown=progress, leave=False)
@@ -284,7 +284,7 @@ class GuideQuality:
     pareto_k: Tensor
 
 
-@torch.no_grad()
+@judges
 def guide_quality(
     model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],

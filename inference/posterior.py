@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import PARTIAL, atomic_write, reading, refusal, start_of_partial
 from pyro_tvae.guides.base import check_judged, posterior_of
+from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
@@ -27,7 +28,6 @@ from .arviz_adapter import ArvizData, InFile, InMemory, assemble, close, names_o
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
-from .likelihood import seeded
 from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
@@ -39,7 +39,7 @@ GROUPS = (*OF_POSTERIOR, "sample_stats", "sequence_stats", *OF_PRIOR, "observed_
 METHODS = ("guide", "importance", "nuts")
 
 
-@torch.no_grad()
+@judges
 def to_arviz(
     model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
@@ -157,8 +157,9 @@ def to_arviz(
     """
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
+    check_whole("to_arviz", thin=thin)
     if result is not None and method in ("guide", "nuts"):  # the first by default
-        method, draws = "nuts", result.diverging.shape[1] // max(thin, 1)
+        method, draws = "nuts", result.diverging.shape[1] // thin
     if method != "nuts" and (result is not None or quality is not None):
         raise ValueError(
             f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
@@ -237,6 +238,7 @@ def to_arviz(
     return assemble(target.groups) if isinstance(target, InMemory) else read(Path(path or ""), lazy=True)
 
 
+@judges
 def expected_size(
     model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
@@ -258,6 +260,7 @@ def expected_size(
         >>> 1e6 < size < 4e7
         True
     """
+    check_whole("expected_size", draws=draws, num_chains=num_chains)
     few, more = 2, 10
     given: dict[str, Any] = {"observed": observed, "covariates": covariates, "groups": groups, "variables": variables}
     with TemporaryDirectory() as folder:
@@ -337,12 +340,13 @@ def _check(
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown:
         raise ValueError(f"to_arviz: there is no group {unknown[0]!r}; expected some of {', '.join(GROUPS)}.")
-    if draws < 1 or num_chains < 1:
-        raise ValueError(f"to_arviz: draws={draws} and num_chains={num_chains}; expected at least 1 of each.")
-    if thin < 1 or (thin > 1 and method != "nuts"):
+    check_whole("to_arviz", draws=draws, num_chains=num_chains)
+    if num_particles is not None:
+        check_whole("to_arviz", num_particles=num_particles)
+    if thin > 1 and method != "nuts":
         raise ValueError(
-            f"to_arviz: thin is {thin!r} with method={method!r}; expected at least 1, and 1 for draws of a guide, "
-            "which are independent."
+            f"to_arviz: thin is {thin!r} with method={method!r}; expected 1 for draws of a guide, which are "
+            "independent."
         )
     if num_particles is not None and num_particles < draws:
         raise ValueError(f"to_arviz: num_particles is {num_particles!r}; expected at least draws, {draws}.")

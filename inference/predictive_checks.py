@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE
+from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import of_seen
 
 from .chunks import chunk_of, in_chunks
-from .likelihood import seeded
 from .simulation_based_calibration import Calibration, rank_among
 
 __all__ = ["PredictiveCheck", "frame_statistics", "predictive_check"]
@@ -78,7 +78,7 @@ class PredictiveCheck:
         return int(((ranks < each) | (ranks >= n - each)).sum()), ranks.numel()
 
 
-@torch.no_grad()
+@judges
 def predictive_check(
     model: TVAE,
     t: Tensor,
@@ -114,8 +114,7 @@ def predictive_check(
         >>> predictive_check(model, t, x, 19).scores["ink"].shape
         torch.Size([5, 3])
     """
-    if n_replicates < 2:
-        raise ValueError(f"predictive_check: n_replicates is {n_replicates!r}; expected at least 2.")
+    check_whole("predictive_check", 2, n_replicates=n_replicates)
     with seeded(seed):
         frames, seen = model.decode(t.to(x)), ~x.isnan()
         some = seen.flatten(2).any(-1)  # frames of which something was seen

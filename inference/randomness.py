@@ -5,8 +5,10 @@ Nothing here needs pickle to be written or read: a checkpoint that holds such st
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-__all__ = ["RandomStates", "random_states", "restore"]
+__all__ = ["RandomStates", "own_randomness", "random_states", "restore"]
 
 States = dict[str, Any]
 
@@ -53,6 +55,30 @@ def restore(states: States, loaders: Sequence[torch.Generator] = ()) -> None:
     random.setstate((python["version"], tuple(python["numbers"]), python["next_gauss"]))
     for generator, state in zip(loaders, states["loaders"], strict=False):
         generator.set_state(state)
+
+
+@contextmanager
+def own_randomness(seed: int | None, resumes: bool) -> Iterator[None]:
+    """Leave all generators, and Lightning's seed in the environment, as they were by a fit that brings its own.
+
+    Without a seed of its own, and where it goes on from no checkpoint, it draws from the global generators.
+    """
+    if seed is None and not resumes:
+        yield
+        return
+    states, variables = random_states(), ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    try:
+        if seed is not None:
+            lightning.seed_everything(seed, workers=True, verbose=False)
+        yield
+    finally:
+        restore(states)
+        if not states["cuda"] and torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(torch.initial_seed())  # where it would have begun
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 class RandomStates(Callback):

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.posteriors import draw
 from pyro_tvae.programs import untouched_store
 
 from .annealing import simulate
 from .inspection import refuse_fixed, refuse_further_terms
-from .likelihood import seeded
 from .mcmc import identified, nuts
 from .progress import progress_bar
 
@@ -90,6 +90,7 @@ class Calibration:
         return low / n, high / n
 
 
+@judges
 def calibration(
     model: TVAE,
     guide: Guide | Callable[..., object],
@@ -135,11 +136,8 @@ def calibration(
     """
     if method not in ("guide", "nuts"):
         raise ValueError(f"calibration: method is {method!r}; expected 'guide' or 'nuts'.")
-    if min(n_simulations, n_draws, batch_size, warmup_steps, thin) < 1:
-        raise ValueError(
-            f"calibration: n_simulations={n_simulations}, n_draws={n_draws}, batch_size={batch_size}, "
-            f"warmup_steps={warmup_steps}, thin={thin}; expected at least 1 of each."
-        )
+    numbers = {"n_simulations": n_simulations, "n_draws": n_draws, "batch_size": batch_size}
+    check_whole("calibration", **numbers, warmup_steps=warmup_steps, thin=thin)
     refuse_further_terms(model, model.blank_sequence, "calibration")
     refuse_fixed(guide, "calibration")
     parts: list[dict[str, Tensor]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.judging import as_they_were, in_turn, refuse_inference_mode
 from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
@@ -34,7 +36,7 @@ from .former import gathered
 from .keeping import Keeping, claimed
 from .objectives import ELBO
 from .optimizers import Optimizers, check_optimizer
-from .randomness import RandomStates
+from .randomness import RandomStates, own_randomness
 from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet
 
 __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
@@ -70,7 +72,8 @@ def fit(
 ) -> History:
     """Fit model and guide by stochastic variational inference; they are trained in place.
 
-    With validation data the weights with the best validation ELBO are the ones left in place.
+    With validation data the weights with the best validation ELBO are the ones left in place. Modules come back in the
+    mode, training or evaluation, that they were in; every measure judges in evaluation mode. Threads take turns.
 
     Args:
         model: the generative program.
@@ -107,7 +110,7 @@ def fit(
             seed is refused. Another objective, beta, num_particles, frame_dropout, warmup_steps, gradient clipping or
             accumulation wins with a warning that names both, and so do other data and another batch size, which are
             refused in the middle of an epoch.
-        seed: of everything random in the run.
+        seed: of everything random in the run; the global generators are then left as they were. None draws from those.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
             faster on processors and GPUs that have instructions for it.
@@ -141,6 +144,7 @@ def fit(
         >>> fit(model, guide, x, max_steps=10, progress=False, trainer=options).column("train/elbo")[0]
         [10]
     """
+    refuse_inference_mode("fit")
     check_trainer(trainer, {"max_epochs": max_epochs, "gradient_clip": gradient_clip}, resume)
     max_epochs = 10 if max_epochs is None else max_epochs
     check_options(
@@ -161,11 +165,16 @@ def fit(
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
-    if seed is not None:
-        lightning.seed_everything(seed, workers=True, verbose=False)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
     # name, such as a second AutoNormal, would find them.
-    with quiet(), plain_ends(), untouched_store():
+    with (
+        in_turn(),
+        own_randomness(seed, resume is not None),
+        quiet(),
+        plain_ends(),
+        untouched_store(),
+        ExitStack() as stack,
+    ):
         logs_to_files = not isinstance(trainer, lightning.Trainer) and (trainer is None or trainer.logger is None)
         if ours := not isinstance(trainer, lightning.Trainer):
             trainer = make_trainer(
@@ -188,7 +197,14 @@ def fit(
             subsample_frames=subsample_frames,
             report_every=cast(Any, trainer).log_every_n_steps or 10,
             max_steps=max_steps,
-        ).train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
+        )
+        stack.enter_context(as_they_were(module))
+        module.train()  # a loaded model comes in evaluation mode, and Lightning trains it as it comes
+        if any(parameter.is_inference() for parameter in module.parameters()):
+            raise ValueError(
+                "fit: model or guide were made under torch.inference_mode, so that they have no gradients; make them "
+                "outside."
+            )
         module.validates, module.seed, module.captures = validates, seed, capture
         device = trainer.strategy.root_device
         source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae.guides.base import Guide, check_judged
+from pyro_tvae.judging import check_whole, judges
 from pyro_tvae.model import TVAE
 from pyro_tvae.verbs import encode
 
@@ -77,7 +78,7 @@ def roll_velocity(t: Tensor, *, boundary: str = "circular") -> RollVelocity:
     return _fitted(torch.cat([_phasors(t[rows], ends) for rows in _chunks(t)]), *t.shape[1:])
 
 
-@torch.no_grad()
+@judges
 def roll_velocity_test(
     model: TVAE,
     guide: Guide | Callable[..., object],
@@ -117,9 +118,7 @@ def roll_velocity_test(
         >>> roll_velocity_test(model, MeanFieldGuide(model), torch.rand(5, 6, 1, 4, 4), n_shuffles=19).null.shape
         torch.Size([19])
     """
-    for name, number in (("n_shuffles", n_shuffles), ("batch_size", batch_size)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"roll_velocity_test: {name} is {number!r}; expected a whole number, at least 1.")
+    check_whole("roll_velocity_test", n_shuffles=n_shuffles, batch_size=batch_size)
     check_judged(model, guide, x, None, covariates)
     refuse_fixed(guide, "roll_velocity_test")
     n, n_frames = x.shape[:2]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .guides.base import Guide
 from .guides.semi_amortized import SemiAmortizedGuide
+from .judging import evaluating
 from .model import TVAE
 from .posteriors import MonteCarlo, moments
 from .verbs import point_estimate
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
         guide.check(model)
         x = model.blank_sequence
         closed = not isinstance(guide, SemiAmortizedGuide)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model, guide):
             if not closed or any(isinstance(one, MonteCarlo) for one in moments(guide.posterior(x)).values()):
                 means = "draws" if closed else "gradients"
                 raise ValueError(

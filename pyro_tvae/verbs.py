@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .guides.base import check_judged, posterior_of
+from .judging import check_whole, judges, reads
 from .model import TVAE
 from .posteriors import Posterior, moments
 from .programs import Program, is_bayesian, runnable, untouched_store, values_of
@@ -22,7 +24,7 @@ SHORT = 512  # frames of a sequence up to which it is encoded at once
 PIECE = 4096  # frames of all sequences that are encoded together, where sequences are longer
 
 
-@torch.no_grad()
+@reads
 def encode(
     model: TVAE,
     guide: Any,
@@ -104,7 +106,7 @@ def weights_at(model: TVAE, values: Mapping[str, Tensor]) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
+@reads
 def reconstruct(
     model: TVAE,
     guide: Any,
@@ -118,7 +120,7 @@ def reconstruct(
         return model.decode(model.compose(means)).mean
 
 
-@torch.no_grad()
+@judges
 def sample(model: TVAE, n_sequences: int = 1, *, mean: bool | None = None) -> Tensor:
     """Sequences drawn from the model, ``x ~ p(x)``, or their mean frames ``E[x | t]`` for t drawn from the prior.
 
@@ -141,8 +143,7 @@ def sample(model: TVAE, n_sequences: int = 1, *, mean: bool | None = None) -> Te
         >>> sample(pyro_tvae.TVAE((1, 8, 8), 6, 2, 6), 3, mean=False).unique().tolist()
         [0.0, 1.0]
     """
-    if n_sequences < 1:
-        raise ValueError(f"sample: n_sequences is {n_sequences!r}; expected at least 1.")
+    check_whole("sample", n_sequences=n_sequences)
     if mean is None:
         sentence = (
             "sample gives mean frames, and will draw their pixels from the next version on: say mean=True or False."
@@ -161,14 +162,14 @@ def ancestral_sample(model: TVAE, n_sequences: int) -> tuple[Any, dict[str, Tens
     return distribution, values_of(trace)
 
 
-@torch.no_grad()
+@reads
 def traverse(
     model: TVAE,
     guide: Any,
     x: Tensor,
     *,
     frame: int = 0,
-    shifts: Tensor | None = None,
+    shifts: Tensor | Sequence[int] | None = None,
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
@@ -176,7 +177,7 @@ def traverse(
 
     Args:
         x: (B, S, channel, height, width).
-        frame: the frame whose t is rolled.
+        frame: the frame whose t is rolled; −1 is the last one.
         shifts: whole positions to roll by, (R,); by default 0, 1, …, S − 1 counted from ``frame``, so that step l is
             the model's own forecast of frame l.
         observed: (S,) or (B, S) booleans, true where a frame was seen; None means all.
@@ -184,9 +185,16 @@ def traverse(
 
     Returns:
         Mean frames (B, R, channel, height, width).
+
+    Raises:
+        ValueError: there is no such frame.
     """
+    if not isinstance(frame, Integral) or not -model.n_frames <= frame < model.n_frames:
+        last = model.n_frames - 1
+        raise ValueError(f"traverse: frame is {frame!r}; expected one from 0 to {last}, or from -1 backwards.")
     with _at_means(model, guide, x, observed, covariates) as means:
-        shifts = torch.arange(model.n_frames) - frame if shifts is None else shifts
+        frame = int(frame) % model.n_frames
+        shifts = torch.arange(model.n_frames) - frame if shifts is None else torch.as_tensor(shifts)
         t = model.compose(means)[:, frame]
         return model.decode(model.rolled(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean
 
@@ -194,7 +202,7 @@ def traverse(
 PATHS = ("latent", "t")
 
 
-@torch.no_grad()
+@reads
 def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int = 8, path: str = "latent") -> Tensor:
     """Sequences on the way from one to another, decoded at evenly spaced points of a path between their codes.
 
@@ -223,8 +231,7 @@ def interpolate(model: TVAE, guide: Any, x_a: Tensor, x_b: Tensor, *, steps: int
         >>> interpolate(model, guide, x_a, x_b, steps=5).shape
         torch.Size([4, 5, 6, 1, 8, 8])
     """
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-        raise ValueError(f"interpolate: steps is {steps!r}; expected a whole number of at least 2.")
+    check_whole("interpolate", 2, steps=steps)
     if path not in PATHS:
         raise ValueError(f"interpolate: path is {path!r}; expected 'latent' or 't'.")
     for x in (x_a, x_b):

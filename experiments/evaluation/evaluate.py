@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_tvae import TVAE, Bernoulli, Guide
 from pyro_tvae.inference import ForwardRoll, forward_roll
 from pyro_tvae.inference.two_levels import few_of
+from pyro_tvae.judging import judges
 
 from ..datasets import SequenceDataModule
 from ..datasets.splits import Batch, masks_of
@@ -41,6 +42,7 @@ class Evaluation:
     forward_roll: ForwardRoll | None
 
 
+@judges
 def evaluate(
     model: TVAE,
     guide: Guide,

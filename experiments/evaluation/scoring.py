@@ -26,10 +26,11 @@ from pyro_tvae.inference import (
 )
 from pyro_tvae.inference.equivariance import MOST_PAIRS
 from pyro_tvae.inference.inspection import plain_program
-from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, log_weights_by_frame, seeded
+from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, log_weights_by_frame
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.inference.two_levels import TwoLevels
+from pyro_tvae.judging import judges, seeded
 from pyro_tvae.likelihoods import seen_pixels
 from pyro_tvae.posteriors import Moments, moments
 from pyro_tvae.programs import is_bayesian
@@ -61,6 +62,7 @@ UNSEEN = "no sequence was observed in all its frames, so that no roll between fr
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
+@judges
 def measure(
     model: TVAE,
     guide: Guide,

@@ -1,0 +1,159 @@
+"""Judging: what every measure of a fitted pair runs in: evaluation mode, no gradients, one thread at a time."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from torch import Tensor, nn
+
+__all__ = [
+    "as_they_were",
+    "check_seed",
+    "check_whole",
+    "evaluating",
+    "in_turn",
+    "judges",
+    "reads",
+    "refuse_inference_mode",
+    "seeded",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SEEDS = 2**62  # torch takes 64 bits, and some measures add to a seed
+_turn = threading.RLock()
+
+
+def _anew() -> None:
+    """A forked process has but one thread, and none that would ever let go of another's turn."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_anew)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let threads take turns, since random generators and Pyro's stack of handlers are the whole process's."""
+    with _turn:
+        yield
+
+
+@contextmanager
+def as_they_were(*programs: object) -> Iterator[list[nn.Module]]:
+    """All modules of these programs, each put back into its mode, training or evaluation, at the end."""
+    modules = list({id(module): module for module in _modules(programs)}.values())
+    modes = [module.training for module in modules]
+    try:
+        yield modules
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+@contextmanager
+def evaluating(*programs: object) -> Iterator[None]:
+    """All modules of these programs in evaluation mode."""
+    with as_they_were(*programs) as modules:
+        for module in modules:
+            module.training = False
+        yield
+
+
+def _modules(program: object) -> Iterator[nn.Module]:
+    """Those of a module, of one inside Pyro's handlers, and of pairs and tables of such."""
+    if isinstance(program, Mapping | tuple):
+        for inner in program.values() if isinstance(program, Mapping) else program:
+            yield from _modules(inner)
+    elif callable(program) and isinstance(module := inspect.unwrap(program), nn.Module):
+        yield from module.modules()
+
+
+def judges(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of a measure: every module among its arguments is in evaluation mode for as long as it lasts.
+
+    Numbers are so the same before and after ``save`` and ``load``, whatever mode a pair is in; a module in the closure
+    of a function stays in its own. No gradients are kept, and threads take turns. A measure that draws in a plate of
+    its own is refused inside one of Pyro's, or inside a trace.
+    """
+    return _measure(function, draws=True)
+
+
+def reads(function: Callable[P, T]) -> Callable[P, T]:
+    """The same of what draws nothing, and may be asked inside a Pyro program too."""
+    return _measure(function, draws=False)
+
+
+def _measure(function: Callable[P, T], draws: bool) -> Callable[P, T]:
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        check_seed(options.get("seed"), owner=function.__name__)
+        with in_turn(), evaluating(args, options), torch.no_grad():
+            _refuse_surroundings(function.__name__, (*args, *options.values()), draws)
+            return function(*args, **options)
+
+    return call
+
+
+def _refuse_surroundings(owner: str, given: tuple[object, ...], draws: bool) -> None:
+    if any(isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value) for value in given):
+        raise ValueError(
+            f"{owner}: called under torch.vmap, where no values can be looked at; call it once, with all sequences as "
+            "one batch."
+        )
+    for handler in _PYRO_STACK if draws else ():
+        if isinstance(handler, IndepMessenger | TraceMessenger):
+            where = f"the plate {handler.name!r}" if isinstance(handler, IndepMessenger) else "a trace"
+            raise ValueError(
+                f"{owner}: called inside {where} of Pyro's, where its own draws have no place; call it outside, with "
+                "all sequences at once."
+            )
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Run a block under its own seed and leave torch's global generators as they were; None draws from those."""
+    check_seed(seed, 2 * SEEDS)
+    with in_turn():
+        if seed is None:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(int(seed))
+            yield
+
+
+def check_seed(seed: object, most: int = SEEDS, owner: str = "") -> None:
+    """Raise ValueError where a seed is neither None nor a whole number from 0 to below ``most``."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < most):
+        raise ValueError(f"{owner}{': ' * bool(owner)}seed is {seed!r}; expected a whole number from 0 to {most - 1}.")
+
+
+def check_whole(owner: str, least: int = 1, **numbers: Any) -> None:
+    """Raise ValueError at the first of these that is no whole number, or below ``least``."""
+    for name, value in numbers.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{owner}: {name} is {value!r}; expected a whole number of at least {least}.")
+
+
+def refuse_inference_mode(owner: str) -> None:
+    """Raise RuntimeError where gradients that are needed cannot be had."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{owner}: called inside torch.inference_mode, in which there are no gradients to move by; call it "
+            "outside, or under torch.no_grad."
+        )
