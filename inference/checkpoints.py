@@ -51,6 +51,13 @@ class Keeper(ModelCheckpoint):
     def __init__(self, *args: Any, resume: str | Path | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beside = Path(resume).absolute().parent if resume is not None else None
+        self.told = False  # whether weights that are lost were warned of
+
+    def forget(self) -> None:
+        """Begin anew: what was the best of other sequences is not compared with."""
+        if self.monitor is not None:
+            self.best_k_models, self.kth_best_model_path, self.best_model_path = {}, "", ""
+            self.best_model_score, self.kth_value, self.told = None, torch.tensor(-torch.inf), True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         kept = self._beside(state_dict["best_model_path"])
@@ -65,7 +72,7 @@ class Keeper(ModelCheckpoint):
                 "those are kept that are the best from here on.",
                 stacklevel=2,
             )
-            score = own
+            score, self.told = own, True
         if kept.is_file():
             state = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
             state |= {"best_model_score": score, "kth_value": score}
@@ -90,6 +97,10 @@ class Patience(EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def forget(self) -> None:
+        """Begin anew: what was the best of other sequences is not compared with."""
+        self.best_score, self.wait_count = torch.tensor(-torch.inf), 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:

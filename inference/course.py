@@ -20,7 +20,7 @@ from pyro_tvae.parts import describe
 from .batches import same_randomness
 from .fingerprints import alike, fingerprint
 
-__all__ = ["check_course", "described", "other_part", "parts_of"]
+__all__ = ["check_course", "described", "differing", "other_part", "parts_of"]
 
 ORDER = ("batch_size", "data")  # what the order of an epoch's sequences hangs on
 
@@ -114,7 +114,7 @@ def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: 
         ValueError: the middle of an epoch has other data, or another batch size: which of the sequences come next
             cannot be said.
     """
-    others = [name for name in now if name in then and not _same(now[name], then[name])]
+    others = differing(now, then)
     if mid_epoch and any(name in ORDER for name in others):
         name = next(name for name in others if name in ORDER)
         raise ValueError(
@@ -129,6 +129,11 @@ def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: 
         )
 
 
+def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Names of what both say, and say otherwise."""
+    return [name for name in now if name in then and not _same(now[name], then[name])]
+
+
 def _same(now: Any, then: Any) -> bool:
     if not isinstance(now, Mapping):
         return bool(now == then)
@@ -137,9 +142,11 @@ def _same(now: Any, then: Any) -> bool:
 
 
 def _said(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
-    if name != "data":
+    if name not in ("data", "validation"):
         return f"{name}={now[name]!r}, which was {then[name]!r}"
-    counts = [one["data"].get("sequences") for one in (now, then)]
-    return "other data, " + (
+    counts = [one[name].get("sequences") for one in (now, then)]
+    what, since = ("other data", "") if name == "data" else ("other validation data", ", of which the best begins anew")
+    said = (
         f"{counts[0]} sequences, which were {counts[1]}" if counts[0] != counts[1] else f"{counts[0]} other sequences"
     )
+    return f"{what}, {said}{since}"

@@ -27,9 +27,9 @@ from pyro_tvae.model import frame_mask
 
 from .batches import Batch, batch_of, peek
 from .capture import NOT_CAPTURED, Capture, per_step_needs, recorder_of
-from .checkpoints import KEY, VERSION, holdings
+from .checkpoints import KEY, VERSION, Patience, holdings
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
-from .course import check_course, described, parts_of
+from .course import check_course, described, differing, parts_of
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
     Clips,
@@ -311,6 +311,8 @@ class Fitting(lightning.LightningModule):
             self._parts = parts_of(self.objective.model, self.objective.guide)
         if self._former is not None:
             check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
+            if "validation" in differing(self._course, self._former):
+                self._forget_the_best()
             self._former = None
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
@@ -351,6 +353,8 @@ class Fitting(lightning.LightningModule):
 
     def _described(self) -> dict[str, Any]:
         """What this fit is told and shown."""
+        loaders: Any = self.trainer.val_dataloaders if self.validates else None
+        validation = loaders[0] if isinstance(loaders, list | tuple) and len(loaders) == 1 else loaders
         objective = getattr(self.objective, "loss", self.objective)  # of Pyro's, whose particles it says itself
         return {
             "objective": type(objective).__name__,
@@ -362,7 +366,19 @@ class Fitting(lightning.LightningModule):
             "gradient_clip": self.trainer.gradient_clip_val,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             **described(self.trainer.train_dataloader),
+            **({"validation": shown} if (shown := described(validation).get("data")) else {}),
         }
+
+    def _forget_the_best(self) -> None:
+        """Compare no values over two sets of validation sequences."""
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, Patience) and callback.wait_count >= callback.patience:
+                self.trainer.should_stop = False
+            if hasattr(callback, "forget"):
+                callback.forget()
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler._reset()
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps_taken += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from .checkpoints import Keeper, read_checkpoint
 __all__ = ["Keeping", "claimed"]
 
 FOLDER, LAST = "checkpoints", "last"
+TAKE = "take the best weights"
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
     """A folder for the checkpoints of one fit, which no other one writes to: ``checkpoints``, ``checkpoints-v1``, ….
 
     A fit that goes on from a checkpoint in one of them goes on there; a new one takes the first that holds no
-    ``last.ckpt`` and that no fit is at work in. The system lets go of it however the process ends, SIGKILL included.
+    checkpoint and that no fit is at work in. The system lets go of it however the process ends, SIGKILL included.
 
     Args:
         directory: where; None for nowhere.
@@ -54,7 +56,7 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         with suppress(BlockingIOError):
             descriptor = lock(folder, folder=True)
-            if goes_on or not (folder / f"{LAST}.ckpt").exists():
+            if goes_on or not any(folder.glob("*.ckpt")):
                 break
             unlock(descriptor)
     else:
@@ -75,10 +77,31 @@ def _is_ours(name: str) -> bool:
 
 
 class BestWeights(Callback):
-    """The weights of the best validation ELBO, in memory, for fits that write nothing."""
+    """The weights of the best validation ELBO, in memory, for fits that write nothing.
 
-    def __init__(self) -> None:
-        self.elbo, self.weights = -math.inf, dict[str, Tensor]()
+    Args:
+        before: finds those beside the checkpoint that the fit goes on from.
+    """
+
+    def __init__(self, before: Keeper) -> None:
+        self.elbo, self.weights, self.before = -math.inf, dict[str, Tensor](), before
+
+    @property
+    def state_key(self) -> str:
+        return self.before.state_key
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before.load_state_dict(state_dict)
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if self.before.best_model_path:
+            checkpoint = read_checkpoint(self.before.best_model_path, module, TAKE)
+            self.elbo, self.weights = float(self.before.best_model_score or -math.inf), checkpoint["state_dict"]
+
+    def forget(self) -> None:
+        """Begin anew, as the best of other sequences."""
+        self.elbo, self.weights = -math.inf, {}
+        self.before.forget()
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -105,15 +128,32 @@ class Keeping:
         self.history = History()
         self.best: Keeper | BestWeights | None = None
         self.last: Keeper | None = None
+        self.resumes = resume is not None
+        options: dict[str, Any] = {"enable_version_counter": False, "resume": resume}
+        best: dict[str, Any] = {"filename": "best", "monitor": "val/elbo", "mode": "max", **options}
         if folder is not None:
-            options: dict[str, Any] = {"enable_version_counter": False, "resume": resume}
             if validates:
-                self.best = Keeper(folder, filename="best", monitor="val/elbo", mode="max", **options)
+                self.best = Keeper(folder, **best)
             # A keeper of its own: Lightning's save_last copies the best one and so can lie epochs back.
             self.last = Keeper(folder, filename=LAST, **options)
         elif validates:
-            self.best = BestWeights()
+            self.best = BestWeights(Keeper(**best))
         self.callbacks: list[Callback] = [one for one in (self.best, self.last) if one is not None]
+
+    def tell_of_lost(self) -> None:
+        """Warn where better weights than the best that are kept lie before the checkpoint that was gone on from."""
+        if not self.resumes or self.best is None:
+            return
+        before = self.best.before if isinstance(self.best, BestWeights) else self.best
+        score = self.best.elbo if isinstance(self.best, BestWeights) else self.best.best_model_score
+        values, kept = self.history.column("val/elbo")[1], -math.inf if score is None else float(score)
+        if values and max(values) > kept and not before.told:
+            since = "the last ones are left" if math.isinf(kept) else f"the best since then, {kept:.4f}, are left"
+            warnings.warn(
+                f"fit: the best val/elbo, {max(values):.4f}, was before the checkpoint that this fit went on from, and "
+                f"no weights of then lie beside it; {since}.",
+                stacklevel=4,
+            )
 
     def finish(self, module: lightning.LightningModule) -> None:
         """Put the best weights in place, and the files that there are into the history."""
@@ -122,7 +162,7 @@ class Keeping:
             module.load_state_dict(self.best.weights)
         elif isinstance(self.best, Keeper) and self.best.best_model_path:
             self.history.best_checkpoint = Path(self.best.best_model_path)
-            checkpoint = read_checkpoint(self.best.best_model_path, module, "take the best weights")
+            checkpoint = read_checkpoint(self.best.best_model_path, module, TAKE)
             module.load_state_dict(checkpoint["state_dict"])
 
     def _note_last(self) -> None:

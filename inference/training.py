@@ -109,7 +109,7 @@ def fit(
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
             seed is refused. Another objective, beta, num_particles, frame_dropout, warmup_steps, gradient clipping or
             accumulation wins with a warning that names both, and so do other data and another batch size, which are
-            refused in the middle of an epoch.
+            refused in the middle of an epoch; of other validation data the best begins anew.
         seed: of everything random in the run; the global generators are then left as they were. None draws from those.
         matmul_precision: of matrix products while the fit lasts, as in ``torch.set_float32_matmul_precision``; None
             leaves what is set. With ``"medium"`` their operands are rounded to bfloat16, sums and all else are float32:
@@ -225,6 +225,7 @@ def fit(
                 after.append(MatmulPrecision(matmul_precision))
             with lent(trainer, before, after), keeping.whatever_fails(module), restored(resume):
                 trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
+                keeping.tell_of_lost()
                 if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)

@@ -366,5 +366,5 @@ def test_guides_without_independent_sites_are_refused() -> None:
         with pytest.raises(ValueError, match="annealing needs a mean-field guide") as caught:
             annealed_importance(model, guide, sequences)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="expected at least 1"):
+    with pytest.raises(ValueError, match="of at least 1"):
         simulate(toy.model, 0)

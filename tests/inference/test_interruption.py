@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
-from pyro_tvae.inference import IWAE, Fitting, History, TrainerOptions, fit
+from pyro_tvae.inference import ELBO, IWAE, Fitting, History, TrainerOptions, fit
 from pyro_tvae.inference.checkpoints import KEY, read_checkpoint
 from pyro_tvae.inference.course import described
 
@@ -168,6 +168,54 @@ def test_a_fit_whose_folder_was_moved_goes_on_with_its_best(tmp_path: Path) -> N
     assert torch.load(history.best_checkpoint, weights_only=True)["epoch"] == 0
 
 
+WORSE: dict[str, Any] = {  # from the start, so that the best weights are those of the first epoch
+    "data": sequences(),
+    "validation": sequences(5),
+    "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.01, maximize=True),
+    "warmup_steps": 0,
+    "progress": False,
+    "seed": 0,
+}
+
+
+def test_a_fit_that_goes_on_without_a_folder_ends_with_the_best_of_its_history(tmp_path: Path) -> None:
+    fit(*start(), directory=tmp_path, max_epochs=2, **WORSE)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 0
+    pair, last = start(), tmp_path / "checkpoints" / "last.ckpt"
+    fit(*pair, resume=last, max_epochs=4, **WORSE)
+    assert same(dict(Fitting(*pair).state_dict()), dict(best["state_dict"]))
+    better = WORSE | {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.02)}
+    history = fit(*pair, resume=last, max_epochs=9, **better)
+    assert history.column("val/elbo")[1][-1] == max(history.column("val/elbo")[1])
+    assert not same(dict(Fitting(*pair).state_dict()), dict(best["state_dict"]))
+
+
+def test_best_weights_that_lie_before_a_users_own_checkpoint_are_told_of(tmp_path: Path) -> None:
+    own = lightning.callbacks.ModelCheckpoint(tmp_path, filename="own")
+    fit(*start(), max_epochs=2, trainer=TrainerOptions(callbacks=[own]), **WORSE)
+    with pytest.warns(UserWarning, match=r"the best val/elbo, -[\d.]+, was before the checkpoint .* since then, -"):
+        fit(*start(), resume=tmp_path / "own.ckpt", max_epochs=3, **WORSE)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_best_is_never_compared_over_two_sets_of_validation_data(folder: bool, tmp_path: Path) -> None:
+    """Of gray frames the first epoch is far better than any is of black and white ones."""
+    gray = WORSE | {"validation": torch.full((5, 3, *FRAME), 0.5), "patience": 1}
+    fit(*start(), directory=tmp_path, max_epochs=3, **gray)
+    hard = gray | {"validation": sequences(5).round()}
+    pair, options = start(), {"directory": tmp_path} if folder else {}
+    with pytest.warns(UserWarning, match="goes on with other validation data, 5 other sequences, of which the best"):
+        history = fit(*pair, resume=tmp_path / "checkpoints" / "last.ckpt", max_epochs=5, **hard, **options)
+    steps, elbo = history.column("val/elbo")
+    begun = steps.index(max(step for step in steps if step <= 6)) + 1
+    assert len(elbo) > begun
+    after = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] if folder else None
+    assert after in (None, begun)
+    bound = ELBO(*pair)(hard["validation"]).elbo
+    assert float(bound.detach().mean()) / 3 == pytest.approx(elbo[begun], abs=1.0)
+
+
 @pytest.mark.parametrize("copied", ["early", "missing"])
 def test_best_weights_of_another_epoch_are_not_taken_for_the_best(copied: str, tmp_path: Path) -> None:
     """In a copy that was made while a run trained, ``best.ckpt`` can be older than ``last.ckpt`` says."""
@@ -249,6 +297,10 @@ COURSES: dict[str, tuple[dict[str, Any], str]] = {
     "batch_size": ({"batch_size": 4}, "batch_size=4, which was 8"),
     "more data": ({"data": sequences(30)}, "other data, 30 sequences, which were 20"),
     "another pixel": ({"data": SECOND}, "other data, 20 other sequences"),
+    "validation": (
+        {"validation": sequences(7)},
+        "other validation data, 7 sequences, which were 5, of which the best begins anew",
+    ),
 }
 
 

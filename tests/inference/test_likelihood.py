@@ -493,7 +493,7 @@ def test_a_guide_that_lacks_a_site_is_refused() -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda toy, x: log_weights(toy.model, toy.guide, x, 0), "expected at least 1"),
+        (lambda toy, x: log_weights(toy.model, toy.guide, x, 0), "whole number of at least 1"),
         (lambda toy, x: log_likelihood(toy.model, toy.guide, x, 0), "num_particles is 0; expected a whole number"),
         (lambda toy, x: log_weights(toy.model, toy.guide, x[0], 3), "add the missing dimension"),
         (lambda toy, x: log_likelihood(toy.model, toy.guide, x[:, :2], 3), "this model expects"),

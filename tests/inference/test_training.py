@@ -273,6 +273,18 @@ def test_a_second_fit_into_the_same_directory_leaves_the_first_as_it_was(tmp_pat
     assert not equal(weights(*parts), weights(*start()))
 
 
+@pytest.mark.parametrize("kept", ["best.ckpt", "last.ckpt"])
+def test_a_folder_with_any_checkpoint_of_another_fit_is_taken(kept: str, tmp_path: Path) -> None:
+    x = moving_bar()
+    quick(*start(), x, validation=x, directory=tmp_path)
+    folder = tmp_path / "checkpoints"
+    before = (folder / kept).read_bytes()
+    next(path for path in folder.iterdir() if path.name != kept).unlink()
+    second = quick(*start(seed=5), x, validation=x, directory=tmp_path)
+    assert second.best_checkpoint == tmp_path / "checkpoints-v1" / "best.ckpt"
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [(kept, before)]
+
+
 class Another(Callback):
     """Starts another fit into the same directory while one is under way."""
 

@@ -463,7 +463,7 @@ COMPLAINTS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "t to decode": (ValueError, "expected .* 4 positions", lambda: small().decode(torch.zeros(3, 2, 5))),
     "unknown argument": (TypeError, "it takes frame_shape", lambda: TVAE(FRAME, frames=4)),  # type: ignore[call-arg]
-    "no sequences to sample": (ValueError, "expected at least 1", lambda: sample(small(), 0)),
+    "no sequences to sample": (ValueError, "whole number of at least 1", lambda: sample(small(), 0)),
 }
 
 
