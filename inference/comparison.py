@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
+from pyro_tvae.likelihoods import seen_pixels
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import JOINT, Program, draw
 from pyro_tvae.programs import untouched_store
@@ -200,8 +201,8 @@ def compare(
         progress: show progress bars.
 
     Raises:
-        ValueError: fewer than two models, numbers that are too small, or likelihoods that score x in another measure,
-            such as mass for one and density for the other.
+        ValueError: fewer than two models, numbers that are too small, a sequence of which nothing was observed, or
+            likelihoods that score x in another measure, such as mass for one and density for the other.
 
     Example:
         >>> import pyro_tvae
@@ -228,6 +229,11 @@ def compare(
     measured = (covariates or {}).get("measured")
     whole = None if observed is None else frame_mask(observed, *x.shape[:2]).expand(len(x), -1)
     masks: dict[str, Any] = {"observed": whole, "measured": measured}
+    if (seen := seen_pixels(whole, measured)) is not None and not bool((some := seen.flatten(1).any(1)).all()):
+        raise ValueError(
+            f"compare: nothing of {int((~some).sum())} of the {len(x)} sequences was observed, of which no model says "
+            "anything; leave them out."
+        )
     turns = torch.arange(n_simulations) % len(x)
     of_simulated: dict[str, Any] = {
         name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()

@@ -251,6 +251,8 @@ class LogLikelihood:
         num_particles: K.
         n_frames: S, to convert to nats per frame; of frames that were ``observed`` in part, their mean number.
         estimator: how the weights were averaged, see :func:`log_likelihood`.
+        lengths: frames of each sequence that were observed, (N,); None where all were. Of one of which nothing was
+            ``iwae`` is 0, as log p of nothing is, and it counts for nothing per frame.
     """
 
     iwae: Tensor
@@ -261,18 +263,23 @@ class LogLikelihood:
     num_particles: int
     n_frames: float
     estimator: str = "sequence"
+    lengths: Tensor | None = None
 
     @property
     def per_frame(self) -> float:
-        """Mean IWAE in nats per frame over sequences, each weighted equally; higher is better."""
+        """Mean IWAE over sequences by their mean number of observed frames, nats per frame; higher is better."""
         return float(self.iwae.mean()) / self.n_frames if self.n_frames else math.nan
 
     @property
     def per_frame_error(self) -> float:
-        """Standard error of :attr:`per_frame`: sequences drawn from their distribution, particles included."""
+        """Standard error of :attr:`per_frame`: sequences drawn from their distribution, particles included.
+
+        Of a ratio, by the delta method, where sequences were observed in different numbers of frames.
+        """
         if len(self.iwae) < 2 or not self.n_frames:
             return math.nan
-        return float(self.iwae.std()) / math.sqrt(len(self.iwae)) / self.n_frames
+        off = self.iwae if self.lengths is None else self.iwae - self.per_frame * self.lengths.to(self.iwae)
+        return float(off.std()) / math.sqrt(len(off)) / self.n_frames
 
 
 class Summary:
@@ -434,7 +441,10 @@ def log_likelihood(
             return _over_frames(part, mask, estimator) if per_frame else part
 
         result = concatenate([*in_chunks(len(x), batch_size, of_batch, "sequence")])
-        return result if whole is None else replace(result, n_frames=float(whole.sum(1).double().mean()))
+        if whole is None:
+            return result
+        lengths = whole.sum(1).double().cpu()
+        return replace(result, n_frames=float(lengths.mean()), lengths=lengths)
 
 
 REMARKS = {

@@ -165,6 +165,8 @@ def likelihood_run(
         if scored:
             record["scored"] = scored
         show = bool(loaded.config.fit.progress)
+        observed = torch.ones(x.shape[:2]) if masks["observed"] is None else masks["observed"]
+        lengths = observed.expand(x.shape[:2]).sum(1).double().cpu()
         for k in sorted(set(particles)):
             m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
             for draws, of_frame in dict.fromkeys([(k, 1), (k // m, m)]):
@@ -175,7 +177,7 @@ def likelihood_run(
                         model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show, **masks
                     )
                     first = bound.iwae.double().cpu() if first is None else first
-                    row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, bound.n_frames, draws)
+                    row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, lengths, draws)
                     if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
                         row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
                     done[what] = row
@@ -195,7 +197,7 @@ def likelihood_run(
                 annealed = annealed_importance(model, guide, x, **options)
                 log_p, error = annealed.log_p, annealed.standard_error
                 assert first is not None
-                done[what] = _row(what, log_p, first, error, annealed.ess, since, annealed.n_frames)
+                done[what] = _row(what, log_p, first, error, annealed.ess, since, lengths)
             record["rows"].append(done[what])
             _write(begun, record, first)
             bounds = bracket(model, guide, len(x), **options)
@@ -229,16 +231,16 @@ def _begun(path: Path) -> tuple[dict[str, LikelihoodRow], Tensor | None]:
 
 
 def _row(
-    what: str, bound: Tensor, first: Tensor, error: Tensor, ess: Tensor, since: float, n_frames: float, k: int = 0
+    what: str, bound: Tensor, first: Tensor, error: Tensor, ess: Tensor, since: float, lengths: Tensor, k: int = 0
 ) -> LikelihoodRow:
     gain = bound.double().cpu() - first  # of the same sequences: what differs between them cancels
     row: LikelihoodRow = {
         "what": what,
-        "per_frame": float(bound.mean()) / n_frames,
-        "per_frame_error": _error(bound) / n_frames,
+        "per_frame": float(bound.mean() / lengths.mean()),
+        "per_frame_error": _error(bound, lengths),
         "particle_error": float(error.square().mean().sqrt()),
-        "gain": float(gain.mean()) / n_frames,
-        "gain_error": _error(gain) / n_frames,
+        "gain": float(gain.mean() / lengths.mean()),
+        "gain_error": _error(gain, lengths),
         "k": k,
         "ess": float(ess.median()),
         "unreliable": None,
@@ -249,9 +251,11 @@ def _row(
     return row
 
 
-def _error(values: Tensor) -> float:
-    """Standard error of the mean over sequences."""
-    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+def _error(values: Tensor, lengths: Tensor) -> float:
+    """Standard error of the mean over sequences by their mean length: of a ratio, by the delta method."""
+    values, mean = values.double().cpu(), lengths.mean()
+    off = values - values.mean() / mean * (lengths - mean)
+    return float(off.std() / mean) / math.sqrt(len(off)) if len(off) > 1 else math.nan
 
 
 def print_likelihood(record: LikelihoodRecord) -> None:

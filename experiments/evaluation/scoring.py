@@ -207,6 +207,15 @@ def measure(
         return _by_factor(complete("t"), complete("index"), complete("moving"), dataset, compute)
 
     likelihood = cache(lambda: levels.mean(whole("likelihood")))
+
+    def off() -> Tensor:
+        """Bounds less what a sequence's observed frames have on average: the error of a ratio, by the delta method."""
+        bounds = whole("likelihood")
+        if not has("observed"):
+            return bounds
+        share = likelihood().iwae / frames() * whole("observed").sum(1, keepdim=True)
+        return torch.cat([bounds[:, :1], bounds[:, 1:3] - share.to(bounds), bounds[:, 3:]], 1)
+
     film = dataset.factor_names == ("time",)  # of what moves nothing is known
     velocity = cache(lambda: _velocity(model, guide, data, split, seed, boundary))
     compare = partial(roll_correlation, boundary=boundary, max_pairs=MOST_PAIRS)
@@ -223,7 +232,7 @@ def measure(
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
         "iwae": lambda: likelihood().iwae / frames(),
-        "iwae_error": lambda: likelihood().iwae_error / frames(),
+        "iwae_error": lambda: levels.mean(off()).iwae_error / frames(),
         "ess": lambda: likelihood().ess,
         "iwae_sequences": lambda: float(likelihood().n_drawn),
         "explained": lambda: explained_share(score(scores, "elbo"), *map(mean, whole("ends").unbind(-1))),
