@@ -19,6 +19,7 @@ from pyro_tvae.locks import lock, unlock
 
 from .callbacks import History
 from .checkpoints import Keeper, read_checkpoint
+from .trainer import like
 
 __all__ = ["Keeping", "claimed"]
 
@@ -40,6 +41,7 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
 
     Raises:
         BlockingIOError: another fit is at work in the folder of ``resume``.
+        FileNotFoundError: the directory was moved away meanwhile.
     """
     if directory is None or not first:
         yield None if directory is None else Path(directory) / FOLDER
@@ -65,6 +67,14 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
         )
     try:
         yield folder
+    except FileNotFoundError as error:
+        if folder.parent.exists():
+            raise
+        message = (
+            f"fit: {folder.parent} was moved or removed while the fit was at work in it; leave it where it is, and go "
+            f"on with resume=… the {LAST}.ckpt in the folder that it has become."
+        )
+        raise like(error, FileNotFoundError(message)) from error
     finally:
         with suppress(OSError):  # what holds something stays
             for path in made:

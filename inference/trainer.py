@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from .checkpoints import WholeFiles
 
-__all__ = ["TrainerOptions", "check_strategy", "file_loggers", "lent", "make_trainer", "plain_ends", "quiet"]
+__all__ = ["TrainerOptions", "check_strategy", "file_loggers", "lent", "like", "make_trainer", "plain_ends", "quiet"]
 
 COPIES = (
     "trains in copies of this process, from which neither the history nor the best weights come home; in a script use "
@@ -180,14 +180,14 @@ def plain_ends() -> Iterator[None]:
         raise ValueError(f"fit: {' '.join(str(error).split())}") from None
     except (RuntimeError, SystemExit) as error:
         if isinstance(error, SIGTERMException):
-            raise _like(error, SystemExit(128 + signal.SIGTERM)) from None
+            raise like(error, SystemExit(128 + signal.SIGTERM)) from None
         # A worker's end may be told of while the interruption that ended it is on its way up.
         if isinstance(error, SystemExit) or "DataLoader worker" in str(error):
             for cause in _contexts(error):
                 if isinstance(cause, KeyboardInterrupt):
-                    raise _like(error, KeyboardInterrupt()) from None
+                    raise like(error, KeyboardInterrupt()) from None
                 if isinstance(cause, SystemExit):
-                    raise _like(error, cause) from None
+                    raise like(error, cause) from None
         raise
     finally:
         _running -= 1
@@ -202,7 +202,7 @@ def _contexts(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _like(error: BaseException, other: BaseException) -> BaseException:
+def like(error: BaseException, other: BaseException) -> BaseException:
     """Another error with the notes and the history of the first."""
     for note in getattr(error, "__notes__", ()):
         other.add_note(note)

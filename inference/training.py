@@ -20,7 +20,7 @@ from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
 from .callbacks import History, MatmulPrecision, ProgressBar, Settings, _Recorder
-from .checkpoints import Patience, read_checkpoint, restored
+from .checkpoints import KEY, Patience, read_checkpoint, restored
 from .checks import (
     NonFiniteError,
     check_batch,
@@ -209,7 +209,7 @@ def fit(
         device = trainer.strategy.root_device
         source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:
-            read_checkpoint(resume, module)
+            _warn_of_ended(read_checkpoint(resume, module), trainer.max_epochs)
         generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
         with claimed(directory, resume, trainer.is_global_zero) as folder:
             keeping = Keeping(folder, resume, validates)
@@ -239,6 +239,16 @@ def fit(
             stacklevel=3,
         )
     return keeping.history
+
+
+def _warn_of_ended(checkpoint: dict[str, Any], max_epochs: int | None) -> None:
+    epochs = checkpoint["epoch"] + (not checkpoint[KEY].get("course", {}).get("mid_epoch", False))
+    if max_epochs is not None and 0 <= max_epochs < epochs:
+        warnings.warn(
+            f"fit: the checkpoint has had {epochs} epochs, and max_epochs is {max_epochs}, so that nothing is trained; "
+            f"max_epochs counts from the beginning: give more than {epochs} to go on.",
+            stacklevel=4,
+        )
 
 
 def _sources(module: Fitting, data: Any, validation: Any, batch_size: int, device: torch.device) -> dict[str, Any]:

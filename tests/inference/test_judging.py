@@ -295,3 +295,35 @@ def test_a_fit_with_a_seed_leaves_generators_and_environment_as_they_were(tmp_pa
     assert torch.equal(torch.get_rng_state(), state)
     fit(*pair_of_loop, X, max_epochs=1, progress=False)  # which draws from the global ones
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+NUMBERS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "num_particles": lambda m, g, n: inference.log_weights(m, g, X, n),
+    "draws": lambda m, g, n: inference.to_arviz(m, g, X, draws=n),
+    "context": lambda m, g, n: inference.forward_roll(m, g, X, context=n),
+    "batch_size": lambda m, g, n: inference.forward_roll(m, g, X, batch_size=n),
+    "n_simulations": lambda m, g, n: inference.compare({"a": (m, g), "b": (m, g)}, X, 2, n_simulations=n),
+    "n_sequences": lambda m, g, n: pyro_tvae.sample(m, n),
+    "steps": lambda m, g, n: pyro_tvae.interpolate(m, g, X, X, steps=n),
+    "n_draws": lambda m, g, n: inference.calibration(m, g, 4, n),
+    "num_samples": lambda m, g, n: inference.nuts(m, X, init=g, num_samples=n),
+    "n_shuffles": lambda m, g, n: inference.roll_velocity_test(m, g, X, n_shuffles=n),
+    "n_replicates": lambda m, g, n: inference.predictive_check(m, X.new_zeros(4, 3, 2, 3), X, n),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_counts_is_a_whole_number_everywhere(name: str) -> None:
+    for value in (2.0, 2.5, -3, True):
+        with pytest.raises(ValueError, match=f"{name} is {value}; expected a whole number of at least"):
+            NUMBERS[name](*pair(), value)
+
+
+def test_what_is_compared_is_a_mapping_of_names() -> None:
+    model, guide = pair()
+    for fitted in ("ab", [(model, guide)] * 2, {"a": model, "b": model}):
+        with pytest.raises(TypeError, match="expected a mapping of names to pairs"):
+            inference.compare(fitted, X)  # type: ignore[arg-type]
+    both = inference.compare({"a": (model, guide), "b": (model, guide)}, X, 2, n_simulations=2)
+    with pytest.raises(ValueError, match=r"there is no model 'c'; choose two of 'a', 'b'\."):
+        both.difference("a", "c")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -898,3 +899,29 @@ def test_the_progress_bar_says_what_matters(capsys: pytest.CaptureFixture[str]) 
     assert "elbo" in said.err
     assert "12/12" in said.err
     assert "advert" not in said.out
+
+
+def test_a_folder_that_is_moved_away_is_named_with_what_to_do(tmp_path: Path) -> None:
+    class Moves(Callback):
+        def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                (tmp_path / "here").rename(tmp_path / "there")
+
+    pair, x = start(), moving_bar()
+    with pytest.raises(FileNotFoundError, match=r"here was moved or removed while .* last\.ckpt in the folder") as caught:
+        quick(*pair, x, validation=x, directory=tmp_path / "here", max_epochs=4, callbacks=[Moves()])
+    assert caught.value.history.rows  # type: ignore[attr-defined]
+    last = tmp_path / "there" / "checkpoints" / "last.ckpt"
+    assert (
+        quick(*pair, x, validation=x, directory=tmp_path / "there", max_epochs=4, resume=last).last_checkpoint == last
+    )
+
+
+def test_fewer_epochs_than_a_checkpoint_has_had_are_said(tmp_path: Path) -> None:
+    quick(*start(), directory=tmp_path, max_epochs=3)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.warns(UserWarning, match="has had 3 epochs, and max_epochs is 2, so that nothing is trained"):
+        quick(*start(), directory=tmp_path, max_epochs=2, resume=last)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "fit: ")
+        quick(*start(), directory=tmp_path, max_epochs=3, resume=last)

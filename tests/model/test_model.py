@@ -514,3 +514,19 @@ def test_encode_uses_the_expected_energy() -> None:
         # The relative error of the mean energy is at most sqrt(2 / 200,000) = 0.3 %, half of it in t: 1 % is six
         # standard errors, so a false alarm is rarer than one in 10,000 over all 32 values.
         torch.testing.assert_close(encode(model, guide, x)[0], expected, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "open"])
+def test_a_frame_counted_from_the_end_is_that_frame(boundary: str) -> None:
+    torch.manual_seed(0)
+    model = TVAE((1, 4, 4), 4, 2, 6, CapsuleRoll(3, 0, boundary=boundary))
+    guide, x = MeanFieldGuide(model), torch.rand(2, 4, 1, 4, 4)
+    for frame in range(4):
+        expected = traverse(model, guide, x, frame=frame)
+        assert torch.equal(traverse(model, guide, x, frame=frame - 4), expected)
+        # Step l is the forecast of frame l, so that of the frame itself is its reconstruction.
+        torch.testing.assert_close(expected[:, frame], reconstruct(model, guide, x)[:, frame])
+    assert torch.equal(traverse(model, guide, x, shifts=[0, 1]), traverse(model, guide, x, shifts=torch.tensor([0, 1])))
+    for frame in (4, -5, 1.0):
+        with pytest.raises(ValueError, match="expected one from 0 to 3, or from -1 backwards"):
+            traverse(model, guide, x, frame=frame)  # type: ignore[arg-type]
