@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_tvae.former_names import current
+from pyro_tvae.marks import TOPOGRAPHY, marks
 from pyro_tvae.parts import describe
 
 from .batches import same_randomness
@@ -37,9 +38,17 @@ def parts_of(model: Any, guide: Any) -> dict[str, Any]:
         3
     """
     try:
-        return {**_flat(describe(model), "model"), **_flat(describe(guide, {"model": model}), "guide")}
-    except (TypeError, ValueError):
+        said = {**_flat(describe(model), "model"), **_flat(describe(guide, {"model": model}), "guide")}
+        if model.topography.dense and any(True for _ in model.topography.parameters()):
+            return said  # a W that is learned is another at every step
+        return {**said, "the neighborhood of model.topography": _coarse(marks(model, model, ())[TOPOGRAPHY])}
+    except (AttributeError, TypeError, ValueError):
         return {}
+
+
+def _coarse(numbers: list[float]) -> str:
+    """Numbers that another processor's rounding leaves alike, all but never."""
+    return " ".join(f"{one / (numbers[0] or 1):.4f}" for one in numbers)
 
 
 def other_part(now: Mapping[str, Any], then: Mapping[str, Any]) -> str | None:

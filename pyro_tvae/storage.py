@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .budgets import Budget
 from .files import atomic_write, reading
 from .guides.base import Guide
+from .marks import TOPOGRAPHY, checksum, marks, other_mark
 from .model import TVAE
 from .naming import restoring
 from .parts import Part, UnknownPartError, build, describe, dotted
@@ -87,7 +88,10 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             )
     path, contents = Path(path), record(model, guide)
     said = {name: json.dumps(getattr(contents, name)) for name in SAID}
-    metadata = {"format": FORMAT, "version": str(VERSION), **said}
+    # Beside what a pair is built from, so that files of before, which lack them, are read as they were.
+    made = marks(model, _pair(model, guide), contents.derived)
+    kept = {"marks": json.dumps(made), "crc32": str(checksum(contents.tensors))}
+    metadata = {"format": FORMAT, "version": str(VERSION), **said, **kept}
     with atomic_write(path) as partial:
         try:
             save_file(contents.tensors, partial, metadata=metadata)
@@ -392,7 +396,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
-        ValueError: the file is not a pyro-tvae model, is damaged, or is from a newer version.
+        ValueError: the file is not a pyro-tvae model, is damaged, or is from a newer version; or code that makes what
+            the file does not hold, such as the offsets of a topography of yours, has changed since.
         LookupError: the file names a part that is not loaded.
     """
     path = Path(path)
@@ -422,7 +427,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         version = int(metadata["version"])
         if version > VERSION:
             raise _NewerError
-        model, guide = rebuild(Record(tensors=tensors, **_said(metadata, version)))
+        contents = Record(tensors=tensors, **_said(metadata, version))
+        then = _marks_of(metadata)
+        model, guide = rebuild(contents)
+        changed = other_mark(marks(model, _pair(model, guide), contents.derived), then) if then else None
     except _NewerError:
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
@@ -436,7 +444,31 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             f"{path} is damaged: its description of the model cannot be read ({_line(error)}); "
             "expected a file written by pyro_tvae.save."
         ) from None
+    if changed is not None:
+        owner = _pair(model, guide).get_submodule(changed if changed == TOPOGRAPHY else changed.rpartition(".")[0])
+        raise ValueError(
+            f"{path} holds a pair whose {changed} is no longer what it was when it was saved: the code of "
+            f"{type(owner).__name__} makes another one now; load it with the code of then."
+        )
+    if "crc32" in metadata and metadata["crc32"] != str(checksum(tensors)):
+        raise ValueError(
+            f"{path} is damaged: its weights are not those that were written; expected a file as pyro_tvae.save wrote "
+            "it. To change weights, load the pair, change them there, and save it."
+        )
     return model.to(device).eval(), guide.to(device).eval()
+
+
+def _marks_of(metadata: Mapping[str, str]) -> dict[str, list[float]]:
+    """What a file says of what its code makes anew; nothing in files that do not say.
+
+    Raises:
+        ValueError: something else than lists of numbers by name.
+    """
+    said = json.loads(metadata.get("marks", "{}"))
+    lists = said.values() if isinstance(said, dict) else [None]
+    if not all(isinstance(one, list) and all(isinstance(x, int | float) for x in one) and one for one in lists):
+        raise ValueError(f"marks is {_quoted(str(said))}; expected lists of numbers by name")
+    return said
 
 
 def _said(metadata: Mapping[str, str], version: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, default_guide
+from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, Topography, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
 from pyro_tvae.inference import ELBO, IWAE, Fitting, History, TrainerOptions, fit
 from pyro_tvae.inference.checkpoints import KEY, read_checkpoint
@@ -353,6 +353,26 @@ def test_another_model_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
         assert all(map(torch.equal, before, pairs[1][0].parameters()))
         again = TVAE(FRAME, 3, 1, 3, one, mu=9.0)
         fit(again, MeanFieldGuide(again), sequences(), max_epochs=2, resume=last, **options)
+
+
+class Slanted(Topography):
+    step = 1
+
+    def offsets(self) -> list[tuple[int, ...]]:
+        return [(k, self.step * k) for k in range(3)]
+
+
+def test_a_topography_whose_code_has_changed_is_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def goes_on(epochs: int, **options: Any) -> None:
+        model = TVAE(FRAME, 3, 1, 3, Slanted(learned=True), mu=3.0)
+        fit(model, MeanFieldGuide(model), sequences(), max_epochs=epochs, progress=False, **options)
+
+    goes_on(1, directory=tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    goes_on(2, resume=last)
+    monkeypatch.setattr(Slanted, "step", 2)
+    with pytest.raises(ValueError, match=r"is of another model: the neighborhood of model\.topography is '"):
+        goes_on(2, resume=last)
 
 
 class Diced(Dataset[Tensor]):

@@ -659,3 +659,71 @@ def test_a_file_that_asks_for_more_than_it_holds_is_refused_before_it_is_made(wh
     assert len(sentence) < 1000
     assert peak.calls < 100_000
     assert peak.most < 2**30
+
+
+class Slanted(Topography):
+    """A user's topography whose code is another one later."""
+
+    step = 2
+
+    def offsets(self) -> list[tuple[int, ...]]:
+        return [(k, self.step * k) for k in range(3)]
+
+
+class Woven(Topography):
+    """The same with a W of its own."""
+
+    weight_beside = 1.0
+
+    def offsets(self) -> list[tuple[int, ...]]:
+        return [(0, 0)]
+
+    def neighborhood(self, n_frames: int, n_positions: int) -> torch.Tensor:
+        n = n_frames * n_positions
+        return torch.eye(n) + self.weight_beside * torch.eye(n).roll(1, 0)
+
+
+class Kept(MeanFieldGuide):
+    """A guide with a buffer that is in no file."""
+
+    numbers = 5.0
+
+    def __init__(self, model: TVAE) -> None:
+        super().__init__(model)
+        self.register_buffer("ramp", torch.linspace(0, self.numbers, 7), persistent=False)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "other", "said"),
+    [
+        (Slanted, "step", 3, r"model\.topography is no longer .* the code of Slanted"),
+        (Woven, "weight_beside", 1.01, r"model\.topography is no longer .* the code of Woven"),
+        (Kept, "numbers", 5.01, r"guide\.ramp is no longer .* the code of Kept"),
+    ],
+)
+def test_code_that_has_changed_since_is_noticed(
+    owner: type, name: str, other: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TVAE(FRAME, 4, 2, 6, owner() if issubclass(owner, Topography) else CapsuleRoll(3))
+    guide = owner(model) if issubclass(owner, MeanFieldGuide) else MeanFieldGuide(model)
+    path = save(tmp_path / "m.safetensors", model, guide)
+    again = load(path)
+    assert torch.equal(again[0].topography.neighborhood(4, 6), model.topography.neighborhood(4, 6))
+    monkeypatch.setattr(owner, name, other)
+    with pytest.raises(ValueError, match=said) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    rewritten(path, marks=None)  # as a file of before
+    load(path)
+
+
+def test_one_bit_that_flips_is_noticed(tmp_path: Path) -> None:
+    model = MODELS["roll"]()
+    path = save(tmp_path / "m.safetensors", model, MeanFieldGuide(model))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="its weights are not those that were written"):
+        load(path)
+    rewritten(path, crc32=None)
+    load(path)
