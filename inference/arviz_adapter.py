@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Collection, Hashable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -61,16 +62,16 @@ def is_legacy() -> bool:
     return int(arviz().__version__.split(".")[0]) < 1
 
 
-def assemble(groups: Mapping[str, Dataset]) -> ArvizData:
-    """One object of ArviZ's from its groups."""
+def assemble(groups: Mapping[str, Dataset], attributes: Mapping[str, Any] | None = None) -> ArvizData:
+    """One object of ArviZ's from its groups, with attributes of its own."""
     # Whole data sets, since the two versions of ``from_dict`` take different arguments.
     if is_legacy():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a group, sequence_stats, that its schema does not list
-            return arviz().InferenceData(**groups)
-    from xarray import DataTree
+            return arviz().InferenceData(attrs=dict(attributes or {}), **groups)
+    from xarray import Dataset, DataTree
 
-    return DataTree.from_dict(dict(groups))
+    return DataTree.from_dict({"/": Dataset(attrs=dict(attributes or {})), **groups})
 
 
 class InMemory:
@@ -182,7 +183,12 @@ def close(data: ArvizData) -> None:
 def write(data: ArvizData, path: Path) -> None:
     """Write all groups into one NetCDF file, numbers compressed; OSError where they would not fit uncompressed."""
     check_room(path, sum(group.nbytes for group in groups_of(data).values()) + OVERHEAD)
+    from xarray import Dataset
+
     mode: Literal["w", "a"] = "w"
+    if data.attrs:
+        Dataset(attrs=dict(data.attrs)).to_netcdf(path, engine=ENGINE)
+        mode = "a"
     for name, group in groups_of(data).items():
         numbers = {key: value for key, value in group.variables.items() if value.dtype.kind in "biufc"}
         encoding = {key: _encoding(name, key, value) for key, value in numbers.items()}
@@ -198,6 +204,9 @@ def _encoding(group: str, name: Hashable, value: Variable) -> dict[str, Any]:
 
 def write_zarr(data: ArvizData, path: Path) -> None:
     """Write all groups into one Zarr folder; ModuleNotFoundError without the package zarr."""
+    from xarray import Dataset
+
+    Dataset(attrs=dict(data.attrs)).to_zarr(path, mode="a", zarr_format=2, consolidated=False)
     for name, group in groups_of(data).items():
         for value in group.variables.values():
             value.encoding = {}  # that of a NetCDF file, where it was read from one
@@ -217,13 +226,58 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
     if unknown:
         raise KeyError(unknown[0])
     made = {}
+    with open_dataset(path, engine=engine, **options) as root:
+        attributes = root.attrs
+    held = _held(path) if lazy and engine == ENGINE else None
     for name in names if groups is None else groups:
-        group = open_dataset(path, group=name, engine=engine, **options)
+        group = open_dataset(path, group=name, engine=engine, **options) if held is None else _of_held(held, name)
         # Else a lazy file stays open and could not be written again.
         made[name] = group if lazy else group.load()
         if not lazy:
             group.close()
-    return assemble(made)
+    return assemble(made, attributes)
+
+
+def _held(path: Path) -> Any:
+    """A file that stays open as long as data are read from it, and so is the one that was there when it was opened.
+
+    xarray's own would be opened again by its name, where others have pushed it out of a cache or a pickle was read; by
+    then another file may be there.
+    """
+    from xarray.backends import CachingFileManager
+
+    path, files = path.absolute(), dict[Any, Any]()
+    held = CachingFileManager(_same_file, str(path), _written(path), mode="r", cache=files)
+    weakref.finalize(held, _close_unread, files)  # at the latest while HDF5 can still be asked to
+    return held
+
+
+def _close_unread(files: dict[Any, Any]) -> None:
+    while files:
+        files.popitem()[1].close()
+
+
+def _of_held(held: Any, group: str) -> Dataset:
+    from xarray import open_dataset
+    from xarray.backends import H5NetCDFStore
+
+    return open_dataset(H5NetCDFStore(held, group=group))
+
+
+def _written(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _same_file(path: str, written: tuple[int, int], mode: str) -> Any:
+    import h5netcdf
+
+    if _written(Path(path)) != tuple(written):
+        raise ValueError(
+            f"{path} was written anew since these data were read from it; read them again, or read with lazy=False "
+            "what is to outlast its file."
+        )
+    return h5netcdf.File(path, mode, decode_vlen_strings=True, phony_dims="access")
 
 
 def names_of(path: Path) -> list[str]:

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ import xarray
 from xarray import Dataset
 
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, write
-from pyro_tvae.inference.posterior import from_netcdf, to_netcdf
+from pyro_tvae.inference.posterior import from_netcdf, to_netcdf, to_zarr
 
 HERE = Path(__file__).resolve().parent
 
@@ -75,3 +79,41 @@ def test_numbers_are_compressed_under_either_version(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     write(assemble(groups()), Path(sys.argv[1]))
+
+
+def numbered(number: float) -> ArvizData:
+    return assemble({"posterior": Dataset({"t": (("chain", "draw"), np.full((1, 4), number))})}, {"note": "mine"})
+
+
+def test_data_that_are_read_lazily_stay_those_of_their_file(tmp_path: Path) -> None:
+    """Whatever is written to its path meanwhile, and however many files xarray keeps open; a pickle says so instead."""
+    path = to_netcdf(numbered(1.0), tmp_path / "same.nc")
+    before = from_netcdf(path, lazy=True)
+    part, kept = before.posterior["t"].isel(draw=slice(2)), pickle.dumps(before.posterior)
+    assert float(pickle.loads(kept)["t"].sum()) == 4.0
+    to_netcdf(numbered(22.0), path)
+    os.utime(path, ns=(1, 1))  # as much later as a clock can tell
+    with xarray.set_options(file_cache_maxsize=1):
+        others = [from_netcdf(path, lazy=True) for _ in range(3)]
+        assert [float(other.posterior["t"].sum()) for other in others] == [88.0] * 3
+        assert float(part.sum()) == 2.0
+        assert float(before.posterior["t"].sum()) == 4.0
+    with pytest.raises(ValueError, match=r"same.nc was written anew since these data were read from it; read them"):
+        pickle.loads(kept)["t"].sum()
+
+
+def test_a_process_that_ends_with_lazy_data_ends_in_silence(tmp_path: Path) -> None:
+    path = to_netcdf(numbered(1.0), tmp_path / "same.nc")
+    code = "import sys\nfrom pyro_tvae.inference import from_netcdf\ndata = from_netcdf(sys.argv[1], lazy=True)\n"
+    code += "print(float(data.posterior['t'].sum()))"
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.stderr) == ("4.0\n", "")
+
+
+@pytest.mark.parametrize("write_to", [to_netcdf, to_zarr])
+def test_attributes_of_the_whole_come_back(write_to: Callable[[ArvizData, Path], Path], tmp_path: Path) -> None:
+    if write_to is to_zarr:
+        pytest.importorskip("zarr")
+    path = write_to(numbered(1.0), tmp_path / "data")
+    assert from_netcdf(path).attrs == {"note": "mine"}
+    assert float(from_netcdf(path).posterior["t"].sum()) == 4.0
