@@ -41,9 +41,9 @@ class WarmupCosineLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, *, warmup_steps: int = 100, last_epoch: int = -1) -> None:
-        if T_max < 1 or warmup_steps < 0:
+        if T_max < 1 or not (isinstance(warmup_steps, int | float) and warmup_steps >= 0):
             raise ValueError(
-                f"WarmupCosineLR: T_max={T_max}, warmup_steps={warmup_steps}; expected at least one step, and a "
+                f"WarmupCosineLR: T_max={T_max}, warmup_steps={warmup_steps!r}; expected at least one step, and a "
                 "warm-up of at least 0."
             )
         self.T_max, self.warmup_steps = T_max, warmup_steps

@@ -26,6 +26,7 @@ __all__ = [
     "leave",
     "left_behind",
     "make_folder",
+    "reading",
     "refusal",
     "start_of_partial",
     "staying",
@@ -43,13 +44,17 @@ class FolderMoved(FileNotFoundError):
 
 
 @contextmanager
-def staying(folder: str | Path) -> Iterator[None]:
+def staying(folder: str | Path, there: os.stat_result | None = None) -> Iterator[None]:
     """Write nothing within the block into another folder that has this one's name by then: one made anew, a ghost.
+
+    Args:
+        folder: that is to stay.
+        there: what the system said of it, where another process began with it; now, by default.
 
     Raises:
         FolderMoved: it was moved, renamed or removed, as was met when something was to be written or read.
     """
-    home = (Path(folder).absolute(), os.stat(folder))
+    home = (Path(folder).absolute(), there or os.stat(folder))
     _homes.append(home)
     try:
         yield
@@ -189,6 +194,17 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(refusal(path, error)) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one sentence of a file or folder that may not or cannot be read that it is so."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        said = f"{path} cannot be read ({reason}); change its permissions, or ask its owner for a copy that can be."
+        raise type(error)(said) from error
 
 
 def refusal(path: Path, error: Exception) -> str:

@@ -79,7 +79,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
             if not outermost or isinstance(error, ArgumentError):
                 raise
             given = ", ".join(f"{name}={_short(value)}" for name, value in self.__dict__["_arguments"].items())
-            sentence = f"{type(self).__name__} cannot be built from {given} ({error})."
+            sentence = f"{type(self).__name__} cannot be built from {given} ({in_words(error)})."
             raise ArgumentError(" ".join(sentence.split())) from error
 
     return __init__
@@ -91,6 +91,16 @@ def hold(module: nn.Module, name: str, value: Tensor, *, learned: bool) -> None:
         module.register_parameter(name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says, on one line, without the stack in C++ that torch adds to some.
+
+    Example:
+        >>> in_words(RuntimeError("no room\\nException raised from f at a.h:1 (most recent call first): …"))
+        'no room'
+    """
+    return " ".join(str(error).partition("Exception raised from ")[0].split())
 
 
 def _short(value: Any) -> str:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .budgets import Budget
-from .files import atomic_write
+from .files import atomic_write, reading
 from .guides.base import Guide
 from .model import TVAE
 from .naming import restoring
@@ -391,6 +391,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
         ValueError: the file is not a pyro-tvae model, is damaged, or is from a newer version.
         LookupError: the file names a part that is not loaded.
     """
@@ -404,8 +405,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by pyro_tvae.save.")
+    with reading(path):  # safetensors says of a file that it may not read that there is none
+        path.open("rb").close()
     try:
-        path.open("rb").close()  # safetensors says of a file that it may not read that there is none
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

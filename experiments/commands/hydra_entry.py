@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import shutil
 import sys
 import traceback
 from argparse import Namespace
@@ -22,6 +23,8 @@ from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae.files import FolderMoved, check_stays, staying
+
 from ..config.allowlist import Allowlist
 from ..config.composition import (
     CONF,
@@ -38,7 +41,7 @@ from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..runs.data import SplitRecord, fingerprints
-from ..runs.run import DATA, Run, claimed, unfinished
+from ..runs.run import DATA, HYDRA, LOCK, Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]
@@ -91,8 +94,10 @@ def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
         from .train import train_run  # its imports take seconds, for which a mistyped command does not wait
 
         sys.argv = before  # Lightning starts further processes by the same command
+        path = Path(HydraConfig.get().runtime.output_dir)
         with plain_errors():
-            return train_run(config, Path(HydraConfig.get().runtime.output_dir), allow)
+            _check_no_ghost(path, path)
+            return train_run(config, path, allow)
 
     _hydra(overrides, job)
 
@@ -116,9 +121,17 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
 
     def job(config: DictConfig) -> float | None:
         sys.argv = before
-        return _job(config, allow, common)
+        try:
+            with staying(sweep.path, there):  # a launcher's processes do not know yet
+                _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), sweep.path)
+                measure = _job(config, allow, common)
+                check_stays(sweep.path)
+                return measure
+        except FolderMoved:
+            raise SystemExit(2) from None  # after an error Hydra would begin the next job, in a folder made anew
 
     with begun(own, Path(settings.sweep.dir), fixed="hydra.sweep.dir" in given) as sweep:
+        there = os.stat(sweep.path)
         if sweep.record():
             print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
         sweep.write(own, finished=False)
@@ -137,6 +150,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
                 if (asked := interruption_of(error)) is not None:
                     raise asked from None
                 status = error.code  # of a sweeper that gave up
+        check_stays(sweep.path)
         failures = sweep.failures()
         sweep.write(own, finished=not failures and not status)
         if status:
@@ -152,6 +166,21 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         )
     if failures or status:
         raise SystemExit(2 if failures else status)
+
+
+def _check_no_ghost(path: Path, home: Path) -> None:
+    """Raise FolderMoved, and remove what Hydra has just made of a job's folder anew, where its home was renamed."""
+    try:
+        check_stays(path)
+    except FolderMoved:
+        # Unless somebody has begun another one by that name.
+        if Run(path).names() <= {HYDRA} and not (home / LOCK).exists():
+            shutil.rmtree(path / HYDRA, ignore_errors=True)
+            for folder in (path, *path.parents):
+                if folder.is_relative_to(home.absolute()):
+                    with suppress(OSError):
+                        folder.rmdir()
+        raise
 
 
 def _number_of_jobs(read: Sequence[Any], settings: DictConfig) -> int | None:

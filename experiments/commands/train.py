@@ -22,7 +22,7 @@ from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
-from ..runs.run import EVALUATION, HISTORY, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
+from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
@@ -170,7 +170,7 @@ def _show_data(run: Run, data: SequenceDataModule, channels: str | None) -> None
     from ..reports import figures  # matplotlib takes a second
 
     print(f"data: {data.about}", flush=True)
-    picture = run.path / "data.png"
+    picture = run.path / PICTURE
     with suppress(ValueError, MemoryError):  # no picture is worth a training
         x = next(data.batches("train", batch_size=1))["x"]
         figures.save(figures.first_sequence(x, data.about, channels), picture)

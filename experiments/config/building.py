@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from pyro.optim import PyroOptim
 
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
 from pyro_tvae.inference.optimizers import unscales
+from pyro_tvae.parts import in_words
 
 from ..datasets import SequenceDataModule
 from .composition import make
@@ -36,6 +38,7 @@ class Parts:
 
 # By name or number, as Lightning takes them; "true" ones other than 32 would convert the weights and not the data.
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16)
+LONG = 10**6  # steps of a fit, to which any schedule fits
 ENGINE = ("transformer-engine", "transformer-engine-float16")
 
 
@@ -49,13 +52,17 @@ def check_fit(config: DictConfig) -> None:
         )
     if isinstance(optimizer, PyroOptim) or not callable(optimizer):
         return
+    part = "optimizer"
     try:
         made = optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = {key: value for key, value in config.optimizer.optimizer.items() if not str(key).startswith("_")}
+        part, schedule = "schedule", make(config.optimizer.schedule)
+        if schedule is not None:
+            schedule(made, LONG)
+    except Exception as error:  # torch checks some values, and stumbles over others in any way
+        given = {key: value for key, value in config.optimizer[part].items() if not str(key).startswith("_")}
         settings = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise ConfigurationError(
-            f"optimizer.optimizer cannot be made from {settings}: {error}; look at these settings."
+            f"optimizer.{part} cannot be made from {settings}: {in_words(error)}; look at these settings."
         ) from None
     if "32" not in str(precision) and config.fit.gradient_clip is not None and unscales(made):
         raise ConfigurationError(
@@ -92,6 +99,10 @@ def fit_parts(
 ) -> History:
     """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
+    begun = False
+    if last is not None:
+        with reading(last.parent):
+            begun = last.is_file()
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
     given = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
@@ -104,7 +115,7 @@ def fit_parts(
         schedule=make(config.optimizer.schedule),
         objective=make(config.objective),
         directory=directory,
-        resume=last if last is not None and last.is_file() else None,
+        resume=last if begun else None,
         seed=config.seed,
         trainer=trainer,
         **{str(name): value for name, value in options.items()},

@@ -19,6 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pyro_tvae.parts import in_words
+
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
 
@@ -45,7 +47,8 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
 FILES = (*PLACES, "topography.w")
-SECTIONS = ("data", "data.source", "model", "optimizer.optimizer", "fit", "baseline", "evaluation")
+SECTIONS = ("data", "data.source", "model", "optimizer", "optimizer.optimizer", "optimizer.schedule", "fit")
+SECTIONS += ("baseline", "evaluation")
 
 
 # What arithmetic and choice the files need.
@@ -269,15 +272,16 @@ def make(node: Any) -> Any:
     try:
         return instantiate(node, _convert_="object")
     except InstantiationException as error:
-        cause, place = first_cause(error), str(error).rpartition("full_key: ")[2]
+        cause, (_, said, place) = first_cause(error), str(error).rpartition("full_key: ")
         if not stumbled(cause):
             raise
-        of = OmegaConf.select(node._get_root(), place) if place else node
+        of = OmegaConf.select(node._get_root(), place) if said else node
         given = [
             f"{name}={of[name]!r}" for name in of if not (name.startswith("_") or isinstance(of[name], DictConfig))
         ]
-        what = f"{place or 'a part'} cannot be made from {', '.join(given) or 'nothing'}"
-        raise ConfigurationError(f"{what} ({cause}); look at these settings.") from error
+        name = place if said else str(of["_target_"]).rpartition(".")[2]
+        what = f"{name} cannot be made from {', '.join(given) or 'nothing'}"
+        raise ConfigurationError(f"{what} ({in_words(cause)}); look at these settings.") from error
 
 
 def parsed(overrides: Sequence[str]) -> list[Any]:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pyro_tvae.parts import in_words
+
 from ..interruption import NOTHING, goes_on_with
 
 __all__ = ["ConfigurationError", "first_cause", "plain_errors", "sentence", "stumbled"]
@@ -75,8 +77,8 @@ def _no_memory(error: BaseException) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    said = ValueError(error.args[0]) if isinstance(error, KeyError) and error.args else error
+    return in_words(said) or type(error).__name__
 
 
 @contextmanager

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_tvae.likelihoods import seen_pixels
+
+from .errors import Unsuitable
 from .films import Clips
 from .transformations import Draw
 
-__all__ = ["SPLITS", "Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "cuts", "split"]
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "Frames",
+    "Images",
+    "Items",
+    "SequenceRenderer",
+    "Splits",
+    "check_seed",
+    "cuts",
+    "masks_of",
+    "scored_in_words",
+    "split",
+]
 
 Batch = dict[str, Tensor]
 SPLITS = ("train", "validation", "test")
+
+
+def masks_of(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What functions of a model, a guide and x are told of what was seen: ``observed`` frames, ``measured`` pixels."""
+    covariates = {"measured": batch["measured"]} if "measured" in batch else {}
+    return {"observed": batch.get("observed"), "covariates": covariates}
+
+
+def scored_in_words(batch: Mapping[str, Tensor]) -> str:
+    """Which share of the pixels of a batch counts, in a sentence; "" where all do."""
+    seen, x = seen_pixels(batch.get("observed"), batch.get("measured")), batch["x"]
+    share = 1.0 if seen is None else int(seen.expand_as(x).sum()) / x.numel()
+    return "" if share == 1 else f"Of these sequences {share:.1%} of the pixels were measured, and count."
 
 
 class Images(NamedTuple):
@@ -107,14 +137,16 @@ def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Ten
         The places of the items of each part, int64.
 
     Raises:
-        ValueError: shares that leave nothing to train on.
+        Unsuitable: shares that leave nothing to train on, or are no numbers; a seed that is none, or would not repeat.
     """
     n = len(labels)
-    if not (validation >= 0 and test >= 0 and validation + test < 1):
-        raise ValueError(
-            f"the validation share is {validation} and the test share {test}; expected two shares of at least 0 that "
-            "sum to less than 1, so that something is left to train on."
+    numbers = all(isinstance(share, int | float) and not isinstance(share, bool) for share in (validation, test))
+    if not (numbers and validation >= 0 and test >= 0 and validation + test < 1):
+        raise Unsuitable(
+            f"validation is {validation!r} and test is {test!r}; expected two shares of at least 0 that sum to less "
+            "than 1, so that something is left to train on (data.source.validation=0.2)."
         )
+    check_seed(seed)
     shuffled = np.random.default_rng(seed).permutation(n)
     _, kind, counts = np.unique(labels.numpy()[shuffled], return_inverse=True, return_counts=True)
     rank = np.empty(n)
@@ -123,6 +155,12 @@ def cuts(labels: Tensor, validation: float, test: float, seed: int) -> tuple[Ten
     order = torch.from_numpy(shuffled[np.argsort((rank + 0.5) / counts[kind], kind="stable")])
     n_test, n_validation = round(test * n), round(validation * n)
     return order[n_test + n_validation :], order[n_test : n_test + n_validation], order[:n_test]
+
+
+def check_seed(seed: int) -> None:
+    """Raise Unsuitable where a split's seed is none; null would cut another split every time."""
+    if not isinstance(seed, int) or seed < 0:
+        raise Unsuitable(f"seed is {seed!r}; expected a whole number of at least 0, of the split (data.source.seed=0).")
 
 
 def split(whole: Images | Frames, validation: float, test: float, seed: int) -> Splits:

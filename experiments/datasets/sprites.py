@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import dsprites_file, silhouettes
 from .sequences import mix
-from .splits import Batch, Splits, cuts
-from .transformations import Draw, nearest
+from .splits import Batch, Splits, check_seed, cuts
+from .transformations import Draw, movers, nearest
 
 __all__ = ["FULL_CIRCLE", "PUBLISHED_CIRCLE", "DrawnPixels", "Pixels", "Sprites", "StoredPixels", "dsprites"]
 
@@ -165,7 +165,8 @@ def dsprites(
         ValueError: the file holds something else, a digest without a file, a moving factor that is none, or shares
             that leave nothing to train on.
     """
-    moving = (moving,) if isinstance(moving, str) else tuple(moving)
+    moving = movers("dsprites", moving, NAMES)
+    check_seed(seed)
     for name in moving:
         if name not in NAMES:
             raise ValueError(

@@ -37,6 +37,16 @@ class Draw(NamedTuple):
     moving: Tensor
 
 
+def movers(maker: str, moving: Sequence[str] | str, names: Sequence[str]) -> tuple[str, ...]:
+    """What can move, entry by entry; ValueError where it is neither a name nor a list of names."""
+    given = [moving] if isinstance(moving, str) else moving
+    if not isinstance(given, Sequence) or not all(isinstance(entry, str) for entry in given):
+        raise ValueError(
+            f"{maker}: moving is {moving!r}; expected a name or a list of names, of {', '.join(names) or 'no factors'}."
+        )
+    return tuple(given)
+
+
 class Transformations:
     """Factors of variation, and which of them move: one value a frame, cyclically; the others stay where they are.
 
@@ -88,7 +98,7 @@ class Transformations:
         self.periods = tuple(len(values) for values in self.factors.values())
         if moving is None:
             moving = [name for name, period in zip(self.names, self.periods, strict=True) if period > 1]
-        self.moving: tuple[str, ...] = (moving,) if isinstance(moving, str) else tuple(moving)
+        self.moving = movers("Transformations", moving, self.names)
         self._moves = [self._parse(entry) for entry in self.moving]
         self._tables = {name: _table(name, values) for name, values in self.factors.items()}
         self._placed: dict[

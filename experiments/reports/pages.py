@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jinja2
 
+from pyro_tvae.files import reading
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -51,7 +53,8 @@ def shown(name: str, picture: Picture, caption: Caption) -> dict[str, str]:
         path = Path(picture)
         if path.suffix.lower() not in MEDIA:
             raise ValueError(f"figure {name}: {path} is not one of {', '.join(MEDIA)}.")
-        media, content = MEDIA[path.suffix.lower()], path.read_bytes()
+        with reading(path):
+            media, content = MEDIA[path.suffix.lower()], path.read_bytes()
     else:
         from .style import literal  # matplotlib takes a second to import, for which a page of files does not wait
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import atomic_write, reading
 
 from .schema import problem
 
@@ -64,7 +64,9 @@ def check_inside(folder: Path) -> None:
         where = Path(place)
         for name in (*folders, *files):
             entry = where / name
-            if not entry.is_file() or entry.is_symlink():
+            with reading(entry):
+                plain = entry.is_file() and not entry.is_symlink()
+            if not plain:
                 inside(folder, entry.relative_to(folder))
         if where == folder / SERVICES:
             folders[:] = [name for name in folders if name in OWN_LOGS]
@@ -79,13 +81,16 @@ def read_record(path: Path, kind: type[Kind], needed: Collection[str] = ()) -> K
         needed: keys that it has to have beside those that its kind requires.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: it is damaged, of another kind, no file, or leads out of its folder.
     """
     file = inside(path.parent, path.name)
     if file.is_dir():
         raise ValueError(f"{path} is a folder; expected a file: remove it.")
     try:
-        record = finite(json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_once))
+        with reading(path):
+            text = file.read_text(encoding="utf-8")
+        record = finite(json.loads(text, object_pairs_hook=_once))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and make it again.") from None
     if not isinstance(record, dict):

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_tvae.files import atomic_write, staying
+from pyro_tvae.files import atomic_write, reading, staying
 
 from .files import read_record
 from .holding import holding
@@ -34,7 +34,8 @@ REQUEST = "request"  # key of a record, or attribute of a file's groups
 
 def digest(path: Path) -> str:
     """Of a file's content, to tell weights apart."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with reading(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
@@ -125,6 +126,8 @@ def check_nothing_added(path: Path, groups: Collection[str] = ()) -> None:
         return
     import h5py
 
+    with reading(path):  # HDF5 has words of its own
+        path.open("rb").close()
     with h5py.File(path) as file:
         added = sorted(name for name, node in file.items() if isinstance(node, h5py.Group) and name not in groups)
     if added:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, check_stays, leave, left_behind, refusal, staying
+from pyro_tvae.files import PARTIAL, check_stays, leave, left_behind, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -41,6 +42,7 @@ __all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinishe
 
 CONFIG, DATA, LOCK, HYDRA, ROOM = "config.yaml", "data.json", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
+PICTURE = "data.png"  # of the first training sequence, where the data were a file of the user's
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
 
@@ -95,7 +97,8 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether the folder holds this file."""
-        return (self.path / name).is_file()
+        with reading(self.path / name):
+            return (self.path / name).is_file()
 
     def names(self) -> set[str]:
         """What lies in the folder; nothing where there is none."""
@@ -145,21 +148,19 @@ class Run:
         if not self.path.is_dir():
             raise FileNotFoundError(f"there is no folder {self}; 'pyro-tvae list' shows the runs.")
         check_inside(self.path)
-        try:
+        with reading(self.path):
             there = path.is_file()
-        except PermissionError as error:
-            raise PermissionError(
-                f"{self} cannot be read ({error.strerror}); ask its owner for it, or for a copy."
-            ) from None
         if not there:
             raise FileNotFoundError(
                 f"{self} is not a run's folder: it holds no {CONFIG}; 'pyro-tvae list' shows the runs."
             )
+        with reading(path):
+            content = path.read_bytes()
         try:
-            text = path.read_text(encoding="utf-8")
+            text = content.decode()
             if "*" in text and _multiplies(text):
                 raise yaml.YAMLError("its *aliases stand for aliases, and so for far more than is written")
-            stored = OmegaConf.to_container(OmegaConf.load(path))
+            stored = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
             # OmegaConf takes words alone for a name without a value.
             if isinstance(stored, dict) and [*stored.values()] != [None]:
                 if not _named(stored):
@@ -347,8 +348,8 @@ class Run:
         try:
             yield
         except Exception:
-            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, UNTRAINED}:
-                for name in (UNTRAINED, CONFIG, DATA):
+            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, PICTURE, UNTRAINED}:
+                for name in (UNTRAINED, PICTURE, CONFIG, DATA):
                     (self.path / name).unlink(missing_ok=True)
             raise
 

@@ -50,7 +50,6 @@ class Failure:
 
     def write(self, run: Path) -> None:
         """Write it beside the run's folder."""
-        run.parent.mkdir(parents=True, exist_ok=True)
         record = {"number": self.number, "overrides": self.overrides, "sentence": self.sentence}
         write_text(self.file(run), json.dumps(record, indent=1))
 

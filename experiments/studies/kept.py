@@ -14,7 +14,7 @@ from ..config.former_names import current_settings
 from ..runs.files import finite, read_record, write_text
 from ..runs.holding import holding
 from ..runs.schema import problem
-from .records import LEARNING_CURVES, SCHEMA, TABLE, Record
+from .records import LEARNING_CURVES, SCHEMA, TABLE, Record, digest_of, kept_cells
 
 __all__ = ["FOLDER", "held", "read_kept", "write_record"]
 
@@ -82,26 +82,26 @@ def _problem(record: Mapping[str, Any]) -> str | None:
                 return f"the row {name} does not have one number per seed for every measure"
         elif not all(run.get("points") for run in runs):
             return f"the row {name} has no points"
-        copy = _copied(row)
-        if copy is not None:
-            return f"the row {name} has for seed {copy[1]} the numbers of seed {copy[0]}, to the last digit"
         scores = [run["forward_roll"].get("log_likelihood") or {} for run in runs if run.get("forward_roll")]
         if len({len(series) for score in scores for series in score.values()}) > 1:
             return f"the row {name} has forecasts of different lengths"
     names = [row["name"] for row in record["rows"]]
-    return "two rows have the same name" if len(set(names)) != len(names) else None
+    return "two rows have the same name" if len(set(names)) != len(names) else _by_hand(cast(Record, record))
 
 
-def _copied(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Two seeds of which a hand that merged records has given one the other's numbers: no two trainings agree so."""
-    measured: dict[tuple[float | None, ...], int] = {}
-    for n, seed in enumerate(row["seeds"]):
-        columns = [values[n] for _, values in sorted((row.get("values") or {}).items())]
-        points = [value for point in row["runs"][n].get("points") or () for _, value in sorted(point.items())]
-        numbers = (*columns, *points)
+def _by_hand(record: Record) -> str | None:
+    """A cell that a hand that merged records has given another's numbers, in words: no two trainings agree so."""
+    measured: dict[tuple[float | None, ...], tuple[str, int]] = {}
+    for (row, seed), cell in kept_cells(record).items():
+        points = [value for point in cell.run.get("points") or () for _, value in sorted(point.items())]
+        numbers = (*(value for _, value in sorted(cell.values.items()) if value is not None), *points)
         if len({*numbers}) >= FEW and numbers in measured:
-            return measured[numbers], seed
-        measured[numbers] = seed
+            name, other = measured[numbers]
+            of = f" of the row {name}" if name != row else ""
+            return f"the row {row} has for seed {seed} the numbers of seed {other}{of}, to the last digit"
+        measured[numbers] = row, seed
+        if cell.run.get("digest") not in (None, digest_of(row, seed, cell)):
+            return f"the row {row} has for seed {seed} other numbers than its run gave, by their digest"
     return None
 
 

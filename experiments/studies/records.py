@@ -10,7 +10,7 @@ A record holds no path of the machine that made it. It is one mapping, :class:`R
                "seeds": [0, 1],
                "values": {"iwae": [-186.1, -185.9], …},         # per measure, one number or null per seed
                "runs": [{"hardware": "…", "versions": {…}, "seconds": {"training": 420.0, "evaluation": 35.0},
-                         "forward_roll": {"context": 9, "log_likelihood": {"model": […], …}}}, …]}]}
+                         "forward_roll": {"context": 9, "log_likelihood": {"model": […], …}}, "digest": "…"}, …]}]}
 
 Numbers are in nats per frame where a measure is in nats. A record of kind ``recipe`` holds learning curves against the
 wall clock instead: the same mapping, with ``values`` left out and ``points`` in every run::
@@ -22,17 +22,21 @@ wall clock instead: the same mapping, with ``values`` left out and ``points`` in
                                      "forward_roll": -420.0, "forward_roll_floor": -230.0}, …]}, …]}]}
 
 ``seconds`` of a point counts training alone, from its start, without the evaluations in between; the other numbers are
-of the test split. Any run may have ``notes``, a list of sentences that must stand beside its numbers. The row called
-``published`` is the one that the others are compared with.
+of the test split. Any run may have ``notes``, a list of sentences that must stand beside its numbers. Its ``digest``,
+which older records lack, binds its numbers to its row and seed, whatever a hand does that merges records. The row
+called ``published`` is the one that the others are compared with.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 from ..evaluation.record import ForwardRollRecord
+from ..runs.files import finite
 from .settings import Settings, portable, shared_settings
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "Row",
     "RunInfo",
     "curve",
+    "digest_of",
     "kept_cells",
     "record_of",
     "stem_of",
@@ -62,6 +67,7 @@ class RunInfo(TypedDict, total=False):
     versions: dict[str, str]
     seconds: dict[str, float]
     notes: list[str]
+    digest: str
     forward_roll: ForwardRollRecord
     points: list[Values]
 
@@ -163,7 +169,8 @@ def _row(
     name: str, settings: Settings, shared: Settings, cells: Mapping[int, Cell], labels: Mapping[str, str] | None
 ) -> Row:
     own = {key: value for key, value in settings.items() if key not in shared}
-    seeds, runs = list(cells), [cell.run for cell in cells.values()]
+    seeds = list(cells)
+    runs: list[RunInfo] = [{**cell.run, "digest": digest_of(name, seed, cell)} for seed, cell in cells.items()]
     if labels is not None:
         return {"name": name, "label": labels.get(name, name), "settings": own, "seeds": seeds, "runs": runs}
     measures = dict.fromkeys(key for cell in cells.values() for key in cell.values)
@@ -171,11 +178,19 @@ def _row(
     return {"name": name, "settings": own, "seeds": seeds, "values": values, "runs": runs}
 
 
+def digest_of(row: str, seed: int, cell: Cell) -> str:
+    """What tells a cell from every other, and its numbers from others: not its notes, to which hands may add."""
+    run = {key: value for key, value in cell.run.items() if key not in ("digest", "notes")}
+    values = {key: value for key, value in finite(cell.values).items() if value is not None}
+    text = json.dumps([row, seed, values, finite(run)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def kept_cells(record: Record) -> dict[tuple[str, int], Cell]:
     """The cells of a record: the inverse of :func:`record_of`."""
     return {
         (row["name"], seed): Cell(
-            {key: values[n] for key, values in row.get("values", {}).items()},
+            {key: values[n] for key, values in (row.get("values") or {}).items()},
             row["runs"][n],
             {**record["settings"], **row["settings"]},
         )

@@ -234,6 +234,10 @@ def test_every_setting_is_taken_or_refused_by_name_before_the_first_step(
             ["optimizer.optimizer.lr=text"],
             "optimizer.optimizer cannot be made from lr='text', betas=[0.9, 0.99], fused=True",
         ),
+        (["optimizer.optimizer.betas=''"], "optimizer.optimizer cannot be made from lr=0.001, betas='', fused=True: "),
+        (["optimizer.schedule.warmup_steps=text"], "made from warmup_steps='text': WarmupCosineLR: T_max=1000000, war"),
+        (["optimizer.schedule.warmup_steps=nan"], "optimizer.schedule cannot be made from warmup_steps=nan: Warmup"),
+        (["optimizer=adam", "+optimizer.schedule.rise=1"], "optimizer.schedule cannot be made from rise=1: "),
         (["optimizer.optimizer.lr=-1"], "optimizer.optimizer cannot be made from lr=-1"),
     ],
 )

@@ -125,10 +125,23 @@ def test_a_folder_that_cannot_be_written_is_named_and_left_as_it_was(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="others have no masks of permissions")
-@pytest.mark.parametrize("name", [".", "model.safetensors"])
-def test_what_may_not_be_read_is_said_to_be_so(name: str, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        *((name, "likelihood") for name in (".", "config.yaml", "data.json", "model.safetensors")),
+        *((name, "report") for name in ("history.json", "evaluation.json", "untrained.safetensors")),
+        ("figures/training_curves.png", "report"),
+        ("checkpoints", "resume"),
+        ("checkpoints/last.ckpt", "resume"),
+    ],
+)
+def test_what_may_not_be_read_is_said_to_be_so(name: str, command: str, run: Path, tmp_path: Path) -> None:
     path, owner = tmp_path / "run", os.geteuid()
     shutil.copytree(run, path)
+    if command == "resume":
+        (path / "model.safetensors").unlink()
+    for entry in (path, *path.rglob("*")):
+        entry.chmod(0o777)  # nothing else is in the way
     for folder in (path, *path.parents):  # of which pytest makes one more for each worker
         if any(part.startswith("pytest-") for part in folder.parts):
             folder.chmod(0o755)
@@ -136,12 +149,12 @@ def test_what_may_not_be_read_is_said_to_be_so(name: str, run: Path, tmp_path: P
     try:
         if owner == 0:  # whom no mask keeps out
             os.seteuid(65534)
-        text = refused(lambda: likelihood_run(path, particles=[1], sequences=2), Exception)
+        text = refused(lambda: {**COMMANDS, "resume": resume_run}[command](path), Exception)
     finally:
         os.seteuid(owner)
         (path / name).chmod(0o755)
-    assert "Permission denied" in text
-    assert str(path / name) in text
+    assert text.count(f"{path / name} cannot be read (Permission denied); ") == 1, text
+    assert "Errno" not in text
 
 
 def moving(run: Path, whole: Callable[..., Any], after: int = 0) -> Callable[..., Any]:

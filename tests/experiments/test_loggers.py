@@ -95,6 +95,14 @@ def test_a_stored_file_starts_no_service(tmp_path: Path, monkeypatch: pytest.Mon
     assert (run / "model.safetensors").is_file()
 
 
+def test_a_logger_that_cannot_be_made_is_named_with_its_settings(tmp_path: Path) -> None:
+    config = compose(["logger=csv", "logger.csv.save_dir=0"])
+    with pytest.raises(
+        ConfigurationError, match=r"CSVLogger cannot be made from save_dir=0, name='csv' \(expected str"
+    ):
+        loggers.loggers(config, tmp_path)
+
+
 def test_a_measure_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="measure is 'test/elbo'; expected one of val/elbo"):
         train_run(compose([*TINY, "measure=test/elbo"]), tmp_path / "run")

@@ -73,7 +73,7 @@ def matlab(path: Path) -> Made:
 
 def amat(path: Path) -> Made:
     np.savetxt(path / "a.amat", np.column_stack([STILLS.reshape(N, -1) / 255, np.arange(N) % 4]))
-    return "arrays", ["path=a.amat"], (1, SIDE, SIDE)
+    return "arrays", ["path=a.amat", "axes=NHW"], (1, SIDE, SIDE)
 
 
 def norb(path: Path) -> Made:
@@ -164,6 +164,14 @@ def test_how_a_file_was_read_is_said_before_training(tmp_path: Path, capsys: pyt
         train_run(config, tmp_path / "run")
     said = "a.npy read as 20 sequences of 4 frames, 3 channels, 8 x 8 pixels (axes=NSHWC, inferred); 0 is black"
     assert said in capsys.readouterr().out
+
+
+def test_a_mistake_that_shows_after_the_picture_leaves_no_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", FILMS)
+    config = compose(["data=sequences", f"data.source.path={tmp_path / 'a.npy'}", *SMALL, "guide.vote_gain=true"])
+    with pytest.raises(ValueError, match="vote_gain is True"):  # so it could not be read back
+        train_run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_are_listed_though_one_has_no_value_yet() -> None:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
@@ -81,7 +81,10 @@ def table1(
     settings = {f"{kind}_mnist": {"fit.max_steps": 3600, "topography.kernel": n} for n, kind in enumerate(rows)}
     record = record_of(study, "Table 1: MNIST", "hour", ["data.source.root=/mine"], settings, cells)
     for row in record["rows"]:
-        row["values"] |= (changes or {}).get(row["name"].removesuffix("_mnist"), {})
+        if own := (changes or {}).get(row["name"].removesuffix("_mnist")):
+            row["values"] |= own
+            for run in row["runs"]:
+                del run["digest"]  # as in older records
     return record
 
 
@@ -402,6 +405,16 @@ def test_a_name_that_a_merge_has_kept_twice_is_refused(tmp_path: Path) -> None:
         ),
         (
             {
+                "rows": [
+                    {"name": row, "seeds": [0], "runs": [{}], "settings": {}}
+                    | {"values": {name: [number] for number, name in enumerate("abcde")}}
+                    for row in "ab"
+                ]
+            },
+            "the row b has for seed 0 the numbers of seed 0 of the row a, to the last digit",
+        ),
+        (
+            {
                 "kind": "recipe",
                 "rows": [
                     {"name": "a", "seeds": [0, 3], "settings": {}}
@@ -552,6 +565,8 @@ def test_a_record_that_a_run_at_hand_belies_is_told(ran: list[str], tmp_path: Pa
     assert said == [f"small: 2 of 2 runs are in {tmp_path / 'kept' / 'small.json'}"]
     record = read_kept(tmp_path / "kept" / "small.json")
     record["rows"][0]["values"]["iwae"].reverse()
+    for run in record["rows"][0]["runs"]:
+        del run["digest"]  # as in older records
     write_record(tmp_path / "kept" / "small.json", record)
     reproduce("small", progress=said.append, **options)
     places = sorted(str(tmp_path / "small" / "mean_field" / f"seed{seed}") for seed in (0, 1))
@@ -559,6 +574,50 @@ def test_a_record_that_a_run_at_hand_belies_is_told(ran: list[str], tmp_path: Pa
     match = re.fullmatch(told, said[1])
     assert match is not None
     assert sorted(match[1].split(", ")) == places
+
+
+HANDS: dict[str, list[Callable[[Any], object]]] = {  # what a hand that merges records may do to a row
+    "small": [
+        lambda row: row["seeds"].reverse(),
+        lambda row: row["values"]["iwae"].reverse(),
+        lambda row: [column.reverse() for column in row["values"].values()],
+        lambda row: row["runs"].reverse(),
+        lambda row: row["runs"][0]["forward_roll"]["log_likelihood"]["model"].reverse(),
+        lambda row: row.update(seeds=[0, 2]),
+    ],
+    "small_curves": [
+        lambda row: row["seeds"].reverse(),
+        lambda row: row["runs"].reverse(),
+        lambda row: row["runs"][0].update(points=row["runs"][1]["points"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TRAINED_BY)
+def test_numbers_that_a_hand_gave_to_another_seed_are_refused_without_their_runs(
+    name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
+    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
+    options: dict[str, Any] = {"records": tmp_path, "keep": True, "progress": quietly}
+    reproduce(name, seeds=[0, 1], output=tmp_path / "there", **options)
+    path = tmp_path / f"{name}.json"
+    said = r"json is damaged: the row .* has for seed \d other numbers than its run gave, by their digest; take"
+    for change in HANDS[name]:
+        record = json.loads(path.read_text())
+        record["rows"][0]["runs"][0]["notes"] = ["A sentence that a hand may add."]
+        (tmp_path / "by hand.json").write_text(json.dumps(record))
+        read_kept(tmp_path / "by hand.json")
+        change(record["rows"][0])
+        (tmp_path / "by hand.json").write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=said):
+            read_kept(tmp_path / "by hand.json")
+    shutil.rmtree(tmp_path / "there")
+    (tmp_path / "by hand.json").rename(path)
+    with pytest.raises(ValueError, match=said):
+        reproduce(name, seeds=[0, 1], output=tmp_path / "here", **options)
+    assert json.loads(path.read_text()) == record
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_table_is_held_from_the_reading_of_its_runs_until_it_is_written(

@@ -6,19 +6,24 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core import utils as hydra_clock
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from pyro_tvae.experiments.commands import train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.config.allowlist import Allowlist
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.interruption import Interrupted, override
 from pyro_tvae.experiments.runs.sweeps import Sweep, begun
+from pyro_tvae.files import FolderMoved
 
 
 class Listener(Callback):
@@ -186,3 +191,86 @@ def test_two_sweeps_of_one_second_get_two_folders(tmp_path: Path) -> None:
         again.write(["a"], finished=True)
     with begun(["a"], tmp_path / "later", fixed=False) as new:
         assert new == Sweep(tmp_path / "later")
+
+
+@pytest.mark.parametrize("when", ["the job trains", "the job has ended", "the next job begins"])
+def test_a_sweep_that_is_renamed_ends_without_a_ghost_and_goes_on_where_it_lies(
+    when: str,
+    jobs: dict[int, BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra makes the folder of every job before it begins, whatever lies there, and goes on after an error."""
+    sweep, whole = tmp_path / "sweep", train.train_run
+
+    def renaming(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
+        measure = whole(config, path, allow)
+        if config.seed == 1 and when != "the next job begins":
+            sweep.rename(tmp_path / "renamed")
+            if when == "the job trains":
+                raise FileNotFoundError(f"no such file: {path}")
+        return measure
+
+    def between(self: Listener, *_: Any, **__: Any) -> None:
+        if len(Listener.trained) == 2 and when == "the next job begins":
+            sweep.rename(tmp_path / "renamed")
+
+    given = ["seed=0,1,2,3", "hydra.sweep.dir=sweep"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_run", renaming)
+        patch.setattr(Listener, "on_job_end", between)
+        with pytest.raises(FolderMoved, match=r"sweep was moved, renamed or removed while this command was at work"):
+            swept(*given)
+    assert Listener.trained == [0, 1]
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
+    assert swept(given[0], "hydra.sweep.dir=renamed") == [2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
+    assert not [*tmp_path.rglob("*.failed.json")]
+
+
+def test_what_somebody_began_by_a_renamed_sweep_s_name_is_left_alone(
+    jobs: dict[int, BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, own = tmp_path / "sweep", tmp_path / "sweep" / "1" / ".hydra" / "config.yaml"
+
+    def between(self: Listener, *_: Any, **__: Any) -> None:
+        sweep.rename(tmp_path / "renamed")
+        own.parent.mkdir(parents=True)
+        (sweep / ".lock").touch()
+
+    monkeypatch.setattr(Listener, "on_job_end", between)
+    with pytest.raises(FolderMoved):
+        swept("seed=0,1", "hydra.sweep.dir=sweep")
+    assert Listener.trained == [0]
+    assert own.exists()
+
+
+class Clock:
+    """A clock that stands still, or was put back, so that what starts later is named as what was there."""
+
+    @staticmethod
+    def now() -> datetime:
+        return datetime(2026, 1, 1)
+
+
+def test_what_starts_when_the_clock_says_the_same_takes_nobodys_folder(
+    jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hydra_clock, "datetime", Clock)
+    home = Path("runs/quickstart")
+    left: dict[Path, bytes] = {}
+    starts: list[Callable[[], object]] = [
+        lambda: swept("seed=0"),
+        lambda: run_with_hydra(["seed=0"]),
+        lambda: swept("seed=0"),  # which is done, and so another one
+        lambda: swept("seed=2"),
+        lambda: run_with_hydra(["seed=0"]),
+    ]
+    for number, begin in enumerate(starts):
+        begin()
+        names = {"2026-01-01_00-00-00", *(f"2026-01-01_00-00-00-{n}" for n in range(1, number + 1))}
+        assert {path.name for path in home.iterdir()} == names
+        assert all(path.read_bytes() == content for path, content in left.items())
+        left = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
