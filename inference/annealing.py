@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged
+from pyro_tvae.model import frame_mask
 from pyro_tvae.verbs import ancestral_sample
 
 from .chunks import in_chunks
@@ -98,7 +99,7 @@ class AnnealedEstimate:
         ess: effective sample size of the chains' weights, 1 to num_chains; higher is better.
         acceptance: mean acceptance rate of the transitions; step sizes aim at 0.65.
         num_chains: chains per sequence.
-        n_frames: S, to convert to nats per frame.
+        n_frames: S, to convert to nats per frame; of frames that were observed in part, their mean number.
     """
 
     log_p: Tensor
@@ -106,12 +107,12 @@ class AnnealedEstimate:
     ess: Tensor
     acceptance: Tensor
     num_chains: int
-    n_frames: int
+    n_frames: float
 
     @property
     def per_frame(self) -> float:
         """Mean of ``log_p`` in nats per frame over sequences, each weighted equally."""
-        return float(self.log_p.mean()) / self.n_frames
+        return float(self.log_p.mean()) / self.n_frames if self.n_frames else math.nan
 
 
 class Simulated(NamedTuple):
@@ -157,6 +158,8 @@ def annealed_importance(
     guide: Guide,
     x: Tensor,
     *,
+    observed: Tensor | None = None,
+    measured: Tensor | None = None,
     annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
@@ -174,6 +177,8 @@ def annealed_importance(
         model: the generative program.
         guide: a mean-field guide: sites independent given x, whose ``posterior`` has densities.
         x: (N, S, channel, height, width).
+        observed: (S,) or (N, S) booleans: of these frames alone. None means all.
+        measured: (N, S, channel or 1, height, width) booleans: of these pixels alone.
         annealing: chains, temperatures and transitions; ``Annealing()`` by default.
         seed: of all draws; None uses torch's global generator.
         progress: show a progress bar.
@@ -193,7 +198,7 @@ def annealed_importance(
         >>> annealed_importance(model, guide, x, annealing=short).log_p.shape
         torch.Size([2])
     """
-    return _run(model, guide, x, None, annealing, seed, progress)[0]
+    return _run(model, guide, x, None, observed, measured, annealing, seed, progress)[0]
 
 
 @gathered("annealing", Annealing)
@@ -202,6 +207,8 @@ def reverse_annealing(
     guide: Guide,
     simulated: Simulated | int = 16,
     *,
+    observed: Tensor | None = None,
+    measured: Tensor | None = None,
     annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
@@ -227,7 +234,8 @@ def reverse_annealing(
         torch.Size([2])
     """
     simulated = _simulated("reverse_annealing", model, simulated, seed)
-    return _run(model, guide, simulated.x, simulated.latents, annealing, seed, progress, forward=False)[0]
+    run = _run(model, guide, *simulated, observed, measured, annealing, seed, progress, forward=False)
+    return run[0]
 
 
 @gathered("annealing", Annealing)
@@ -236,6 +244,8 @@ def bracket(
     guide: Guide,
     simulated: Simulated | int = 16,
     *,
+    observed: Tensor | None = None,
+    measured: Tensor | None = None,
     annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
@@ -259,7 +269,7 @@ def bracket(
         torch.Size([2])
     """
     simulated = _simulated("bracket", model, simulated, seed)
-    lower, upper = _run(model, guide, simulated.x, simulated.latents, annealing, seed, progress)
+    lower, upper = _run(model, guide, *simulated, observed, measured, annealing, seed, progress)
     return Bracket(lower, upper, simulated)
 
 
@@ -329,6 +339,8 @@ def _run(
     guide: Guide,
     x: Tensor,
     latents: dict[str, Tensor] | None,
+    observed: Tensor | None,
+    measured: Tensor | None,
     annealing: Annealing | None,
     seed: int | None,
     progress: bool,
@@ -336,7 +348,8 @@ def _run(
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
-    check_judged(model, guide, x)
+    check_judged(model, guide, x, observed, None if measured is None else {"measured": measured})
+    whole = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device).expand(len(x), -1)
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)
@@ -345,7 +358,7 @@ def _run(
 
         def of_batch(start: int, size: int) -> dict[int, tuple[Tensor, Tensor]]:
             rows, made = slice(start, start + size), {}
-            path = Path(model, guide, x[rows])
+            path = Path(model, guide, x[rows], *(None if one is None else one[rows] for one in (whole, measured)))
             steps = _pilot(path, betas, n_steps, bar.update)
             for direction in directions:
                 y = path.draw(annealing.num_chains)
@@ -356,10 +369,11 @@ def _run(
             return made
 
         parts = [*in_chunks(len(x), annealing.batch_size, of_batch, "sequence")]
-    return [_estimate([part[direction] for part in parts], direction, model.n_frames) for direction in directions]
+    n_frames = model.n_frames if whole is None else float(whole.sum(1).double().mean())
+    return [_estimate([part[direction] for part in parts], direction, n_frames) for direction in directions]
 
 
-def _estimate(run: list[tuple[Tensor, Tensor]], direction: int, n_frames: int) -> AnnealedEstimate:
+def _estimate(run: list[tuple[Tensor, Tensor]], direction: int, n_frames: float) -> AnnealedEstimate:
     """Batches of log-weights (K, B) and acceptance rates (B,) as one estimate; reverse weights estimate 1 / p(x)."""
     bound = concatenate([summarize(log_w, n_frames) for log_w, _ in run])
     rate = torch.cat([rate for _, rate in run])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
-from pyro_tvae.model import tvae_of
+from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import JOINT, Program, draw
 from pyro_tvae.programs import untouched_store
 
@@ -64,7 +64,7 @@ class Comparison:
         looseness: (M,), mean gap between an upper and this lower bound on sequences that the model itself made, which
             is how far the bound may lie below log p(x); nan where it cannot be measured.
         looseness_error: (M,), its standard error over those sequences.
-        n_frames: S, to convert to nats per frame.
+        n_frames: S, to convert to nats per frame; of frames that were observed in part, their mean number.
         level: of the intervals, over all pairs of models together.
     """
 
@@ -73,7 +73,7 @@ class Comparison:
     pareto_k: Tensor
     looseness: Tensor
     looseness_error: Tensor
-    n_frames: int
+    n_frames: float
     level: float = 0.95
 
     def difference(self, one: str, other: str) -> Difference:
@@ -157,6 +157,7 @@ def compare(
     annealing: Annealing | None = None,
     n_simulations: int = 32,
     frame_averages: bool = True,
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     batch_size: int = 16,
     level: float = 0.95,
@@ -183,7 +184,10 @@ def compare(
         annealing: walk from the guides to the posteriors instead: tighter and slower.
         n_simulations: sequences that looseness is measured on, 2 or more.
         frame_averages: try those too where a model has them, and not weights of whole sequences alone.
-        covariates: what the programs take beside x by name, (N, …). Models of such programs have no looseness.
+        observed: (S,) or (N, S) booleans: log p of these frames alone. None means all. Looseness is then that of
+            simulated sequences of which as much is seen, the masks of x taken in turn.
+        covariates: what the programs take beside x by name, (N, …). Models of such programs have no looseness, but for
+            ``measured``, (N, S, channel or 1, height, width) booleans: log p of these pixels alone.
         batch_size: sequences per pass.
         level: that all intervals together hold the differences.
         seed: of all draws; every model has its own.
@@ -209,16 +213,23 @@ def compare(
             "1 of the others, and a level between 0 and 1."
         )
     _check_measures({name: tvae_of(model) for name, (model, _) in fitted.items()}, x)
+    measured = (covariates or {}).get("measured")
+    whole = None if observed is None else frame_mask(observed, *x.shape[:2]).expand(len(x), -1)
+    masks: dict[str, Any] = {"observed": whole, "measured": measured}
+    turns = torch.arange(n_simulations) % len(x)
+    of_simulated: dict[str, Any] = {
+        name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
+    }
     bounds, ks, gaps = [], [], []
     for index, (model, guide) in enumerate(fitted.values()):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
         if annealing is None:
             tried = {
-                numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index)
+                numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index, **of_simulated)
                 for numbers in _numbers(model, guide, x, num_particles, frame_averages)
             }
             k, m = min(tried, key=lambda numbers: float(tried[numbers].mean()))
-            given: dict[str, Any] = {"covariates": covariates, "batch_size": batch_size, **own}
+            given: dict[str, Any] = {"observed": observed, "covariates": covariates, "batch_size": batch_size, **own}
             found = log_likelihood(model, guide, x, k, frame_particles=m, **given)
             bounds.append(found.iwae)
             ks.append(found.pareto_k)
@@ -226,16 +237,16 @@ def compare(
         else:
             walked: Any = model  # annealing refuses what it cannot walk
             by: Any = guide
-            bounds.append(annealed_importance(walked, by, x, annealing=annealing, **own).log_p)
+            bounds.append(annealed_importance(walked, by, x, **masks, annealing=annealing, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            gaps.append(bracket(walked, by, n_simulations, annealing=annealing, **own).gap)
+            gaps.append(bracket(walked, by, n_simulations, **of_simulated, annealing=annealing, **own).gap)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),
         torch.stack(ks),
         torch.stack([gap.mean() for gap in gaps]),
         torch.stack([gap.std() / math.sqrt(len(gap)) for gap in gaps]),
-        x.shape[-4],
+        x.shape[-4] if whole is None else float(whole.sum(1).double().mean()),
         level,
     )
 
@@ -268,7 +279,15 @@ def _numbers(model: Any, guide: Any, x: Tensor, num_particles: int, frame_averag
 
 
 def _gap(
-    model: Any, guide: Any, n: int, num_particles: int, frame_particles: int, batch_size: int, seed: int
+    model: Any,
+    guide: Any,
+    n: int,
+    num_particles: int,
+    frame_particles: int,
+    batch_size: int,
+    seed: int,
+    observed: Tensor | None = None,
+    measured: Tensor | None = None,
 ) -> Tensor:
     """Gaps on simulated sequences (n,); nan where the model or the guide has what cannot be simulated or scored."""
     if not plain_program(model):
@@ -279,8 +298,10 @@ def _gap(
         rows = slice(start, start + batch_size)
         latents = {site: value[rows] for site, value in simulated.latents.items()}
         part = Simulated(simulated.x[rows], latents)
-        own = seed + start
-        parts.append(bound_gap(model, guide, part, num_particles, frame_particles=frame_particles, seed=own))
+        given: dict[str, Any] = {"frame_particles": frame_particles, "seed": seed + start}
+        for name, mask in (("observed", observed), ("measured", measured)):
+            given[name] = None if mask is None else mask[rows].to(part.x.device)
+        parts.append(bound_gap(model, guide, part, num_particles, **given))
     return torch.cat(parts)
 
 
@@ -292,6 +313,8 @@ def bound_gap(
     num_particles: int,
     *,
     frame_particles: int = 1,
+    observed: Tensor | None = None,
+    measured: Tensor | None = None,
     seed: int | None = 0,
 ) -> Tensor:
     """Upper minus lower importance-weighted bound of log p(x) on sequences whose latents were drawn with them.
@@ -308,6 +331,8 @@ def bound_gap(
         num_particles: K.
         frame_particles: M draws of z per frame within each, see :func:`.log_likelihood`; in each frame one of the first
             M is exact too.
+        observed: (S,) or (N, S) booleans: of log p of these frames alone, which the same latents made. None means all.
+        measured: (N, S, channel or 1, height, width) booleans: of these pixels alone.
         seed: of the draws; None uses torch's global generator.
 
     Returns:
@@ -321,24 +346,35 @@ def bound_gap(
         torch.Size([2])
     """
     x, latents = simulated
+    covariates = {} if measured is None else {"measured": measured}
+    posterior = posterior_of(guide, x, observed, covariates)
     if frame_particles > 1:
-        log_w, exact = _by_frames(model, posterior_of(guide, x), simulated, num_particles, frame_particles, seed)
+        numbers = num_particles, frame_particles
+        log_w, exact = _by_frames(model, posterior, simulated, *numbers, seed, observed, measured)
     else:
-        trace = _given(guide, x, latents)
+        trace = _given(posterior, latents)
         if trace is None:
             return torch.full((len(x),), math.nan, dtype=torch.float64)
-        log_w = log_weights(model, guide, x, num_particles, seed=seed).cpu().double()
+        given: dict[str, Any] = {"observed": observed, "covariates": covariates}
+        log_w = log_weights(model, guide, x, num_particles, seed=seed, **given).cpu().double()
 
-        def made(x: Tensor) -> None:
+        def made(x: Tensor, observed: Tensor | None = None) -> None:
             with poutine.replay(trace=trace):
-                draw(posterior_of(guide, x))
+                draw(posterior_of(guide, x, observed, covariates))
 
-        exact = log_weights(model, made, x, 1).cpu().double()
+        exact = log_weights(model, made, x, 1, **given).cpu().double()
     return torch.cat([exact, log_w[1:]]).logsumexp(0) - log_w.logsumexp(0)
 
 
 def _by_frames(
-    model: TVAE, posterior: Any, simulated: Simulated, num_particles: int, frame_particles: int, seed: int | None
+    model: TVAE,
+    posterior: Any,
+    simulated: Simulated,
+    num_particles: int,
+    frame_particles: int,
+    seed: int | None,
+    observed: Tensor | None,
+    measured: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Frame-averaged log-weights (K, N), and those (1, N) of the exact latents; all draws of a plain VAE count as M."""
     x = simulated.x
@@ -347,14 +383,13 @@ def _by_frames(
     weights = []
     for number, exact in ((k, None), (1, simulated.latents)):
         with seeded(seed), untouched_store():  # the same draws again, as far as their number is
-            drawn = frame_averaged_weights(model, posterior, x, None, number, m, chunk, exact)
+            drawn = frame_averaged_weights(model, posterior, x, observed, number, m, chunk, exact, measured)
         weights.append(drawn.cpu().double())
     return weights[0], weights[1]
 
 
-def _given(guide: Any, x: Tensor, latents: Mapping[str, Tensor]) -> poutine.Trace | None:
+def _given(posterior: Any, latents: Mapping[str, Tensor]) -> poutine.Trace | None:
     """A trace that gives a guide's sites these values; None where it has sites whose values these do not tell."""
-    posterior = posterior_of(guide, x)
     if isinstance(posterior, Program) or {*posterior} - {JOINT} != {*latents}:
         return None
     values = {site: value.unsqueeze(0) for site, value in latents.items()}

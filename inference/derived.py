@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,8 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_tvae import TVAE
-from pyro_tvae.likelihoods import Bernoulli
-from pyro_tvae.model import tvae_of
+from pyro_tvae.likelihoods import Bernoulli, of_seen, seen_pixels
+from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.programs import call
 
 from .chunks import chunk_of, in_chunks
@@ -47,13 +48,24 @@ class Piece(NamedTuple):
 
 
 def consequences(
-    model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk_bytes: int | None
+    model: Any,
+    x: Tensor,
+    observed: Tensor | None,
+    covariates: Mapping[str, Tensor] | None,
+    chunk_bytes: int | None,
 ) -> Consequences:
     """By its distributions where these are all of a model, else by running it."""
     chunk = chunk_of(x, chunk_bytes)
+    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device)
+    measured = (covariates or {}).get("measured")
+    made: Consequences
     if plain_program(model):
-        return FromDistributions(model, x, chunk)
-    return FromProgram(model, x, covariates, chunk)
+        made = FromDistributions(model, x, chunk, mask, measured)
+    else:
+        made = FromProgram(model, x, observed, covariates, chunk)
+    if (seen := seen_pixels(mask, measured)) is not None:
+        made.observed["x"] = torch.where(seen, x, math.nan)
+    return made
 
 
 class FromDistributions:
@@ -63,7 +75,7 @@ class FromDistributions:
         chunk: draws in a piece.
         binary: whether what is predicted is zeros and ones.
         shared: latents that have one value for all sequences.
-        observed: what the model observes, by site, factors left out.
+        observed: what the model observes, by site, factors left out; nan where x was not seen.
         constants: what has neither draws nor sequences: μ, a point estimate.
         one_prior: whether the prior is one for all sequences, whose draws then have no dimension of sequences.
     """
@@ -71,8 +83,10 @@ class FromDistributions:
     shared = frozenset[str]()
     one_prior = True
 
-    def __init__(self, model: TVAE, x: Tensor, chunk: int) -> None:
-        self.model, self.x, self.chunk, self.observed = model, x, chunk, {"x": x}
+    def __init__(self, model: TVAE, x: Tensor, chunk: int, mask: Tensor | None, measured: Tensor | None) -> None:
+        self.model, self.chunk, self.observed = model, chunk, {"x": x}
+        self.seen, pixels = (mask, measured), seen_pixels(mask, measured)
+        self.x = x if pixels is None else torch.where(pixels, x, model.likelihood.blank)
         self.site = next(iter(model.energies), None)
         self.constants = {} if self.site is None else {"mu": model.mu.detach()}
         self.binary = isinstance(model.likelihood, Bernoulli)
@@ -98,7 +112,7 @@ class FromDistributions:
                 # Straight from t: the program itself would hand back the observed x where it is conditioned on it.
                 distribution = model.decode(t)
                 if score:  # first, since it needs the most memory
-                    piece.log_likelihood["x"] = in_double(distribution.to_event(1), self.x)
+                    piece.log_likelihood["x"] = in_double(of_seen(distribution, *self.seen).to_event(1), self.x)
                 if predict:
                     piece.predicted["x"] = distribution.sample()
                 del distribution
@@ -116,9 +130,16 @@ class FromProgram:
     one_prior = False
     binary = False
 
-    def __init__(self, model: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, chunk: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        x: Tensor,
+        observed: Tensor | None,
+        covariates: Mapping[str, Tensor] | None,
+        chunk: int,
+    ) -> None:
         self.tvae, self.chunk = tvae_of(model), chunk
-        self.program = call(model, x, None, covariates)
+        self.program = call(model, x, observed, covariates)
         sites = scored(prior_trace(model, x, covariates))
         self.latents = [name for name, site in sites if not site["is_observed"]]
         self.shared = frozenset(name for name, site in sites if not site["is_observed"] and not in_plate(site))

@@ -49,6 +49,7 @@ def guide_draws(
     model: Any,
     posterior: Posterior | Program,
     x: Tensor,
+    observed: Tensor | None,
     covariates: Mapping[str, Tensor] | None,
     draws: int,
     n: int,
@@ -70,7 +71,7 @@ def guide_draws(
 
     def make(start: int, size: int) -> tuple[Chunk, dict[str, Tensor], Tensor]:
         chunk = Chunk(start, size, _state(x.device))
-        return chunk, *weighted_particles(model, posterior, x, size, covariates)
+        return chunk, *weighted_particles(model, posterior, x, size, covariates, observed)
 
     with progress_bar(n, "draws from the guide", shown=progress, leave=False) as bar:
         for chunk, values, log_w in in_chunks(n, chunk_of(x, chunk_bytes), make):

@@ -3,6 +3,11 @@
 Everywhere t has shape (N, S, C, D): sequence, frame, capsule, position. Measures of t alone are blind to collapse: a
 model that ignores its input can reach a low E_eq and a correlation of 1, because V rolls by construction. Show them
 beside the likelihood and for the untrained model too; :func:`.forward_roll`, scored on unseen pixels, is what decides.
+
+A capsule whose boundary is open shows D positions of an endless line: a roll by h takes h of them out of sight and
+brings h in that were not in sight before, so that measures there are of the D − h positions that stay. At the other
+boundaries positions wrap, with ``truncate`` too, where frames alone end; no measure ever compares frames across the end
+of a sequence.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pyro_tvae.topographies.base import roll
+from pyro_tvae.topographies.base import BOUNDARIES, roll
 
 __all__ = ["PairEstimate", "RollCorrelation", "capsule_correlation", "equivariance_error", "roll_correlation"]
 
@@ -42,22 +47,29 @@ class PairEstimate(float):
         return self
 
 
-def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0) -> PairEstimate:
+def equivariance_error(
+    t: Tensor, *, boundary: str = "circular", max_pairs: int = MOST_PAIRS, seed: int = 0
+) -> PairEstimate:
     """Equivariance error E_eq: how far rolled capsules are from the capsules they should be; lower is better.
 
     ``E_eq = sum over l < m and c of ‖Roll_{m−l}(t̂[l, c]) − t̂[m, c]‖₁`` with ``t̂ = t / ‖t‖₂`` per capsule and frame,
     averaged over sequences (`Keller & Welling 2021, Topographic VAEs learn equivariant capsules
     <https://arxiv.org/abs/2109.01394>`__). A capsule of norm 0 stays 0. Chance, for S = C = D = 18: 13,270.
 
+    At an open boundary the sum is over pairs that keep a position, ``h = m − l < D``, and of each pair over those that
+    it keeps, with their own norms: ``‖n(t[l, c, :D − h]) − n(t[m, c, h:])‖₁``, ``n(v) = v / ‖v‖₂``. It is 0 where
+    capsules roll along the line, whatever enters, and by chance smaller than around a circle: the two do not compare.
+
     Args:
         t: (N, S, C, D), at least two frames.
+        boundary: of the topography, ``"circular"``, ``"truncate"``, which is the same here, or ``"open"``.
         max_pairs: where S frames make more pairs than that, so many of them are drawn, the same for all sequences, and
             the sum over all is estimated from them: what is returned has a ``standard_error``.
         seed: of that draw.
 
     Raises:
-        ValueError: t has another number of dimensions, a single frame, or values that are not finite; or max_pairs is
-            below 2.
+        ValueError: t has another number of dimensions, a single frame, or values that are not finite; max_pairs is
+            below 2; there is no such boundary, or at an open one a single position.
 
     Example:
         >>> t = torch.stack([roll(torch.tensor([[2.0, 0.0, 0.0]]), shift) for shift in range(3)]).unsqueeze(0)
@@ -65,20 +77,22 @@ def equivariance_error(t: Tensor, *, max_pairs: int = MOST_PAIRS, seed: int = 0)
         0.0
     """
     _check("equivariance_error", t)
-    total, drawn = _drawn("equivariance_error", t.shape[1], max_pairs, seed)
+    ends = is_open("equivariance_error", boundary, t.shape[-1])
+    longest = min(t.shape[1], t.shape[-1]) - 1 if ends else t.shape[1] - 1
+    total, drawn = _drawn("equivariance_error", t.shape[1], max_pairs, seed, longest)
     if drawn is None:
         summed = 0.0
         for rows in _chunks(t):
             unit = _unit(t[rows])
-            for lag in range(1, t.shape[1]):  # all pairs of one lag share their roll
-                summed += (roll(unit[:, :-lag], lag) - unit[:, lag:]).abs().sum().item()
+            for lag in range(1, longest + 1):  # all pairs of one lag share their roll
+                summed += _apart(unit[:, :-lag], unit[:, lag:], lag, ends).sum().item()
         return PairEstimate(summed / len(t), 0.0, total)
     distances = torch.zeros(drawn.shape[1], dtype=torch.double)
     for rows in _chunks(t):
         unit = _unit(t[rows])
         for start, (first, second) in _pieces(drawn, unit):
-            apart = roll(unit[:, first], (second - first).unsqueeze(-1)) - unit[:, second]
-            distances[start : start + len(first)] += apart.abs().sum((0, 2, 3)).cpu() / len(t)
+            apart = _apart(unit[:, first], unit[:, second], (second - first).unsqueeze(-1), ends)
+            distances[start : start + len(first)] += apart.sum((0, 2, 3)).cpu() / len(t)
     error = float(distances.std()) / math.sqrt(len(distances))
     return PairEstimate(total * float(distances.mean()), total * error, len(distances))
 
@@ -112,6 +126,7 @@ def roll_correlation(
     period: int,
     *,
     turn: int | None = None,
+    boundary: str = "circular",
     max_pairs: int = MOST_PAIRS,
     seed: int = 0,
 ) -> RollCorrelation:
@@ -123,6 +138,10 @@ def roll_correlation(
     <https://doi.org/10.1093/biomet/70.2.327>`__, which needs no mean direction, so uniform angles are no trouble; nan
     where all angles of a series are equal or opposite. No pair is chosen by looking at the truth.
 
+    At an open boundary the roll is the one whose kept positions differ least, ``argmin_r`` of the mean of
+    ``(t̂[l, c, p] − t̂[m, c, p + r])²`` over the positions p that stay in sight, which around a circle is the same as the
+    argmax above; |r| is at most D / 2, and so are the lags m − l of the pairs: beyond, most of a capsule has left it.
+
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
         index: (N, S), integers, where in its cycle the factor is.
@@ -130,11 +149,12 @@ def roll_correlation(
         turn: positions that a capsule moves while the factor goes once through its cycle; D, once around, by default.
             Where a factor repeats within the sequence, capsules that move one position a frame repeat every
             ``turn=period`` positions, and rolls that differ by whole turns are the same.
+        boundary: as in :func:`equivariance_error`.
         max_pairs, seed: as in :func:`equivariance_error`; standard errors are by the jackknife over groups of pairs.
 
     Raises:
-        ValueError: t or index has the wrong shape or dtype, there is a single frame, period or turn is below 1, or
-            max_pairs below 2.
+        ValueError: t or index has the wrong shape or dtype, there is a single frame, period or turn is below 1,
+            max_pairs below 2, there is no such boundary, or at an open one a single position.
 
     Example:
         >>> t = torch.stack([roll(torch.tensor([[1.0, 2.0, 4.0]]), shift) for shift in range(3)]).unsqueeze(0)
@@ -151,7 +171,9 @@ def roll_correlation(
         if value < 1:
             raise ValueError(f"roll_correlation: {name} is {value!r}; expected {what}, at least 1.")
     index = index.to(t.device).long()  # a difference of unsigned integers would wrap
-    _, drawn = _drawn("roll_correlation", n_frames, max_pairs, seed)
+    ends = is_open("roll_correlation", boundary, size)
+    longest = min(n_frames - 1, size // 2) if ends else n_frames - 1
+    _, drawn = _drawn("roll_correlation", n_frames, max_pairs, seed, longest)
     # One group of all pairs, or groups of drawn ones.
     groups = 1 if drawn is None else min(GROUPS, drawn.shape[1])
     sums, exact = torch.zeros(groups, 8, n_capsules + 1).double(), torch.zeros(groups, n_capsules + 1).double()
@@ -167,9 +189,9 @@ def roll_correlation(
         n_pairs[group] += len(moved)
 
     for rows in _chunks(t):
-        spectrum = _spectrum(t[rows])
+        spectrum = _unit(t[rows]) if ends else _spectrum(t[rows])
         if drawn is None:
-            for lag in range(1, n_frames):
+            for lag in range(1, longest + 1):
                 add(0, rows, spectrum, slice(None, -lag), slice(lag, None))
         else:
             for group, pairs in enumerate(drawn.tensor_split(groups, 1)):
@@ -196,7 +218,8 @@ def capsule_correlation(t: Tensor, index: Tensor) -> float:
     that carries t at Ω onto t at frame 0: the mode over capsules of the argmax of their cross-correlation. Returned is
     the Pearson correlation over sequences. Two flaws are part of the definition: of several Ω the one with the smallest
     ``|observed − true|`` counts (linear distance, the first of equals), so the truth leaks in, and a sequence that
-    starts at 0 always scores a hit; and a linear coefficient is applied to a circle. Prefer :func:`roll_correlation`.
+    starts at 0 always scores a hit; and a linear coefficient is applied to a circle. Positions wrap, whatever the
+    boundary. Prefer :func:`roll_correlation`.
 
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
@@ -243,10 +266,48 @@ def _spectrum(t: Tensor) -> Tensor:
     return torch.fft.rfft(_unit(t), dim=-1)
 
 
+def is_open(owner: str, boundary: str, size: int) -> bool:
+    """Whether positions end; raises ValueError where there is no such boundary, or nothing stays in sight."""
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"{owner}: boundary is {boundary!r}; expected one of {', '.join(BOUNDARIES)}.")
+    ends = not BOUNDARIES[boundary][1]
+    if ends and size < 2:
+        raise ValueError(
+            f"{owner}: capsules have 1 position, which leaves an open one that rolls; expected two or more."
+        )
+    return ends
+
+
+def _apart(first: Tensor, second: Tensor, shift: int | Tensor, ends: bool) -> Tensor:
+    """``|Roll(first) − second|`` of unit capsules; where positions end, of those that stay, over their own norm."""
+    moved = roll(first, shift)
+    if ends:
+        place = torch.arange(first.shape[-1], device=first.device)
+        stays = place >= torch.as_tensor(shift, device=first.device).unsqueeze(-1)
+        moved, second = (_unit(torch.where(stays, one, 0)) for one in (moved, second))
+    return (moved - second).abs()
+
+
 def _rolls(source: Tensor, target: Tensor, size: int) -> Tensor:
-    """``argmax_r sum_p source[p] · target[p + r]`` from spectra (..., D // 2 + 1); the smallest r of equal ones."""
-    correlation = torch.fft.irfft(source.conj() * target, n=size, dim=-1)
-    return (correlation >= correlation.amax(-1, keepdim=True) - TIE).int().argmax(-1)
+    """``argmax_r sum_p source[p] · target[p + r]`` from spectra (..., D // 2 + 1); the smallest r of equal ones.
+
+    From unit capsules (..., D), whose positions end: the r, modulo D, whose kept positions differ least in the mean.
+    """
+    if source.is_complex():
+        correlation = torch.fft.irfft(source.conj() * target, n=size, dim=-1)
+        return (correlation >= correlation.amax(-1, keepdim=True) - TIE).int().argmax(-1)
+    spectra = (torch.fft.rfft(one, n=2 * size, dim=-1) for one in (source, target))
+    ahead = torch.arange(size, device=source.device) <= size // 2  # of rolls modulo D, those that are not backwards
+    product = torch.fft.irfft(next(spectra).conj() * next(spectra), n=2 * size, dim=-1)
+    product = torch.where(ahead, product[..., :size], product[..., size:])
+    # Of squares up to and from each position: those that stay of one capsule are at its start, of the other at its end.
+    upto = [one.square().cumsum(-1).flip(-1) for one in (source, target)]  # the first D − r, by r
+    since = [one.square().flip(-1).cumsum(-1).flip(-1) for one in (source, target)]  # those from r on
+    backwards = [torch.cat([one[..., :1], one[..., 1:].flip(-1)], -1) for one in (since[0], upto[1])]  # by D − r
+    kept = torch.where(ahead, upto[0] + since[1], backwards[0] + backwards[1])
+    place = torch.arange(size, device=source.device)
+    difference = (kept - 2 * product) / torch.where(ahead, size - place, place)
+    return (difference <= difference.amin(-1, keepdim=True) + TIE).int().argmax(-1)
 
 
 def _mode(rolls: Tensor, size: int) -> Tensor:
@@ -281,17 +342,25 @@ def _chunks(t: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(t), step))
 
 
-def _drawn(owner: str, n_frames: int, max_pairs: int, seed: int) -> tuple[int, Tensor | None]:
-    """How many pairs l < m there are of these frames, and where that is too many, those that stand for them: (2, n).
+def _drawn(
+    owner: str, n_frames: int, max_pairs: int, seed: int, longest: int | None = None
+) -> tuple[int, Tensor | None]:
+    """How many pairs l < m, at most ``longest`` apart, there are, and those that stand for them if too many: (2, n).
 
     They are drawn evenly and with replacement.
     """
     if max_pairs < 2:
         raise ValueError(f"{owner}: max_pairs is {max_pairs!r}; expected at least 2 pairs of frames.")
-    total = n_frames * (n_frames - 1) // 2
+    longest = n_frames - 1 if longest is None else longest
+    total = longest * n_frames - longest * (longest + 1) // 2
     if total <= max_pairs:
         return total, None
     generator = torch.Generator().manual_seed(seed)
+    if longest < n_frames - 1:  # lag by lag
+        place, counts = torch.randint(total, (max_pairs,), generator=generator), n_frames - torch.arange(1, longest + 1)
+        lag = torch.searchsorted(counts.cumsum(0), place, right=True)
+        first = place - (counts.cumsum(0) - counts)[lag]
+        return total, torch.stack([first, first + lag + 1])
     first, ahead = (torch.randint(low, n_frames, (max_pairs,), generator=generator) for low in (0, 1))
     pairs = torch.stack([first, (first + ahead) % n_frames])
     return total, pairs.sort(0).values

@@ -13,7 +13,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_tvae.guides.base import Guide, check_judged, posterior_of
-from pyro_tvae.model import TVAE
+from pyro_tvae.likelihoods import of_seen, seen_pixels
+from pyro_tvae.model import TVAE, frame_mask
 from pyro_tvae.verbs import posterior_means, weights_at
 
 from . import likelihood
@@ -45,6 +46,8 @@ class Conditional(NamedTuple):
 class ForwardRoll:
     """Scores of forecasts of the frames that come 1, 2, …, H after the context; ``model`` first, then its floors.
 
+    All are nan at a distance at which no frame was observed, which means and comparisons leave out.
+
     Attributes:
         context: number of frames that were encoded.
         log_likelihood: name -> (H,), nats per unseen frame; higher is better.
@@ -71,7 +74,7 @@ class ForwardRoll:
 
     def means(self) -> dict[str, float]:
         """Mean log-likelihood of the first half of the unseen frames, of the model and of every floor."""
-        return {name: float(values[: self.half].mean()) for name, values in self.log_likelihood.items()}
+        return {name: float(values[: self.half].nanmean()) for name, values in self.log_likelihood.items()}
 
     def gain(self, name: str) -> Tensor:
         """Log-likelihood of the model minus that of a floor, (H,), nats per unseen frame; higher is better."""
@@ -88,7 +91,7 @@ class ForwardRoll:
         n, first = len(self.log_likelihood[MODEL]), self.half if horizon is None else horizon
         if not 1 <= first <= n:
             raise ValueError(f"beats_floors: horizon is {horizon!r}; expected 1 to {n}, the number of unseen frames.")
-        return all(float(self.gain(name)[:first].double().mean()) > 0 for name in self.floors)
+        return all(float(self.gain(name)[:first].double().nanmean()) > 0 for name in self.floors)
 
 
 @torch.no_grad()
@@ -97,6 +100,7 @@ def forward_roll(
     guide: Guide | Callable[..., object],
     x: Tensor,
     *,
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     context: int | None = None,
     mean_frame: Tensor | None = None,
@@ -114,9 +118,10 @@ def forward_roll(
     scored by the true frame. Where the topography's boundary is open, positions that a roll brings in were never seen,
     and stand at their prior expectation (:meth:`.TVAE.rolled`). The same frames score these floors:
 
-    - ``repeat last frame``: the model's family at the mean ``(1 − a) · last seen frame + a · mean_frame``; a = 0 alone
-      can cost infinitely many nats. The best a of 0, 0.1, …, 1 is picked for every horizon and score on the very data
-      scored: more than a forecaster could know, because a floor that is too strong errs on the honest side;
+    - ``repeat last frame``: the model's family at the mean ``(1 − a) · last seen frame + a · mean_frame``, of a pixel
+      the last value that was seen, or that of ``mean_frame``; a = 0 alone can cost infinitely many nats. The best a of
+      0, 0.1, …, 1 is picked for every horizon and score on the very data scored: more than a forecaster could know,
+      because a floor that is too strong errs on the honest side;
     - ``mean frame``: the family at ``mean_frame``;
     - ``hold``: the model's own t[m − 1], decoded without a roll; what rolling adds;
     - ``plain VAE, rolled`` and ``plain VAE, held``: the same two forecasts of ``baseline``.
@@ -126,7 +131,10 @@ def forward_roll(
         guide: its posterior, or any Pyro program of x and observed with the model's sites, whose means are then taken
             over 64 draws.
         x: (N, S, channel, height, width), on the model's device. Unseen frames are masked, and zeros to the guides.
-        covariates: what the programs take beside them by name, (N, …), such as labels.
+        observed: (S,) or (N, S) booleans: other frames of the context are not shown, and others of those after it not
+            scored. None means all.
+        covariates: what the programs take beside them by name, (N, …), such as labels; with ``measured``, (N, S,
+            channel or 1, height, width) booleans, the other pixels are neither shown nor scored.
         context: m, from 1 to S − 1; S // 2 by default.
         mean_frame: (channel, height, width), of the training set; by default the mean of the seen frames of x.
         baseline: (model, guide) of a plain VAE (``NoTopography``) with the same family of likelihoods.
@@ -138,8 +146,9 @@ def forward_roll(
         seed: of these weights.
 
     Raises:
-        ValueError: x, context or mean_frame does not fit, the baseline's likelihood is of another family, or a guide
-            holds the latents of fixed sequences, unseen frames included.
+        ValueError: x, context or mean_frame does not fit, the baseline's likelihood is of another family, a guide holds
+            the latents of fixed sequences, unseen frames included, or nothing of the context, or of what comes after
+            it, was observed.
 
     Example:
         >>> from pyro_tvae import CapsuleRoll, MeanFieldGuide
@@ -155,7 +164,7 @@ def forward_roll(
         )
     if batch_size < 1:
         raise ValueError(f"forward_roll: batch_size is {batch_size!r}; expected at least 1.")
-    check_judged(model, guide, x, None, covariates)
+    check_judged(model, guide, x, observed, covariates)
     for one in (guide, *([] if baseline is None else baseline[1:])):
         refuse_fixed(one, "forward_roll")
     n, m = len(x), x.shape[1] // 2 if context is None else context
@@ -170,17 +179,36 @@ def forward_roll(
             f"forward_roll: the baseline's likelihood is {type(baseline[0].likelihood).__name__}, the model's is "
             f"{type(model.likelihood).__name__}; nats of two families do not compare: give both the same likelihood."
         )
-    mean_frame = x[:, :m].mean((0, 1)) if mean_frame is None else mean_frame.to(x)
+    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device).expand(n, -1)
+    measured = (covariates or {}).get("measured")
+    seen = seen_pixels(mask, measured)
+    if seen is not None:
+        x = torch.where(seen, x, 0)
+        for part, what in ((seen[:, :m], f"the context of {m} frames"), (seen[:, m:], "the frames after the context")):
+            if not bool(part.any()):
+                raise ValueError(f"forward_roll: nothing of {what} was observed; expected some: give another context.")
+    if mean_frame is None:
+        counted = n * m if seen is None else seen[:, :m].expand_as(x[:, :m]).sum((0, 1)).clamp(min=1)
+        mean_frame = x[:, :m].sum((0, 1)) / counted
+    mean_frame = mean_frame.to(x)
+    n_frames, n_pixels = (torch.zeros(x.shape[1] - m, dtype=torch.float64) for _ in range(2))  # that were scored
     log_likelihood: dict[str, Tensor] = {}
     squared_error: dict[str, Tensor] = {}
     examples: dict[str, list[Tensor]] = {}
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
-        given, truth, of_rows = x[rows, :m], x[rows, m:], {name: v[rows] for name, v in (covariates or {}).items()}
+        truth, of_rows = x[rows, m:], {name: v[rows] for name, v in (covariates or {}).items()}
+        given, unseen = (
+            Segment(x[rows, of], *(None if one is None else one[rows, of] for one in (mask, measured)))
+            for of in (slice(None, m), slice(m, None))
+        )
+        scored = truth.new_ones(1, 1, 1, 1, 1, dtype=torch.bool) if unseen.seen is None else unseen.seen
+        counted = scored.expand_as(truth).flatten(2).sum(-1).double().cpu()
+        n_frames, n_pixels = n_frames + (counted > 0).sum(0), n_pixels + counted.sum(0)
         for name, candidates in _forecasts(model, guide, given, truth.shape[1], mean_frame, baseline, of_rows).items():
             means = torch.stack([p.mean.expand_as(truth) for p in candidates])
-            nats = torch.stack([p.log_prob(truth).reshape(*truth.shape[:2], -1).sum(-1) for p in candidates])
-            error = (means - truth).square().flatten(3).mean(-1)
+            nats = torch.stack([unseen.log_prob(p) for p in candidates])
+            error = torch.where(scored, (means - truth).square(), 0).flatten(3).sum(-1)
             log_likelihood[name] = log_likelihood.get(name, 0) + nats.cpu().double().sum(1)  # (candidates, H)
             squared_error[name] = squared_error.get(name, 0) + error.cpu().double().sum(1)
             if start < n_examples:  # a copy: a slice, an empty one too, would keep all of means
@@ -195,22 +223,53 @@ def forward_roll(
         options: dict[str, Any] = {"covariates": covariates, "batch_size": batch_size, "seed": None}
         bound = partial(likelihood.log_likelihood, model, guide, x, num_particles, **options)
         with seeded(seed):  # one stream for both, so that their errors are independent
-            whole = bound().iwae if bounds is None else bounds
-            nats = (whole - bound(observed=in_context).iwae) / (x.shape[1] - m)
-        conditional = Conditional(float(nats.mean()), float(nats.std()) / math.sqrt(n) if n > 1 else math.nan)
+            whole = bound(observed=mask).iwae if bounds is None else bounds
+            gains = whole - bound(observed=in_context if mask is None else mask & in_context).iwae
+        lengths = torch.full_like(gains, x.shape[1] - m) if mask is None else mask[:, m:].sum(1).to(gains)
+        mean = float(gains.mean() / lengths.mean())
+        off = (gains - mean * lengths) / lengths.mean()  # of a ratio, by the delta method
+        conditional = Conditional(mean, float(off.std()) / math.sqrt(n) if n > 1 else math.nan)
     return ForwardRoll(
         context=m,
-        log_likelihood={name: total.amax(0) / n for name, total in log_likelihood.items()},
-        pixel_error={name: total.amin(0) / n for name, total in squared_error.items()},
+        log_likelihood={name: total.amax(0) / n_frames for name, total in log_likelihood.items()},
+        pixel_error={name: total.amin(0) / n_pixels for name, total in squared_error.items()},
         frames=frames,
         conditional=conditional,
     )
 
 
+class Segment(NamedTuple):
+    """Some frames of sequences, (B, n, …), blank where they were not seen, and what of them was; None means all."""
+
+    x: Tensor
+    observed: Tensor | None
+    measured: Tensor | None
+
+    @property
+    def seen(self) -> Tensor | None:
+        """Which pixels count."""
+        return seen_pixels(self.observed, self.measured)
+
+    def log_prob(self, frames: TorchDistribution) -> Tensor:
+        """Of what was seen, (B, n), under a distribution of pixels or of frames."""
+        if frames.event_shape:
+            return of_seen(frames, self.observed, self.measured).log_prob(self.x)
+        nats = frames.log_prob(self.x)
+        return (nats if self.seen is None else torch.where(self.seen, nats, 0)).flatten(2).sum(-1)
+
+    def last(self, otherwise: Tensor) -> Tensor:
+        """The last value of every pixel, (B, 1, channel, height, width), of another frame where it has none."""
+        if self.seen is None:
+            return self.x[:, -1:]
+        number = torch.arange(self.x.shape[1], device=self.x.device).reshape(-1, 1, 1, 1)
+        latest = torch.where(self.seen, number, -1).amax(1, keepdim=True).expand_as(self.x[:, :1])
+        return torch.where(latest < 0, otherwise, self.x.gather(1, latest.clamp(min=0)))
+
+
 def _forecasts(
     model: TVAE,
     guide: Any,
-    given: Tensor,
+    given: Segment,
     n_unseen: int,
     mean_frame: Tensor,
     baseline: tuple[TVAE, Guide] | None,
@@ -218,7 +277,7 @@ def _forecasts(
 ) -> dict[str, list[TorchDistribution]]:
     """The candidates of every forecast, given the seen frames alone; batch shapes broadcast to (B, H)."""
     rolled, held = _rolled_and_held(model, guide, given, n_unseen, covariates)
-    at_mean, last = model.likelihood.at_mean, given[:, -1:]
+    at_mean, last = model.likelihood.at_mean, given.last(mean_frame)
     forecasts = {
         MODEL: [rolled],
         REPEAT: [at_mean(torch.lerp(last, mean_frame, a)) for a in MIXTURES],
@@ -232,12 +291,14 @@ def _forecasts(
 
 
 def _rolled_and_held(
-    model: TVAE, guide: Any, given: Tensor, n_unseen: int, covariates: Mapping[str, Tensor]
+    model: TVAE, guide: Any, given: Segment, n_unseen: int, covariates: Mapping[str, Tensor]
 ) -> tuple[TorchDistribution, TorchDistribution]:
     """Decode t of the last seen frame, rolled by 1…H (batch shape (B, H)) and as it is (B, 1)."""
-    m = given.shape[1]
-    x = torch.cat([given, given.new_zeros(len(given), n_unseen, *given.shape[2:])], dim=1)
+    n, m = given.x.shape[:2]
+    x = torch.cat([given.x, given.x.new_zeros(n, n_unseen, *given.x.shape[2:])], dim=1)
     observed = torch.arange(x.shape[1], device=x.device) < m
+    if given.observed is not None:
+        observed = torch.cat([given.observed, given.observed.new_zeros(n, n_unseen)], dim=1)
     means = posterior_means(model, posterior_of(guide, x, observed, covariates))
     with weights_at(model, means):
         t = model.compose(means)[:, m - 1 : m]

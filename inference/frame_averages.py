@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyro_tvae import TVAE
+from pyro_tvae.likelihoods import of_seen, seen_pixels
 from pyro_tvae.model import frame_mask
 from pyro_tvae.posteriors import Posterior, Program, all_events, standalone
 
@@ -62,6 +63,7 @@ def frame_averaged_weights(
     frame_particles: int,
     chunk: int,
     exact: Mapping[str, Tensor] | None = None,
+    measured: Tensor | None = None,
 ) -> Tensor:
     """Log-weights of K draws of the energies, each with M draws of z per frame.
 
@@ -76,6 +78,7 @@ def frame_averaged_weights(
         exact: latents (B, *site) drawn from the posterior, as those are that made x: they take the place of the first
             draw of the energies and of the first of z in each of its frames. With the other weights as they are, the
             log of the mean weight is an upper bound of log p(x) in expectation.
+        measured: (B, S, channel or 1, height, width) booleans, or None for all.
 
     Returns:
         (K, B), nats per sequence.
@@ -99,23 +102,23 @@ def frame_averaged_weights(
     if independent < 1:
         raise ValueError(f"frame_particles: this guide couples the frames of z: {REMEDY}")
     q = q.expand(torch.Size((*plates, *model.latent_shape[:independent])))
-    if observed is not None:  # what was not seen may hold anything
-        mask = frame_mask(observed, *x.shape[:2]).to(x.device)
-        x = torch.where(mask[..., None, None, None], x, model.likelihood.blank)
+    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device)
+    if (seen := seen_pixels(mask, measured)) is not None:  # what was not seen may hold anything
+        x = torch.where(seen, x, model.likelihood.blank)
     total = x.new_full((*plates, model.n_frames), -math.inf)
 
     def of_frames(start: int, size: int) -> Tensor:
         drawn = q.sample(torch.Size([size]))
         if exact is not None and start == 0:
             drawn[0, 0] = exact["z"]
-        log_frame = model.decode(model.compose(values | {"z": drawn})).log_prob(x)
+        log_frame = of_seen(model.decode(model.compose(values | {"z": drawn})), None, measured).log_prob(x)
         log_frame = log_frame + _per_frame(prior.log_prob(drawn)) - _per_frame(q.log_prob(drawn))
         return log_frame.logsumexp(0)
 
     for log_mean in in_chunks(frame_particles, chunk, of_frames):
         total = torch.logaddexp(total, log_mean)
     log_frame = total - math.log(frame_particles)
-    if observed is not None:  # what was not seen is averaged over exactly: there draws of z weigh 1 on average
+    if mask is not None:  # what was not seen is averaged over exactly: there draws of z weigh 1 on average
         log_frame = torch.where(mask, log_frame, 0)
     return log_w + log_frame.sum(-1)
 

@@ -10,6 +10,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
+from pyro_tvae.likelihoods import of_seen, seen_pixels
 from pyro_tvae.posteriors import all_events, standalone
 
 from .inspection import refuse_own_terms
@@ -44,14 +45,24 @@ class Point(NamedTuple):
 class Path:
     """The densities between q(z, u | x) and p(x, z, u) over unconstrained coordinates y of all sites, side by side.
 
-    Real sites stand for themselves and positive ones for their logarithm; both ends carry the Jacobian.
+    Real sites stand for themselves and positive ones for their logarithm; both ends carry the Jacobian. With masks,
+    (B, S) of frames and (B, S, channel or 1, height, width) of pixels, x is what was seen of it.
     """
 
-    def __init__(self, model: TVAE, guide: Guide, x: Tensor) -> None:
+    def __init__(
+        self, model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None, measured: Tensor | None = None
+    ) -> None:
         model.check(x)
         refuse_own_terms(model, x, "annealing")
-        self.model, self.x, self.prior_distributions = model, x, model.prior_distributions()
-        posterior = standalone(posterior_of(guide, x)) if isinstance(guide, Guide) and guide.mean_field else None
+        self.model, self.prior_distributions = model, model.prior_distributions()
+        self.observed, self.measured, seen = observed, measured, seen_pixels(observed, measured)
+        self.x = x if seen is None else torch.where(seen, x, model.likelihood.blank)
+        given = None if measured is None else {"measured": measured}
+        posterior = (
+            standalone(posterior_of(guide, x, observed, given))
+            if isinstance(guide, Guide) and guide.mean_field
+            else None
+        )
         if posterior is None or {*posterior} != {*self.prior_distributions}:
             raise ValueError(
                 f"annealing needs a mean-field guide with the model's sites {', '.join(self.prior_distributions)}, "
@@ -83,7 +94,8 @@ class Path:
             jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
             log_q = log_q + q.log_prob(value) + jacobian
             log_prior = log_prior + self.prior_distributions[site].log_prob(value) + jacobian
-        return log_q, log_prior + self.model.decode(self.model.compose(values)).log_prob(self.x).sum(-1)
+        frames = of_seen(self.model.decode(self.model.compose(values)), self.observed, self.measured)
+        return log_q, log_prior + frames.log_prob(self.x).sum(-1)
 
     def at(self, y: Tensor) -> Point:
         """Densities and gradients at y, from one pass through the decoder and one back."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
+from pyro_tvae.likelihoods import of_seen, seen_pixels
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
@@ -133,11 +134,6 @@ def _chunks(
         if value < 1:
             raise ValueError(f"log_weights: {name} is {value!r}; expected at least 1.")
     check_covariates(model, guide, covariates, x.shape[-5])
-    if "measured" in (covariates or {}) and (per_frame or frame_particles > 1):
-        raise ValueError(
-            "weights of single frames count all pixels; expected estimator='sequence' and frame_particles=1 for "
-            "sequences of which not all were measured."
-        )
     chunk = chunk_of(x, chunk_bytes)
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     by_site: Any = posterior  # frame averages refuse a program
@@ -149,7 +145,10 @@ def _chunks(
             if per_frame:
                 return _chunk_by_frame(model, posterior, x, observed, covariates, size)
             if frame_particles > 1:
-                return frame_averaged_weights(model, by_site, x, observed, size, frame_particles, chunk)
+                measured = (covariates or {}).get("measured")
+                return frame_averaged_weights(
+                    model, by_site, x, observed, size, frame_particles, chunk, measured=measured
+                )
             return _chunk_of_weights(model, posterior, x, observed, covariates, size)
 
     yield from in_chunks(num_particles, max(1, chunk // frame_particles), make, "particle")
@@ -177,7 +176,12 @@ def _chunk_of_weights(
 
 
 def weighted_particles(
-    model: Any, posterior: Posterior | Program, x: Tensor, size: int, covariates: Mapping[str, Tensor] | None = None
+    model: Any,
+    posterior: Posterior | Program,
+    x: Tensor,
+    size: int,
+    covariates: Mapping[str, Tensor] | None = None,
+    observed: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws from a posterior, each (size, B, *site), and their log-weights (size, B), nats per sequence."""
     values: dict[str, Tensor] = {}
@@ -188,7 +192,7 @@ def weighted_particles(
     takes = accepted(model)  # the posterior has the guide's
     given = {name: value for name, value in (covariates or {}).items() if name in takes}
     with torch.no_grad(), untouched_store():  # all at once, so that the program runs once
-        return values, _chunk_of_weights(model, posterior_of(program, x, None, given), x, None, given, size)
+        return values, _chunk_of_weights(model, posterior_of(program, x), x, observed, given, size)
 
 
 def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
@@ -231,10 +235,14 @@ def _chunk_by_frame(
     with pyro.plate("particles", size, dim=-2):
         values = draw(posterior)
     t = model.compose(values)
-    log_w = model.decode(t).log_prob(x)
+    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device)
+    measured = (covariates or {}).get("measured")
+    if (seen := seen_pixels(mask, measured)) is not None:  # what was not seen may hold anything
+        x = torch.where(seen, x, model.likelihood.blank)
+    log_w = of_seen(model.decode(t), None, measured).log_prob(x)
     for site, value in values.items():
         log_w = log_w + (distributions[site].log_prob(value) - alone[site].log_prob(value)).sum((-1, -2))
-    return log_w if observed is None else torch.where(frame_mask(observed, *x.shape[:2]).to(x.device), log_w, 0)
+    return log_w if mask is None else torch.where(mask, log_w, 0)
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ class LogLikelihood:
             where the tail has fewer than five weights (K ≤ 20), 0 where all weights are equal but for rounding; see
             :func:`.pareto_shape`.
         num_particles: K.
-        n_frames: S, to convert to nats per frame.
+        n_frames: S, to convert to nats per frame; of frames that were ``observed`` in part, their mean number.
         estimator: how the weights were averaged, see :func:`log_likelihood`.
     """
 
@@ -264,18 +272,18 @@ class LogLikelihood:
     elbo: Tensor
     pareto_k: Tensor
     num_particles: int
-    n_frames: int
+    n_frames: float
     estimator: str = "sequence"
 
     @property
     def per_frame(self) -> float:
         """Mean IWAE in nats per frame over sequences, each weighted equally; higher is better."""
-        return float(self.iwae.mean()) / self.n_frames
+        return float(self.iwae.mean()) / self.n_frames if self.n_frames else math.nan
 
     @property
     def per_frame_error(self) -> float:
         """Standard error of :attr:`per_frame`: sequences drawn from their distribution, particles included."""
-        if len(self.iwae) < 2:
+        if len(self.iwae) < 2 or not self.n_frames:
             return math.nan
         return float(self.iwae.std()) / math.sqrt(len(self.iwae)) / self.n_frames
 
@@ -305,7 +313,7 @@ class Summary:
         pool = torch.cat([self.largest.reshape(-1, *log_w.shape[1:]), log_w])
         self.largest = pool.topk(min(self.kept, len(pool)), dim=0).values
 
-    def estimates(self, n_frames: int) -> LogLikelihood:
+    def estimates(self, n_frames: float) -> LogLikelihood:
         """What K weights per column say; all have to be in."""
         k = self.num_particles
         concentration = (self.square - 2 * self.total).exp()  # Σ of squared normalised weights
@@ -327,7 +335,7 @@ class Summary:
         return 16 * self.eps * float(finite.abs().max()) if len(finite) else 0.0
 
 
-def summarize(log_w: Tensor, n_frames: int) -> LogLikelihood:
+def summarize(log_w: Tensor, n_frames: float) -> LogLikelihood:
     """Estimates from log-weights (K, N); the arithmetic is in double precision."""
     summary = Summary(len(log_w))
     summary.add(log_w)
@@ -375,7 +383,8 @@ def log_likelihood(
             ``"frame"`` averages weights frame by frame, ``sum over l of (logsumexp_k log w_kl − log K)``, and is no
             bound because V couples frames; ``"frame_unnormalised"`` also leaves the log K out, and is no likelihood.
         observed: (S,) or (N, S) booleans: log p of these frames alone. So log p(unseen | seen) is a difference of two.
-        covariates: what the programs take beside them by name, (N, …), such as labels: log p(x, labels) then.
+        covariates: what the programs take beside them by name, (N, …), such as labels: log p(x, labels) then; with
+            ``measured``, (N, S, channel or 1, height, width) booleans, log p of these pixels alone.
         batch_size: sequences per pass of the encoders.
         seed: of the draws; None uses torch's global generator.
         progress: show a progress bar.
@@ -442,7 +451,8 @@ def log_likelihood(
             part = summary.estimates(tvae.n_frames)
             return _over_frames(part, mask, estimator) if per_frame else part
 
-        return concatenate([*in_chunks(len(x), batch_size, of_batch, "sequence")])
+        result = concatenate([*in_chunks(len(x), batch_size, of_batch, "sequence")])
+        return result if whole is None else replace(result, n_frames=float(whole.sum(1).double().mean()))
 
 
 REMARKS = {

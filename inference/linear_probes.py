@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pyro_tvae import roll
 
+from .equivariance import is_open
+
 __all__ = ["active_latents", "commutation", "pose_probe", "probe"]
 
 ACTIVE = 0.01  # variance of a posterior mean above which its latent is called active
@@ -37,7 +39,7 @@ def active_latents(mean: Tensor) -> int:
     return int((_moments(mean)[1].square() > ACTIVE).sum())
 
 
-def commutation(t: Tensor, moved: Tensor) -> float:
+def commutation(t: Tensor, moved: Tensor, *, boundary: str = "circular") -> float:
     """How far rolling the code is from encoding the transformed input: 0 is equivariance, 1 chance; lower is better.
 
     ``Σ ‖Roll_1(t[n]) − t'[n]‖ / Σ ‖Roll_1(t[n]) − t'[n + 1]‖`` with Euclidean norms over capsules and positions and
@@ -47,9 +49,11 @@ def commutation(t: Tensor, moved: Tensor) -> float:
     Args:
         t: (N, S, C, D), codes of N >= 2 sequences.
         moved: the same for the transformed sequences.
+        boundary: of the topography; at an open one the position that the roll brings in is left out.
 
     Raises:
-        ValueError: the shapes differ, or there is a single sequence.
+        ValueError: the shapes differ, there is a single sequence or no such boundary, or at an open one a single
+            position.
 
     Example:
         >>> t = torch.randn(4, 3, 2, 5)
@@ -61,12 +65,13 @@ def commutation(t: Tensor, moved: Tensor) -> float:
             f"commutation: codes have shapes {tuple(t.shape)} and {tuple(moved.shape)}; expected twice (N, S, C, D) "
             "with at least 2 sequences."
         )
+    kept = slice(1 if is_open("commutation", boundary, t.shape[-1]) else 0, None)
     own = chance = size = 0.0
     for rows in _chunks(t):
-        rolled, another = roll(t[rows], 1), moved[torch.arange(len(t))[rows] - 1]
+        rolled, another = roll(t[rows], 1)[..., kept], moved[torch.arange(len(t))[rows] - 1][..., kept]
         own, chance = (
             total + float((rolled - code).double().flatten(2).norm(dim=-1).sum())
-            for total, code in ((own, moved[rows]), (chance, another))
+            for total, code in ((own, moved[rows][..., kept]), (chance, another))
         )
         size += float(rolled.double().square().sum())
     return own / chance if chance > 1e-9 * math.sqrt(size) else math.nan

@@ -117,6 +117,7 @@ def nuts(
     x: Tensor,
     *,
     init: Guide | Callable[..., object],
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     num_samples: int = 500,
     warmup_steps: int = 500,
@@ -137,7 +138,9 @@ def nuts(
         model: the generative program, a handler around it included.
         x: (B, S, channel, height, width).
         init: where the chains start: a guide, or any Pyro program of x with the model's sites.
-        covariates: what the programs take beside x by name, (B, …), such as labels.
+        observed: (S,) or (B, S) booleans: the posterior given these frames alone. None means all.
+        covariates: what the programs take beside x by name, (B, …), such as labels; with ``measured``, (B, S, channel
+            or 1, height, width) booleans, the posterior given these pixels alone.
         num_samples: draws per chain.
         warmup_steps: adaptation steps per chain, thrown away.
         num_chains: chains, run one after the other.
@@ -160,7 +163,7 @@ def nuts(
         torch.Size([1, 5, 2, 3, 1, 3])
     """
     tvae = tvae_of(model)
-    check_judged(tvae, init, x, None, covariates)
+    check_judged(tvae, init, x, observed, covariates)
     if min(num_samples, warmup_steps, num_chains, max_tree_depth) < 1:
         raise ValueError(
             f"nuts: num_samples={num_samples}, warmup_steps={warmup_steps}, num_chains={num_chains}, "
@@ -171,7 +174,7 @@ def nuts(
     bar = progress_bar(num_chains * (num_samples + warmup_steps), "NUTS", shown=progress, leave=False)
     # Gradients are what NUTS moves by, whatever the caller has switched off.
     with seeded(seed), torch.enable_grad(), untouched_store(), bar:
-        for chain, start in enumerate(_starts(model, init, x, covariates, num_chains)):
+        for chain, start in enumerate(_starts(model, init, x, observed, covariates, num_chains)):
             divergences: list[int] = []
 
             def watch(
@@ -189,7 +192,7 @@ def nuts(
 
             # The bare forward, where that is all of it: nothing of the model is trained.
             kernel = _Recorded(
-                call(model, x, None, covariates),
+                call(model, x, observed, covariates),
                 init_strategy=partial(init_to_value, values=start),
                 max_plate_nesting=1,
                 max_tree_depth=max_tree_depth,
@@ -220,10 +223,15 @@ def _jacobian(kernel: NUTS, sampled: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _starts(
-    model: Any, init: Any, x: Tensor, covariates: Mapping[str, Tensor] | None, num_chains: int
+    model: Any,
+    init: Any,
+    x: Tensor,
+    observed: Tensor | None,
+    covariates: Mapping[str, Tensor] | None,
+    num_chains: int,
 ) -> list[dict[str, Tensor]]:
     """The guide's mean, and draws from it, one value for every site of the model."""
-    posterior = posterior_of(init, x, None, covariates)
+    posterior = posterior_of(init, x, observed, covariates)
     starts = [{name: of_site.mean for name, of_site in moments(posterior).items()}]
     starts += [draw(posterior) for _ in range(num_chains - 1)]
     # Discrete sites are summed out by Pyro, and have no start.
@@ -283,6 +291,7 @@ def guide_quality(
     x: Tensor,
     result: NUTSResult,
     *,
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     num_particles: int = 1000,
     seed: int | None = 0,
@@ -294,7 +303,7 @@ def guide_quality(
         guide: its posterior.
         x: (B, S, channel, height, width), as given to :func:`nuts`.
         result: what it returned; look at its R-hat first.
-        covariates: as given to it.
+        observed, covariates: as given to it.
         num_particles: draws from the guide.
         seed: of these draws.
 
@@ -310,12 +319,12 @@ def guide_quality(
         torch.Size([2, 3, 1, 3])
     """
     tvae = tvae_of(model)
-    check_judged(tvae, guide, x, None, covariates)
+    check_judged(tvae, guide, x, observed, covariates)
     shared = shared_sites(model, x, covariates)
     check_drawn(result, x, shared, "guide_quality")
     with seeded(seed):
-        posterior = posterior_of(guide, x, None, covariates)
-        values, log_w = weighted_particles(model, posterior, x, num_particles, covariates)
+        posterior = posterior_of(guide, x, observed, covariates)
+        values, log_w = weighted_particles(model, posterior, x, num_particles, covariates, observed)
     values = {name: value.squeeze(1) if name in shared else value for name, value in values.items()}
     proposed = {name: value.cpu().double() for name, value in identified(tvae, values).items()}
     difference, ratio = {}, {}

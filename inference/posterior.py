@@ -45,6 +45,7 @@ def to_arviz(
     guide: Guide | Callable[..., object],
     x: Tensor,
     *,
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     draws: int = 100,
     method: str = "guide",
@@ -103,7 +104,10 @@ def to_arviz(
         model: the generative program.
         guide: its posterior, or any Pyro program of x with the model's sites.
         x: (B, S, channel, height, width).
-        covariates: what the programs take beside x by name, (B, …), such as labels.
+        observed: (S,) or (B, S) booleans: the posterior given these frames alone, whose x is all that is scored; x in
+            ``observed_data`` is nan in the others, and predicted in all. None means all.
+        covariates: what the programs take beside x by name, (B, …), such as labels; with ``measured``, (B, S, channel
+            or 1, height, width) booleans, the same holds for pixels.
         draws: draws per sequence and chain.
         method: ``"guide"``: as the guide says. ``"importance"``: the guide's draws, resampled by Pareto-smoothed
             weights, each sequence by its own, so that there is none for random weights (`Vehtari et al. 2024, Pareto
@@ -152,7 +156,7 @@ def to_arviz(
         ('chain', 'draw', 'sequence', 'frame', 'capsule', 'position')
     """
     tvae = tvae_of(model)
-    check_judged(tvae, guide, x, None, covariates)
+    check_judged(tvae, guide, x, observed, covariates)
     if result is not None and method in ("guide", "nuts"):  # the first by default
         method, draws = "nuts", result.diverging.shape[1] // max(thin, 1)
     if method != "nuts" and (result is not None or quality is not None):
@@ -160,7 +164,7 @@ def to_arviz(
             f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
         )
     _check(method, groups, draws, num_particles, num_chains, thin)
-    following = consequences(model, x, covariates, chunk_bytes)
+    following = consequences(model, x, observed, covariates, chunk_bytes)
     shared = following.shared
     if method == "importance" and shared:
         raise ValueError(
@@ -179,13 +183,23 @@ def to_arviz(
             if result is None:
                 number: dict[str, Any] = {"num_samples": draws * thin, "num_chains": num_chains}
                 number["warmup_steps"] = warmup_steps
-                result = nuts(model, x, init=guide, covariates=covariates, seed=None, progress=progress, **number)
+                result = nuts(
+                    model,
+                    x,
+                    init=guide,
+                    observed=observed,
+                    covariates=covariates,
+                    seed=None,
+                    progress=progress,
+                    **number,
+                )
             sampled = nuts_draws(result, len(x), shared, quality).thinned(thin)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
-            posterior = posterior_of(guide, x, None, covariates)
-            sampled = guide_draws(model, posterior, x, covariates, draws, n, resample, shared, chunk_bytes, progress)
+            posterior = posterior_of(guide, x, observed, covariates)
+            options = (draws, n, resample, shared, chunk_bytes, progress)
+            sampled = guide_draws(model, posterior, x, observed, covariates, *options)
             if resample:
                 _warn(sampled.sequence_stats, n, draws)
         told = {
@@ -228,6 +242,7 @@ def expected_size(
     guide: Guide | Callable[..., object],
     x: Tensor,
     *,
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
     draws: int = 100,
     num_chains: int = 1,
@@ -244,7 +259,7 @@ def expected_size(
         True
     """
     few, more = 2, 10
-    given: dict[str, Any] = {"covariates": covariates, "groups": groups, "variables": variables}
+    given: dict[str, Any] = {"observed": observed, "covariates": covariates, "groups": groups, "variables": variables}
     with TemporaryDirectory() as folder:
         small, large = Path(folder) / "small.nc", Path(folder) / "large.nc"
         for n, path in ((few, small), (more, large)):

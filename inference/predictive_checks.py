@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE
+from pyro_tvae.likelihoods import of_seen
 
 from .chunks import chunk_of, in_chunks
 from .likelihood import seeded
@@ -56,9 +57,9 @@ class PredictiveCheck:
 
     Attributes:
         scores: statistic -> (B, S) z-scores: (observed − mean of replicates) / their standard deviation; 0 where
-            neither varies.
+            neither varies, nan of frames of which nothing was seen.
         ranks: of the observed among R replicates, 0 … R, a probability integral transform: (B · S,) per statistic,
-            for every second change alone, since neighboring ones share a frame.
+            for every second change alone, since neighboring ones share a frame; those frames are left out.
         n_replicates: R.
     """
 
@@ -101,7 +102,7 @@ def predictive_check(
     Args:
         model: whose decoder and likelihood say ``p(x | t)``.
         t: (B, S, C, D), one posterior draw per sequence.
-        x: (B, S, channel, height, width).
+        x: (B, S, channel, height, width); nan where a pixel was not seen, which is left out of the replicates as well.
         n_replicates: R; R + 1 should be a multiple of the histogram's bins.
         seed: of the replicates; None uses torch's global generator.
         chunk_bytes: bound on the pixels of one pass; None sizes it by the memory there is.
@@ -116,17 +117,22 @@ def predictive_check(
     if n_replicates < 2:
         raise ValueError(f"predictive_check: n_replicates is {n_replicates!r}; expected at least 2.")
     with seeded(seed):
-        frames = model.decode(t.to(x))
+        frames, seen = model.decode(t.to(x)), ~x.isnan()
+        some = seen.flatten(2).any(-1)  # frames of which something was seen
+        whole = bool(seen.all())
+        scored = frames if whole else of_seen(frames, None, seen)
+        x = x if whole else torch.where(seen, x, model.likelihood.blank)
         likelihood: Any = model.likelihood
         if hasattr(likelihood, "binarize"):
             x = likelihood.binarize(x)
         elif _is_binary(frames):
             x = torch.bernoulli(x.clamp(0, 1))
-        observed = frame_statistics(x) | {"log_likelihood": frames.log_prob(x)}
+        observed = frame_statistics(x) | {"log_likelihood": scored.log_prob(x)}
 
         def make(_: int, size: int) -> dict[str, Tensor]:
             drawn = frames.sample(torch.Size([size]))
-            return frame_statistics(drawn) | {"log_likelihood": frames.log_prob(drawn)}
+            drawn = drawn if whole else torch.where(seen, drawn, model.likelihood.blank)
+            return frame_statistics(drawn) | {"log_likelihood": scored.log_prob(drawn)}
 
         parts = [*in_chunks(n_replicates, chunk_of(x, chunk_bytes), make, "replicate")]
         replicates = {name: torch.cat([part[name] for part in parts]).double() for name in observed}
@@ -135,11 +141,11 @@ def predictive_check(
             made, value = replicates[name], value.double()
             spread = made.std(0)
             off = value - made.mean(0)
-            scores[name] = torch.where(
-                spread > 0, off / spread, torch.where(off == 0, 0.0, off.sign() * torch.inf)
-            ).cpu()
-            found = rank_among(made, value)
-            ranks[name] = (found[:, ::2] if name == "change" else found).flatten().cpu()
+            z = torch.where(spread > 0, off / spread, torch.where(off == 0, 0.0, off.sign() * torch.inf))
+            there = some[:, 1:] & some[:, :-1] if name == "change" else some
+            scores[name] = torch.where(there, z, torch.nan).cpu()
+            place, step = rank_among(made, value), 2 if name == "change" else 1
+            ranks[name] = place[:, ::step][there[:, ::step]].cpu()
     return PredictiveCheck(scores, Calibration(ranks, n_replicates))
 
 

@@ -14,7 +14,7 @@ from pyro_tvae.guides.base import Guide, check_judged
 from pyro_tvae.model import TVAE
 from pyro_tvae.verbs import encode
 
-from .equivariance import _check, _chunks, _rolls, _spectrum
+from .equivariance import _check, _chunks, _rolls, _spectrum, _unit, is_open
 from .inspection import refuse_fixed
 
 __all__ = ["RollVelocity", "roll_velocity", "roll_velocity_test"]
@@ -47,7 +47,7 @@ class RollVelocity:
     p_value: float | None = None
 
 
-def roll_velocity(t: Tensor) -> RollVelocity:
+def roll_velocity(t: Tensor, *, boundary: str = "circular") -> RollVelocity:
     """The velocity at which capsules roll, from t alone: no factor has to be known.
 
     Observed, as in :func:`.roll_correlation`: ``r = argmax_r sum_p t[l, c, p] · t[l + h, c, p + r]`` for all frames l,
@@ -61,6 +61,7 @@ def roll_velocity(t: Tensor) -> RollVelocity:
 
     Args:
         t: (N, S, C, D), two frames or more, two positions or more.
+        boundary: of the topography; at an open one rolls are observed as in :func:`.roll_correlation`.
 
     Raises:
         ValueError: t has another shape, or values that are not finite.
@@ -72,7 +73,8 @@ def roll_velocity(t: Tensor) -> RollVelocity:
         2.0
     """
     _check_positions("roll_velocity", t)
-    return _fitted(torch.cat([_phasors(t[rows]) for rows in _chunks(t)]), *t.shape[1:])
+    ends = is_open("roll_velocity", boundary, t.shape[-1])
+    return _fitted(torch.cat([_phasors(t[rows], ends) for rows in _chunks(t)]), *t.shape[1:])
 
 
 @torch.no_grad()
@@ -82,6 +84,7 @@ def roll_velocity_test(
     x: Tensor,
     *,
     covariates: Mapping[str, Tensor] | None = None,
+    boundary: str | None = None,
     n_shuffles: int = 99,
     batch_size: int = 64,
     seed: int = 0,
@@ -99,6 +102,7 @@ def roll_velocity_test(
         model, guide: as in :func:`pyro_tvae.encode`.
         x: (N, S, channel, height, width), on the model's device.
         covariates: what the guide takes beside x, by name, (N, …).
+        boundary: as in :func:`roll_velocity`; that of the model's topography by default.
         n_shuffles: orders that are drawn; p is no smaller than ``1 / (1 + n_shuffles)``.
         batch_size: sequences that are encoded together.
         seed: of the orders.
@@ -120,6 +124,7 @@ def roll_velocity_test(
     refuse_fixed(guide, "roll_velocity_test")
     n, n_frames = x.shape[:2]
     _check_positions("roll_velocity_test", model.like.new_zeros(1, *model.latent_shape))
+    ends = is_open("roll_velocity_test", boundary or model.topography.boundary, model.capsule_dim)
     generator = torch.Generator().manual_seed(seed)
     shuffled: Any = 0
     true = []
@@ -130,7 +135,7 @@ def roll_velocity_test(
         row = row.to(x.device)
         given = {name: value[row.to(value.device)] for name, value in (covariates or {}).items()}
         t = encode(model, guide, x[row.unsqueeze(-1), order], covariates=given)
-        phasors = torch.cat([_phasors(t[piece]) for piece in _chunks(t)])
+        phasors = torch.cat([_phasors(t[piece], ends) for piece in _chunks(t)])
         shuffled = shuffled + phasors.new_zeros(1 + n_shuffles, phasors.shape[1]).index_add(0, which, phasors)
         true.append(phasors[which == 0])
     result = _fitted(torch.cat(true), *model.latent_shape)
@@ -149,10 +154,10 @@ def roll_velocity_test(
     )
 
 
-def _phasors(t: Tensor) -> Tensor:
+def _phasors(t: Tensor, ends: bool) -> Tensor:
     """``sum over l and c of exp(2πi r / D)`` for each sequence and lag 1, 2, …: (N, lags), complex."""
     size = t.shape[-1]
-    spectrum = _spectrum(t)
+    spectrum = _unit(t) if ends else _spectrum(t)
     sums = []
     for lag in range(1, _lags(t.shape[1], size) + 1):  # all pairs of one lag together
         angles = 2 * math.pi / size * _rolls(spectrum[:, :-lag], spectrum[:, lag:], size).double()

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from . import distributions
 from .parts import Part, hold
 
-__all__ = ["Bernoulli", "BinarizedBernoulli", "ContinuousBernoulli", "Likelihood", "Normal", "of_measured"]
+__all__ = [
+    "Bernoulli",
+    "BinarizedBernoulli",
+    "ContinuousBernoulli",
+    "Likelihood",
+    "Normal",
+    "of_measured",
+    "of_seen",
+    "seen_pixels",
+]
 
 
 SLACK = 1e-5  # beyond an end: what rounding leaves of interpolated pixels
@@ -113,6 +122,36 @@ def of_measured(frames: TorchDistribution, measured: Tensor) -> TorchDistributio
             "which those that were not measured can be left out: give data without a mask, or another likelihood."
         )
     return frames.base_dist.mask(measured).to_event(3)
+
+
+def of_seen(frames: TorchDistribution, observed: Tensor | None, measured: Tensor | None) -> TorchDistribution:
+    """The same frames, (..., B, S), of which those that were observed, (B or 1, S), are scored as far as measured.
+
+    None means all. Raises what :func:`of_measured` does.
+    """
+    if measured is not None:
+        frames = of_measured(frames, measured)
+    return frames if observed is None else frames.mask(observed)
+
+
+def seen_pixels(observed: Tensor | None, measured: Tensor | None) -> Tensor | None:
+    """The pixels that count, those that were measured of frames that were observed; None where all are.
+
+    Args:
+        observed: (S,) or (B, S) booleans.
+        measured: (B, S, channel or 1, height, width) booleans.
+
+    Returns:
+        Booleans that broadcast against x (B, S, channel, height, width).
+
+    Example:
+        >>> seen_pixels(torch.tensor([True, False]), torch.ones(3, 2, 1, 4, 4, dtype=torch.bool)).sum().item()
+        48
+    """
+    if observed is None:
+        return measured
+    frames = observed.reshape(-1, observed.shape[-1], 1, 1, 1)
+    return frames if measured is None else frames & measured
 
 
 def _remedy(least: float, most: float, expected: tuple[float, float]) -> str:

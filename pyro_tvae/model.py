@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .former_names import sites_of
 from .latents import LatentPrior, NormalLatent
-from .likelihoods import Bernoulli, Likelihood, of_measured
+from .likelihoods import Bernoulli, Likelihood, of_seen, seen_pixels
 from .memory import keep_freed_memory
 from .naming import NamedModule
 from .networks import MLP, Network, Shift
@@ -244,15 +244,9 @@ class TVAE(Part, NamedModule):
                 x = None if x is None else _frames_of(x, subsample, -4)
                 mask = None if mask is None else _frames_of(mask.expand(n_sequences, -1), subsample, -1)
                 measured = None if measured is None else _frames_of(measured, subsample, -4)
-            frames = self.decode(t)
-            if measured is not None:
-                frames = of_measured(frames, measured)
-                if x is not None:
-                    x = torch.where(measured, x, self.likelihood.blank)
-            if mask is not None:
-                frames = frames.mask(mask)
-                if x is not None:  # a masked log-probability has a NaN gradient where what is masked is NaN
-                    x = torch.where(mask[..., None, None, None], x, self.likelihood.blank)
+            frames, seen = of_seen(self.decode(t), mask, measured), seen_pixels(mask, measured)
+            if x is not None and seen is not None:  # a masked log-probability has a NaN gradient where that is NaN
+                x = torch.where(seen, x, self.likelihood.blank)
             with nullcontext() if subsample is None else pyro.poutine.scale(scale=self.n_frames / subsample.shape[-1]):
                 return pyro.sample("x", frames.to_event(1), obs=x)
 

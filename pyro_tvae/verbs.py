@@ -169,6 +169,7 @@ def traverse(
     *,
     frame: int = 0,
     shifts: Tensor | None = None,
+    observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Capsule traversal: roll t of one frame through the capsule and decode every step, as :meth:`.TVAE.rolled` does.
@@ -178,12 +179,13 @@ def traverse(
         frame: the frame whose t is rolled.
         shifts: whole positions to roll by, (R,); by default 0, 1, …, S − 1 counted from ``frame``, so that step l is
             the model's own forecast of frame l.
+        observed: (S,) or (B, S) booleans, true where a frame was seen; None means all.
         covariates: what the guide takes beside x, by name.
 
     Returns:
         Mean frames (B, R, channel, height, width).
     """
-    with _at_means(model, guide, x, None, covariates) as means:
+    with _at_means(model, guide, x, observed, covariates) as means:
         shifts = torch.arange(model.n_frames) - frame if shifts is None else shifts
         t = model.compose(means)[:, frame]
         return model.decode(model.rolled(t.unsqueeze(1), shifts.to(t.device).reshape(1, -1, 1))).mean

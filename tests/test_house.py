@@ -192,6 +192,20 @@ def test_a_circle_would_be_noticed() -> None:
     assert circles(graph({f"{package}.a": (a, package), f"{package}.b": ("from .c import A", package)})) == []
 
 
+def test_a_module_that_asks_its_lazy_package_for_another_may_be_the_first() -> None:
+    """Looked for among the names of all modules, the other would be sought in the one that is half loaded."""
+    asking = [
+        module_of(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if path.parent.name == "pyro_tvae"
+        and isinstance(node, ast.ImportFrom)
+        and (node.level, node.module) == (1, None)
+    ]
+    assert asking == ["pyro_tvae.likelihoods"]
+    subprocess.run([sys.executable, "-c", f"import {asking[0]}"], check=True, timeout=120)
+
+
 def test_the_model_is_loaded_without_the_floors_above() -> None:
     code = (
         "import sys, pyro_tvae; pyro_tvae.TVAE; "

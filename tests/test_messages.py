@@ -202,10 +202,13 @@ from_netcdf("nothing.nc")
 from_netcdf("junk.nc")
 equivariance_error(torch.rand(2, 3))
 equivariance_error(torch.full((2, 3, 1, 3), float("nan")))
+equivariance_error(torch.rand(2, 3, 1, 3), boundary="closed")
+equivariance_error(torch.rand(2, 3, 2, 1), boundary="open")
 roll_correlation(torch.rand(2, 3, 1, 3), torch.zeros(2, 3).long(), 0)
 roll_correlation(torch.rand(2, 3, 1, 3), torch.zeros(2).long(), 3)
 forward_roll(model, guide, x, context=9)
 forward_roll(model, guide, x, context=1, batch_size=0)
+forward_roll(model, guide, x, context=1, observed=torch.arange(3) > 0)
 active_latents(torch.rand(3))
 """
 DATA = """

@@ -1,4 +1,4 @@
-"""Children: measurements in processes of their own, forked from one that has imported everything and computed nothing.
+"""Children: measurements in processes of their own: programs, or forks of one process that has imported everything.
 
 An interpreter needs seconds to import torch and Lightning. One that has done so, and has never used a thread, can be
 forked in milliseconds, as often as there is something to measure: :mod:`multiprocessing`'s fork server.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
-__all__ = ["call", "together"]
+__all__ = ["call", "environment", "last_line", "program", "together"]
 
 PRELOAD = [
     "sklearn.datasets",
@@ -81,6 +84,49 @@ def together(
         for child in processes.values():  # one would wait for another that failed
             child.kill()
             child.join()
+
+
+def program(
+    words: Sequence[str], what: str, given: Mapping[str, str], folder: str | Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter to its end, and return what it printed.
+
+    Args:
+        words: its arguments.
+        what: names it where it fails.
+        given: the variables of its environment; see :func:`environment`.
+        folder: where it runs; here by default.
+
+    Raises:
+        RuntimeError: it failed; with the last line that it said.
+
+    Example:
+        >>> program(["-c", "print(7)"], "seven", environment()).stdout
+        '7\\n'
+        >>> program(["-c", "raise SystemExit('no eight')"], "eight", environment())
+        Traceback (most recent call last):
+        ...
+        RuntimeError: benchmark eight ended with status 1: no eight
+    """
+    ended = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, env=dict(given))
+    if ended.returncode:
+        raise RuntimeError(f"benchmark {what} ended with status {ended.returncode}: {last_line(ended.stderr)}")
+    return ended
+
+
+def environment(threads: int = 1, root: str | None = None) -> dict[str, str]:
+    """Variables of a program of so many threads, which imports this version of the package or that in ``root``."""
+    return os.environ | {"OMP_NUM_THREADS": str(threads)} | ({} if root is None else {"PYTHONPATH": root})
+
+
+def last_line(said: str) -> str:
+    """The end of what a process said, which names an error.
+
+    Example:
+        >>> last_line("Traceback:\\n  deep\\nKeyError: 1\\n"), last_line("")
+        ('KeyError: 1', 'it said nothing')
+    """
+    return (said.strip().splitlines() or ["it said nothing"])[-1][:500]
 
 
 def _start_server() -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from pyro_tvae.inference import fit
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.tables import plain_table
-from .children import call
+from .children import call, environment, program
 from .memory import begin, needed
 from .speed import PAPER, Setting, step_products
 from .sums import TOPOGRAPHIES
 from .timing import ONE_CPU, StepTimer, ratios, seconds_of, spread
-from .turns import check_checkout
+from .turns import check_checkout, site
 
 __all__ = ["print_record", "run", "step", "summary"]
 
@@ -126,9 +124,11 @@ def energies(
         that is another version ``paper``, the ratio to its time at 18 frames and 8 sequences, taken in turns.
     """
     other = {"dense": True} if beside is None else {}
-    root = None if beside is None else str(Path(beside).resolve())
     record: dict[str, Any] = {}
-    with progress_bar(len(topographies), "energies", shown=progress, unit="topography") as bar:
+    with (
+        nullcontext() if beside is None else site(beside) as root,
+        progress_bar(len(topographies), "energies", shown=progress, unit="topography") as bar,
+    ):
         for name in topographies:
             common: dict[str, Any] = {"topography": name, "seconds": turn_seconds}
             own = _costs(None, **common, sizes=list(frames))
@@ -152,15 +152,9 @@ def _grown(sizes: Sequence[int], costs: Mapping[str, list[float]]) -> dict[str, 
 
 def _costs(root: str | None, **options: Any) -> dict[str, list[float]]:
     """What :mod:`.sums` says in a process of its own, of this version or of the one in that folder."""
-    found = Path(__file__).with_name("sums.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if root is None else {"PYTHONPATH": root})
-    ended = subprocess.run(
-        [sys.executable, "-P", str(found), json.dumps(options)], capture_output=True, text=True, env=environment
-    )
-    if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
-        raise RuntimeError(f"benchmark: a process of its own failed: {last[:500]}")
-    answer: dict[str, list[float]] = json.loads(ended.stdout.splitlines()[-1])
+    words = ["-P", str(Path(__file__).with_name("sums.py")), json.dumps(options)]
+    said = program(words, f"growth: {options['topography']}", environment(1, root)).stdout
+    answer: dict[str, list[float]] = json.loads(said.splitlines()[-1])
     return answer
 
 

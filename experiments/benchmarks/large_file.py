@@ -139,18 +139,14 @@ class _Turns(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         batches = [_endless(own) for own in self.data]
-        for turn in range(-1, self.turns):  # the first one warms up
-            for number, (own, source) in enumerate(zip(self.data, batches, strict=True)):
-                since = time.perf_counter()
-                for batch in islice(source, self.steps):
-                    yield own.rendered(batch)
-                if turn >= 0:
-                    self.seconds[number].append((time.perf_counter() - since) / self.steps)
-        # The small file's comes before and after each of the large one's.
-        since = time.perf_counter()
-        for batch in islice(batches[0], self.steps):
-            yield self.data[0].rendered(batch)
-        self.seconds[0].append((time.perf_counter() - since) / self.steps)
+        each = [*range(len(batches))]
+        # The first ones warm up; the small file's comes before and after each of the large one's.
+        for turn, number in enumerate([*each * (self.turns + 1), 0]):
+            since = time.perf_counter()
+            for batch in islice(batches[number], self.steps):
+                yield self.data[number].rendered(batch)
+            if turn >= len(each):
+                self.seconds[number].append((time.perf_counter() - since) / self.steps)
 
 
 def _endless(data: SequenceDataModule) -> Iterator[Any]:

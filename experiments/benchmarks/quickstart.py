@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -20,6 +18,7 @@ from rich.console import Console
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.tables import plain_table, yes_or_no
+from .children import environment, program
 from .timing import spread
 from .turns import site
 
@@ -87,18 +86,9 @@ def run(
 
 def _seconds(root: str | None, folder: Path, threads: int, *words: str) -> float:
     """Processor seconds of a command in a folder, of this version or of that in ``root``."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | ({} if root is None else {"PYTHONPATH": root})
     before = sum(os.times()[2:4])
-    ended = subprocess.run(
-        [sys.executable, "-P", "-m", "pyro_tvae.experiments.cli", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
-        raise RuntimeError(f"benchmark quickstart: pyro-tvae {words[0]} failed: {last[:500]}")
+    command = ["-P", "-m", "pyro_tvae.experiments.cli", *words]
+    program(command, f"quickstart: pyro-tvae {words[0]}", environment(threads, root), folder)
     return sum(os.times()[2:4]) - before
 
 

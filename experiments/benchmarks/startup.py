@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.console import Console
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.tables import plain_table, yes_or_no
+from .children import program
 from .timing import seconds_of, spread
 
 __all__ = ["HEAVY", "heavy_imports", "print_record", "run", "summary"]
@@ -49,17 +48,17 @@ def run(
     """
     if repeats < 1 or not commands:
         raise ValueError(f"benchmark: repeats={repeats}, {len(commands)} commands; expected at least 1 of each.")
-    names = {" ".join(words): [sys.executable, "-m", "pyro_tvae.experiments.cli", *words] for words in commands}
+    names = {" ".join(words): ["-m", "pyro_tvae.experiments.cli", *words] for words in commands}
     first = " ".join(commands[0])
     seconds: dict[str, list[float]] = {name: [] for name in (first, COLD, *names)}
     bare: list[float] = []
     heavy = {}
     with tempfile.TemporaryDirectory() as folder, progress_bar(repeats + len(names), "start-up", shown=progress) as bar:
         for name, command in names.items():
-            heavy[name] = heavy_imports(_start([sys.executable, "-X", "importtime", *command[1:]], folder))
+            heavy[name] = heavy_imports(_start(["-X", "importtime", *command], folder))
             bar.update()
         for turn in range(repeats):
-            bare.append(_seconds([sys.executable, "-c", "pass"], folder))
+            bare.append(_seconds(["-c", "pass"], folder))
             for name, command in names.items():
                 seconds[name].append(_seconds(command, folder))
             empty = str(Path(folder) / f"cache{turn}")
@@ -71,19 +70,13 @@ def run(
     return {"commands": measured, "interpreter": spread(bare)["ratio"]}
 
 
-def _seconds(command: Sequence[str], folder: str, **environment: str) -> float:
-    return seconds_of(lambda: _start(command, folder, **environment))
+def _seconds(command: Sequence[str], folder: str, **given: str) -> float:
+    return seconds_of(lambda: _start(command, folder, **given))
 
 
-def _start(command: Sequence[str], folder: str, **environment: str) -> str:
+def _start(command: Sequence[str], folder: str, **given: str) -> str:
     """Run a command to its end; its standard error."""
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"benchmark startup: {' '.join(command[1:])} ended with status {done.returncode}: {last}")
-    return done.stderr
+    return program(command, f"startup: {' '.join(command)}", os.environ | given, folder).stderr
 
 
 def heavy_imports(report: str) -> list[str]:

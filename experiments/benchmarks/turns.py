@@ -7,7 +7,6 @@ drifts slows both sides.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from rich.console import Console
 from pyro_tvae.inference.progress import progress_bar
 
 from ..reports.tables import plain_table, yes_or_no
+from .children import environment, last_line
 from .speed import PAPER, Setting
 from .sums import most_resident
 from .timing import spread
@@ -144,20 +144,17 @@ def _contender(name: str, root: str | None, threads: int, setting: Setting) -> I
     """A process that makes steps when it is told to, of this version or of that in ``root``."""
     kind, sizes = name.removeprefix(BESIDE), astuple(setting)[:-1]
     program = str(Path(__file__).with_name("contender.py"))
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    if kind != name and root is not None:
-        environment["PYTHONPATH"] = root
+    given = environment(threads, root if kind != name else None)
     command = [sys.executable, "-P", program, json.dumps({"kind": kind, "sizes": sizes, "threads": threads})]
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=given
         )
         try:
             while "ready" not in (line := _told(child)):
                 if not line:
                     said.seek(0)
-                    last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
-                    raise RuntimeError(f"benchmark turns: the contender {name!r} failed: {last[:500]}")
+                    raise RuntimeError(f"benchmark turns: the contender {name!r} failed: {last_line(said.read())}")
             yield child
         finally:
             child.kill()

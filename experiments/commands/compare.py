@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, Comparison, compare
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
+from ..datasets.splits import masks_of, scored_in_words
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
 from ..runs.outputs import REQUEST, digest, replacing
@@ -78,19 +80,20 @@ def compare_runs(
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
     with nullcontext() if output is None else replacing(output, request, overwrite):
-        batches = [one.data.measured_whole(split, one.device, sequences, "compare")["x"] for one in loaded]
-        for run, x in zip(stored[1:], batches[1:], strict=True):
-            if x.shape != batches[0].shape or not torch.equal(x.to(batches[0]), batches[0]):
+        first, *further = (next(one.data.batches(split, one.device, batch_size=sequences)) for one in loaded)
+        for run, batch in zip(stored[1:], further, strict=True):
+            if not all(_equal(first.get(name), batch.get(name)) for name in ("x", "observed", "measured")):
                 raise ValueError(
                     f"compare: the {split} sequences of {run} are not those of {stored[0]}; expected runs with the "
                     "same data and seed of the data."
                 )
         result = compare(
             {str(run): (one.model, one.guide) for run, one in zip(stored, loaded, strict=True)},
-            batches[0],
+            first["x"],
             particles,
+            **masks_of(first),
             annealing=Annealing(num_chains=chains, num_temperatures=temperatures) if temperatures else None,
-            n_simulations=len(batches[0]),
+            n_simulations=len(first["x"]),
             seed=seed,
             progress=any(bool(one.config.fit.progress) for one in loaded),
         )
@@ -100,12 +103,20 @@ def compare_runs(
                 REQUEST: request,
                 "unit": "nats per sequence",
                 "remark": loaded[0].model.likelihood.remark,
+                **({"scored": scored} if (scored := scored_in_words(first)) else {}),
                 "rows": [{"model": name, **row} for name, row in result.table.to_dict("index").items()],
                 "log_p": dict(zip(result.names, result.log_p.tolist(), strict=True)),
                 "pareto_k": dict(zip(result.names, result.pareto_k.tolist(), strict=True)),
             }
             write_text(output, json.dumps(finite(record), indent=1))
         return result
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors are the same, or both missing."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(other.to(one), one)
 
 
 def print_comparison(result: Comparison) -> None:

@@ -20,6 +20,7 @@ from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importanc
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
+from ..datasets.splits import masks_of, scored_in_words
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
 from ..runs.outputs import digest, replacing, unfinished
@@ -67,6 +68,7 @@ class LikelihoodRecord(TypedDict):
     remark: str | None
     rows: list[LikelihoodRow]
     bracket: NotRequired[Bracket]
+    scored: NotRequired[str]
 
 
 class PartRecord(TypedDict):
@@ -131,7 +133,8 @@ def likelihood_run(
     stored = Run(run, allow, data_settings(data))
     loaded = stored.load()
     model, guide = loaded.model, loaded.guide
-    x = loaded.data.measured_whole(split, loaded.device, sequences, "likelihood")["x"]
+    batch = next(loaded.data.batches(split, loaded.device, batch_size=sequences))
+    x, masks, scored = batch["x"], masks_of(batch), scored_in_words(batch)
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,
@@ -159,6 +162,8 @@ def likelihood_run(
             "remark": model.likelihood.remark,
             "rows": [],
         }
+        if scored:
+            record["scored"] = scored
         show = bool(loaded.config.fit.progress)
         for k in sorted(set(particles)):
             m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
@@ -167,10 +172,10 @@ def likelihood_run(
                 if what not in done:
                     since = time.perf_counter()
                     bound = log_likelihood(
-                        model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show
+                        model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show, **masks
                     )
                     first = bound.iwae.double().cpu() if first is None else first
-                    row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, model.n_frames, draws)
+                    row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, bound.n_frames, draws)
                     if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
                         row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
                     done[what] = row
@@ -178,6 +183,8 @@ def likelihood_run(
                 _write(begun, record, first)
         if temperatures:
             options: dict[str, Any] = {
+                "observed": masks["observed"],
+                "measured": batch.get("measured"),
                 "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
                 "seed": seed,
                 "progress": show,
@@ -188,7 +195,7 @@ def likelihood_run(
                 annealed = annealed_importance(model, guide, x, **options)
                 log_p, error = annealed.log_p, annealed.standard_error
                 assert first is not None
-                done[what] = _row(what, log_p, first, error, annealed.ess, since, model.n_frames)
+                done[what] = _row(what, log_p, first, error, annealed.ess, since, annealed.n_frames)
             record["rows"].append(done[what])
             _write(begun, record, first)
             bounds = bracket(model, guide, len(x), **options)
@@ -222,7 +229,7 @@ def _begun(path: Path) -> tuple[dict[str, LikelihoodRow], Tensor | None]:
 
 
 def _row(
-    what: str, bound: Tensor, first: Tensor, error: Tensor, ess: Tensor, since: float, n_frames: int, k: int = 0
+    what: str, bound: Tensor, first: Tensor, error: Tensor, ess: Tensor, since: float, n_frames: float, k: int = 0
 ) -> LikelihoodRow:
     gain = bound.double().cpu() - first  # of the same sequences: what differs between them cancels
     row: LikelihoodRow = {
@@ -273,5 +280,6 @@ def print_likelihood(record: LikelihoodRecord) -> None:
             f"{gap['gap']:.2f} ± {gap['gap_error']:.2f} nats per sequence.",
             highlight=False,
         )
-    if record["remark"]:
-        console.print(record["remark"], highlight=False)
+    for remark in (record.get("scored"), record["remark"]):
+        if remark:
+            console.print(remark, highlight=False)

@@ -21,6 +21,7 @@ from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
 from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
+from ..datasets.splits import masks_of, scored_in_words
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
 from ..runs.outputs import REQUEST, check_nothing_added, digest, replacing, shown_on
 from ..runs.run import WEIGHTS, Run
@@ -106,7 +107,8 @@ def posterior_run(
     with replacing(file, request, overwrite, page=page):
         # Somebody may have added to it; what was asked for otherwise has been refused.
         kept = whole and not overwrite and file.exists()
-        batch = judged.measured_whole("test", loaded.device, sequences, "posterior")
+        batch = next(judged.batches("test", loaded.device, batch_size=sequences))
+        masks = masks_of(batch)
         if kept:
             print(f"{file} was made by this command, and stays as it is; its page is written anew", flush=True)
         else:
@@ -116,15 +118,16 @@ def posterior_run(
             options: dict[str, Any] = {"draws": draws, "method": method}
             if nuts:
                 options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
-                result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options)
-                quality = guide_quality(model, guide, batch["x"], result, seed=seed)
+                result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options, **masks)
+                quality = guide_quality(model, guide, batch["x"], result, seed=seed, **masks)
                 options = {"result": result, "thin": thin, "quality": quality}
             elif method == "guide":
                 options["num_particles"] = max(draws, FOR_K)
             if whole:
                 with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
                     n_chains = chains if nuts else 1
-                    size = expected_size(model, guide, batch["x"], draws=draws, num_chains=n_chains, groups=groups)
+                    of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
+                    size = expected_size(model, guide, batch["x"], **of_file, **masks)
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
             with shown_on(file, page) as partial:
                 with warnings.catch_warnings():
@@ -133,6 +136,7 @@ def posterior_run(
                         model,
                         guide,
                         batch["x"],
+                        **masks,
                         **options,
                         groups={*groups} | FOR_THE_PAGE,
                         coords=coords,
@@ -153,6 +157,7 @@ def posterior_run(
         times = f" and chain, {chains} chains" if nuts else ""
         facts = {
             "Sequences": f"items 0 to {len(batch['x']) - 1} of the test split{loaded.aside}",
+            **({"Measured": scored} if (scored := scored_in_words(batch)) else {}),
             "Draws": f"{draws} per sequence{times}, method {method}, seed {seed}",
             "μ": "none, a plain VAE" if model.prior is None else f"{float(model.mu.detach()):.2f}, a point estimate",
         }

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from pyro_tvae.likelihoods import seen_pixels
+
 from .films import Clips
 from .renderers import renderer
 from .splits import SPLITS, Batch, Frames, Items, Splits
@@ -144,7 +146,6 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 ROWS = 65_536  # at a time
-MASKS = ("observed", "measured")  # entries of a batch: frames, and pixels
 MOST_WORKERS = 256  # a mistyped number must not take a machine down
 
 
@@ -344,26 +345,6 @@ class SequenceDataModule(lightning.LightningDataModule):
         parts = (dataset.__getitems__(chosen[start : start + size]) for start in range(0, len(chosen), size))
         return (dataset.render({name: value.to(device) for name, value in part.items()}) for part in parts)
 
-    def measured_whole(self, split: str, device: torch.device | str, n: int, what: str) -> Batch:
-        """The first n sequences of a split, rendered, for what takes all of their pixels.
-
-        Args:
-            split: of which.
-            device: where to render.
-            n: at most.
-            what: is said where it cannot take them.
-
-        Raises:
-            ValueError: some of their frames or pixels were not measured.
-        """
-        batch = next(self.batches(split, device, batch_size=n))
-        if any(name in batch and not bool(batch[name].all()) for name in MASKS):
-            raise ValueError(
-                f"{what}: of the first {len(batch['x'])} sequences of the {split} split not all was measured, and here "
-                "what was not would count as black; 'pyro-tvae evaluate' leaves it out."
-            )
-        return batch
-
     def mean_frame(self, device: torch.device | str = "cpu") -> Tensor:
         """Average frame (channel, height, width) of the training sequences in the draw of epoch 0; computed once."""
         if self._mean_frame is None:
@@ -378,14 +359,10 @@ class SequenceDataModule(lightning.LightningDataModule):
 
 def _sums(batch: Batch) -> tuple[Tensor, Tensor]:
     """Sum of a batch's frames that were seen (channel, height, width), and how many of them each pixel is from."""
-    x, masks = batch["x"], [batch[name] for name in MASKS if name in batch]
-    seen = torch.ones((), dtype=torch.bool, device=x.device)
-    for mask in masks:
-        seen = seen & mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
-    if not masks:
+    x, seen = batch["x"], seen_pixels(batch.get("observed"), batch.get("measured"))
+    if seen is None:
         return x.sum((0, 1)).double().cpu(), torch.tensor(len(x) * x.shape[1], dtype=torch.float64)
-    seen = seen.expand_as(x)
-    return torch.where(seen, x, 0).sum((0, 1)).double().cpu(), seen.sum((0, 1)).double().cpu()
+    return torch.where(seen, x, 0).sum((0, 1)).double().cpu(), seen.expand_as(x).sum((0, 1)).double().cpu()
 
 
 def mix(*numbers: int) -> int:

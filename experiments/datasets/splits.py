@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_tvae.likelihoods import seen_pixels
+
 from .errors import Unsuitable
 from .films import Clips
 from .transformations import Draw
 
-__all__ = ["SPLITS", "Batch", "Frames", "Images", "Items", "SequenceRenderer", "Splits", "check_seed", "cuts", "split"]
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "Frames",
+    "Images",
+    "Items",
+    "SequenceRenderer",
+    "Splits",
+    "check_seed",
+    "cuts",
+    "masks_of",
+    "scored_in_words",
+    "split",
+]
 
 Batch = dict[str, Tensor]
 SPLITS = ("train", "validation", "test")
+
+
+def masks_of(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What functions of a model, a guide and x are told of what was seen: ``observed`` frames, ``measured`` pixels."""
+    covariates = {"measured": batch["measured"]} if "measured" in batch else {}
+    return {"observed": batch.get("observed"), "covariates": covariates}
+
+
+def scored_in_words(batch: Mapping[str, Tensor]) -> str:
+    """Which share of the pixels of a batch counts, in a sentence; "" where all do."""
+    seen, x = seen_pixels(batch.get("observed"), batch.get("measured")), batch["x"]
+    share = 1.0 if seen is None else int(seen.expand_as(x).sum()) / x.numel()
+    return "" if share == 1 else f"Of these sequences {share:.1%} of the pixels were measured, and count."
 
 
 class Images(NamedTuple):

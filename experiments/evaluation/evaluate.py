@@ -16,6 +16,7 @@ from pyro_tvae.inference import ForwardRoll, forward_roll
 from pyro_tvae.inference.two_levels import few_of
 
 from ..datasets import SequenceDataModule
+from ..datasets.splits import Batch, masks_of
 from ..provenance import hardware, versions
 from .attempts import Attempts
 from .measures import COLLAPSED, Scores, score
@@ -90,6 +91,7 @@ def evaluate(
             progress=progress,
             attempts=own,
             of_sequences=of_trained if role == "trained" else None,
+            boundary=model.topography.boundary,  # of all, so that what is rolled alike is compared
         )
 
     scores = {"trained": scored("trained", (model, guide), attempts)}
@@ -101,23 +103,20 @@ def evaluate(
             differing = {name: said for name, said in own.failed.items() if attempts.failed.get(name) != said}
             attempts.failed |= {f"{name} ({role})": said for name, said in differing.items()}
     device = model.like.device
-    x, complete = _sequences(data, split, device)
+    sequences = _sequences(data, split, device)
+    x = sequences["x"]
 
     def forecasts() -> ForwardRoll:
-        if not bool(complete.any()):
-            raise ValueError("no sequence was measured in all its pixels, of which a forecast takes all.")
-        bounds, all_complete = of_trained.get("bounds"), bool(complete.all())
-        if bounds is not None and not all_complete:
-            bounds = bounds[complete.cpu()]
         return forward_roll(
             model,
             guide,
-            x if all_complete else x[complete],
+            x,
+            **masks_of(sequences),
             context=context,
             mean_frame=data.mean_frame(device),
             baseline=plain_vae,
             num_particles=few_of(num_particles),
-            bounds=bounds,
+            bounds=of_trained.get("bounds"),
             seed=seed + 1,  # the bounds are from the other's stream
         )
 
@@ -161,18 +160,15 @@ def most_judged(model: TVAE) -> int:
     return max(FEWEST_JUDGED, int(JUDGED // (4 * floats)))
 
 
-def _sequences(data: SequenceDataModule, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All sequences of a split, and which of them were measured in all their frames and pixels."""
-    n = len(data.datasets[split])
-    x = torch.empty(n, data.n_frames, *data.frame_shape, device=device)
-    complete = torch.ones(n, dtype=torch.bool, device=device)
+def _sequences(data: SequenceDataModule, split: str, device: torch.device) -> Batch:
+    """All sequences of a split, and what of them was seen."""
+    n, kept = len(data.datasets[split]), Batch()
     for row, batch in zip(range(0, n, data.eval_batch_size), data.batches(split, device), strict=True):
-        rows = slice(row, row + data.eval_batch_size)
-        x[rows] = batch["x"]  # a list of batches would be a second copy
-        for name in ("observed", "measured"):
-            if name in batch:
-                complete[rows] &= batch[name].flatten(1).all(1)
-    return x, complete
+        for name in ("x", "observed", "measured"):
+            if name in batch:  # a list of batches would be a second copy
+                whole = kept.setdefault(name, batch[name].new_ones(n, *batch[name].shape[1:]))
+                whole[row : row + data.eval_batch_size] = batch[name]
+    return kept
 
 
 def _fewer(n_all: int, n: int, split: str) -> list[str]:
@@ -196,8 +192,7 @@ def verdict(scores: Mapping[str, Scores], forecast: ForwardRoll | None) -> list[
         ]
     else:
         sentences = [f"Not collapsed: the model explains {share}."]
-    if forecast is not None:
-        means = forecast.means()
+    if forecast is not None and math.isfinite((means := forecast.means())["model"]):
         own = means.pop("model")
         best = max(means, key=lambda name: means[name])
         word = "better" if forecast.beats_floors() else "NOT better"

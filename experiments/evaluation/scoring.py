@@ -30,11 +30,13 @@ from pyro_tvae.inference.likelihood import has_frame_weights, log_weights, log_w
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.inference.two_levels import TwoLevels
+from pyro_tvae.likelihoods import seen_pixels
 from pyro_tvae.posteriors import Moments, moments
 from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule, SequenceDataset
+from ..datasets.splits import masks_of
 from .attempts import Attempts
 from .measures import Scores, score
 
@@ -55,6 +57,7 @@ VELOCITY = {
     "_p": "p_value",
 }
 SHUFFLED = 32  # sequences, the first ones, whose frames are shuffled
+UNSEEN = "no sequence was observed in all its frames, so that no roll between frames can be seen."
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
@@ -70,6 +73,7 @@ def measure(
     progress: bool = True,
     attempts: Attempts | None = None,
     of_sequences: dict[str, Tensor] | None = None,
+    boundary: str | None = None,
 ) -> Scores:
     """Score a model on a whole split: measure -> number, or a number per part; nats per frame if not said otherwise.
 
@@ -87,6 +91,7 @@ def measure(
         attempts: keeps what went wrong with a measure, which is then nan, or without parts.
         of_sequences: keeps the importance-weighted bounds of as few particles as all sequences get (see
             :class:`pyro_tvae.inference.two_levels.TwoLevels`), ``bounds``, (N,), nats per sequence.
+        boundary: at which capsules are rolled; that of the model's topography by default.
     """
     if is_bayesian(model):
         raise ValueError(
@@ -94,6 +99,7 @@ def measure(
             "and reconstruction are no sequence's; use log_likelihood, to_arviz and forward_roll."
         )
     attempts = Attempts() if attempts is None else attempts
+    boundary = boundary or model.topography.boundary
     program = ELBO(model, guide, num_particles=KL_DRAWS)  # of a model with statements of its own
     device, n_frames = model.like.device, model.n_frames
     dataset, mean_frame = data.datasets[split], data.mean_frame(device)
@@ -111,10 +117,7 @@ def measure(
         """Those of k particles, of which some may have been weighed frame by frame already."""
         drawn = [] if by_frame is None else [by_frame[:k].sum(-1)]
         if lacking := k - sum(map(len, drawn)):
-            observed, masks = batch.get("observed"), _masks(batch)
-            drawn.append(
-                log_weights(model, guide, batch["x"], lacking, observed=observed, covariates=masks, posterior=posterior)
-            )
+            drawn.append(log_weights(model, guide, batch["x"], lacking, posterior=posterior, **masks_of(batch)))
         return levels.bounds(torch.cat(drawn))
 
     def all_particles() -> None:
@@ -126,7 +129,7 @@ def measure(
 
     def scored(batch: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         """What is kept of a batch, in the order in which it draws."""
-        x, observed, masks = batch["x"], batch.get("observed"), _masks(batch)
+        x, (observed, masks) = batch["x"], masks_of(batch).values()
         posterior, marginals = posterior_of(guide, x, observed, masks), cache(lambda: moments(posterior))
         kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: bounds(batch, levels.first, posterior)}
         if published and not masks and observed is None and has_frame_weights(model, posterior):
@@ -195,7 +198,7 @@ def measure(
             return values
         rows = whole("observed").all(1)
         if not bool(rows.any()):
-            raise ValueError("no sequence was observed in all its frames, so that no roll between frames can be seen.")
+            raise ValueError(UNSEEN)
         return values[rows]
 
     def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
@@ -203,10 +206,10 @@ def measure(
 
     likelihood = cache(lambda: levels.mean(whole("likelihood")))
     film = dataset.factor_names == ("time",)  # of what moves nothing is known
-    velocity = cache(lambda: _velocity(model, guide, data, split, seed))
-    compare = partial(roll_correlation, max_pairs=MOST_PAIRS)
+    velocity = cache(lambda: _velocity(model, guide, data, split, seed, boundary))
+    compare = partial(roll_correlation, boundary=boundary, max_pairs=MOST_PAIRS)
     rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
-    e_eq = cache(lambda: equivariance_error(complete("t"), max_pairs=MOST_PAIRS))
+    e_eq = cache(lambda: equivariance_error(complete("t"), boundary=boundary, max_pairs=MOST_PAIRS))
     codes = cache(lambda: _codes(model, guide, data, dataset))
     scores: dict[str, float | dict[str, float]] = {}
     if of_sequences is not None and has("likelihood") and "likelihood" not in of_batches.failed:
@@ -227,7 +230,7 @@ def measure(
         "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
         "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase)),
         "commutation": lambda: (
-            _commutations(whole("t"), whole("further"), whole("moving"), dataset) if has("further") else {}
+            _commutations(whole("t"), whole("further"), whole("moving"), dataset, boundary) if has("further") else {}
         ),
         "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
         "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
@@ -244,11 +247,6 @@ def measure(
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)
     return scores
-
-
-def _masks(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the model is told of the pixels of a batch."""
-    return {"measured": batch["measured"]} if "measured" in batch else {}
 
 
 def _energy(model: TVAE, marginals: Mapping[str, Moments]) -> Tensor:
@@ -280,19 +278,27 @@ def ends_of_explained(
 
     Of the frames that were observed, (B, S), and the pixels that were measured, (B, S, channel or 1, height, width).
     """
-    at_mean, seen = model.likelihood.at_mean, torch.ones((), dtype=torch.bool, device=x.device)
-    if observed is not None:
-        seen = seen & observed[..., None, None, None]
-    if measured is not None:
-        seen = seen & measured
-    mean, best = (torch.where(seen, at_mean(frames).log_prob(x), 0).flatten(1).sum(-1) for frames in (mean_frame, x))
+    seen = seen_pixels(observed, measured)
+    nats = (model.likelihood.at_mean(frames).log_prob(x) for frames in (mean_frame, x))
+    mean, best = ((one if seen is None else torch.where(seen, one, 0)).flatten(1).sum(-1) for one in nats)
     return mean, best
 
 
-def _velocity(model: TVAE, guide: Guide, data: SequenceDataModule, split: str, seed: int) -> RollVelocity:
-    """Of the first sequences of a split, against their shuffled frames."""
-    x = data.measured_whole(split, model.like.device, SHUFFLED, "roll velocity")["x"]
-    return roll_velocity_test(model, guide, x, batch_size=SHUFFLED, seed=seed)
+def _velocity(
+    model: TVAE, guide: Guide, data: SequenceDataModule, split: str, seed: int, boundary: str
+) -> RollVelocity:
+    """Of the first sequences of a split that were observed in all their frames, against their shuffled frames."""
+    parts, lacking = list[Tensor](), SHUFFLED
+    for batch in data.batches(split, model.like.device, batch_size=SHUFFLED):
+        x = batch["x"][batch["observed"].all(1)] if "observed" in batch else batch["x"]
+        parts.append(x[:lacking])
+        lacking -= len(parts[-1])
+        if not lacking:
+            break
+    if lacking == SHUFFLED:
+        raise ValueError(UNSEEN)
+    options: dict[str, Any] = {"boundary": boundary, "batch_size": SHUFFLED, "seed": seed}
+    return roll_velocity_test(model, guide, torch.cat(parts), **options)
 
 
 def _read(velocity: Callable[[], RollVelocity], field: str) -> float:
@@ -313,11 +319,11 @@ def _by_factor(
     return values
 
 
-def _commutations(t: Tensor, further: Tensor, moving: Tensor, data: SequenceDataset) -> dict[str, float]:
+def _commutations(t: Tensor, further: Tensor, moving: Tensor, data: SequenceDataset, boundary: str) -> dict[str, float]:
     """Commutation of rolling and transforming, for the sequences of every moving factor."""
     rows = {name: moving == k for k, name in enumerate(data.moving)}
     return {
-        name: commutation(t[chosen], further[chosen]) if int(chosen.sum()) > 1 else math.nan
+        name: commutation(t[chosen], further[chosen], boundary=boundary) if int(chosen.sum()) > 1 else math.nan
         for name, chosen in rows.items()
     }
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_tvae import TVAE, roll
+from pyro_tvae import TVAE
 from pyro_tvae.inference import PredictiveCheck, predictive_check
 from pyro_tvae.inference.arviz_adapter import ArvizData
 from pyro_tvae.inference.pareto import RELIABLE_PARETO_K
@@ -118,15 +118,18 @@ def traversal(data: ArvizData, model: TVAE, most: int = 2) -> Figure | None:
     if t is None:
         return None
     shifts = torch.arange(model.n_frames).reshape(1, -1, 1)
-    rolled = torch.stack([roll(one[:, 0].unsqueeze(1), shifts) for one in t])
+    rolled = torch.stack([model.rolled(one[:, 0].unsqueeze(1), shifts) for one in t])
     return _strips(
         data, sequences, *mean_and_spread(model, rolled), "rolled", "Frame 0, its capsules rolled and decoded"
     )
 
 
 def _strips(data: ArvizData, sequences: list[int], mean: Tensor, spread: Tensor, word: str, title: str) -> Figure:
-    """Rows of frames: what was observed, a mean, and twice its standard deviation, black where all draws agree."""
-    x, names = data["observed_data"]["x"].values, names_of(data)
+    """Rows of frames: what was observed, a mean, and twice its standard deviation, black where all draws agree.
+
+    What was not measured is gray.
+    """
+    x, names = np.nan_to_num(data["observed_data"]["x"].values, nan=0.5), names_of(data)
     columns = pick(x.shape[1], MAX_COLUMNS)
     rows, labels = [], []
     for i, sequence in enumerate(sequences):
@@ -154,20 +157,19 @@ def scores_plot(check: PredictiveCheck, names: Sequence[str]) -> Figure:
     for axis, (name, scores) in zip(axes, check.scores.items(), strict=True):
         values = scores.numpy().clip(-1e4, 1e4)
         n, s = values.shape
+        highest = np.nan_to_num(abs(values)).max()
         place = np.arange(n)[:, None] + 0.8 * (np.arange(s) / max(s - 1, 1) - 0.5)
         outside, count = check.outside(name)
         axis.axhspan(-1.96, 1.96, color="#e4e4e4", zorder=-10)
         beyond = abs(values) > 1.96
         axis.plot(place[~beyond], values[~beyond], ".", color=BLUE, markersize=4)
         axis.plot(place[beyond], values[beyond], "X", color=VERMILLION, markersize=4)
-        if abs(values).max() > 6:
+        if highest > 6:
             axis.set_yscale("symlog", linthresh=2.0)
-            axis.set_yticks(
-                [tick for tick in (-1e3, -100, -10, -2, 0, 2, 10, 100, 1e3) if abs(tick) <= abs(values).max()]
-            )
+            axis.set_yticks([tick for tick in (-1e3, -100, -10, -2, 0, 2, 10, 100, 1e3) if abs(tick) <= highest])
             axis.yaxis.set_major_formatter("{x:g}")
         else:
-            axis.set_ylim(-max(3.2, abs(values).max() * 1.1), max(3.2, abs(values).max() * 1.1))
+            axis.set_ylim(-max(3.2, highest * 1.1), max(3.2, highest * 1.1))
         gridded(
             axis, f"{STATISTICS[name]}: {outside} of {count} outside the central 95 % ({0.05 * count:.0f} expected)", 10
         )

@@ -45,33 +45,34 @@ def draw(
     channels = trained.config.evaluation.channels
 
     @cache
-    def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A few sequences of all motions and their places in the batch, t, and their reconstruction."""
+    def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A few sequences of all motions, their places in the batch, t, their reconstruction, and what was observed."""
         batch = next(trained.data.batches(split, model.like.device, batch_size=8))
         order = figures.interleaved(batch["moving"])
-        x = batch["x"][order]
-        t = pyro_tvae.encode(model, guide, x)
-        return x, order.cpu(), t, model.decode(t).mean.cpu()
+        x, observed = batch["x"][order], batch["observed"][order] if "observed" in batch else None
+        t = pyro_tvae.encode(model, guide, x, observed)
+        return x, order.cpu(), t, model.decode(t).mean.cpu(), observed
 
     def stripes() -> Figure:
-        x, _, t, _ = shown()
-        return figures.capsule_stripes(t[0].cpu(), _energy(model, guide, x))
+        x, _, t, _, observed = shown()
+        return figures.capsule_stripes(t[0].cpu(), _energy(model, guide, x, observed))
 
     def reconstructions() -> Figure:
-        x, _, _, reconstruction = shown()
+        x, _, _, reconstruction, _ = shown()
         return figures.reconstructions(x.cpu(), reconstruction, channels)
 
     def traversal() -> Figure:
-        x, _, _, reconstruction = shown()
-        return figures.capsule_traversal(x.cpu(), reconstruction, pyro_tvae.traverse(model, guide, x).cpu(), channels)
+        x, _, _, reconstruction, observed = shown()
+        rolled = pyro_tvae.traverse(model, guide, x, observed=observed).cpu()
+        return figures.capsule_traversal(x.cpu(), reconstruction, rolled, channels)
 
     def strip(forecast: ForwardRoll) -> Figure:
-        x, order, _, _ = shown()
+        x, order, *_ = shown()
         predicted, hold = (forecast.frames[name][order] for name in ("model", "hold"))
         return figures.forward_roll_strip(x.cpu(), predicted, forecast.context, {"hold": hold}, channels)
 
     def film(path: Path, forecast: ForwardRoll) -> None:
-        x, order, _, reconstruction = shown()
+        x, order, _, reconstruction, _ = shown()
         films.save_film(path, x, reconstruction, forecast.frames["model"][order], forecast.context, channels=channels)
 
     made: dict[str, Callable[[], Figure]] = {"reconstructions": reconstructions, "capsule_stripes": stripes}
@@ -94,7 +95,7 @@ def _save(figure: Callable[[], Figure], path: Path) -> None:
     figures.save(figure(), path)
 
 
-def _energy(model: TVAE, guide: Guide, x: torch.Tensor) -> torch.Tensor | None:
+def _energy(model: TVAE, guide: Guide, x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor | None:
     for site, prior in model.energies.items():
-        return model.energy(prior.point(moments(posterior_of(guide, x))[site]))[0].cpu()
+        return model.energy(prior.point(moments(posterior_of(guide, x, observed))[site]))[0].cpu()
     return None

@@ -24,6 +24,7 @@ from pyro_tvae.inference.progress import progress_bar
 from ..config.building import build, fit_parts
 from ..config.composition import located
 from ..datasets import SequenceDataModule
+from ..datasets.splits import masks_of
 from ..evaluation.scoring import ends_of_explained, explained_share
 from ..provenance import hardware, versions
 from ..runs.data import fingerprints
@@ -79,14 +80,15 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
         num_particles: K of the importance-weighted bound.
     """
     device = model.like.device
-    x = data.measured_whole("test", device, sequences, "learning curves")["x"]
-    bound = log_likelihood(model, guide, x, num_particles, seed=0, progress=False)
-    mean_frame = data.mean_frame(device)
-    mean, best = (float(end.double().mean()) / model.n_frames for end in ends_of_explained(model, mean_frame, x))
-    elbo = float(bound.elbo.mean()) / model.n_frames
+    batch = next(data.batches("test", device, batch_size=sequences))
+    x, masks, mean_frame = batch["x"], masks_of(batch), data.mean_frame(device)
+    bound = log_likelihood(model, guide, x, num_particles, seed=0, progress=False, **masks)
+    ends = ends_of_explained(model, mean_frame, x, batch.get("observed"), batch.get("measured"))
+    mean, best = (float(end.double().mean()) / bound.n_frames for end in ends)
+    elbo = float(bound.elbo.mean()) / bound.n_frames
     point: Values = {"elbo": elbo, "iwae": bound.per_frame, "explained": explained_share(elbo, mean, best)}
     if model.n_frames > 1:
-        means = forward_roll(model, guide, x, mean_frame=mean_frame).means()
+        means = forward_roll(model, guide, x, mean_frame=mean_frame, **masks).means()
         point["forward_roll"] = means.pop("model")
         point["forward_roll_floor"] = max(means.values())
     return point

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pyro_tvae
-from pyro_tvae.topographies.base import roll
 
 from ..evaluation.measures import flat
 from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
@@ -63,7 +62,7 @@ def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     # Zeros in place of the unseen frames: nothing of them can reach the guide.
     t = pyro_tvae.encode(run.model, run.guide, x * observed.reshape(-1, 1, 1, 1), observed=observed)
     ahead = torch.arange(1, n_frames - context + 1, device=run.device)
-    t = torch.cat([t[:, :context], roll(t[:, context - 1 : context], ahead.unsqueeze(-1))], dim=1)
+    t = torch.cat([t[:, :context], run.model.rolled(t[:, context - 1 : context], ahead.unsqueeze(-1))], dim=1)
     truth, decoded = as_frames(x), as_frames(run.model.decode(t).mean)
     first, then = pick(context, MAX_COLUMNS // 2), context + pick(n_frames - context, MAX_COLUMNS // 2)
     shown = [*first, *then]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..model import TVAE, check_finite
@@ -94,14 +95,22 @@ def posterior_of(
 ) -> Posterior | Program:
     """The posterior that a guide says of x: its distributions, or where it is a program only, that program.
 
-    A posterior with a batch of one, which says the same of every sequence, is taken for each of them.
+    A posterior with a batch of one, which says the same of every sequence, is taken for each of them. A guide is not
+    told which pixels were measured, and is shown zeros in place of the others, as in training.
     """
+    x = shown(x, covariates)
     takes = accepted(guide)
     given = {name: value for name, value in (covariates or {}).items() if name in takes}
     plain = type(guide).forward is Guide.forward if isinstance(guide, Guide) else hasattr(guide, "posterior")
     if not plain or is_bayesian(guide):
         return Program(guide, x, observed, given)
     return for_sequences(guide.posterior(x, observed, **given), x.shape[-5])
+
+
+def shown(x: Tensor, covariates: Mapping[str, Tensor] | None) -> Tensor:
+    """What a guide is shown of sequences: zeros in place of the pixels that were not ``measured``."""
+    measured = (covariates or {}).get("measured")
+    return x if measured is None else torch.where(measured, x, 0)
 
 
 def check_judged(
@@ -124,6 +133,7 @@ def check_judged(
     model.check(x)
     if isinstance(guide, Guide):
         guide.check(model)
+    check_covariates(model, guide, covariates, x.shape[-5])
+    x = shown(x, covariates)
     check_finite(x, observed)
     model.likelihood.check(x, observed)
-    check_covariates(model, guide, covariates, x.shape[-5])

@@ -498,7 +498,7 @@ def test_a_masked_film_trains_and_is_judged_on_what_was_measured(tmp_path: Path)
     )
     low, high = (float(torch.where(seen, end, 0).flatten(1).sum(1).mean()) / frames for end in ends)
     assert measures["explained"] == pytest.approx((measures["elbo"] - low) / (high - low), rel=1e-4)
-    assert {*result.record["failed"]} == {"forward_roll", *(name for name in measures if name.startswith("velocity"))}
+    assert not result.record["failed"]
 
 
 # Crops, sizes and colors

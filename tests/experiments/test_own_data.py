@@ -73,7 +73,7 @@ def matlab(path: Path) -> Made:
 
 def amat(path: Path) -> Made:
     np.savetxt(path / "a.amat", np.column_stack([STILLS.reshape(N, -1) / 255, np.arange(N) % 4]))
-    return "arrays", ["path=a.amat"], (1, SIDE, SIDE)
+    return "arrays", ["path=a.amat", "axes=NHW"], (1, SIDE, SIDE)
 
 
 def norb(path: Path) -> Made:

@@ -172,15 +172,38 @@ def test_matlab_of_a_type_that_is_not_known_is_refused(
         arrays(path, key="x", axes="NHW")
 
 
-def test_rotated_mnist_is_text(tmp_path: Path) -> None:
-    pictures_ = rng.random((N, 28, 28)).astype("f4")
-    columns = pictures_.transpose(0, 2, 1).reshape(N, -1)  # column by column, as MATLAB wrote them
-    np.savetxt(tmp_path / "mnist_all_rotation.amat", np.column_stack([columns, LABELS]), fmt="%.9g")
-    pixels, labels, about = whole(tmp_path / "mnist_all_rotation.amat")
-    assert np.array_equal(pixels[:, 0], pictures_)
+SEVEN = np.array(
+    [[float(mark) for mark in row] for row in ("011111", "000001", "000010", "000100", "001000", "001000")]
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "word"),
+    [
+        ("mnist_all_rotation_normalized_float_train_valid", SEVEN, "NHW"),
+        ("mnist_all_background_images_rotation_normalized_test", SEVEN, "NHW"),
+        ("mnist_background_random_train", SEVEN.T, "NWH"),
+        ("mnist_noise_variations_all_3", SEVEN.T, "NWH"),
+    ],
+)
+def test_published_variations_of_mnist_are_upright(tmp_path: Path, name: str, lines: NDArray, word: str) -> None:
+    """By the name of a file, whose lines go through the digit row by row, or column by column; axes say otherwise."""
+    path = tmp_path / f"{name}.amat"
+    np.savetxt(path, np.column_stack([np.tile(lines.ravel(), (N, 1)), LABELS]), fmt="%.9g")
+    pixels, labels, about = whole(path)
+    assert all(np.array_equal(one, SEVEN) for one in pixels[:, 0])
     assert np.array_equal(labels, LABELS)
-    assert "axes=NWH, as this kind of file has it" in about
-    assert np.array_equal(whole(tmp_path / "mnist_all_rotation.amat", axes="NHW")[0][:, 0].mT, pictures_)
+    assert f"axes={word}, as this kind of file has it" in about
+    assert np.array_equal(whole(path, axes=word[0] + word[:0:-1])[0][0, 0], SEVEN.T)
+
+
+def test_other_text_may_lie_either_way(tmp_path: Path) -> None:
+    pictures_ = rng.random((N, 28, 28)).astype("f4")
+    columns = pictures_.transpose(0, 2, 1).reshape(N, -1)
+    np.savetxt(tmp_path / "a.amat", np.column_stack([columns, LABELS]), fmt="%.9g")
+    with pytest.raises(ValueError, match=r"read as .*\(axes=NHW\) or as .*\(axes=NWH\); say which"):
+        arrays(tmp_path / "a.amat")
+    assert np.array_equal(whole(tmp_path / "a.amat", axes="NWH")[0][:, 0], pictures_)
     np.savetxt(tmp_path / "b.amat", rng.random((3, 12)))
     with pytest.raises(ValueError, match="has 12 numbers a line; expected those of a square image and a label"):
         arrays(tmp_path / "b.amat")

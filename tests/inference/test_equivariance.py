@@ -24,7 +24,7 @@ from pyro_tvae import (
     roll,
     traverse,
 )
-from pyro_tvae.inference import equivariance
+from pyro_tvae.inference import commutation, equivariance, roll_velocity
 from pyro_tvae.inference.equivariance import capsule_correlation, equivariance_error, roll_correlation
 from pyro_tvae.inference.forecasts import ForwardRoll, forward_roll
 
@@ -62,6 +62,64 @@ def test_equivariance_error_equals_the_loop_over_pairs() -> None:
                     a, b = a / (a.norm() or 1.0), b / (b.norm() or 1.0)
                     expected += float((torch.roll(a, second - first) - b).abs().sum()) / 3
     assert equivariance_error(t) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("frames", "size"), [(5, 7), (6, 3), (7, 2)])
+def test_equivariance_error_along_a_line_equals_the_loop_over_positions_that_stay(frames: int, size: int) -> None:
+    t = torch.randn(3, frames, 2, size, dtype=torch.float64)
+    t[1, 2, 0] = 0
+    expected = 0.0
+    for n in range(3):
+        for first in range(frames):
+            for second in range(first + 1, min(frames, first + size)):
+                for c in range(2):
+                    shift = second - first
+                    a = [float(t[n, first, c, p - shift]) for p in range(shift, size)]
+                    b = [float(t[n, second, c, p]) for p in range(shift, size)]
+                    norms = [math.sqrt(sum(value**2 for value in one)) or 1.0 for one in (a, b)]
+                    expected += sum(abs(x / norms[0] - y / norms[1]) for x, y in zip(a, b, strict=True)) / 3
+    assert equivariance_error(t, boundary="open") == pytest.approx(expected, rel=1e-12)
+    assert equivariance_error(t, boundary="truncate") == equivariance_error(t)
+    pairs = sum(frames - lag for lag in range(1, min(frames, size)))
+    sampled = [equivariance_error(t, boundary="open", max_pairs=pairs - 1, seed=seed) for seed in range(200)]
+    error = torch.tensor(sampled).std() / math.sqrt(200)  # beyond four of them once in 15,000 seeds
+    assert abs(float(torch.tensor(sampled).double().mean()) - expected) < 4 * float(error) + 1e-9
+    assert {one.n_pairs for one in sampled} == {pairs - 1}
+
+
+def test_a_motion_along_a_line_has_no_error_there_and_one_around_a_circle() -> None:
+    line = torch.randn(4, 1, 3, 13)
+    t = torch.stack([line[:, 0, :, 5 - frame : 13 - frame] for frame in range(6)], 1)  # what enters was never in sight
+    assert equivariance_error(t, boundary="open") == pytest.approx(0, abs=1e-4)
+    assert equivariance_error(t) > 10
+    assert equivariance_error(t.flip(1), boundary="open") > 10
+    velocity = roll_velocity(t, boundary="open")
+    assert (velocity.velocity, velocity.concentration) == pytest.approx((1.0, 1.0))
+    assert roll_velocity(t).concentration < 0.9
+    index = torch.arange(6).expand(4, -1)
+    assert roll_correlation(t, index, 8, boundary="open").exact == 1.0
+    assert roll_correlation(t, index, 8, boundary="open").n_pairs == 4 * (5 + 4 + 3 + 2)
+    assert commutation(t[:, :-1], t[:, 1:], boundary="open") == pytest.approx(0, abs=1e-6)
+    assert commutation(t[:, :-1], t[:, 1:]) > 0.2
+
+
+@pytest.mark.parametrize("size", [2, 5, 7, 8])
+def test_rolls_along_a_line_equal_the_loop_over_positions_that_stay(size: int) -> None:
+    a, b = (equivariance._unit(torch.randn(40, size, dtype=torch.float64) + 3) for _ in range(2))
+    for first, second, r in zip(a, b, equivariance._rolls(a, b, size).tolist(), strict=True):
+        apart = {}
+        for shift in range(-((size - 1) // 2), size // 2 + 1):
+            stays = [p for p in range(size) if 0 <= p + shift < size]
+            apart[shift % size] = sum(float(first[p] - second[p + shift]) ** 2 for p in stays) / len(stays)
+        assert r == min(apart, key=lambda shift: apart[shift])
+
+
+@pytest.mark.parametrize("measure", [equivariance_error, roll_velocity])
+def test_boundaries_are_named_and_an_open_one_needs_positions(measure: Any) -> None:
+    with pytest.raises(ValueError, match="boundary is 'closed'; expected one of circular, truncate, open"):
+        measure(torch.randn(2, 3, 2, 4), boundary="closed")
+    with pytest.raises(ValueError, match="have 1 position"):
+        measure(torch.randn(2, 3, 2, 1), boundary="open")
 
 
 def test_equivariance_error_of_perfect_and_of_zero_capsules_is_zero() -> None:
