@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pyro_tvae.parts import in_words
+from pyro_tvae.wording import in_words
 
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
@@ -47,8 +47,8 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
 FILES = (*PLACES, "topography.w")
-SECTIONS = ("data", "data.source", "model", "optimizer", "optimizer.optimizer", "optimizer.schedule", "fit")
-SECTIONS += ("baseline", "evaluation")
+PARTED = ("data.source", "optimizer.optimizer", "optimizer.schedule")
+SECTIONS = ("data", "model", "optimizer", "fit", "baseline", "evaluation", *PARTED)
 
 
 # What arithmetic and choice the files need.
