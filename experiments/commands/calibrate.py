@@ -12,6 +12,7 @@ import torch
 import pyro_tvae
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
+from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
@@ -73,6 +74,7 @@ def calibrate_run(
         FileExistsError: the file is there, made with other settings.
         ValueError: numbers that do not fit, or what :func:`.calibration` refuses.
     """
+    check_seed(seed, 2**38, "calibrate")  # every batch has one that begins with it
     if method not in BATCH:
         raise ValueError(f"calibrate: method is {method!r}; expected {' or '.join(BATCH)}.")
     if min(draws, warmup, thin) < 1 or bins < 2 or (draws + 1) % bins:

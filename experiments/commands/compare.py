@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, Comparison, compare
+from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
@@ -59,6 +60,7 @@ def compare_runs(
         FileExistsError: the output is there, made otherwise.
         ValueError: numbers that are too small, runs of other sequences, or what :func:`.compare` refuses.
     """
+    check_seed(seed, owner="compare")
     different = len({path.resolve() for path in runs})  # a link leads to the same one
     if different != len(runs) or different < 2:
         raise ValueError(f"compare: {different} runs; expected two or more, each once.")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
+from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
@@ -121,6 +122,7 @@ def likelihood_run(
         FileExistsError: the file is there, made with other settings.
         ValueError: nothing to estimate, or a number that is too small.
     """
+    check_seed(seed, owner="likelihood")
     for name, value, sound, expected in (
         ("particles", list(particles), bool(particles) and min(particles, default=0) >= 1, "numbers of at least 1"),
         ("frame_particles", frame_particles, frame_particles >= 1, "at least 1"),

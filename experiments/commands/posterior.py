@@ -16,6 +16,7 @@ from pyro_tvae.inference.mcmc import guide_quality
 from pyro_tvae.inference.mcmc import nuts as sample_nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
 from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, from_netcdf, to_arviz, to_netcdf
+from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
@@ -76,6 +77,7 @@ def posterior_run(
         FileExistsError: the file is there, made with other settings.
         ValueError: numbers that are too small, or what :func:`.to_arviz` refuses.
     """
+    check_seed(seed, owner="posterior")
     stored = Run(run, allow, data_settings(data))
     if sequences < 1 or draws < LEAST_DRAWS or min(chains, warmup, thin) < 1:
         raise ValueError(

@@ -161,3 +161,16 @@ def test_a_record_of_likelihoods_is_not_replaced_by_another(tmp_path: Path) -> N
     assert len(json.loads((tmp_path / "other.json").read_text())["rows"]) == 1
     likelihood_run(run, particles=[1], sequences=2, overwrite=True)
     assert len(json.loads((run / "likelihood.json").read_text())["rows"]) == 1
+
+
+@pytest.mark.parametrize("name", ["likelihood", "calibrate", "compare", "posterior"])
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_read(
+    name: str, seed: int, tmp_path: Path
+) -> None:
+    runs = [str(tmp_path / "a"), *([str(tmp_path / "b")] if name == "compare" else [])]
+    ended = CliRunner().invoke(app, [name, *runs, "--seed", str(seed)])
+    said = " ".join((ended.output + str(ended.exception)).split())
+    assert ended.exit_code != 0
+    assert f"{name}: seed is {seed}; expected a whole number from 0 to" in said
+    assert [*tmp_path.iterdir()] == []
