@@ -41,7 +41,7 @@ def parts_of(model: Any, guide: Any) -> dict[str, Any]:
         said = {**_flat(describe(model), "model"), **_flat(describe(guide, {"model": model}), "guide")}
         if model.topography.dense and any(True for _ in model.topography.parameters()):
             return said  # a W that is learned is another at every step
-        return {**said, "the neighborhood of model.topography": _coarse(marks(model, model, ())[TOPOGRAPHY])}
+        return {**said, "the neighborhood of model.topography": _coarse(marks(model, model, {})[TOPOGRAPHY])}
     except (AttributeError, TypeError, ValueError):
         return {}
 

@@ -154,7 +154,7 @@ def test_seeds_repeat_and_leave_the_global_state_alone() -> None:
     ("call", "words"),
     [
         (lambda model, guide: calibration(model, guide, method="magic"), "expected 'guide' or 'nuts'"),
-        (lambda model, guide: calibration(model, guide, 0), "n_simulations=0"),
+        (lambda model, guide: calibration(model, guide, 0), "n_simulations is 0"),
         (lambda model, guide: calibration(model, guide, 5, 20).uniform(), "21 ranks, which do not fill 10 bins"),
     ],
 )
