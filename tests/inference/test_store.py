@@ -74,6 +74,8 @@ WITHOUT_A_MODEL = {
     "roll_correlation",
     "roll_velocity",
     "of_measured",
+    "of_seen",
+    "seen_pixels",
     "class_selectivity",
     "neighbor_correlation",
     "preferred_class",
