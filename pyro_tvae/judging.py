@@ -56,13 +56,13 @@ def in_turn() -> Iterator[None]:
 @contextmanager
 def as_they_were(*programs: object) -> Iterator[list[nn.Module]]:
     """All modules of these programs, each put back into its mode, training or evaluation, at the end."""
-    modules = list({id(module): module for module in _modules(programs)}.values())
+    modules = list(dict.fromkeys(_modules(programs)))
     modes = [module.training for module in modules]
     try:
         yield modules
     finally:
         for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+            _set_mode(module, mode)
 
 
 @contextmanager
@@ -70,8 +70,16 @@ def evaluating(*programs: object) -> Iterator[None]:
     """All modules of these programs in evaluation mode."""
     with as_they_were(*programs) as modules:
         for module in modules:
-            module.training = False
+            _set_mode(module, False)
         yield
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    if module.training != training:
+        if "training" in vars(module):  # what Pyro does at every assignment takes long
+            vars(module)["training"] = training
+        else:
+            module.training = training
 
 
 def _modules(program: object) -> Iterator[nn.Module]:
