@@ -1,0 +1,86 @@
+"""Surroundings: variables, folders and pipes around a command cost no work, and what stands in its way is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from complaints import refused
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.commands.train import resume_run, train_run
+from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.config.errors import ConfigurationError
+from pyro_tvae.experiments.config.processes import RANKS, place_among
+from pyro_tvae.experiments.studies.reproduce import reproduce
+
+TINY = [
+    "data.n_train=16",
+    "data.n_validation=8",
+    "data.n_test=12",
+    "model.n_capsules=2",
+    "fit.max_epochs=1",
+    "fit.progress=false",
+    "fit.accelerator=cpu",
+    "baseline.enabled=false",
+    "evaluation.num_particles=2",
+]
+STRAY = {
+    "RANK=1": {"RANK": "1"},
+    "LOCAL_RANK=1": {"LOCAL_RANK": "1"},
+    "JSM_NAMESPACE_RANK=1": {"JSM_NAMESPACE_RANK": "1"},
+    "RANK=x": {"RANK": "x"},
+    "SLURM_PROCID=1, SLURM_NTASKS=2": {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "interactive",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+    },
+    "SLURM_NTASKS=2": {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "2"},
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    for name in (*RANKS, "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("named", STRAY)
+def test_a_stray_rank_is_named_and_nothing_is_trained_to_be_dropped(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(TINY)
+    for name, value in STRAY[named].items():
+        monkeypatch.setenv(name, value)
+    attempts = [
+        lambda: train_run(config, tmp_path / "run"),
+        lambda: run_with_hydra([*TINY, "hydra.run.dir=run"]),
+        lambda: run_with_hydra([*TINY, "--multirun", "seed=0,1", "hydra.sweep.dir=sweep"]),
+        lambda: reproduce("guides", output=tmp_path / "studies"),
+    ]
+    for attempt in attempts if named == "RANK=1" else attempts[:1]:  # which all ask the same
+        text = refused(attempt, ConfigurationError)
+        assert text.startswith(f"{named} in the environment")
+        assert all(f"-u {name.partition('=')[0]}" in text for name in named.split(", "))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_gone_on_with_is_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_run(compose(TINY), tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    monkeypatch.setenv("RANK", "1")
+    assert refused(lambda: resume_run(tmp_path / "run"), ConfigurationError).startswith("RANK=1 in the environment")
+
+
+def test_a_process_helps_where_the_configuration_asks_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    several, one = compose([*TINY, "fit.devices=2", "fit.strategy=ddp"]), compose(TINY)
+    assert place_among(several) == (0, 1)  # the one that starts the others
+    for rank in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert place_among(several) == (rank, 2)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert place_among(one) == (0, 1)
