@@ -97,12 +97,18 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
 def fit_parts(
     config: DictConfig, parts: Parts, directory: Path | None = None, callbacks: Sequence[Callback] = ()
 ) -> History:
-    """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
+    """Fit as a configuration says, from the last checkpoint in the directory where there is one.
+
+    Raises:
+        FileNotFoundError: there is only one of the best weights, which starting again would replace.
+    """
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
     begun = False
     if last is not None:
         with reading(last.parent):
             begun = last.is_file()
+        if not begun:
+            _leave_best(last)
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
     given = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
@@ -120,3 +126,25 @@ def fit_parts(
         trainer=trainer,
         **{str(name): value for name, value in options.items()},
     )
+
+
+def _leave_best(last: Path) -> None:
+    """Raise FileNotFoundError where the best weights are there without the last ones, unless they are of epoch 0.
+
+    A process that was killed in its first epoch leaves such, and a fit that starts again makes them anew.
+    """
+    best = last.with_name("best.ckpt")
+    if not best.is_file():
+        return
+    try:
+        of_first = torch.load(best, weights_only=True, mmap=True)["epoch"] == 0
+    except Exception:  # damaged in whatever way
+        of_first = False
+    if not of_first:
+        raise FileNotFoundError(
+            f"{best.parent} holds {best.name} and no {last.name}, which the training would go on from; put {last.name} "
+            f"back, copy {best.name} to {last.name} there to go on from the best epoch, or train a new run in another "
+            "folder."
+        )
+    print(f"{best.parent} holds no {last.name}: the training, which was in its first epoch, begins again", flush=True)
+    best.unlink(missing_ok=True)  # else the fit would take it for another one's

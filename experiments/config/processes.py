@@ -27,7 +27,7 @@ def place_among(config: DictConfig) -> tuple[int, int]:
             Lightning can make nothing of the two.
     """
     told = [name for name in (*RANKS, TASKS) if name in os.environ]
-    if not told or told == [TASKS] and os.environ[TASKS] == "1":
+    if not told or (told == [TASKS] and os.environ[TASKS] == "1"):
         return 0, 1
     said = ", ".join(f"{name}={os.environ[name]}" for name in told)
     asked = f"fit.devices={config.fit.devices} fit.strategy={config.fit.strategy}"
