@@ -44,7 +44,14 @@ CONFIG, DATA, LOCK, HYDRA, ROOM = "config.yaml", "data.json", ".lock", ".hydra",
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 PICTURE = "data.png"  # of the first training sequence, where the data were a file of the user's
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
+FIGURES, LOGS, CHECKPOINTS, OF_PLAIN_VAE = "figures", "logs", "checkpoints", "plain_vae"  # folders
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
+
+# What a run writes of its own accord; its folder holds none of it when it begins.
+WRITTEN = (
+    *(DATA, PICTURE, UNTRAINED, WEIGHTS, HISTORY, PLAIN_VAE, EVALUATION, REPORT),
+    *(FIGURES, LOGS, CHECKPOINTS, OF_PLAIN_VAE),
+)
 
 Kind = TypeVar("Kind")
 
@@ -273,18 +280,27 @@ class Run:
         return data
 
     def check_new(self) -> None:
-        """Raise FileExistsError where the folder holds a run, or parts of one that a new run would take for its own."""
+        """Raise FileExistsError where the folder holds a run, or anything that a new one would write or take for its."""
         if self.has(CONFIG):
             raise FileExistsError(
                 f"{self} holds a run already, which is left as it is; choose another folder, or go on with: "
                 f"{self.resume}"
             )
-        steps = (UNTRAINED, WEIGHTS, HISTORY, PLAIN_VAE, EVALUATION, "checkpoints", "plain_vae")
-        part = next((name for name in steps if (self.path / name).exists()), None)
+        part = next((name for name in WRITTEN if os.path.lexists(self.path / name)), None)
+        if part == DATA and self._holds_splits():  # of a process that was killed before it wrote anything else
+            part = next((name for name in WRITTEN if name != DATA and os.path.lexists(self.path / name)), None)
         if part is not None:
             raise FileExistsError(
-                f"{self} holds {part} of a run whose {CONFIG} is missing; choose another folder, or move that away."
+                f"{self} holds {part} and no {CONFIG}: a new run would write over it; choose another folder, or move "
+                "that away."
             )
+
+    def _holds_splits(self) -> bool:
+        """Whether the fingerprints of data are a run's, and not another file by that name."""
+        try:
+            return bool(self._splits())
+        except (OSError, ValueError):
+            return False
 
     def check_trained(self) -> None:
         """Raise FileNotFoundError where the training has not ended."""
@@ -344,12 +360,14 @@ class Run:
 
     @contextmanager
     def undone_after_mistakes(self) -> Iterator[None]:
-        """Remove what was written where an error comes before the first step; interruptions keep it."""
+        """Remove what was written meanwhile where an error comes before the first step; interruptions keep it."""
+        before = self.names()
         try:
             yield
         except Exception:
-            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, PICTURE, UNTRAINED}:
-                for name in (UNTRAINED, PICTURE, CONFIG, DATA):
+            written = self.names() - before
+            if written <= {HYDRA, LOCK, CONFIG, DATA, PICTURE, UNTRAINED}:
+                for name in written & {UNTRAINED, PICTURE, CONFIG, DATA}:
                     (self.path / name).unlink(missing_ok=True)
             raise
 

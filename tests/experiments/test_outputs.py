@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray
@@ -240,7 +241,7 @@ def test_what_was_added_to_a_file_is_not_lost_to_the_same_command(
     capsys.readouterr()
     xarray.Dataset({"x": ("n", [1.0, 2.0])}).to_netcdf(file, group="mine", mode="a", engine="h5netcdf")
     content = file.read_bytes()
-    if name == "posterior":  # nothing of it is to be made
+    if name != "calibrate":  # nothing of it is to be made
         (run / "posterior.html").unlink()
         given_again()
         assert (run / "posterior.html").exists()
@@ -253,6 +254,32 @@ def test_what_was_added_to_a_file_is_not_lost_to_the_same_command(
     assert file.read_bytes() == content
     given_again(overwrite=True)
     assert file.read_bytes() != content
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_variable_that_was_added_to_ranks_is_neither_one_nor_lost(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    file, _, before = calibrate_run(run, **{**FEW, "simulations": 40})
+    notes = {"steps": ("simulation", np.arange(40)), "note": ((), "of mine")}
+    xarray.Dataset(notes).to_netcdf(file, mode="a", engine="h5netcdf")
+    content = file.read_bytes()
+    *_, verdict = calibrate_run(run, **{**FEW, "simulations": 40})
+    assert verdict == before
+    with pytest.raises(FileExistsError, match=r"\.nc holds note, steps, which was added to it and would be lost"):
+        calibrate_run(run, **{**FEW, "simulations": 60})
+    assert file.read_bytes() == content
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_variable_that_was_added_to_draws_is_not_lost(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    file, page = posterior_run(run, draws=4, sequences=2, variables=["z"])
+    xarray.Dataset({"mine": ("n", [1.0])}).to_netcdf(file, group="posterior", mode="a", engine="h5netcdf")
+    content = file.read_bytes()
+    page.unlink()
+    posterior_run(run, draws=4, sequences=2, variables=["z"])
+    assert file.read_bytes() == content
+    assert page.exists()
 
 
 @pytest.mark.usefixtures("plain_pages")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from complaints import refused
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+from untrained_runs import make_run
 
+from pyro_tvae.experiments.commands.evaluate import evaluate_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.config.processes import RANKS, place_among
+from pyro_tvae.experiments.runs.run import CONFIG, DATA, Run, claimed
+from pyro_tvae.experiments.runs.sweeps import begun
 from pyro_tvae.experiments.studies.reproduce import reproduce
 
 TINY = [
@@ -84,3 +91,45 @@ def test_a_process_helps_where_the_configuration_asks_for_several(monkeypatch: p
         assert place_among(several) == (rank, 2)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert place_among(one) == (0, 1)
+
+
+# --- files of the user's own ------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_begun_over_no_file_of_the_users(tmp_path: Path) -> None:
+    mine = tmp_path / "run" / "data.json"
+    mine.parent.mkdir()
+    mine.write_text('{"mine": 1}')
+    missing = ["data=sequences", "data.n_frames=6", "data.source.path=nothere.npy", "hydra.run.dir=run"]
+    text = refused(lambda: run_with_hydra([*TINY[3:], *missing]), FileExistsError)
+    assert "run holds data.json and no config.yaml: a new run would write over it" in text
+    assert mine.read_text() == '{"mine": 1}'
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match="is no record of a sweep, and is left as it is"):
+        begun(["seed=0,1"], tmp_path, fixed=True).__enter__()
+    assert sweep.read_text() == '{"mine": 1}'
+
+
+def test_a_mistake_takes_back_what_its_command_wrote_and_nothing_else(tmp_path: Path) -> None:
+    splits = {"train": {"sequences": 1, "exact": "0", "sums": [0.0]}}
+    Run(tmp_path).write(DATA, splits)  # of a process that was killed before it wrote a configuration
+    (tmp_path / "notes.txt").write_text("mine")
+    with claimed(tmp_path) as run, pytest.raises(ValueError, match="mistake"), run.undone_after_mistakes():
+        run.write(CONFIG, "seed: 0")
+        raise ValueError("a mistake")
+    assert run.names() == {DATA, "notes.txt", ".lock"}
+
+
+def test_a_page_shows_no_picture_but_those_of_its_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "roll")
+    (run / "figures").mkdir()
+    Figure((1, 1)).savefig(run / "figures" / "mine.png")
+    evaluate_run(run)
+    drawn = json.loads((run / "evaluation.json").read_text())["figures"]
+    assert "reconstructions" in drawn
+    assert "mine" not in drawn
+    shutil.copy(run / "figures" / "mine.png", run / "figures" / "added.png")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == len(drawn) + ("forward_roll_curve" not in drawn)
+    assert "Mine" not in page
