@@ -32,7 +32,7 @@ CALIBRATION = "calibration.nc"
 ATTRIBUTES = DRAWS, RANKS = (
     "n_draws",
     "ranks",
-)  # of the file: their number, and the names of the variables that are ranks
+)  # of the file: draws, and which variables are ranks
 BATCH = {"guide": 20, "nuts": 4}  # sequences at a time; those of NUTS share a chain
 
 
@@ -147,7 +147,8 @@ def _read(path: Path, request: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {}
     with open_dataset(path, engine="h5netcdf") as data:
         # Older files do not name them.
-        like_ranks = [str(name) for name, value in data.items() if value.dims == _dims(str(name), value.ndim)]
+        own = {str(name): value for name, value in data.items() if value.dtype.kind == "i"}
+        like_ranks = [name for name, value in own.items() if value.dims == _dims(name, value.ndim)]
         names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
         return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
 

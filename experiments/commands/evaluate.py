@@ -135,8 +135,8 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record, nor
-    # what somebody else put there. Older records do not say what they drew.
+    # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record,
+    # nor what somebody else put there. Older records do not say what they drew.
     failed, drawn = record.get("failed") or {}, record.get("figures")
     pictures = {
         path.stem: path

@@ -280,7 +280,7 @@ class Run:
         return data
 
     def check_new(self) -> None:
-        """Raise FileExistsError where the folder holds a run, or anything that a new one would write or take for its."""
+        """Raise FileExistsError where the folder holds a run, or anything that a new one would write or go by."""
         if self.has(CONFIG):
             raise FileExistsError(
                 f"{self} holds a run already, which is left as it is; choose another folder, or go on with: "

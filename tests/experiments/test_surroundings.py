@@ -115,10 +115,14 @@ def test_a_mistake_takes_back_what_its_command_wrote_and_nothing_else(tmp_path: 
     splits = {"train": {"sequences": 1, "exact": "0", "sums": [0.0]}}
     Run(tmp_path).write(DATA, splits)  # of a process that was killed before it wrote a configuration
     (tmp_path / "notes.txt").write_text("mine")
-    with claimed(tmp_path) as run, pytest.raises(ValueError, match="mistake"), run.undone_after_mistakes():
-        run.write(CONFIG, "seed: 0")
-        raise ValueError("a mistake")
-    assert run.names() == {DATA, "notes.txt", ".lock"}
+
+    def mistaken() -> None:
+        with claimed(tmp_path) as run, run.undone_after_mistakes():
+            run.write(CONFIG, "seed: 0")
+            raise ValueError("a mistake")
+
+    assert refused(mistaken) == "a mistake"
+    assert Run(tmp_path).names() == {DATA, "notes.txt", ".lock"}
 
 
 def test_a_page_shows_no_picture_but_those_of_its_evaluation(tmp_path: Path) -> None:
