@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import pyro_tvae
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 
@@ -18,13 +17,12 @@ from ..reports.calibration_page import verdict, write_page
 from ..runs.outputs import (
     REQUEST,
     check_nothing_added,
-    digest,
     replacing,
     request_of,
     shown_on,
     unfinished,
 )
-from ..runs.run import WEIGHTS, Run, device_of
+from ..runs.run import Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
 
@@ -91,9 +89,8 @@ def calibrate_run(
     stored = Run(run, allow)
     config = stored.config()
     stored.check_trained()
-    model, guide = pyro_tvae.load(stored.path / WEIGHTS, device_of(config))  # it makes its own data
+    model, guide, weights = stored.fitted(device_of(config))  # it makes its own data
     nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
-    weights = digest(stored.path / WEIGHTS)
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
     file = output or stored.path / CALIBRATION
     page = file.with_suffix(".html")

@@ -25,7 +25,7 @@ from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
 from ..runs.outputs import digest, shown_on
-from ..runs.run import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, Run, Trained
+from ..runs.run import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, Trained
 
 __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "standing", "write_page"]
 
@@ -98,7 +98,7 @@ def standing(run: Run) -> EvaluationRecord | None:
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
     """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
-    config, weights = trained.config, run.weights()
+    config, weights = trained.config, {**run.weights(), WEIGHTS: trained.weights}
     rivals = {
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
@@ -118,6 +118,8 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     if trained.others:
         result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
         result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
+    if run.weights() != weights:
+        raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
     result.record["weights"] = weights
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
     pictures, failed = draw(run.path / FIGURES, trained, result, history.get("rows"))
@@ -135,6 +137,10 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
+    if changed := run.changed():
+        said = f"{changed}: what is shown may not belong together."
+        print(f"pyro-tvae: {said}", file=sys.stderr, flush=True)
+        record = {**record, "notes": [*(record.get("notes") or ()), said]}
     # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record,
     # nor what somebody else put there. Older records do not say what they drew.
     failed, drawn = record.get("failed") or {}, record.get("figures")

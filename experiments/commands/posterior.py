@@ -23,8 +23,8 @@ from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
 from ..datasets.splits import masks_of, scored_in_words
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, digest, replacing, shown_on
-from ..runs.run import WEIGHTS, Run
+from ..runs.outputs import REQUEST, replacing, shown_on
+from ..runs.run import Run
 
 __all__ = ["posterior_run"]
 
@@ -99,7 +99,7 @@ def posterior_run(
         "seed": seed,
         "groups": sorted(groups),
         "variables": sorted(variables),
-        "weights": digest(run / WEIGHTS),
+        "weights": loaded.weights,
         **({"data": loaded.others} if loaded.others else {}),
     }
     page = file.with_suffix(".html")

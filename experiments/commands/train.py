@@ -23,7 +23,7 @@ from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..config.processes import place_among
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
-from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
+from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
@@ -160,8 +160,11 @@ def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     fitted = fit_parts(config, parts, run.path)
     history = {"rows": fitted.rows, "seconds": fitted.seconds}
     if _first():
+        (run.path / TRAINED).unlink(missing_ok=True)  # of a former training
         run.write(HISTORY, json.dumps(history))
-    _save(run, WEIGHTS, parts)  # the last file of this step: where it is, the step is done
+    _save(run, WEIGHTS, parts)  # where it is, the step is done
+    if _first():
+        run.end_training()
     return history
 
 

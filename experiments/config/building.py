@@ -16,6 +16,7 @@ from pyro.optim import PyroOptim
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
+from pyro_tvae.inference.course import other_part, parts_of
 from pyro_tvae.inference.optimizers import unscales
 from pyro_tvae.parts import in_words
 
@@ -24,7 +25,7 @@ from .composition import make
 from .errors import ConfigurationError
 from .loggers import loggers
 
-__all__ = ["Parts", "build", "check_fit", "fit_parts"]
+__all__ = ["Parts", "build", "check_fit", "fit_parts", "other_than_described"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,22 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ConfigurationError(f"seed is {config.seed!r}; expected a whole number from 0 to 4294967295.")
     seed_everything(config.seed, workers=True, verbose=False)
+    return _parts(config, data)
+
+
+def other_than_described(config: DictConfig, data: SequenceDataModule, model: TVAE, guide: Guide) -> str | None:
+    """What model or guide have that the configuration describes otherwise, in words; None where nothing is seen."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            parts = _parts(config, data)
+    except Exception:  # what it names is not here, in whatever way: then nothing can be compared
+        return None
+    described, own = parts_of(parts.model, parts.guide), parts_of(model, guide)
+    name = other_part(described, own)
+    return None if name is None else f"{name} is {own[name]!r} there and {described[name]!r} here"
+
+
+def _parts(config: DictConfig, data: SequenceDataModule) -> Parts:
     model = TVAE(
         data.frame_shape,
         data.n_frames,

@@ -569,7 +569,7 @@ def test_a_copied_run_is_no_seed_of_its_own(ran: list[str], tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"seed8 holds the run of seed 0, by its config.yaml, .* call it seed0 again"):
         reproduce("small", progress=quietly, **options)
     text = (row / "seed8" / "config.yaml").read_text()
-    (row / "seed8" / "config.yaml").write_text(text.replace("seed: 0", "seed: 8"))
+    (row / "seed8" / "config.yaml").write_text(text.replace("\nseed: 0", "\nseed: 8"))
     said = "the row mean field has for seed 8 the numbers of seed 0, to the last digit; remove the folder of the run"
     with pytest.raises(ValueError, match=said):
         reproduce("small", progress=quietly, **options)
