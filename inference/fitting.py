@@ -512,4 +512,4 @@ def _bits(parameter: Tensor) -> Tensor:
     """The sum of a parameter's bits, read as whole numbers: changes with any of its values, and takes no room."""
     size = parameter.element_size()
     whole = torch.int32 if size % 4 == 0 else torch.int16 if size % 2 == 0 else torch.uint8
-    return parameter.detach().flatten().view(whole).sum()
+    return parameter.detach().flatten().view(whole).sum(dtype=torch.int32)  # else a copy is made, of twice its size

@@ -44,4 +44,6 @@ if TYPE_CHECKING:
     from .topographies import *
     from .verbs import *
 else:
-    __getattr__, __dir__ = attach(__name__, CONTENTS, below=("inference", "experiments", "distributions"), former=FORMER)
+    __getattr__, __dir__ = attach(
+        __name__, CONTENTS, below=("inference", "experiments", "distributions"), former=FORMER
+    )

@@ -22,7 +22,7 @@ ABOUT = {
     "startup": 15,
     "gradients": 60,
     "turns": 120,
-    "quickstart": 600,
+    "quickstart": 1_000,
     "gpu": 90,
     "large_file": 120,
 }

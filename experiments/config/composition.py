@@ -47,8 +47,8 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
 FILES = (*PLACES, "topography.w")
-SECTIONS = ("data", "data.source", "model", "optimizer", "optimizer.optimizer", "optimizer.schedule", "fit")
-SECTIONS += ("baseline", "evaluation")
+PARTED = ("data.source", "optimizer.optimizer", "optimizer.schedule")
+SECTIONS = ("data", "model", "optimizer", "fit", "baseline", "evaluation", *PARTED)
 
 
 # What arithmetic and choice the files need.

@@ -18,6 +18,8 @@ from .frames import FrameGuide
 
 __all__ = ["FlowGuide"]
 
+MOST_LAYERS = 1000  # each of which is built, so that a slip of the keyboard would take for ever
+
 
 class FlowGuide(FrameGuide):
     """``q(z, u | x)`` of a sequence as a flow of affine couplings from the mean-field guide's Normals.
@@ -35,7 +37,7 @@ class FlowGuide(FrameGuide):
         initial_log_variance: bias of the log-variances.
 
     Raises:
-        ValueError: no layers, no energies, or energies that are not one per latent.
+        ValueError: no layers or too many, no energies, or energies that are not one per latent.
 
     Example:
         >>> model = TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)
@@ -57,8 +59,9 @@ class FlowGuide(FrameGuide):
         name: str | None = None,
     ) -> None:
         super().__init__(model, network=network, initial_log_variance=initial_log_variance, name=name)
-        if layers < 1:
-            raise ValueError(f"FlowGuide: layers is {layers!r}; expected at least 1.")
+        if not 1 <= layers <= MOST_LAYERS:
+            expected = "at least 1" if layers < 1 else f"at most {MOST_LAYERS}"
+            raise ValueError(f"FlowGuide: layers is {layers!r}; expected {expected}.")
         self.couplings = nn.ModuleList(Coupling(4, model.n_latents) for _ in range(2 * layers))
         self.sums, w = model.topography.fixed(model.n_frames, model.capsule_dim)
         self.register_buffer("w", w, persistent=False)

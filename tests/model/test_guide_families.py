@@ -564,6 +564,7 @@ COMPLAINTS: dict[str, tuple[str, Callable[[], object]]] = {
     "conditional without energies": ("couples z with the energies", lambda: ConditionalGuide(plain())),
     "flow without energies": ("couples z with the energies", lambda: FlowGuide(plain())),
     "rank": ("rank is 0; expected at least 1", lambda: CovarianceGuide(small(), rank=0)),
+    "many layers": ("layers is 1000000; expected at most 1000", lambda: FlowGuide(small(), layers=10**6)),
     "layers": ("layers is 0; expected at least 1", lambda: FlowGuide(small(), layers=0)),
     "steps": ("expected steps of 0 or more", lambda: SemiAmortizedGuide(small(), steps=-1)),
     "step size": ("a size above 0", lambda: SemiAmortizedGuide(small(), step_size=0)),
