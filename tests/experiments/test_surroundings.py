@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +140,54 @@ def test_a_page_shows_no_picture_but_those_of_its_evaluation(tmp_path: Path) -> 
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == len(drawn) + ("forward_roll_curve" not in drawn)
     assert "Mine" not in page
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pyro_tvae.experiments.outlets import outlasting
+with outlasting():
+    for line in range(20_000):
+        print("─", line)
+    Path("done").touch()
+    sys.exit(0)
+"""
+
+
+def printing(output: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program that prints more than any buffer holds, and leaves a file when it is done."""
+    Path("done").unlink(missing_ok=True)
+    settings = {**os.environ, **environment}
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], stdout=output, stderr=-1, text=True, env=settings)
+    assert Path("done").exists(), ended.stderr
+    return ended
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_under_what_is_printed_stops_no_command() -> None:
+    with open("/dev/full", "w") as full:
+        ended = printing(full.fileno())
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "pyro-tvae: what was printed could not be written (No space left on device); what the command makes is in its "
+        "files\n"
+    )
+
+
+def test_a_reader_that_leaves_stops_no_command() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = printing(writing)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_letters_that_are_unknown_there_stop_no_command() -> None:
+    ended = printing(subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("? 0\n? 1\n")
+    assert ended.stdout.endswith("? 19999\n")
