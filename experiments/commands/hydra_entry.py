@@ -33,6 +33,7 @@ from ..config.composition import (
     check_names,
     compose,
     data_settings,
+    located,
     make,
     parsed,
     places_apart,
@@ -105,9 +106,13 @@ def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
 
 
 def _hydra(overrides: Sequence[str], job: Callable[[DictConfig], float | None]) -> None:
+    def at_home(config: DictConfig) -> float | None:
+        # hydra.job.chdir=true has gone into the run's folder, where paths that were typed mean nothing.
+        return job(located(config, Path(HydraConfig.get().runtime.cwd)))
+
     GlobalHydra.instance().clear()
     sys.argv = ["pyro-tvae train", *overrides]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
+    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(at_home)()
 
 
 def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> None:

@@ -300,7 +300,8 @@ class Run:
         remedy = f"put the former file back, or say by {name}=… where it lies now" if _place(config) else "use those"
         raise ValueError(
             f"{self} was begun with other data: its {told} not what {name}={OmegaConf.select(config, name)} gives now; "
-            f"{remedy}, or train a new run; 'pyro-tvae evaluate RUN data.SETTING=VALUE' judges the data that are named."
+            f"{remedy}, or begin a new run by another name=… or hydra.run.dir=…; 'pyro-tvae evaluate RUN "
+            "data.SETTING=VALUE' judges the data that are named."
         )
 
     def _splits(self) -> dict[str, SplitRecord]:

@@ -9,16 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from complaints import refused
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 from untrained_runs import make_run
 
+from pyro_tvae.experiments.commands import train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
-from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.config.composition import compose, located, make
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.config.processes import RANKS, place_among
 from pyro_tvae.experiments.runs.run import CONFIG, DATA, Run, claimed
@@ -140,6 +142,33 @@ def test_a_page_shows_no_picture_but_those_of_its_evaluation(tmp_path: Path) -> 
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == len(drawn) + ("forward_roll_curve" not in drawn)
     assert "Mine" not in page
+
+
+def test_paths_that_were_typed_start_where_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Hydra changes into the run's folder."""
+    np.save("x.npy", np.random.default_rng(0).random((20, 4, 1, 6, 6), dtype=np.float32))
+    trained: list[tuple[str, Path]] = []
+    monkeypatch.setattr(train, "train_run", lambda config, path, _: trained.append((config.data.source.path, path)))
+    given = ["data=sequences", "data.n_frames=4", "data.source.path=x.npy", "hydra.run.dir=run", "hydra.job.chdir=true"]
+    run_with_hydra(given)
+    assert trained == [(str(tmp_path / "x.npy"), tmp_path / "run")]
+
+
+def test_the_command_of_an_interrupted_run_names_a_way_out_where_its_data_are_others(tmp_path: Path) -> None:
+    def given(*further: str) -> list[str]:
+        few = [*TINY[3:], "data=sequences", "data.n_frames=4", "data.source.path=x.npy", "model.capsule_dim=4"]
+        return [*few, "hydra.run.dir=run", *further]
+
+    def films(seed: int) -> None:
+        np.save("x.npy", np.random.default_rng(seed).random((20, 4, 1, 6, 6), dtype=np.float32))
+
+    films(0)
+    config = located(compose(given()[:-1]))
+    Run(tmp_path / "run").begin(config, make(config.data))
+    films(1)
+    text = refused(lambda: run_with_hydra(given()))
+    assert "was begun with other data" in text
+    assert "or begin a new run by another name=… or hydra.run.dir=…" in text
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
