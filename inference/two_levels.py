@@ -42,12 +42,15 @@ class TwoLevels:
     the L_k of a sequence that was drawn is the mean over blocks of its K weights, and c is that of the least variance:
     1 where particles add about the same to all, 0 where L_k says nothing of L_K (`Giles 2015, Multilevel Monte Carlo
     methods <https://arxiv.org/abs/1304.5472>`__; double sampling with a regression). So many are drawn that the error
-    is about ``GROWTH`` times that of all at most. Without bias but for c, whose own error counts in second order.
+    is about ``GROWTH`` times that of all at most, or ``tolerance``. Without bias but for c, whose own error counts in
+    second order.
 
     Args:
         n_sequences: N; where there are few, all of them are drawn.
         num_particles: K.
         seed: of the draw.
+        tolerance: an error, in nats per sequence, below which no more are drawn: an untrained model's bounds differ so
+            little that the error of all would be far below what anybody asks for.
 
     Attributes:
         few: k.
@@ -60,8 +63,8 @@ class TwoLevels:
         (10, 50)
     """
 
-    def __init__(self, n_sequences: int, num_particles: int, *, seed: int) -> None:
-        self.num_particles = num_particles
+    def __init__(self, n_sequences: int, num_particles: int, *, seed: int, tolerance: float = 0.0) -> None:
+        self.num_particles, self.tolerance = num_particles, tolerance
         self.few = few_of(num_particles)
         m = max(math.ceil(n_sequences / SHARE), LEAST_SEQUENCES) if self.few < num_particles else n_sequences
         self._order = torch.randperm(n_sequences, generator=torch.Generator().manual_seed(seed))
@@ -95,7 +98,8 @@ class TwoLevels:
         while bool(lacking.any()):
             yield lacking.nonzero().squeeze(1)
             numbers = torch.arange(int(self.drawn.sum()), n + 1, dtype=torch.float64)
-            enough = self._weighed(bounds, numbers)[1] <= GROWTH**2 * bounds[self.drawn, 2].var() / n
+            aim = (GROWTH**2 * bounds[self.drawn, 2].var() / n).clamp(min=self.tolerance**2)
+            enough = self._weighed(bounds, numbers)[1] <= aim
             m = int(numbers[enough].min()) if bool(enough.any()) else 0
             lacking = (self._order < m) & ~self.drawn
             self.drawn = self.drawn | lacking

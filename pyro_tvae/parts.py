@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from torch import Tensor, nn
 
 from .former_names import ARGUMENTS, current, follow_methods, warn
+from .wording import in_words
 
 __all__ = ["ArgumentError", "Part", "UnknownPartError"]
 
@@ -91,16 +92,6 @@ def hold(module: nn.Module, name: str, value: Tensor, *, learned: bool) -> None:
         module.register_parameter(name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
-
-
-def in_words(error: BaseException) -> str:
-    """What an error says, on one line, without the stack in C++ that torch adds to some.
-
-    Example:
-        >>> in_words(RuntimeError("no room\\nException raised from f at a.h:1 (most recent call first): …"))
-        'no room'
-    """
-    return " ".join(str(error).partition("Exception raised from ")[0].split())
 
 
 def _short(value: Any) -> str:

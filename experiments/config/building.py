@@ -18,7 +18,7 @@ from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
 from pyro_tvae.inference.course import other_part, parts_of
 from pyro_tvae.inference.optimizers import unscales
-from pyro_tvae.parts import in_words
+from pyro_tvae.wording import in_words
 
 from ..datasets import SequenceDataModule
 from .composition import make

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pyro_tvae.parts import in_words
+from pyro_tvae.wording import in_words
 
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides

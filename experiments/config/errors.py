@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pyro_tvae.parts import in_words
+from pyro_tvae.wording import in_words
 
 from ..interruption import NOTHING, goes_on_with
 

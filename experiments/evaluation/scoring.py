@@ -58,6 +58,7 @@ VELOCITY = {
 }
 SHUFFLED = 32  # sequences, the first ones, whose frames are shuffled
 UNSEEN = "no sequence was observed in all its frames, so that no roll between frames can be seen."
+TOLERANCE = 0.05  # nats per frame: an error of a mean bound that is small enough, whatever more particles would cost
 KL_DRAWS = 20  # per sequence, where a model's KL is known from its program alone
 
 
@@ -104,7 +105,7 @@ def measure(
     device, n_frames = model.like.device, model.n_frames
     dataset, mean_frame = data.datasets[split], data.mean_frame(device)
     published = plain_program(model)
-    levels = TwoLevels(len(dataset), num_particles, seed=seed)
+    levels = TwoLevels(len(dataset), num_particles, seed=seed, tolerance=TOLERANCE * n_frames)
     kept: dict[str, Tensor] = {}
     of_batches = Attempts()
 
