@@ -20,10 +20,10 @@ class Outlet(io.FileIO):
 
     lost: OSError | None = None
 
-    def write(self, text: Any) -> int | None:
+    def write(self, text: Any, /) -> int:
         """Write as much as there is room for; all of it, once something was lost."""
         try:
-            return super().write(text)
+            return super().write(text)  # None where it would block, which the buffer above knows
         except OSError as error:
             self.lost = self.lost or error
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_tvae.parts import in_words
+from pyro_tvae.wording import in_words
 
 from .errors import ConfigurationError
 
