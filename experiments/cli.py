@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .interruption import NOTHING, catch_signals, goes_on_with, leave_signals, typed
+from .outlets import outlasting
 
 if TYPE_CHECKING:
     from .config.allowlist import Allowlist
@@ -379,7 +380,7 @@ def main() -> None:
     """Entry point of the command ``pyro-tvae``."""
     catch_signals()
     try:
-        with goes_on_with(NOTHING):
+        with outlasting(), goes_on_with(NOTHING):
             app()
     finally:
         leave_signals()

@@ -181,9 +181,13 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
             f"fit: cannot {purpose}, {path} cannot be read ({error.strerror or error}); see to it that it can."
         ) from None
     except Exception:  # a damaged or hostile file may fail in any way; each means the same to its owner
+        best = path.with_name("best.ckpt")
+        remedy = "To start again, leave resume out; in the folder of a run, delete the file."
+        if path != best and best.is_file():  # which a fit that starts again would replace
+            remedy = f"To go on from the best epoch, copy {best} over it; or start again in another folder."
         raise ValueError(
             f"fit: cannot {purpose}, {path} is damaged or no checkpoint, and nothing in it was run; expected a file "
-            "that fit wrote. To start again, leave resume out; in the folder of a run, delete the file."
+            f"that fit wrote. {remedy}"
         ) from None
     stamp = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(stamp, dict) or not isinstance(stamp.get("version"), int):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import pyro_tvae
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
@@ -19,17 +18,20 @@ from ..reports.calibration_page import verdict, write_page
 from ..runs.outputs import (
     REQUEST,
     check_nothing_added,
-    digest,
     replacing,
     request_of,
     shown_on,
     unfinished,
 )
-from ..runs.run import WEIGHTS, Run, device_of
+from ..runs.run import Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
 
 CALIBRATION = "calibration.nc"
+ATTRIBUTES = DRAWS, RANKS = (
+    "n_draws",
+    "ranks",
+)  # of the file: draws, and which variables are ranks
 BATCH = {"guide": 20, "nuts": 4}  # sequences at a time; those of NUTS share a chain
 
 
@@ -89,9 +91,8 @@ def calibrate_run(
     stored = Run(run, allow)
     config = stored.config()
     stored.check_trained()
-    model, guide = pyro_tvae.load(stored.path / WEIGHTS, device_of(config))  # it makes its own data
+    model, guide, weights = stored.fitted(device_of(config))  # it makes its own data
     nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
-    weights = digest(stored.path / WEIGHTS)
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
     file = output or stored.path / CALIBRATION
     page = file.with_suffix(".html")
@@ -100,7 +101,7 @@ def calibrate_run(
         ranks = max((_read(one, request) for one in (file, begun)), key=_number)
         done, size = _number(ranks), BATCH[method]
         if done < simulations and not overwrite:
-            check_nothing_added(file)
+            check_nothing_added(file, ranks, (REQUEST, *ATTRIBUTES))
         bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
         with bar:
             for start in range(done, simulations, size):
@@ -135,13 +136,25 @@ def calibrate_run(
 
 
 def _read(path: Path, request: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The ranks in a file that was made for this; none where it is missing, or was made for something else."""
+    """The ranks in a file that was made for this; none where it is missing, or was made for something else.
+
+    What somebody added to it are none.
+    """
     from xarray import open_dataset
 
     if request_of(path) != request:
         return {}
     with open_dataset(path, engine="h5netcdf") as data:
-        return {str(name): torch.from_numpy(np.asarray(value.values, dtype=np.int64)) for name, value in data.items()}
+        # Older files do not name them.
+        own = {str(name): value for name, value in data.items() if value.dtype.kind == "i"}
+        like_ranks = [name for name, value in own.items() if value.dims == _dims(name, value.ndim)]
+        names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
+        return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
+
+
+def _dims(name: str, number: int) -> tuple[str, ...]:
+    """Of a variable of ranks."""
+    return ("simulation", *(f"{name}_dim_{i}" for i in range(number - 1)))
 
 
 def _number(ranks: dict[str, torch.Tensor]) -> int:
@@ -152,10 +165,8 @@ def _number(ranks: dict[str, torch.Tensor]) -> int:
 def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any], *pages: Path) -> None:
     from xarray import Dataset
 
-    variables = {
-        name: (("simulation", *(f"{name}_dim_{i}" for i in range(value.dim() - 1))), value.numpy().astype(np.int32))
-        for name, value in ranks.items()
-    }
-    data = Dataset(variables, attrs={REQUEST: json.dumps(request), "n_draws": request["draws"]})
+    variables = {name: (_dims(name, value.dim()), value.numpy().astype(np.int32)) for name, value in ranks.items()}
+    attributes = {REQUEST: json.dumps(request), DRAWS: request["draws"], RANKS: json.dumps([*ranks])}
+    data = Dataset(variables, attrs=attributes)
     with shown_on(path, *pages) as partial:
         data.to_netcdf(partial, engine="h5netcdf", encoding={name: {"zlib": True} for name in variables})

@@ -20,8 +20,8 @@ from ..config.composition import data_settings
 from ..datasets.splits import masks_of, scored_in_words
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
-from ..runs.outputs import REQUEST, digest, replacing
-from ..runs.run import WEIGHTS, Run
+from ..runs.outputs import REQUEST, replacing
+from ..runs.run import Run
 
 __all__ = ["compare_runs", "print_comparison"]
 
@@ -72,7 +72,7 @@ def compare_runs(
     stored = [Run(path, allow, data_settings(data)) for path in runs]
     loaded = [run.load() for run in stored]
     request = {
-        "runs": {str(run): digest(run.path / WEIGHTS) for run in stored},
+        "runs": {str(run): one.weights for run, one in zip(stored, loaded, strict=True)},
         "particles": None if temperatures else particles,
         "sequences": sequences,
         "temperatures": temperatures,

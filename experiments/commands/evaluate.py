@@ -20,12 +20,12 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..reports.channels import check_channels
-from ..reports.report import write_report
+from ..reports.report import CAPTIONS, write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
 from ..runs.outputs import digest, shown_on
-from ..runs.run import EVALUATION, PLAIN_VAE, REPORT, UNTRAINED, Run, Trained
+from ..runs.run import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, Trained
 
 __all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "standing", "write_page"]
 
@@ -98,7 +98,7 @@ def standing(run: Run) -> EvaluationRecord | None:
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
     """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
-    config, weights = trained.config, run.weights()
+    config, weights = trained.config, {**run.weights(), WEIGHTS: trained.weights}
     rivals = {
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
@@ -118,12 +118,15 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     if trained.others:
         result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
         result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
+    if run.weights() != weights:
+        raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
     result.record["weights"] = weights
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
-    result.record["failed"] |= draw(run.path / "figures", trained, result, history.get("rows"))
+    pictures, failed = draw(run.path / FIGURES, trained, result, history.get("rows"))
+    result.record["failed"] |= failed
     for name, sentence in result.record["failed"].items():
         print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
-    result.record["figures"] = {picture.stem: digest(picture) for picture in (run.path / "figures").glob("*.png")}
+    result.record["figures"] = {picture.stem: digest(picture) for picture in pictures}
     with shown_on(run.path / EVALUATION, run.path / REPORT) as partial:
         partial.write_text(json.dumps(finite(dict(result.record)), indent=1), encoding="utf-8")
     page = write_page(run, config, finite(result.record), history)
@@ -134,14 +137,19 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
 def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record.
-    failed, drawn = record.get("failed") or {}, record.get("figures") or {}
+    if changed := run.changed():
+        said = f"{changed}: what is shown may not belong together."
+        print(f"pyro-tvae: {said}", file=sys.stderr, flush=True)
+        record = {**record, "notes": [*(record.get("notes") or ()), said]}
+    # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record,
+    # nor what somebody else put there. Older records do not say what they drew.
+    failed, drawn = record.get("failed") or {}, record.get("figures")
     pictures = {
         path.stem: path
-        for path in (run.path / "figures").glob("*.png")
+        for path in (run.path / FIGURES).glob("*.png")
         if path.is_file()
         and f"figure {path.stem}" not in failed
-        and (path.stem not in drawn or drawn[path.stem] == digest(path))
+        and (path.stem.startswith((*CAPTIONS,)) if drawn is None else drawn.get(path.stem) == digest(path))
     }
     return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
 

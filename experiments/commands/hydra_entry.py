@@ -33,12 +33,14 @@ from ..config.composition import (
     check_names,
     compose,
     data_settings,
+    located,
     make,
     parsed,
     places_apart,
 )
 from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
+from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..runs.data import SplitRecord, fingerprints
 from ..runs.run import DATA, HYDRA, LOCK, Run, claimed, unfinished
@@ -73,7 +75,8 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
     overrides = [*(word for word in overrides if word not in arguments.overrides), *arguments.overrides]
     if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
         check_names(arguments.overrides)
-        if not (_one_of_several() or arguments.cfg or arguments.info):
+        common = [one.input_line for one in parsed(arguments.overrides) if not one.is_sweep_override()]
+        if not (arguments.cfg or arguments.info or place_among(compose(common))[1] > 1):
             _swept(overrides, arguments, allow)
             return
     elif not (arguments.hydra_help or arguments.shell_completion):
@@ -103,9 +106,13 @@ def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
 
 
 def _hydra(overrides: Sequence[str], job: Callable[[DictConfig], float | None]) -> None:
+    def at_home(config: DictConfig) -> float | None:
+        # hydra.job.chdir=true has gone into the run's folder, where paths that were typed mean nothing.
+        return job(located(config, Path(HydraConfig.get().runtime.cwd)))
+
     GlobalHydra.instance().clear()
     sys.argv = ["pyro-tvae train", *overrides]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
+    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(at_home)()
 
 
 def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> None:
@@ -252,11 +259,6 @@ def _fingerprints(data: str) -> dict[str, SplitRecord]:
     return fingerprints(make(OmegaConf.create(data)))
 
 
-def _one_of_several() -> bool:
-    """Whether this process is one of several that do the same, which have to agree on the folder."""
-    return "LOCAL_RANK" in os.environ or ("SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1")
-
-
 def _one(
     overrides: Sequence[str], settings: Sequence[str], config: DictConfig, allow: Allowlist, places: Mapping[str, Any]
 ) -> None:
@@ -280,12 +282,13 @@ def _one(
         _go_on(Run(Path(config.resume)), config, given, allow, places)
         return
     folder, automatic = Path(compose(settings, hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
-    if _helping():  # the first of several processes writes, and tells the others where
+    rank, several = place_among(config)
+    if rank:  # the first of several processes writes, and tells the others where
         with TemporaryDirectory() as nowhere:
             place = [override("hydra.run.dir", nowhere)] if automatic else []
             _under_hydra([*overrides, *place, "hydra.output_subdir=null"], allow)
         return
-    if not _one_of_several():
+    if several == 1:  # others could not know which one goes on
         with unfinished(config, folder, beside=automatic) as run:
             if run is not None:
                 print(
@@ -297,12 +300,6 @@ def _one(
                 return
     with claimed(folder, automatic=automatic) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
-
-
-def _helping() -> bool:
-    """Whether this process is not the first of several, by what Lightning goes by."""
-    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-    return next((os.environ[name] for name in ranks if name in os.environ), "0") != "0"
 
 
 def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist, places: Mapping[str, Any]) -> None:

@@ -24,8 +24,8 @@ from ..config.composition import data_settings
 from ..datasets.splits import masks_of, scored_in_words
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
-from ..runs.outputs import digest, replacing, unfinished
-from ..runs.run import WEIGHTS, Run
+from ..runs.outputs import replacing, unfinished
+from ..runs.run import Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
 
@@ -145,7 +145,7 @@ def likelihood_run(
         "chains": chains if temperatures else None,
         "split": split,
         "seed": seed,
-        "weights": digest(run / WEIGHTS),
+        "weights": loaded.weights,
         **({"data": loaded.others} if loaded.others else {}),
     }
     file = output or run / LIKELIHOOD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
 from ..datasets.splits import masks_of, scored_in_words
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, check_nothing_added, digest, replacing, shown_on
-from ..runs.run import WEIGHTS, Run
+from ..runs.outputs import REQUEST, replacing, shown_on
+from ..runs.run import Run
 
 __all__ = ["posterior_run"]
 
@@ -101,21 +101,19 @@ def posterior_run(
         "seed": seed,
         "groups": sorted(groups),
         "variables": sorted(variables),
-        "weights": digest(run / WEIGHTS),
+        "weights": loaded.weights,
         **({"data": loaded.others} if loaded.others else {}),
     }
     page = file.with_suffix(".html")
     whole = {*groups} >= FOR_THE_PAGE and not variables
     with replacing(file, request, overwrite, page=page):
         # Somebody may have added to it; what was asked for otherwise has been refused.
-        kept = whole and not overwrite and file.exists()
+        kept = not overwrite and file.exists()
         batch = next(judged.batches("test", loaded.device, batch_size=sequences))
         masks = masks_of(batch)
         if kept:
             print(f"{file} was made by this command, and stays as it is; its page is written anew", flush=True)
-        else:
-            if not overwrite:
-                check_nothing_added(file, groups)
+        if not (kept and whole):  # of a file that holds a part the page needs the rest
             show, coords = bool(config.fit.progress), _coordinates(judged, batch)
             options: dict[str, Any] = {"draws": draws, "method": method}
             if nuts:
@@ -131,7 +129,7 @@ def posterior_run(
                     of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
                     size = expected_size(model, guide, batch["x"], **of_file, **masks)
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
-            with shown_on(file, page) as partial:
+            with nullcontext(file) if kept else shown_on(file, page) as partial:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
                     drawn = to_arviz(
@@ -150,11 +148,11 @@ def posterior_run(
                 print(verdict(drawn), flush=True)
                 if whole:
                     close(drawn)
-                else:
+                elif not kept:
                     to_netcdf(_selected(drawn, groups, variables), partial)
         if whole:
             drawn = from_netcdf(file, lazy=True)
-        if kept:
+        if kept and whole:
             print(verdict(drawn), flush=True)
         times = f" and chain, {chains} chains" if nuts else ""
         facts = {

@@ -20,9 +20,10 @@ from ..config.building import Parts, build, check_fit, fit_parts
 from ..config.composition import PLACES, located
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
+from ..config.processes import place_among
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
-from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, claimed
+from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS, Run, claimed
 from .evaluate import check_judgeable, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
@@ -54,6 +55,7 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
     config = located(config)
     check_loggers(config)
     check_fit(config)
+    place_among(config)
     if not _first():
         parts = build(config)
         check_judgeable(config, parts)
@@ -92,12 +94,12 @@ def resume_run(
     """
     places = tuple((name, value) for name, value in (changes or {}).items() if name in PLACES)
     run = Run(path, allow, places)
-    run.stored()  # nothing is written, not even a lock, in a folder that is no run's
+    config = run.config()  # nothing is written, not even a lock, in a folder that is no run's
+    for name, value in (changes or {}).items():
+        if name not in PLACES:
+            OmegaConf.update(config, name, value, merge=False)
+    place_among(config)
     with run.held() if _first() else nullcontext():
-        config = run.config()
-        for name, value in (changes or {}).items():
-            if name not in PLACES:
-                OmegaConf.update(config, name, value, merge=False)
         if "logger" not in (changes or {}):
             if not run.has(WEIGHTS):
                 check_stored_loggers(config, path)
@@ -158,8 +160,11 @@ def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     fitted = fit_parts(config, parts, run.path)
     history = {"rows": fitted.rows, "seconds": fitted.seconds}
     if _first():
+        (run.path / TRAINED).unlink(missing_ok=True)  # of a former training
         run.write(HISTORY, json.dumps(history))
-    _save(run, WEIGHTS, parts)  # the last file of this step: where it is, the step is done
+    _save(run, WEIGHTS, parts)  # where it is, the step is done
+    if _first():
+        run.end_training()
     return history
 
 

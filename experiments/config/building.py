@@ -16,6 +16,7 @@ from pyro.optim import PyroOptim
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
+from pyro_tvae.inference.course import other_part, parts_of
 from pyro_tvae.inference.optimizers import unscales
 from pyro_tvae.wording import in_words
 
@@ -24,7 +25,7 @@ from .composition import make
 from .errors import ConfigurationError
 from .loggers import loggers
 
-__all__ = ["Parts", "build", "check_fit", "fit_parts"]
+__all__ = ["Parts", "build", "check_fit", "fit_parts", "other_than_described"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,22 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ConfigurationError(f"seed is {config.seed!r}; expected a whole number from 0 to 4294967295.")
     seed_everything(config.seed, workers=True, verbose=False)
+    return _parts(config, data)
+
+
+def other_than_described(config: DictConfig, data: SequenceDataModule, model: TVAE, guide: Guide) -> str | None:
+    """What model or guide have that the configuration describes otherwise, in words; None where nothing is seen."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            parts = _parts(config, data)
+    except Exception:  # what it names is not here, in whatever way: then nothing can be compared
+        return None
+    described, own = parts_of(parts.model, parts.guide), parts_of(model, guide)
+    name = other_part(described, own)
+    return None if name is None else f"{name} is {own[name]!r} there and {described[name]!r} here"
+
+
+def _parts(config: DictConfig, data: SequenceDataModule) -> Parts:
     model = TVAE(
         data.frame_shape,
         data.n_frames,
@@ -97,12 +114,18 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
 def fit_parts(
     config: DictConfig, parts: Parts, directory: Path | None = None, callbacks: Sequence[Callback] = ()
 ) -> History:
-    """Fit as a configuration says, from the last checkpoint in the directory where there is one."""
+    """Fit as a configuration says, from the last checkpoint in the directory where there is one.
+
+    Raises:
+        FileNotFoundError: there is only one of the best weights, which starting again would replace.
+    """
     last = directory / "checkpoints" / "last.ckpt" if directory is not None else None
     begun = False
     if last is not None:
         with reading(last.parent):
             begun = last.is_file()
+        if not begun:
+            _leave_best(last)
     options = OmegaConf.to_container(config.fit, resolve=True)
     assert isinstance(options, dict)
     given = {field.name: options.pop(field.name) for field in fields(TrainerOptions) if field.name in options}
@@ -120,3 +143,25 @@ def fit_parts(
         trainer=trainer,
         **{str(name): value for name, value in options.items()},
     )
+
+
+def _leave_best(last: Path) -> None:
+    """Raise FileNotFoundError where the best weights are there without the last ones, unless they are of epoch 0.
+
+    A process that was killed in its first epoch leaves such, and a fit that starts again makes them anew.
+    """
+    best = last.with_name("best.ckpt")
+    if not best.is_file():
+        return
+    try:
+        of_first = torch.load(best, weights_only=True, mmap=True)["epoch"] == 0
+    except Exception:  # damaged in whatever way
+        of_first = False
+    if not of_first:
+        raise FileNotFoundError(
+            f"{best.parent} holds {best.name} and no {last.name}, which the training would go on from; put {last.name} "
+            f"back, copy {best.name} to {last.name} there to go on from the best epoch, or train a new run in another "
+            "folder."
+        )
+    print(f"{best.parent} holds no {last.name}: the training, which was in its first epoch, begins again", flush=True)
+    best.unlink(missing_ok=True)  # else the fit would take it for another one's

@@ -60,13 +60,18 @@ OmegaConf.register_new_resolver(
 )
 
 
-def located(config: DictConfig) -> DictConfig:
-    """A copy whose paths are absolute, so that it means the same files wherever a later command is given."""
+def located(config: DictConfig, home: Path = Path()) -> DictConfig:
+    """A copy whose paths are absolute, so that it means the same files wherever a later command is given.
+
+    Args:
+        config: of a run.
+        home: the folder that relative paths start from; by default the working one.
+    """
     config = config.copy()
     for name in FILES:
         value = OmegaConf.select(config, name)
         if isinstance(value, str | Path):
-            OmegaConf.update(config, name, str(Path(value).expanduser().absolute()), merge=False)
+            OmegaConf.update(config, name, str((home / Path(value).expanduser()).absolute()), merge=False)
     return config
 
 

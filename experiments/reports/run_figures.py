@@ -28,7 +28,7 @@ FILM = "forward_roll_film"
 @torch.no_grad()
 def draw(
     folder: Path, trained: Trained, result: Evaluation, rows: Sequence[Mapping[str, float]] | None
-) -> dict[str, str]:
+) -> tuple[list[Path], dict[str, str]]:
     """Draw all figures of a run into a folder; one that cannot be drawn is left out.
 
     Args:
@@ -38,7 +38,7 @@ def draw(
         rows: of its training history.
 
     Returns:
-        Why a figure was left out, by ``figure <name>``.
+        The pictures; and why a figure was left out, by ``figure <name>``.
     """
     model, guide, forecast = trained.model, trained.guide, result.forward_roll
     split = result.record["data"]["split"]
@@ -86,9 +86,11 @@ def draw(
     attempts = Attempts()
     for name, figure in made.items():
         attempts(f"figure {name}", partial(_save, figure, folder / f"{name}.png"), None)
+    names = [*made]
     if forecast is not None and trained.data.factor_names == ("time",):
         attempts(f"figure {FILM}", partial(film, folder / f"{FILM}.png", forecast), None)
-    return attempts.failed
+        names.append(FILM)
+    return [folder / f"{name}.png" for name in names if f"figure {name}" not in attempts.failed], attempts.failed
 
 
 def _save(figure: Callable[[], Figure], path: Path) -> None:

@@ -115,25 +115,29 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
 
 
-def check_nothing_added(path: Path, groups: Collection[str] = ()) -> None:
-    """Raise FileExistsError where an HDF5 file that is to be written anew has groups that none of its commands wrote.
+def check_nothing_added(path: Path, variables: Collection[str], attributes: Collection[str]) -> None:
+    """Raise FileExistsError where an HDF5 file that is to be written anew has more in it than its command wrote.
 
     Args:
         path: of the file, which may be missing.
-        groups: that it has from its command.
+        variables: that it has from its command, in its root.
+        attributes: that it has from its command.
     """
     if not path.exists():
         return
     import h5py
+    from xarray import open_dataset
 
     with reading(path):  # HDF5 has words of its own
         path.open("rb").close()
     with h5py.File(path) as file:
-        added = sorted(name for name, node in file.items() if isinstance(node, h5py.Group) and name not in groups)
+        added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
+    with open_dataset(path, engine="h5netcdf") as data:
+        added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
     if added:
         raise FileExistsError(
-            f"{path} holds {', '.join(added)}, which was added to it and would be lost; give --overwrite to write it "
-            "anew, or --output for another file."
+            f"{path} holds {', '.join(sorted(added))}, which was added to it and would be lost; give --overwrite to "
+            "write it anew, or --output for another file."
         )
 
 

@@ -43,8 +43,16 @@ __all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinishe
 CONFIG, DATA, LOCK, HYDRA, ROOM = "config.yaml", "data.json", ".lock", ".hydra", ".room"
 WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
 PICTURE = "data.png"  # of the first training sequence, where the data were a file of the user's
+TRAINED = "trained.json"  # digests of what a training ended with
 EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
+FIGURES, LOGS, CHECKPOINTS, OF_PLAIN_VAE = "figures", "logs", "checkpoints", "plain_vae"  # folders
 SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
+
+# What a run writes of its own accord; its folder holds none of it when it begins.
+WRITTEN = (
+    *(DATA, PICTURE, UNTRAINED, WEIGHTS, HISTORY, TRAINED, PLAIN_VAE, EVALUATION, REPORT),
+    *(FIGURES, LOGS, CHECKPOINTS, OF_PLAIN_VAE),
+)
 
 Kind = TypeVar("Kind")
 
@@ -60,6 +68,7 @@ class HistoryRecord(TypedDict, total=False):
 class Trained:
     """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on.
 
+    ``weights`` is the digest of the file that model and guide were read from.
     ``others`` is empty where the data are those that it was begun with. Where other settings of the data were given it
     holds these, and the fingerprints of the splits, for whatever is written down about them.
     """
@@ -69,6 +78,7 @@ class Trained:
     guide: Guide
     data: SequenceDataModule
     device: torch.device
+    weights: str
     others: Mapping[str, Any]
 
     @property
@@ -120,6 +130,36 @@ class Run:
     def weights(self) -> dict[str, str]:
         """A digest of every file of weights in the folder, by its name."""
         return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
+
+    def fitted(self, device: torch.device) -> tuple[TVAE, Guide, str]:
+        """Model and guide from their file, and its digest.
+
+        Raises:
+            ValueError: it was replaced while it was read.
+        """
+        path = self.path / WEIGHTS
+        read = digest(path)
+        model, guide = pyro_tvae.load(path, device)
+        if digest(path) != read:
+            raise ValueError(f"{path} was replaced while it was read; give the command again.")
+        return model, guide, read
+
+    def end_training(self) -> None:
+        """Write down what belongs together: the digests of configuration, history and weights."""
+        self.write(TRAINED, {name: digest(self.path / name) for name in (CONFIG, HISTORY, WEIGHTS)})
+
+    def changed(self) -> str | None:
+        """Which of these are not what the training ended with, in words; None where all are, or an older run's."""
+        ended = self.read(TRAINED, dict[str, str]) if self.has(TRAINED) else {}
+        other = [
+            name
+            for name in (CONFIG, HISTORY, WEIGHTS)
+            if name in ended and not (self.has(name) and digest(self.path / name) == ended[name])
+        ]
+        if not other:
+            return None
+        told = "is not what it was" if len(other) == 1 else "are not what they were"
+        return f"{' and '.join(other)} in {self} {told} when the training ended"
 
     def other_weights(self, judged: Mapping[str, str] | None) -> str | None:
         """A file of weights that an evaluation does not name as it is; None where there is none, or it names none."""
@@ -212,17 +252,26 @@ class Run:
             FileNotFoundError: the folder is not a run's, or its training has not ended; or its data are not there.
             ValueError: its data are not those that it was begun with, and no settings of the data were given.
         """
+        from ..config.building import other_than_described  # takes seconds, for which a list of runs does not wait
+
         config = self.config() if config is None else config
         self.check_trained()
         device = device_of(config)
-        model, guide = pyro_tvae.load(self.path / WEIGHTS, device)
+        model, guide, weights = self.fitted(device)
         others: dict[str, Any] = {}
         if data is None and self.given:
             data = self._made(config)
             splits = fingerprints(data)
             if not self.has(DATA) or other_splits(self._splits(), splits):
                 others = {"given": dict(self.given), "splits": splits}
-        return Trained(config, model, guide, self.data(config) if data is None else data, device, others)
+        data = self.data(config) if data is None else data
+        other = None if self.given else other_than_described(config, data, model, guide)
+        if other:
+            raise ValueError(
+                f"{self.path / WEIGHTS} holds another model than {CONFIG} beside it describes: {other}; put the file "
+                "back that the run was trained with, or the model into a folder with its own configuration."
+            )
+        return Trained(config, model, guide, data, device, weights, others)
 
     def begin(self, config: DictConfig, data: SequenceDataModule) -> None:
         """Write what the run is made from; in this order, so that a folder with a configuration holds both."""
@@ -251,7 +300,8 @@ class Run:
         remedy = f"put the former file back, or say by {name}=… where it lies now" if _place(config) else "use those"
         raise ValueError(
             f"{self} was begun with other data: its {told} not what {name}={OmegaConf.select(config, name)} gives now; "
-            f"{remedy}, or train a new run; 'pyro-tvae evaluate RUN data.SETTING=VALUE' judges the data that are named."
+            f"{remedy}, or begin a new run by another name=… or hydra.run.dir=…; 'pyro-tvae evaluate RUN "
+            "data.SETTING=VALUE' judges the data that are named."
         )
 
     def _splits(self) -> dict[str, SplitRecord]:
@@ -273,18 +323,27 @@ class Run:
         return data
 
     def check_new(self) -> None:
-        """Raise FileExistsError where the folder holds a run, or parts of one that a new run would take for its own."""
+        """Raise FileExistsError where the folder holds a run, or anything that a new one would write or go by."""
         if self.has(CONFIG):
             raise FileExistsError(
                 f"{self} holds a run already, which is left as it is; choose another folder, or go on with: "
                 f"{self.resume}"
             )
-        steps = (UNTRAINED, WEIGHTS, HISTORY, PLAIN_VAE, EVALUATION, "checkpoints", "plain_vae")
-        part = next((name for name in steps if (self.path / name).exists()), None)
+        part = next((name for name in WRITTEN if os.path.lexists(self.path / name)), None)
+        if part == DATA and self._holds_splits():  # of a process that was killed before it wrote anything else
+            part = next((name for name in WRITTEN if name != DATA and os.path.lexists(self.path / name)), None)
         if part is not None:
             raise FileExistsError(
-                f"{self} holds {part} of a run whose {CONFIG} is missing; choose another folder, or move that away."
+                f"{self} holds {part} and no {CONFIG}: a new run would write over it; choose another folder, or move "
+                "that away."
             )
+
+    def _holds_splits(self) -> bool:
+        """Whether the fingerprints of data are a run's, and not another file by that name."""
+        try:
+            return bool(self._splits())
+        except (OSError, ValueError):
+            return False
 
     def check_trained(self) -> None:
         """Raise FileNotFoundError where the training has not ended."""
@@ -344,12 +403,14 @@ class Run:
 
     @contextmanager
     def undone_after_mistakes(self) -> Iterator[None]:
-        """Remove what was written where an error comes before the first step; interruptions keep it."""
+        """Remove what was written meanwhile where an error comes before the first step; interruptions keep it."""
+        before = self.names()
         try:
             yield
         except Exception:
-            if self.names() <= {HYDRA, LOCK, CONFIG, DATA, PICTURE, UNTRAINED}:
-                for name in (UNTRAINED, PICTURE, CONFIG, DATA):
+            written = self.names() - before
+            if written <= {HYDRA, LOCK, CONFIG, DATA, PICTURE, UNTRAINED}:
+                for name in written & {UNTRAINED, PICTURE, CONFIG, DATA}:
                     (self.path / name).unlink(missing_ok=True)
             raise
 

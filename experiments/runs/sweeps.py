@@ -119,6 +119,11 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
         if fixed:
             sweep = Sweep(folder)
             stack.enter_context(sweep.held())
+            if (folder / RECORD).exists() and "overrides" not in sweep.record():
+                raise FileExistsError(
+                    f"{folder / RECORD} is no record of a sweep, and is left as it is; choose another hydra.sweep.dir, "
+                    "or move it away."
+                )
             if sweep.record().get("overrides", [*overrides]) != [*overrides]:
                 raise FileExistsError(
                     f"{sweep} holds a sweep of other overrides, which is left as it is; choose another "

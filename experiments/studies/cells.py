@@ -34,6 +34,11 @@ def judged(run: Run) -> EvaluationRecord:
             f"{run.path / EVALUATION} is damaged: it has no measures of the trained model; evaluate again."
         )
     run.check_weights(record.get("weights"), (ANNEALED, REFITTED, SELECTIVITY))
+    if changed := run.changed():
+        raise ValueError(
+            f"{changed}, and a study is of runs as they were trained; put back what was there, or run that seed anew "
+            "in an empty folder."
+        )
     what = judged_on(record.get("data") or {})
     if what != judged_on({}):  # judged again by hand
         raise ValueError(

@@ -16,7 +16,7 @@ from ..runs.holding import holding
 from ..runs.schema import problem
 from .records import LEARNING_CURVES, SCHEMA, TABLE, Record, digest_of, kept_cells
 
-__all__ = ["FOLDER", "held", "read_kept", "write_record"]
+__all__ = ["FOLDER", "check_kept", "held", "read_kept", "write_record"]
 
 KINDS = (TABLE, LEARNING_CURVES)
 FEW = 5  # different numbers of a run at least, for those of another to be a copy
@@ -66,6 +66,16 @@ def read_kept(path: Path) -> Record:
     return cast(Record, record)
 
 
+def check_kept(path: Path, record: Record) -> None:
+    """Raise ValueError where a record that is to be kept would be refused when it is read."""
+    problem = _problem(finite(dict(record)))
+    if problem:
+        raise ValueError(
+            f"{path} is left as it was, since what the runs give for it cannot be: {problem}; remove the folder of the "
+            "run that is a copy, or run that seed anew."
+        )
+
+
 def _problem(record: Mapping[str, Any]) -> str | None:
     """The first thing that a record lacks, in words."""
     fault = problem(record, Record)
@@ -94,7 +104,9 @@ def _by_hand(record: Record) -> str | None:
     measured: dict[tuple[float | None, ...], tuple[str, int]] = {}
     for (row, seed), cell in kept_cells(record).items():
         points = [value for point in cell.run.get("points") or () for _, value in sorted(point.items())]
-        numbers = (*(value for _, value in sorted(cell.values.items()) if value is not None), *points)
+        # A hand may have left the times of the wall clock.
+        measures = (value for key, value in sorted(cell.values.items()) if not key.startswith("seconds"))
+        numbers = (*(value for value in measures if value is not None), *points)
         if len({*numbers}) >= FEW and numbers in measured:
             name, other = measured[numbers]
             of = f" of the row {name}" if name != row else ""

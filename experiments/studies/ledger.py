@@ -19,7 +19,7 @@ from ..runs.outputs import shown_on
 from ..runs.run import CONFIG, DATA, EVALUATION, SELECTIVITY, Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
-from .kept import held, read_kept, write_record
+from .kept import check_kept, held, read_kept, write_record
 from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
 from .settings import check_settings, settings_of
@@ -83,7 +83,13 @@ class Ledger:
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
             for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
-                check_settings(path.parent, settings_of(Run(path.parent, self.allow).config()), asked, remedy)
+                config = Run(path.parent, self.allow).config()
+                check_settings(path.parent, settings_of(config), asked, remedy)
+                if _seed(path.parent) not in (None, config.seed):
+                    raise ValueError(
+                        f"{path.parent} holds the run of seed {config.seed}, by its {CONFIG}, and would count as one "
+                        f"of its own; move it away, or call it seed{config.seed} again."
+                    )
         self._check_data()
 
     def _check_data(self) -> None:
@@ -138,6 +144,7 @@ class Ledger:
             if self.study.drawing:
                 record["figures"] = sorted(path.name for path in self.folder.glob("*.png"))
             if self.target is not None:
+                check_kept(self.target, record)
                 write_record(self.target, record)
             if self.study.labels is not None:
                 write_record(shown, record)
@@ -157,9 +164,9 @@ class Ledger:
         """All runs that are there and done, asked for or not."""
         for row, place in self.homes.items():
             for path in place.glob("seed*"):
-                seed = path.name.removeprefix("seed")
-                if seed.isdigit() and all(Run(path).has(name) for name in self.needed):
-                    yield (row, int(seed)), Run(path)
+                seed = _seed(path)
+                if seed is not None and all(Run(path).has(name) for name in self.needed):
+                    yield (row, seed), Run(path)
 
     def _measured(self, run: Run) -> Cell:
         return measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))
@@ -179,6 +186,12 @@ class Ledger:
         for (row, _), cell in cells.items():
             check_settings(self.file, cell.settings, self.settings.get(row, {}), f"--fresh leaves it out ({row}).")
         return cells
+
+
+def _seed(folder: Path) -> int | None:
+    """The seed that a run's folder is named by; None where it is not."""
+    text = folder.name.removeprefix("seed")
+    return int(text) if text.isdecimal() and str(int(text)) == text else None
 
 
 def _numbers(cell: Cell) -> Values:

@@ -22,6 +22,7 @@ from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
 from ..config.composition import PLACES, compose, fitting_overrides, parsed
 from ..config.errors import ConfigurationError
+from ..config.processes import place_among
 from ..runs.files import finite, read_record, write_text
 from ..runs.outputs import digest
 from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
@@ -94,6 +95,8 @@ def reproduce_all(
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
         composed = {row: configurations[name, row] for row in study.rows}
+        for config in composed.values():
+            place_among(config)
         ledger = Ledger(name, used, overrides, composed, output, records, keep)
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if told := ledger.said(cells):

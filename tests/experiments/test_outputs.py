@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray
@@ -108,7 +109,7 @@ def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(posterior, "write_page", write_page)
     monkeypatch.setattr(calibrate, "write_page", write_page)
-    monkeypatch.setattr(evaluate, "draw", lambda *_: {})
+    monkeypatch.setattr(evaluate, "draw", lambda *_: ([], {}))
 
 
 FEW: dict[str, Any] = {"simulations": 40, "draws": 9, "bins": 2}
@@ -240,7 +241,7 @@ def test_what_was_added_to_a_file_is_not_lost_to_the_same_command(
     capsys.readouterr()
     xarray.Dataset({"x": ("n", [1.0, 2.0])}).to_netcdf(file, group="mine", mode="a", engine="h5netcdf")
     content = file.read_bytes()
-    if name == "posterior":  # nothing of it is to be made
+    if name != "calibrate":  # nothing of it is to be made
         (run / "posterior.html").unlink()
         given_again()
         assert (run / "posterior.html").exists()
@@ -253,6 +254,32 @@ def test_what_was_added_to_a_file_is_not_lost_to_the_same_command(
     assert file.read_bytes() == content
     given_again(overwrite=True)
     assert file.read_bytes() != content
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_variable_that_was_added_to_ranks_is_neither_one_nor_lost(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    file, _, before = calibrate_run(run, **{**FEW, "simulations": 40})
+    notes = {"steps": ("simulation", np.arange(40)), "note": ((), "of mine")}
+    xarray.Dataset(notes).to_netcdf(file, mode="a", engine="h5netcdf")
+    content = file.read_bytes()
+    *_, verdict = calibrate_run(run, **{**FEW, "simulations": 40})
+    assert verdict == before
+    with pytest.raises(FileExistsError, match=r"\.nc holds note, steps, which was added to it and would be lost"):
+        calibrate_run(run, **{**FEW, "simulations": 60})
+    assert file.read_bytes() == content
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_variable_that_was_added_to_draws_is_not_lost(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    file, page = posterior_run(run, draws=4, sequences=2, variables=["z"])
+    xarray.Dataset({"mine": ("n", [1.0])}).to_netcdf(file, group="posterior", mode="a", engine="h5netcdf")
+    content = file.read_bytes()
+    page.unlink()
+    posterior_run(run, draws=4, sequences=2, variables=["z"])
+    assert file.read_bytes() == content
+    assert page.exists()
 
 
 @pytest.mark.usefixtures("plain_pages")
@@ -280,6 +307,76 @@ def test_an_evaluation_of_other_weights_is_shown_nowhere(tmp_path: Path) -> None
     # A record of a former version does not say of which weights it is.
     (run / "evaluation.json").write_text(json.dumps({k: v for k, v in json.loads(old).items() if k != "weights"}))
     report_run(run)
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_what_is_of_another_training_is_told_on_the_page_and_in_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(make_run(tmp_path / "run", "plain"))
+    run.write("history.json", {"rows": [], "seconds": 1.0})
+    run.end_training()
+    evaluate_run(run.path)
+    assert judged(run)
+    assert "pyro-tvae: " not in capsys.readouterr().err
+    for name in ("config.yaml", "history.json"):
+        file = run.path / name
+        before = file.read_text()
+        file.write_text(before.replace("seed: 0", "seed: 7").replace("1.0", "2.0"))
+        said = f"{name} in {run} is not what it was when the training ended"
+        report_run(run.path)
+        assert f"{said}: what is shown may not belong together" in capsys.readouterr().err
+        assert said in (run.path / "report.html").read_text()
+        with pytest.raises(ValueError, match=re.escape(f"{said}, and a study is of runs as they were trained")):
+            judged(run)
+        file.write_text(before)
+    report_run(run.path)
+    assert "pyro-tvae: " not in capsys.readouterr().err
+    # An older run does not say; another model is seen all the same.
+    (run.path / "trained.json").unlink()
+    shutil.copy(make_run(tmp_path / "roll", "roll") / "model.safetensors", run.path)
+    for command in (evaluate_run, likelihood_run):
+        with pytest.raises(ValueError, match=r"model.safetensors holds another model than config.yaml beside it desc"):
+            command(run.path)
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_the_digest_that_is_recorded_is_of_the_weights_that_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = Run(make_run(tmp_path / "run", "plain")), tmp_path / "other.safetensors"
+    model, guide = pyro_tvae.load(run.path / "model.safetensors")
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(1.5)
+    pyro_tvae.save(other, model, guide)
+    options: dict[str, Any] = {"particles": [2], "sequences": 2}
+    before = likelihood_run(run.path, output=tmp_path / "before.json", **options)
+    made, loading = Run._made, pyro_tvae.load
+
+    def swap(self: Run, config: Any) -> Any:
+        shutil.copy(other, run.path / "model.safetensors")
+        return made(self, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_made", swap)
+        during = likelihood_run(run.path, output=tmp_path / "during.json", **options)
+    assert during["request"] == before["request"]
+    assert during["rows"][0]["per_frame"] == before["rows"][0]["per_frame"]
+
+    def slow(path: Path, *device: Any) -> Any:
+        pair = loading(path, *device)
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        pyro_tvae.save(path, model, guide)
+        return pair
+
+    monkeypatch.setattr(pyro_tvae, "load", slow)
+    for command in (evaluate_run, calibrate_run):
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors was replaced while it was read; give the command aga"
+        ):
+            command(run.path)
 
 
 def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

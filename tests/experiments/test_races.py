@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 import pyro_tvae
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.runs.holding import holding
-from pyro_tvae.experiments.runs.run import CONFIG, Run, claimed, unfinished
+from pyro_tvae.experiments.runs.run import CONFIG, WRITTEN, Run, claimed, unfinished
 
 pytest.importorskip("fcntl")
 
@@ -197,9 +197,9 @@ def test_a_folder_is_removed_by_nobody_but_its_maker_and_only_while_nothing_is_i
     with claimed(tmp_path / "filled") as run:
         (run.path / "notes").touch()
     assert (run.path / "notes").exists()
-    for part in ("model.safetensors", "checkpoints"):
+    for part in WRITTEN:
         (tmp_path / part / part).mkdir(parents=True)
-        with pytest.raises(FileExistsError, match=f"holds {part} of a run whose config.yaml is missing"):
+        with pytest.raises(FileExistsError, match=f"holds {part} and no config.yaml: a new run would write over it"):
             claimed(tmp_path / part).__enter__()
 
 

@@ -398,7 +398,7 @@ def test_a_name_that_a_merge_has_kept_twice_is_refused(tmp_path: Path) -> None:
             {
                 "rows": [
                     {"name": "a", "seeds": [0, 3], "runs": [{}, {}], "settings": {}}
-                    | {"values": {name: [number, number] for number, name in enumerate("abcde")}}
+                    | {"values": {name: [number, number] for number, name in enumerate("abcde")} | {"seconds": [1, 2]}}
                 ]
             },
             "the row a has for seed 3 the numbers of seed 0, to the last digit",
@@ -554,6 +554,29 @@ def test_keepers_that_finish_at_the_same_moment_lose_no_seed(
     assert [keeper.exitcode for keeper in keepers] == [0] * len(seeds)
     assert [row["seeds"] for row in read_kept(file)["rows"]] == [list(seeds)]
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_copied_run_is_no_seed_of_its_own(ran: list[str], tmp_path: Path) -> None:
+    """Neither by its folder's name, nor with a configuration that was edited to go with it."""
+    options: dict[str, Any] = {"output": tmp_path / "runs", "records": tmp_path / "kept", "keep": True}
+    reproduce("small", progress=quietly, **options)
+    row = tmp_path / "runs" / "small" / "mean_field"
+    record = json.loads((row / "seed0" / "evaluation.json").read_text())
+    record["measures"]["trained"] |= {name: number + 0.5 for number, name in enumerate("abcd")}
+    (row / "seed0" / "evaluation.json").write_text(json.dumps(record))
+    (tmp_path / "kept" / "small.json").unlink()
+    shutil.copytree(row / "seed0", row / "seed8")
+    with pytest.raises(ValueError, match=r"seed8 holds the run of seed 0, by its config.yaml, .* call it seed0 again"):
+        reproduce("small", progress=quietly, **options)
+    text = (row / "seed8" / "config.yaml").read_text()
+    (row / "seed8" / "config.yaml").write_text(text.replace("\nseed: 0", "\nseed: 8"))
+    said = "the row mean field has for seed 8 the numbers of seed 0, to the last digit; remove the folder of the run"
+    with pytest.raises(ValueError, match=said):
+        reproduce("small", progress=quietly, **options)
+    assert not (tmp_path / "kept" / "small.json").exists()
+    shutil.rmtree(row / "seed8")
+    assert reproduce("small", progress=quietly, **options)["rows"][0]["seeds"] == [0]
+    assert read_kept(tmp_path / "kept" / "small.json")
 
 
 def test_a_record_that_a_run_at_hand_belies_is_told(ran: list[str], tmp_path: Path) -> None:

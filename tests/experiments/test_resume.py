@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from complaints import refused
 from safetensors.torch import load_file
 from tiny import TINY as SMALLEST
 
@@ -116,3 +118,43 @@ def test_a_run_that_somebody_works_on_is_not_judged(run: Path) -> None:
         ends.set()
         thread.join()
     assert stamps(run) == before
+
+
+def test_best_weights_are_not_replaced_where_the_last_checkpoint_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    monkeypatch.setattr(train, "judge", lambda *_: None)
+    train_run(compose([*SMALLEST, "fit.max_epochs=3", "optimizer.optimizer.lr=1e-3"]), path)
+    best, last = path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"
+    assert torch.load(best, weights_only=True)["epoch"] > 0
+    for name in ("model.safetensors", "history.json"):
+        (path / name).unlink()
+    last.write_bytes(last.read_bytes()[:1000])
+    kept = best.read_bytes()
+    text = refused(lambda: resume_run(path))
+    assert f"{last} is damaged" in text
+    assert f"copy {best} over it" in text
+    last.unlink()
+    text = refused(lambda: resume_run(path))
+    assert text.startswith(f"{best.parent} holds best.ckpt and no last.ckpt")
+    assert "copy best.ckpt to last.ckpt there" in text
+    assert best.read_bytes() == kept
+    shutil.copy(best, last)
+    rows = resume_run(path)["rows"]
+    assert [row["epoch"] for row in rows if "val/elbo" in row] == [0, 1, 2]
+
+
+def test_a_training_that_was_killed_in_its_first_epoch_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the best weights and the last ones, which are written in this order."""
+    path = tmp_path / "run"
+    monkeypatch.setattr(train, "judge", lambda *_: None)
+    train_run(compose([*SMALLEST, "fit.max_epochs=1"]), path)
+    weights = load_file(path / "model.safetensors")
+    for name in ("model.safetensors", "history.json", "checkpoints/last.ckpt"):
+        (path / name).unlink()
+    resume_run(path)
+    assert all(weights[key].equal(value) for key, value in load_file(path / "model.safetensors").items())
+    assert {file.name for file in (path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

@@ -1,0 +1,222 @@
+"""Surroundings: variables, folders and pipes around a command cost no work, and what stands in its way is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from complaints import refused
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+from untrained_runs import make_run
+
+from pyro_tvae.experiments.commands import train
+from pyro_tvae.experiments.commands.evaluate import evaluate_run
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
+from pyro_tvae.experiments.commands.train import resume_run, train_run
+from pyro_tvae.experiments.config.composition import compose, located, make
+from pyro_tvae.experiments.config.errors import ConfigurationError
+from pyro_tvae.experiments.config.processes import RANKS, place_among
+from pyro_tvae.experiments.runs.run import CONFIG, DATA, Run, claimed
+from pyro_tvae.experiments.runs.sweeps import begun
+from pyro_tvae.experiments.studies.reproduce import reproduce
+
+TINY = [
+    "data.n_train=16",
+    "data.n_validation=8",
+    "data.n_test=12",
+    "model.n_capsules=2",
+    "fit.max_epochs=1",
+    "fit.progress=false",
+    "fit.accelerator=cpu",
+    "baseline.enabled=false",
+    "evaluation.num_particles=2",
+]
+STRAY = {
+    "RANK=1": {"RANK": "1"},
+    "LOCAL_RANK=1": {"LOCAL_RANK": "1"},
+    "JSM_NAMESPACE_RANK=1": {"JSM_NAMESPACE_RANK": "1"},
+    "RANK=x": {"RANK": "x"},
+    "SLURM_PROCID=1, SLURM_NTASKS=2": {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "interactive",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+    },
+    "SLURM_NTASKS=2": {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "2"},
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    for name in (*RANKS, "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("named", STRAY)
+def test_a_stray_rank_is_named_and_nothing_is_trained_to_be_dropped(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(TINY)
+    for name, value in STRAY[named].items():
+        monkeypatch.setenv(name, value)
+    attempts = [
+        lambda: train_run(config, tmp_path / "run"),
+        lambda: run_with_hydra([*TINY, "hydra.run.dir=run"]),
+        lambda: run_with_hydra([*TINY, "--multirun", "seed=0,1", "hydra.sweep.dir=sweep"]),
+        lambda: reproduce("guides", output=tmp_path / "studies"),
+    ]
+    for attempt in attempts if named == "RANK=1" else attempts[:1]:  # which all ask the same
+        text = refused(attempt, ConfigurationError)
+        assert text.startswith(f"{named} in the environment")
+        assert all(f"-u {name.partition('=')[0]}" in text for name in named.split(", "))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_gone_on_with_is_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_run(compose(TINY), tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    monkeypatch.setenv("RANK", "1")
+    assert refused(lambda: resume_run(tmp_path / "run"), ConfigurationError).startswith("RANK=1 in the environment")
+
+
+def test_a_process_helps_where_the_configuration_asks_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    several, one = compose([*TINY, "fit.devices=2", "fit.strategy=ddp"]), compose(TINY)
+    assert place_among(several) == (0, 1)  # the one that starts the others
+    for rank in (0, 1):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert place_among(several) == (rank, 2)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert place_among(one) == (0, 1)
+
+
+# --- files of the user's own ------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_begun_over_no_file_of_the_users(tmp_path: Path) -> None:
+    mine = tmp_path / "run" / "data.json"
+    mine.parent.mkdir()
+    mine.write_text('{"mine": 1}')
+    missing = ["data=sequences", "data.n_frames=6", "data.source.path=nothere.npy", "hydra.run.dir=run"]
+    text = refused(lambda: run_with_hydra([*TINY[3:], *missing]), FileExistsError)
+    assert "run holds data.json and no config.yaml: a new run would write over it" in text
+    assert mine.read_text() == '{"mine": 1}'
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match="is no record of a sweep, and is left as it is"):
+        begun(["seed=0,1"], tmp_path, fixed=True).__enter__()
+    assert sweep.read_text() == '{"mine": 1}'
+
+
+def test_a_mistake_takes_back_what_its_command_wrote_and_nothing_else(tmp_path: Path) -> None:
+    splits = {"train": {"sequences": 1, "exact": "0", "sums": [0.0]}}
+    Run(tmp_path).write(DATA, splits)  # of a process that was killed before it wrote a configuration
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def mistaken() -> None:
+        with claimed(tmp_path) as run, run.undone_after_mistakes():
+            run.write(CONFIG, "seed: 0")
+            raise ValueError("a mistake")
+
+    assert refused(mistaken) == "a mistake"
+    assert Run(tmp_path).names() == {DATA, "notes.txt", ".lock"}
+
+
+def test_a_page_shows_no_picture_but_those_of_its_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "roll")
+    (run / "figures").mkdir()
+    Figure((1, 1)).savefig(run / "figures" / "mine.png")
+    evaluate_run(run)
+    drawn = json.loads((run / "evaluation.json").read_text())["figures"]
+    assert "reconstructions" in drawn
+    assert "mine" not in drawn
+    shutil.copy(run / "figures" / "mine.png", run / "figures" / "added.png")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == len(drawn) + ("forward_roll_curve" not in drawn)
+    assert "Mine" not in page
+
+
+def test_paths_that_were_typed_start_where_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Hydra changes into the run's folder."""
+    np.save("x.npy", np.random.default_rng(0).random((20, 4, 1, 6, 6), dtype=np.float32))
+    trained: list[tuple[str, Path]] = []
+    monkeypatch.setattr(train, "train_run", lambda config, path, _: trained.append((config.data.source.path, path)))
+    given = ["data=sequences", "data.n_frames=4", "data.source.path=x.npy", "hydra.run.dir=run", "hydra.job.chdir=true"]
+    run_with_hydra(given)
+    assert trained == [(str(tmp_path / "x.npy"), tmp_path / "run")]
+
+
+def test_the_command_of_an_interrupted_run_names_a_way_out_where_its_data_are_others(tmp_path: Path) -> None:
+    def given(*further: str) -> list[str]:
+        few = [*TINY[3:], "data=sequences", "data.n_frames=4", "data.source.path=x.npy", "model.capsule_dim=4"]
+        return [*few, "hydra.run.dir=run", *further]
+
+    def films(seed: int) -> None:
+        np.save("x.npy", np.random.default_rng(seed).random((20, 4, 1, 6, 6), dtype=np.float32))
+
+    films(0)
+    config = located(compose(given()[:-1]))
+    Run(tmp_path / "run").begin(config, make(config.data))
+    films(1)
+    text = refused(lambda: run_with_hydra(given()))
+    assert "was begun with other data" in text
+    assert "or begin a new run by another name=… or hydra.run.dir=…" in text
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pyro_tvae.experiments.outlets import outlasting
+with outlasting():
+    for line in range(20_000):
+        print("─", line)
+    Path("done").touch()
+    sys.exit(0)
+"""
+
+
+def printing(output: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program that prints more than any buffer holds, and leaves a file when it is done."""
+    Path("done").unlink(missing_ok=True)
+    settings = {**os.environ, **environment}
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], stdout=output, stderr=-1, text=True, env=settings)
+    assert Path("done").exists(), ended.stderr
+    return ended
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_under_what_is_printed_stops_no_command() -> None:
+    with open("/dev/full", "w") as full:
+        ended = printing(full.fileno())
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "pyro-tvae: what was printed could not be written (No space left on device); what the command makes is in its "
+        "files\n"
+    )
+
+
+def test_a_reader_that_leaves_stops_no_command() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = printing(writing)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_letters_that_are_unknown_there_stop_no_command() -> None:
+    ended = printing(subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("? 0\n? 1\n")
+    assert ended.stdout.endswith("? 19999\n")
