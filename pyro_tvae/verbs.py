@@ -189,10 +189,10 @@ def traverse(
     Raises:
         ValueError: there is no such frame.
     """
-    if not isinstance(frame, Integral) or not -model.n_frames <= frame < model.n_frames:
-        last = model.n_frames - 1
-        raise ValueError(f"traverse: frame is {frame!r}; expected one from 0 to {last}, or from -1 backwards.")
     with _at_means(model, guide, x, observed, covariates) as means:
+        if not isinstance(frame, Integral) or not -model.n_frames <= frame < model.n_frames:
+            last = model.n_frames - 1
+            raise ValueError(f"traverse: frame is {frame!r}; expected one from 0 to {last}, or from -1 backwards.")
         frame = int(frame) % model.n_frames
         shifts = torch.arange(model.n_frames) - frame if shifts is None else torch.as_tensor(shifts)
         t = model.compose(means)[:, frame]
