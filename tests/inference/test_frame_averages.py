@@ -181,7 +181,7 @@ def test_mistakes_are_named() -> None:
     guide, x = default_guide(model), torch.rand(2, S, *FRAME)
     with pytest.raises(ValueError, match="frame_particles is 0; expected a whole number of at least 1"):
         log_likelihood(model, guide, x, 3, frame_particles=0)
-    with pytest.raises(ValueError, match="frame_particles is 0; expected at least 1"):
+    with pytest.raises(ValueError, match="frame_particles is 0; expected a whole number of at least 1"):
         log_weights(model, guide, x, 3, frame_particles=0)
     with pytest.raises(ValueError, match="goes with estimator='sequence' alone"):
         log_likelihood(model, guide, x, 3, frame_particles=2, estimator="frame")

@@ -44,6 +44,7 @@ from pyro_tvae import (
 from pyro_tvae.inference import ELBO, Annealing, annealed_importance, log_likelihood, log_weights, nuts, to_arviz
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.posteriors import JOINT, moments, standalone
+from pyro_tvae.topographies.orbits import spread
 
 FRAME, S, C, D = (1, 2, 3), 4, 2, 4
 # How q is made of the encoders' answers; the rest is common to them all.
@@ -423,10 +424,10 @@ def test_z_given_the_orbits_energies(mask: Tensor | None) -> None:
     assert torch.equal(moved, torch.ones(2, S).bool() if mask is None else mask.expand(2, S))
     # Each orbit moves the z of its own frames and positions through one network: member by member, by loops.
     standard = (e.log() - posterior["e"].loc) / posterior["e"].scale
-    spread = guide._spread(standard)
+    drawn = spread(standard, model.prior.index)
     for frame in range(S):
         for p in range(D):
-            assert torch.equal(spread[:, frame, :, p], standard[:, :, model.prior.index[frame, p]])
+            assert torch.equal(drawn[:, frame, :, p], standard[:, :, model.prior.index[frame, p]])
     assert torch.isfinite(encode(model, guide, hidden, mask)).all()
 
 
