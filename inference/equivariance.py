@@ -140,7 +140,7 @@ def roll_correlation(
 
     At an open boundary the roll is the one whose kept positions differ least, ``argmin_r`` of the mean of
     ``(t̂[l, c, p] − t̂[m, c, p + r])²`` over the positions p that stay in sight, which around a circle is the same as the
-    argmax above; ``|r|`` is at most D / 2, and so are the lags m − l of the pairs: beyond, most of a capsule has left it.
+    argmax above; ``|r|`` is at most D / 2, and so are the lags m − l of the pairs: beyond, most of a capsule has left.
 
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
