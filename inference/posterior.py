@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, atomic_write, reading, refusal, start_of_partial
+from pyro_tvae.files import PARTIAL, atomic_write, check_readable, refusal, start_of_partial
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.model import tvae_of
@@ -411,8 +411,7 @@ def from_netcdf(path: str | Path, groups: Collection[str] | None = None, *, lazy
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")
     if path.is_file():
-        with reading(path):  # HDF5 has words of its own
-            path.open("rb").close()
+        check_readable(path)
     try:
         return read(path, groups, lazy)
     except KeyError as error:

@@ -21,6 +21,7 @@ __all__ = [
     "PARTIAL",
     "FolderMoved",
     "atomic_write",
+    "check_readable",
     "check_room",
     "check_stays",
     "leave",
@@ -205,6 +206,12 @@ def reading(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         said = f"{path} cannot be read ({reason}); change its permissions, or ask its owner for a copy that can be."
         raise type(error)(said) from error
+
+
+def check_readable(path: Path) -> None:
+    """Raise OSError in one sentence where a file may not be read, of which libraries say that it is none, or less."""
+    with reading(path):
+        path.open("rb").close()
 
 
 def refusal(path: Path, error: Exception) -> str:

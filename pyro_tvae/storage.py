@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .budgets import Budget
-from .files import atomic_write, reading
+from .files import atomic_write, check_readable
 from .guides.base import Guide
 from .marks import TOPOGRAPHY, checksum, marks, other_mark
 from .model import TVAE
@@ -410,8 +410,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by pyro_tvae.save.")
-    with reading(path):  # safetensors says of a file that it may not read that there is none
-        path.open("rb").close()
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

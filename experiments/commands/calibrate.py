@@ -28,10 +28,7 @@ from ..runs.run import Run, device_of
 __all__ = ["CALIBRATION", "calibrate_run"]
 
 CALIBRATION = "calibration.nc"
-ATTRIBUTES = DRAWS, RANKS = (
-    "n_draws",
-    "ranks",
-)  # of the file: draws, and which variables are ranks
+ATTRIBUTES = DRAWS, RANKS = "n_draws", "ranks"  # of the file: how many, and which variables they are
 BATCH = {"guide": 20, "nuts": 4}  # sequences at a time; those of NUTS share a chain
 
 

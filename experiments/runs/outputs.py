@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_tvae.files import atomic_write, reading, staying
+from pyro_tvae.files import atomic_write, check_readable, reading, staying
 
 from .files import read_record
 from .holding import holding
@@ -128,8 +128,7 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
     import h5py
     from xarray import open_dataset
 
-    with reading(path):  # HDF5 has words of its own
-        path.open("rb").close()
+    check_readable(path)
     with h5py.File(path) as file:
         added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
     with open_dataset(path, engine="h5netcdf") as data:

@@ -14,6 +14,7 @@ import pytest
 from complaints import refused
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
+from tiny import TINY
 from untrained_runs import make_run
 
 from pyro_tvae.experiments.commands import train
@@ -27,17 +28,6 @@ from pyro_tvae.experiments.runs.run import CONFIG, DATA, Run, claimed
 from pyro_tvae.experiments.runs.sweeps import begun
 from pyro_tvae.experiments.studies.reproduce import reproduce
 
-TINY = [
-    "data.n_train=16",
-    "data.n_validation=8",
-    "data.n_test=12",
-    "model.n_capsules=2",
-    "fit.max_epochs=1",
-    "fit.progress=false",
-    "fit.accelerator=cpu",
-    "baseline.enabled=false",
-    "evaluation.num_particles=2",
-]
 STRAY = {
     "RANK=1": {"RANK": "1"},
     "LOCAL_RANK=1": {"LOCAL_RANK": "1"},
