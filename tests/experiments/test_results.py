@@ -505,12 +505,18 @@ def quietly(line: str) -> None:
     """Say nothing."""
 
 
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of learning curves, which nothing is trained for."""
+    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
+    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
+
+
+@pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("name", TRAINED_BY)
 def test_a_seed_that_another_keeps_during_a_run_is_not_lost(
     name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
-    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
     options: dict[str, Any] = {"keep": True, "progress": quietly}
     reproduce(name, seeds=[7], output=tmp_path / "there", records=tmp_path / "theirs", **options)
     file, train = tmp_path / "ours" / f"{name}.json", getattr(reproducing, TRAINED_BY[name])
@@ -527,13 +533,12 @@ def test_a_seed_that_another_keeps_during_a_run_is_not_lost(
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("name", TRAINED_BY)
 def test_keepers_that_finish_at_the_same_moment_lose_no_seed(
     name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("fcntl")
-    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
-    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
     file, seeds = tmp_path / "kept" / f"{name}.json", range(4)
 
     def slowly(*arguments: Any) -> Any:
@@ -616,12 +621,11 @@ HANDS: dict[str, list[Callable[[Any], object]]] = {  # what a hand that merges r
 }
 
 
+@pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("name", TRAINED_BY)
 def test_numbers_that_a_hand_gave_to_another_seed_are_refused_without_their_runs(
-    name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, ran: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(STUDIES, "small_curves", SMALL_CURVES)
-    monkeypatch.setattr(reproducing, "follow", pretend_to_follow)
     options: dict[str, Any] = {"records": tmp_path, "keep": True, "progress": quietly}
     reproduce(name, seeds=[0, 1], output=tmp_path / "there", **options)
     path = tmp_path / f"{name}.json"
