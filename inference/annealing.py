@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged
 from pyro_tvae.judging import check_whole, judges, refuse_inference_mode, seeded
-from pyro_tvae.model import frame_mask
+from pyro_tvae.model import mask_of
 from pyro_tvae.verbs import ancestral_sample
 
 from .chunks import in_chunks
@@ -353,7 +353,7 @@ def _run(
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
     refuse_inference_mode("annealing")
     check_judged(model, guide, x, observed, None if measured is None else {"measured": measured})
-    whole = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device).expand(len(x), -1)
+    whole = mask_of(observed, x, each=True)
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)

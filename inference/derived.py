@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 from pyro_tvae.likelihoods import Bernoulli, of_seen, seen_pixels
-from pyro_tvae.model import frame_mask, tvae_of
+from pyro_tvae.model import mask_of, tvae_of
 from pyro_tvae.programs import call
 
 from .chunks import chunk_of, in_chunks
@@ -56,7 +56,7 @@ def consequences(
 ) -> Consequences:
     """By its distributions where these are all of a model, else by running it."""
     chunk = chunk_of(x, chunk_bytes)
-    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device)
+    mask = mask_of(observed, x)
     measured = (covariates or {}).get("measured")
     made: Consequences
     if plain_program(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor
 from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import of_seen, seen_pixels
-from pyro_tvae.model import TVAE, frame_mask
+from pyro_tvae.model import TVAE, mask_of
 from pyro_tvae.verbs import posterior_means, weights_at
 
 from . import likelihood
@@ -180,7 +179,7 @@ def forward_roll(
             f"forward_roll: the baseline's likelihood is {type(baseline[0].likelihood).__name__}, the model's is "
             f"{type(model.likelihood).__name__}; nats of two families do not compare: give both the same likelihood."
         )
-    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device).expand(n, -1)
+    mask = mask_of(observed, x, each=True)
     measured = (covariates or {}).get("measured")
     seen = seen_pixels(mask, measured)
     if seen is not None:
@@ -228,8 +227,7 @@ def forward_roll(
             gains = whole - bound(observed=in_context if mask is None else mask & in_context).iwae
         lengths = torch.full_like(gains, x.shape[1] - m) if mask is None else mask[:, m:].sum(1).to(gains)
         mean = float(gains.mean() / lengths.mean())
-        off = (gains - mean * lengths) / lengths.mean()  # of a ratio, by the delta method
-        conditional = Conditional(mean, float(off.std()) / math.sqrt(n) if n > 1 else math.nan)
+        conditional = Conditional(mean, likelihood.ratio_error(gains, lengths))
     return ForwardRoll(
         context=m,
         log_likelihood={name: total.amax(0) / n_frames for name, total in log_likelihood.items()},

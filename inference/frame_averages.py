@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Independent
 
 from pyro_tvae import TVAE
 from pyro_tvae.likelihoods import of_seen, seen_pixels
-from pyro_tvae.model import frame_mask
+from pyro_tvae.model import mask_of
 from pyro_tvae.posteriors import Posterior, Program, all_events, standalone
 
 from .chunks import in_chunks
@@ -102,7 +102,7 @@ def frame_averaged_weights(
     if independent < 1:
         raise ValueError(f"frame_particles: this guide couples the frames of z: {REMEDY}")
     q = q.expand(torch.Size((*plates, *model.latent_shape[:independent])))
-    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device)
+    mask = mask_of(observed, x)
     if (seen := seen_pixels(mask, measured)) is not None:  # what was not seen may hold anything
         x = torch.where(seen, x, model.likelihood.blank)
     total = x.new_full((*plates, model.n_frames), -math.inf)

@@ -22,7 +22,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import of_seen, seen_pixels
-from pyro_tvae.model import frame_mask, tvae_of
+from pyro_tvae.model import frame_mask, mask_of, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
 from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
 
@@ -222,7 +222,7 @@ def _chunk_by_frame(
     with pyro.plate("particles", size, dim=-2):
         values = draw(posterior)
     t = model.compose(values)
-    mask = None if observed is None else frame_mask(observed, *x.shape[:2]).to(x.device)
+    mask = mask_of(observed, x)
     measured = (covariates or {}).get("measured")
     if (seen := seen_pixels(mask, measured)) is not None:  # what was not seen may hold anything
         x = torch.where(seen, x, model.likelihood.blank)
@@ -276,10 +276,20 @@ class LogLikelihood:
 
         Of a ratio, by the delta method, where sequences were observed in different numbers of frames.
         """
-        if len(self.iwae) < 2 or not self.n_frames:
-            return math.nan
-        off = self.iwae if self.lengths is None else self.iwae - self.per_frame * self.lengths.to(self.iwae)
-        return float(off.std()) / math.sqrt(len(off)) / self.n_frames
+        lengths = torch.full_like(self.iwae, self.n_frames) if self.lengths is None else self.lengths.to(self.iwae)
+        return ratio_error(self.iwae, lengths)
+
+
+def ratio_error(values: Tensor, lengths: Tensor) -> float:
+    """Standard error of ``values.mean() / lengths.mean()`` over sequences, each (N,), by the delta method.
+
+    nan of a single sequence, and where none has a length.
+    """
+    mean = lengths.mean()
+    if len(values) < 2 or not mean:
+        return math.nan
+    off = values - values.mean() / mean * lengths
+    return float(off.std() / mean) / math.sqrt(len(off))
 
 
 class Summary:

@@ -487,6 +487,14 @@ def check_finite(x: Tensor, observed: Tensor | None) -> None:
         )
 
 
+def mask_of(observed: Tensor | None, x: Tensor, *, each: bool = False) -> Tensor | None:
+    """``observed`` as booleans (1, or B as for ``each``, S) beside x (B, S, channel, height, width); None means all."""
+    if observed is None:
+        return None
+    mask = frame_mask(observed, *x.shape[:2]).to(x.device)
+    return mask.expand(len(x), -1) if each else mask
+
+
 def frame_mask(observed: Tensor, n_sequences: int, n_frames: int) -> Tensor:
     """``observed`` as booleans (1 or B, S); raises ValueError where it is anything else."""
     if not isinstance(observed, Tensor):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
+from pyro_tvae.inference.likelihood import ratio_error
 from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
@@ -239,10 +240,10 @@ def _row(
     row: LikelihoodRow = {
         "what": what,
         "per_frame": float(bound.mean() / lengths.mean()),
-        "per_frame_error": _error(bound, lengths),
+        "per_frame_error": ratio_error(bound.double().cpu(), lengths),
         "particle_error": float(error.square().mean().sqrt()),
         "gain": float(gain.mean() / lengths.mean()),
-        "gain_error": _error(gain, lengths),
+        "gain_error": ratio_error(gain, lengths),
         "k": k,
         "ess": float(ess.median()),
         "unreliable": None,
@@ -251,13 +252,6 @@ def _row(
     if not k:
         del row["k"]
     return row
-
-
-def _error(values: Tensor, lengths: Tensor) -> float:
-    """Standard error of the mean over sequences by their mean length: of a ratio, by the delta method."""
-    values, mean = values.double().cpu(), lengths.mean()
-    off = values - values.mean() / mean * (lengths - mean)
-    return float(off.std() / mean) / math.sqrt(len(off)) if len(off) > 1 else math.nan
 
 
 def print_likelihood(record: LikelihoodRecord) -> None:
