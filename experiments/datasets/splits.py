@@ -69,7 +69,7 @@ class Images(NamedTuple):
 class Frames(NamedTuple):
     """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
 
-    A label of −1 is unknown; ``about`` says in words how they were read; ``factors`` are what varies in them, if that is
+    A label of −1 is unknown; ``about`` says in words how they were read; ``factors`` are what varies in them, if it is
     known. Windows of films, pixels that are too many for memory, and those of which not all were measured, are
     :class:`.Clips`, which are indexed like a tensor.
     """

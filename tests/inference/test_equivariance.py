@@ -314,7 +314,8 @@ def test_capsule_correlation_is_nan_where_it_is_undefined() -> None:
         (torch.zeros(3, 1, 2, 5), torch.zeros(3, 1).long(), 5, "two frames"),
         (torch.full((3, 4, 2, 5), math.nan), torch.zeros(3, 4).long(), 5, "nan"),
         (torch.zeros(3, 4, 2, 5), torch.zeros(4, 3).long(), 5, "index has shape"),
-        (torch.zeros(3, 4, 2, 5), torch.zeros(3, 4), 5, "float32; expected integers"),
+        (torch.zeros(3, 4, 2, 5), torch.zeros(3, 4) > 0, 5, "bool; expected numbers of shape"),
+        (torch.zeros(3, 4, 2, 5), torch.full((3, 4), math.nan), 5, "index holds nan"),
         (torch.zeros(3, 4, 2, 5), torch.zeros(3, 4).long(), 0, "period is 0"),
     ],
 )
