@@ -390,9 +390,9 @@ def _check(owner: str, t: Tensor, index: Tensor | None = None, real: bool = Fals
         index.shape != t.shape[:2] or index.dtype == torch.bool or (index.is_floating_point() and not real)
     ):
         raise ValueError(
-            f"{owner}: index has shape {tuple(index.shape)} and dtype {index.dtype}; expected {'' if real else 'whole '}"
-            f"numbers of shape {tuple(t.shape[:2])}: where in its cycle the moving factor is, for every sequence and "
-            "frame of t."
+            f"{owner}: index has shape {tuple(index.shape)} and dtype {index.dtype}; expected "
+            f"{'numbers' if real else 'integers'} of shape {tuple(t.shape[:2])}: where in its cycle the moving factor "
+            "is, for every sequence and frame of t."
         )
     if index is not None and not bool(index.isfinite().all()):
         raise ValueError(f"{owner}: index holds nan or infinity; leave out sequences whose factor is not known.")

@@ -229,13 +229,13 @@ def to_splits(
             "frames, S."
         )
     reading.look.shape(stored.frame_shape)
-    for name, option in reading.further.items():
-        if name not in content.further:
+    for beside, option in reading.further.items():
+        if beside not in content.further:
             raise Unsuitable(
-                f"{option} is {name!r}, but what this holds has no names, and no file of that name lies beside it; put "
+                f"{option} is {beside!r}, but what this holds has no names, and no file of that name lies beside it; put "
                 "it there, or leave it out."
             )
-    arrays = {name: _shares(name, content, stored.n) for name in content.further}
+    arrays = {beside: _shares(beside, content, stored.n) for beside in content.further}
     times = content.times
     if reading.rates_key is not None or reading.times_key is not None:
         key = str(reading.rates_key or reading.times_key)

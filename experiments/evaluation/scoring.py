@@ -222,12 +222,11 @@ def measure(
     def poses() -> dict[str, float]:
         if (own := codes()) is None:
             return {}
-        found = (
-            {} if film else _poses(own.t, own.index, whole("t"), whole("index"), dataset.factor_names, dataset.periods)
-        )
+        drawn = (own.index, whole("index"), dataset.factor_names, dataset.periods)
+        read = {} if film else _poses(own.t, whole("t"), *drawn)
         if factors is None:
-            return found
-        return found | _poses(own.t, own.values, whole("t"), values(), factors.names, factors.periods)
+            return read
+        return read | _poses(own.t, whole("t"), own.values, values(), factors.names, factors.periods)
 
     likelihood = cache(lambda: levels.mean(whole("likelihood")))
 
@@ -445,8 +444,8 @@ def _codes(model: TVAE, guide: Guide, data: SequenceDataModule, judged: Sequence
 
 def _poses(
     t: Tensor,
-    index: Tensor,
     judged_t: Tensor,
+    index: Tensor,
     judged_index: Tensor,
     names: Sequence[str],
     periods: Sequence[float | None],
