@@ -100,7 +100,9 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
 
 
 def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, period: float | None) -> float:
-    """How much of a factor a linear map reads from t: R², of a cyclic one of the angle's cosine and sine; higher better.
+    """How much of a factor a linear map reads from t: R², of a cyclic one that of its angle's cosine and sine.
+
+    Higher is better.
 
     Args:
         t: (N, S, C, D), codes it is fitted to.
@@ -131,7 +133,7 @@ def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, per
 def _predictions(t: Tensor, targets: Tensor, test_t: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Ridge regression of targets (N, S, k) on standardised codes, and what it says of others: (rows, (n, S, k)).
 
-    Its normal equations are summed over chunks: ``(ZᵀZ + RIDGE · 1) w = Zᵀ (y − ȳ)``, of frames whose targets are known.
+    Its normal equations are summed over chunks: ``(ZᵀZ + RIDGE · 1) w = Zᵀ (y − ȳ)``, over frames of known targets.
     """
     mean, deviation = _moments(t)
     scale = torch.where(deviation > 1e-9 * (1 + mean.abs()), deviation, 1.0)

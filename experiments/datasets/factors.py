@@ -362,7 +362,7 @@ def _rows(
             own = own if "S" in rest else np.expand_dims(own, 1)
             return [np.broadcast_to(part, (frames, own.shape[-1])) for part, frames in zip(own, lengths, strict=True)]
     held = f"{n:,} items" + (f" of {sizes['S']:,} frames{' in all' * (length is None)}" if with_frames else "")
-    counted = "" if n_columns is None else f" and {n_columns} columns, as factor_names has them,"
+    counted = f", with {n_columns} columns, as factor_names says" if n_columns and option == "factors_key" else ""
     raise Unsuitable(
         f"{option} {name!r} has shape {values.shape}, but there are {held}"
         f"{counted}; expected {' or '.join(filter(None, tried))}, of {LETTERS}"

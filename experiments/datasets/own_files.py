@@ -137,15 +137,16 @@ def arrays(
         )
     beside = {name: path.parent / name for name in reading.further if (path.parent / name).exists()}
     inside = {name: option for name, option in reading.further.items() if name not in beside}
-    # Of films of other rates the length of a sequence says nothing of theirs.
-    length = n_frames if frame_rate is None else None
-    request = Request(key, labels_key, parse(axes), length, cut.span, inside, reading.bytes)
+    length, span = n_frames, cut.span
+    if frame_rate is not None:  # films have as many frames, or more
+        length, span = None, span or n_frames
+    request = Request(key, labels_key, parse(axes), length, span, inside, reading.bytes)
     content = read(path, request)
     further = dict(content.further)
     for name, file in beside.items():
         of_pixels = name == mask
         words = request.axes if content.axes and of_pixels else ()
-        own = read(file, Request(axes=words, n_frames=length, span=cut.span))
+        own = read(file, Request(axes=words, n_frames=length, span=span))
         further[name] = [Ordered(own.pixels, own.axes[0]) if own.axes and of_pixels else own.pixels]
     content = dataclasses.replace(content, further=further)
     with said(path):
@@ -232,8 +233,8 @@ def to_splits(
     for beside, option in reading.further.items():
         if beside not in content.further:
             raise Unsuitable(
-                f"{option} is {beside!r}, but what this holds has no names, and no file of that name lies beside it; put "
-                "it there, or leave it out."
+                f"{option} is {beside!r}, but what this holds has no names, and no such file lies beside it; put one "
+                "there, or leave it out."
             )
     arrays = {beside: _shares(beside, content, stored.n) for beside in content.further}
     times = content.times

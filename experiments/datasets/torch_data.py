@@ -100,7 +100,8 @@ def from_torch(
         beside = [part for part in (*asked, rates_key, times_key) if part is not None]
         beside += [] if mask is None or by_nan(mask) else [mask]
         content = _gone_through(data, key, labels_key, beside, reading, name)
-        request = Request(axes=parse(axes), n_frames=n_frames if frame_rate is None else None, span=cut.span)
+        length, span = (n_frames, cut.span) if frame_rate is None else (None, cut.span or n_frames)
+        request = Request(axes=parse(axes), n_frames=length, span=span)
         return to_splits(content, request, reading, name)
     except Unsuitable as error:
         raise ValueError(f"{name}: {error}") from None
