@@ -125,9 +125,8 @@ def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, per
     judged = test_y[values[1].isfinite()]
     spread = judged.var(0, correction=0)
     share = 1 - missed / (spread * len(judged))
-    return float(
-        share[spread > (1e-12 if period is not None else 0)].mean()
-    )  # with a period of 2 the sine is 0 but for rounding
+    # With a period of 2 the sine is 0 but for rounding.
+    return float(share[spread > (0 if period is None else 1e-12)].mean())
 
 
 def _predictions(t: Tensor, targets: Tensor, test_t: Tensor) -> Iterator[tuple[slice, Tensor]]:
