@@ -43,11 +43,11 @@ def times_of(rates: Stored | None, times: Stored | None, stored: Ordered, name: 
     """
     if rates is not None:
         items, _ = by_item(rates, stored, name, "rates_key", _shared(rates), 1)
+        if any(len({*item[:, 0].tolist()}) > 1 for item in items):
+            raise Unsuitable(f"rates_key {name!r} has a value for each frame; expected one for each film.")
         slow = [float(item.min(initial=1.0)) for item in items]
         if not min(slow) > 0:
             raise Unsuitable(f"rates_key {name!r} holds {min(slow):g}; expected frames per second, above 0.")
-        if any(len({*item[:, 0].tolist()}) > 1 for item in items):
-            raise Unsuitable(f"rates_key {name!r} has a value for each frame; expected one for each film.")
         return [np.arange(len(item)) / float(item[0, 0]) if len(item) else np.zeros(0) for item in items]
     assert times is not None
     items, _ = by_item(times, stored, name, "times_key", _shared(times, "S"), 1)
@@ -118,7 +118,7 @@ def paced(times: Times | None, stored: Ordered, rate: float | None) -> Pace:
         picks.append(chosen)
         errors.append(error)
     kept, n = sum(map(len, picks)), int(stored.stored_lengths.sum())
-    off = f"at most {max(errors):.2g} s off"
+    off = f"at most {round(max(errors), 6):.2g} s off"
     words = f"brought to {rate:g} frames per second by picking {kept:,} of {n:,} frames, {off}"
     whole = all(len(own) == length for own, length in zip(picks, stored.stored_lengths, strict=True))
     return Pace(None if whole else picks, words)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from complaints import refused
+from complaints import answer, refused
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -90,19 +90,19 @@ def animation(path: Path, durations: list[int]) -> NDArray[np.float64]:
 
 
 def mp4(path: Path) -> list[NDArray[np.float64]]:
-    rates = (Fraction(25), Fraction(10), Fraction(30000, 1001), Fraction(50))
-    return [video(path / f"{k}.mp4", 60, rate) for k, rate in enumerate(rates)]
+    rates = (Fraction(25), Fraction(10), Fraction(30000, 1001))
+    return [video(path / f"{k}.mp4", 30, rate) for k, rate in enumerate(rates)]
 
 
 def mkv(path: Path) -> list[NDArray[np.float64]]:
     """Whose clock counts milliseconds."""
     rates = (Fraction(30000, 1001), Fraction(24), Fraction(12))
-    times = [video(path / f"{k}.mkv", 60, rate, "ffv1", "bgr0") for k, rate in enumerate(rates)]
+    times = [video(path / f"{k}.mkv", 30, rate, "ffv1", "bgr0") for k, rate in enumerate(rates)]
     return [np.round(own, 3) for own in times]
 
 
 def mkv_uneven(path: Path) -> list[NDArray[np.float64]]:
-    ticks = [[*np.cumsum(np.random.default_rng(k).integers(2, 9, 60))] for k in range(3)]
+    ticks = [[*np.cumsum(np.random.default_rng(k).integers(2, 9, 30))] for k in range(3)]
     return [uneven_video(path / f"{k}.mkv", [int(tick) for tick in own]) for k, own in enumerate(ticks)]
 
 
@@ -134,7 +134,7 @@ def test_frames_are_those_nearest_in_time(
     for k, path in enumerate(sorted(tmp_path.iterdir())):
         found = read(path, Request(budget=budget)).times
         assert found is not None
-        np.testing.assert_allclose(found[0], times[k], atol=2e-4 if kind in (mp4, mkv) else 1e-9)
+        np.testing.assert_allclose(found[0], times[k] - times[k][0], atol=2e-4 if kind in (mp4, mkv) else 1e-9)
     options: dict[str, Any] = {"validation": 0.3, "test": 0.3, "n_frames": 2, "stride": 1, "split": "time", "gap": 0}
     said = arrays(tmp_path, memory=memory, **options).train.about  # type: ignore[union-attr]
     assert "taken FRAME BY FRAME as if they were alike: bring them to one rate by frame_rate" in said
@@ -154,7 +154,7 @@ def test_frames_are_those_nearest_in_time(
             np.abs(own[nearest(own, rate)] - own[0] - np.arange(len(nearest(own, rate))) / rate).max() for own in times
         )
         assert f"brought to {rate:g} frames per second by picking" in about
-        assert f"at most {off:.2g} s off" in about
+        assert f"at most {round(off, 6):.2g} s off" in about
         assert off <= 0.5 / rate
     text = refused(lambda: arrays(tmp_path, memory=memory, frame_rate=60, **options), ValueError)
     assert "frames are picked and never made up, so give at most" in text
@@ -218,7 +218,7 @@ def test_arrays_of_rates_and_of_times(kind: str, memory: float | None, tmp_path:
         for part in parts:
             clips: Any = part.pixels
             expected = np.array(
-                [nearest(own[one], 9.5)[start : start + 3] for one, start in zip(clips.film, clips.start)]
+                [nearest(own[one], 9.5)[start : start + 3] for one, start in zip(clips.film, clips.start, strict=True)]
             )
             assert np.array_equal(number(clips[torch.arange(len(clips))]), 30 * clips.film.numpy()[:, None] + expected)
             read_ = part.factors.values()[..., 0].numpy()  # type: ignore[union-attr]
@@ -251,7 +251,7 @@ def test_a_clock_for_all_films_and_films_of_torch(tmp_path: Path) -> None:
     clips = arrays(tmp_path / "a.npz", rates_key="rate", frame_rate=10, **options).train.pixels
     assert number(clips[0].numpy()).tolist() == [30 * clips.film[0] + 5 * clips.start[0] + 5 * k for k in (0, 1)]
     walks = [{"x": FRAMES[k, : 10 + 2 * k], "fps": [10, 20][k % 2]} for k in range(6)]
-    clips = from_torch(walks, key="x", rates_key="fps", frame_rate=10, memory=0, **options | {"key": "x"}).train.pixels
+    clips = from_torch(walks, rates_key="fps", frame_rate=10, memory=0, **options).train.pixels
     for row, (one, start) in enumerate(zip(clips.film.tolist(), clips.start.tolist(), strict=True)):
         step = 1 + one % 2
         assert number(clips[row].numpy()).tolist() == [30 * one + step * (start + k) for k in (0, 1)]
@@ -301,12 +301,10 @@ def test_picks_are_the_nearest_in_thousands_of_films() -> None:
             continue
         rate = float(dice.uniform(2, 60))
         stored = Ordered(np.zeros((n, 5, 5)), "SHW")
-        try:
-            pace = paced([times], stored, rate)
-        except ValueError as error:
-            assert "slower" in str(error)
-            slow = (n - 1) / (times[-1] - times[0]) < rate * 0.99 or np.diff(times).max() > 1 / rate
-            assert slow or n < 3
+        pace, sentence = answer(lambda: paced([times], stored, rate))  # noqa: B023
+        if sentence is not None:
+            assert "slower" in sentence
+            assert (n - 1) / (times[-1] - times[0]) < rate * 0.99 or np.diff(times).max() > 1 / rate
             continue
         taken += 1
         chosen = [*range(n)] if pace.picks is None else pace.picks[0].tolist()
