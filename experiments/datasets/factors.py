@@ -27,7 +27,7 @@ NOTHING = "nothing"  # moves in a sequence
 ROWS = 4096  # at a time
 SLACK = 1e-6  # of a period: what sums of steps are off by
 LETTERS = "N (items), S or T (frames) and F (factors)"
-LIST = 60  # characters of a name
+LONGEST = 60  # characters of a name
 
 Stored = Sequence[tuple[Any, int]]  # arrays, and of how many items each is
 
@@ -207,7 +207,7 @@ def columns(names: Sequence[str | None] | None, found: Sequence[str]) -> list[tu
         )
     chosen = [(k, name) for k, name in enumerate(given) if name is not None]
     for _, name in chosen:
-        sound = isinstance(name, str) and name.strip() == name != "" and name.isprintable() and len(name) <= LIST
+        sound = isinstance(name, str) and name.strip() == name != "" and name.isprintable() and len(name) <= LONGEST
         if not sound or set(name) & set("+/") or name == NOTHING:
             raise Unsuitable(
                 f"a factor is to be called {name!r}; expected a word without + and /, other than {NOTHING!r}; say it "

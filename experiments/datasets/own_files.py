@@ -135,7 +135,8 @@ def arrays(
             rates_key,
             times_key,
         )
-    beside = {name: path.parent / name for name in reading.further if (path.parent / name).exists()}
+    beside = {name: path.parent / name for name in reading.further if name == mask or Path(name).suffix}
+    beside = {name: file for name, file in beside.items() if file.exists()}
     inside = {name: option for name, option in reading.further.items() if name not in beside}
     length, span = n_frames, cut.span
     if frame_rate is not None:  # films have as many frames, or more
@@ -237,7 +238,7 @@ def to_splits(
                 "there, or leave it out."
             )
     arrays = {beside: _shares(beside, content, stored.n) for beside in content.further}
-    times = content.times
+    times = content.times if len(content.times or ()) == stored.n else None
     if reading.rates_key is not None or reading.times_key is not None:
         key = str(reading.rates_key or reading.times_key)
         by_rate, by_time = arrays.get(str(reading.rates_key)), arrays.get(str(reading.times_key))

@@ -222,7 +222,7 @@ def measure(
     def poses() -> dict[str, float]:
         if (own := codes()) is None:
             return {}
-        drawn = (own.index, whole("index"), dataset.factor_names, dataset.periods)
+        drawn = (own.drawn, whole("index"), dataset.factor_names, dataset.periods)
         read = {} if film else _poses(own.t, whole("t"), *drawn)
         if factors is None:
             return read
@@ -414,10 +414,10 @@ def _commutations(t: Tensor, further: Tensor, moving: Tensor, data: SequenceData
 
 
 class Codes(NamedTuple):
-    """What linear probes are fitted on: t, index and label of sequences, and the values of a user's factors."""
+    """What linear probes are fitted on: t, drawn index and label of sequences, and the values of a user's factors."""
 
     t: Tensor
-    index: Tensor
+    drawn: Tensor
     label: Tensor
     values: Tensor
 

@@ -152,7 +152,8 @@ def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, dept
         items += [Item(part, row) for row in range(part.n)]
         owners += [file.relative_to(path)] * part.n
         shares.append(part.n)
-        times += [None] * part.n if content.times is None else content.times
+        own = content.times or ()
+        times += own if len(own) == part.n else [None] * part.n
         for name, arrays in content.further.items():
             further.setdefault(name, []).extend(arrays)
         if items and part.n and (part.frame_shape != items[0].ordered.frame_shape or part.dtype != items[0].dtype):
@@ -170,5 +171,13 @@ def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, dept
     lengths = [int(item.ordered.lengths[item.n]) for item in items] if "S" in word else None
     pixels = Pieces(items.__getitem__, owners, lengths)
     joined = np.concatenate(labels) if labels else None
-    said = {"further": further, "shares": tuple(shares), "times": times}
-    return Content(pixels, (order,), joined, label_name, final=True, **said)
+    return Content(
+        pixels,
+        (order,),
+        joined,
+        label_name,
+        final=True,
+        further=further,
+        shares=tuple(shares),
+        times=times,
+    )
