@@ -254,7 +254,7 @@ def check_one(seed: int, path: Path) -> None:
     np.savez(path, **saved)  # type: ignore[arg-type]
     parts, sentence = answer(lambda: arrays(path, **options))
     if parts is None:
-        assert re.search("no window|split by time|none is left|longest film|spans|films of", str(sentence)), sentence
+        assert re.search("can be of|no window|split by time|none is left|longest film|spans|films of", str(sentence)), sentence
         return
     seen: list[set[tuple[int, int]]] = []
     for part in parts:
