@@ -254,7 +254,9 @@ def check_one(seed: int, path: Path) -> None:
     np.savez(path, **saved)  # type: ignore[arg-type]
     parts, sentence = answer(lambda: arrays(path, **options))
     if parts is None:
-        assert re.search("can be of|no window|split by time|none is left|longest film|spans|films of", str(sentence)), sentence
+        assert re.search("can be of|no window|split by time|none is left|longest film|spans|films of", str(sentence)), (
+            sentence
+        )
         return
     seen: list[set[tuple[int, int]]] = []
     for part in parts:
@@ -323,14 +325,14 @@ def judged(path: Path, films: NDArray, monkeypatch: pytest.MonkeyPatch, **option
 SIDE = 12
 START, TIME = np.random.default_rng(1).integers(0, SIDE, (40, 1)), np.arange(6)
 WAYS = {
-    # values, pixels a unit, period: what the film shows is known, whatever the unit
+    # values, pixels a unit or in each frame, period: what the film shows is known, whatever the unit
     "index": ((START + TIME) % SIDE, 1, SIDE),
     "degrees": (((START + TIME) % SIDE) * 30.0, SIDE / 360, 360),
     "radians": (((START + TIME) % SIDE) * (2 * math.pi / SIDE) - math.pi, SIDE / (2 * math.pi), 2 * math.pi),
     "backwards": (((START - TIME) % SIDE) * 30.0, SIDE / 360, 360),
     "one of three": (((START + TIME) % 3) * 1.0, 4, 3),
-    "longer than a capsule": (((3 * START + TIME) % 36) * 10.0, 0.1, 360),
-    "longer, backwards": (((3 * START - TIME) % 36) * 10.0, 0.1, 360),
+    "longer than a capsule": (((25 + START + TIME) % 30) * 10.0, START + TIME, 300),
+    "longer, backwards": ((START - TIME) % 30 * 10.0, START - TIME, 300),
     "no period": (5.0 + 0.5 * (START + TIME), 2, None),
     "to and fro": (np.where(START % 2, START + TIME, START - TIME) * 0.25, 4, None),
 }
@@ -344,7 +346,8 @@ def test_capsules_that_roll_as_the_factor_moves_correlate_at_one(
     if way == "one of three":  # capsules that repeat after three positions roll by one a frame
         films = np.tile(rolled(values, 1, 3), (1, 1, 1, 4))
     else:
-        films = rolled(values, scale, SIDE)
+        shifts = scale if isinstance(scale, np.ndarray) else values * scale
+        films = rolled(shifts, 1, SIDE)
     periods = None if period is None else {"angle": period}
     found = judged(tmp_path, films, monkeypatch, angle=np.asarray(values), periods=periods)
     assert found["roll"]["angle"] == pytest.approx(1)
