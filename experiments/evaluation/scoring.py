@@ -209,6 +209,7 @@ def measure(
     def by_factor(compute: Callable[[Tensor, Tensor, float], T], indexed: bool = False) -> dict[str, T]:
         """A measure of t, phase and period for what moves; of factors that count their values alone where asked for."""
         if film:
+            complete("label")  # for what it raises
             own = motions().items()
             rolled = {name: motion for name, motion in own if not indexed or motion.indexed}
             return {name: compute(whole("t")[one.rows], one.phase, one.period) for name, one in rolled.items()}
@@ -370,7 +371,7 @@ def _motions(factors: Factors, values: Tensor, size: int) -> dict[str, Motion]:
     for k, (name, period, step) in enumerate(zip(factors.names, factors.periods, factors.steps, strict=True)):
         value = values[..., k]
         rows = value.isfinite().all(1) & (value.amax(1) > value.amin(1))
-        if not bool(rows.any()):
+        if not step or not bool(rows.any()):
             continue
         value, turn = value[rows], math.inf if period is None else period / step
         short = turn <= size * (1 + ROUNDING)
