@@ -109,5 +109,10 @@ def rows(scores: Mapping[str, Scores], num_particles: int) -> list[MeasureRow]:
         together = list(group)
         values = [trained[measure.key] for measure in together]
         parts = dict.fromkeys(part for value in values for part in (value if isinstance(value, dict) else ("",)))
-        table += [row(measure, part) for part in parts for measure in together]
+        table += [
+            row(measure, part)
+            for part in parts
+            for measure, value in zip(together, values, strict=True)
+            if not isinstance(value, dict) or part in value
+        ]
     return table
