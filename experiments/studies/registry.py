@@ -101,8 +101,8 @@ NOW = ("data=mnist", "fit.frame_dropout=0.3", "model.mu=100", "model.centered=tr
 ORBITS = (*NOW, "fit.warmup_steps=3000", *BEFORE)
 FAST = ("fit.warmup_steps=500", "fit.max_steps=3600")
 NO_TOPOGRAPHY = ("experiment=plain_vae", "guide.initial_log_variance=0", "fit.frame_dropout=0", "model.centered=false")
-# A guide that has met gaps forecasts, and half of the frames say what all say. Length and rate are those of records that
-# were made before the budget of an hour had this recipe.
+# A guide that has met gaps forecasts, and half of the frames say what all say. Length and rate are those of the records
+# kept, which were made before the budget of an hour had this recipe.
 PARTLY = ("fit.frame_dropout=0.3", "fit.warmup_steps=1000", "fit.max_steps=3600", "optimizer=adam")
 GENERALIZATION = "tvae_lpartial_mnist_generalization"
 
