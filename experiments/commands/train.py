@@ -24,7 +24,7 @@ from ..config.processes import place_among
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
 from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS, Run, claimed
-from .evaluate import check_judgeable, judge, standing, write_page
+from .evaluate import check_judgeable, check_whole, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
 
@@ -133,6 +133,7 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             return {}
         if record is not None:
             print(f"report: {write_page(run, config, record, history)}")
+            check_whole(run, record)
         else:
             judge(run, run.load(config=config, data=data), history)
         return history

@@ -11,15 +11,20 @@ from contextlib import contextmanager
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pyro_tvae.files import NO_ROOM
 from pyro_tvae.wording import in_words
 
 from ..interruption import NOTHING, goes_on_with
 
-__all__ = ["ConfigurationError", "first_cause", "plain_errors", "sentence", "stumbled"]
+__all__ = ["ConfigurationError", "LeftOut", "first_cause", "plain_errors", "sentence", "stumbled", "transient"]
 
 
 class ConfigurationError(ValueError):
     """A configuration that cannot be, explained in one sentence."""
+
+
+class LeftOut(RuntimeError):
+    """All is written but for what a cause has kept from being made that may pass; the same command makes it."""
 
 
 PLAIN = (
@@ -28,6 +33,7 @@ PLAIN = (
     LookupError,
     OSError,
     FloatingPointError,  # a fit that is no longer finite
+    LeftOut,
     InstantiationException,
     OmegaConfBaseException,
 )
@@ -68,9 +74,22 @@ def stumbled(error: BaseException) -> bool:
     return not (frames[-1][0].f_globals.get("__name__", "").startswith("pyro_tvae") and line.startswith("raise"))
 
 
+def transient(error: BaseException) -> bool:
+    """Whether what an error came from may pass, so that the same may end well later: memory, disks, and other files."""
+    if isinstance(error, OSError):
+        return True
+    cause: BaseException | None = error
+    while cause is not None:  # libraries have words of their own for it
+        full = getattr(cause, "errno", None) in NO_ROOM or any(os.strerror(number) in str(cause) for number in NO_ROOM)
+        if full or _no_memory(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 def _no_memory(error: BaseException) -> bool:
     """Whether an allocation failed; torch says so with a RuntimeError, on a CPU with no kind of its own."""
-    words = ("can't allocate memory", "out of memory")
+    words = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     )

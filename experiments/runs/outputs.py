@@ -11,15 +11,26 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from pyro_tvae.files import atomic_write, check_readable, reading, staying
+from pyro_tvae.files import (
+    PARTIAL,
+    atomic_write,
+    check_readable,
+    check_stays,
+    reading,
+    refusal,
+    start_of_partial,
+    staying,
+)
 
 from .files import read_record
 from .holding import holding
 
 __all__ = [
     "REQUEST",
+    "aside",
     "check_nothing_added",
     "check_replaceable",
     "digest",
@@ -47,6 +58,22 @@ def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
     """
     asked = hashlib.sha256(json.dumps(dict(request), sort_keys=True).encode()).hexdigest()[:8]
     return path.with_name(f"{path.stem}.unfinished-{asked}{path.suffix}")
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside another one, for what is to lie in that when all of it is made; it goes with what it holds.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    check_stays(folder)
+    with ExitStack() as stack:
+        try:
+            place = TemporaryDirectory(dir=folder.parent, prefix=start_of_partial(folder), suffix=PARTIAL)
+        except OSError as error:
+            raise type(error)(refusal(folder, error)) from error
+        yield Path(stack.enter_context(place))
 
 
 @contextmanager

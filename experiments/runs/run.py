@@ -64,6 +64,12 @@ class HistoryRecord(TypedDict, total=False):
     seconds: float
 
 
+class Judged(TypedDict, total=False):
+    """What of an evaluation says whether all of it is there."""
+
+    transient: list[str]
+
+
 @dataclass(frozen=True)
 class Trained:
     """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on.
@@ -350,10 +356,14 @@ class Run:
         if not self.has(WEIGHTS):
             raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
 
+    def lacking(self) -> list[str]:
+        """What its evaluation was to measure or draw, and could not for a cause that may pass."""
+        return self.read(EVALUATION, Judged).get("transient") or [] if self.has(EVALUATION) else []
+
     def ended(self, config: DictConfig) -> bool:
         """Whether all that a run of this configuration makes is there; it may be judged before its plain VAE is."""
         steps = [EVALUATION, REPORT, *([PLAIN_VAE] if config.baseline.enabled else [])]
-        return all(self.has(step) for step in steps)
+        return all(self.has(step) for step in steps) and not self.lacking()
 
     def is_of(self, config: DictConfig) -> bool:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""

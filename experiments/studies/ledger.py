@@ -165,7 +165,7 @@ class Ledger:
         for row, place in self.homes.items():
             for path in place.glob("seed*"):
                 seed = _seed(path)
-                if seed is not None and all(Run(path).has(name) for name in self.needed):
+                if seed is not None and all(map(Run(path).has, self.needed)) and not Run(path).lacking():
                     yield (row, seed), Run(path)
 
     def _measured(self, run: Run) -> Cell:

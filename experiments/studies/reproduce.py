@@ -108,7 +108,7 @@ def reproduce_all(
                     continue
                 run = ledger.run(row, seed)
                 said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-                if not run.has(ledger.needed[0]):
+                if not run.has(ledger.needed[0]) or run.lacking():
                     progress(f"{said} -> {run}")
                     config = composed[row].copy()
                     config.seed = seed

@@ -109,7 +109,7 @@ def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(posterior, "write_page", write_page)
     monkeypatch.setattr(calibrate, "write_page", write_page)
-    monkeypatch.setattr(evaluate, "draw", lambda *_: ([], {}))
+    monkeypatch.setattr(evaluate, "draw", lambda *_: [])
 
 
 FEW: dict[str, Any] = {"simulations": 40, "draws": 9, "bins": 2}
