@@ -115,7 +115,10 @@ def check_whole(run: Run, record: EvaluationRecord) -> None:
         return
     imports = [word for module in sorted(run.allow.modules) for word in ("--import", module)]
     split = ["--split", data["split"]] if data.get("split", "test") != "test" else []
-    given = [override(name, value) for name, value in (data.get("given") or {}).items()]
+    given = [
+        override(name, value) if isinstance(value, str) else f"{name}={json.dumps(value)}"
+        for name, value in (data.get("given") or {}).items()
+    ]
     raise LeftOut(
         f"{run.path / EVALUATION} lacks {', '.join(names)}, for a cause that may pass "
         f"({failed.get(names[0], '').rstrip('.')}); all else is there, and the same command tries again, as does: "

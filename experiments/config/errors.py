@@ -16,7 +16,7 @@ from pyro_tvae.wording import in_words
 
 from ..interruption import NOTHING, goes_on_with
 
-__all__ = ["ConfigurationError", "LeftOut", "first_cause", "plain_errors", "sentence", "stumbled", "transient"]
+__all__ = ["ConfigurationError", "LeftOut", "first_cause", "no_memory", "plain_errors", "sentence", "stumbled", "transient"]
 
 
 class ConfigurationError(ValueError):
@@ -41,7 +41,7 @@ PLAIN = (
 
 def sentence(error: BaseException) -> str | None:
     """What a user is told of an error that he can cause, in one sentence; None for one that he cannot."""
-    if _no_memory(error):
+    if no_memory(error):
         return (
             "there is not enough memory for this; lower what is made at once, such as data.batch_size, "
             f"fit.num_particles or evaluation.num_particles ({_one_line(error)})."
@@ -67,7 +67,7 @@ def stumbled(error: BaseException) -> bool:
 
     What a line here raises is a sentence for the user; files and memory have words of their own.
     """
-    if isinstance(error, InstantiationException | OmegaConfBaseException | OSError | ImportError) or _no_memory(error):
+    if isinstance(error, InstantiationException | OmegaConfBaseException | OSError | ImportError) or no_memory(error):
         return False
     frames = [*traceback.walk_tb(error.__traceback__)]
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
@@ -81,13 +81,13 @@ def transient(error: BaseException) -> bool:
     cause: BaseException | None = error
     while cause is not None:  # libraries have words of their own for it
         full = getattr(cause, "errno", None) in NO_ROOM or any(os.strerror(number) in str(cause) for number in NO_ROOM)
-        if full or _no_memory(cause):
+        if full or no_memory(cause):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _no_memory(error: BaseException) -> bool:
+def no_memory(error: BaseException) -> bool:
     """Whether an allocation failed; torch says so with a RuntimeError, on a CPU with no kind of its own."""
     words = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed")
     return isinstance(error, MemoryError) or (

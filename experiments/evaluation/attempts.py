@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..config.errors import transient
+from ..config.errors import no_memory, sentence, transient
 from ..interruption import interruption_of
 
 __all__ = ["Attempts"]
@@ -58,7 +58,8 @@ class Attempts:
                 self.transient.add(name)
             text = " ".join(str(error).split())
             # A ValueError is ours, and says what is the matter.
-            self.failed[name] = text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+            said = text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+            self.failed[name] = (sentence(error) if no_memory(error) else None) or said
             return instead
 
     def check(self, name: str) -> None:
