@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -290,26 +291,33 @@ def reproduce(
         from .studies.comparison import markdown
         from .studies.kept import FOLDER
         from .studies.registry import chosen
-        from .studies.reproduce import reproduce_all
+        from .studies.reproduce import CellsFailed, reproduce_all
         from .studies.results import write_results
 
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
+        failed: CellsFailed | None = None
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
-            for record in reproduce_all(
-                chosen(name),
-                budget=budget,
-                seeds=numbers,
-                overrides=announced(context.args),
-                output=output,
-                records=None if fresh else folder,
-                keep=keep,
-            ):
-                print(markdown(record))
+            try:
+                for record in reproduce_all(
+                    chosen(name),
+                    budget=budget,
+                    seeds=numbers,
+                    overrides=announced(context.args),
+                    output=output,
+                    records=None if fresh else folder,
+                    keep=keep,
+                ):
+                    print(markdown(record))
+            except CellsFailed as error:
+                failed = error
         print(f"tables, figures and runs: {output}")
         if keep and folder is not None:
             print(f"kept: {write_results(folder)}")
+        if failed is not None:
+            print(f"pyro-tvae: {failed}", file=sys.stderr)
+            raise SystemExit(2)
 
 
 @app.command()

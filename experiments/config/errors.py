@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
@@ -14,9 +14,19 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pyro_tvae.files import NO_ROOM
 from pyro_tvae.wording import in_words
 
-from ..interruption import NOTHING, goes_on_with
+from ..interruption import NOTHING, goes_on_with, interruption_of
 
-__all__ = ["ConfigurationError", "LeftOut", "first_cause", "no_memory", "plain_errors", "sentence", "stumbled", "transient"]
+__all__ = [
+    "ConfigurationError",
+    "LeftOut",
+    "failing",
+    "first_cause",
+    "no_memory",
+    "plain_errors",
+    "sentence",
+    "stumbled",
+    "transient",
+]
 
 
 class ConfigurationError(ValueError):
@@ -98,6 +108,29 @@ def no_memory(error: BaseException) -> bool:
 def _one_line(error: BaseException) -> str:
     said = ValueError(error.args[0]) if isinstance(error, KeyError) and error.args else error
     return in_words(said) or type(error).__name__
+
+
+@contextmanager
+def failing(tell: Callable[[str], object]) -> Iterator[None]:
+    """Tell in a sentence why one of several works failed, so that the others go on; interruptions pass.
+
+    A traceback is shown of what no user can cause, and of all with HYDRA_FULL_ERROR=1 in the environment.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        if (asked := interruption_of(error)) is not None:
+            raise asked from None
+        said = sentence(error)
+        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except SystemExit as error:
+        if (asked := interruption_of(error)) is not None:
+            raise asked from None
+        said = f"it ended itself with status {error.code}."
+    tell(said)
 
 
 @contextmanager

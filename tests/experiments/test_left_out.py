@@ -1,4 +1,4 @@
-"""What memory or a disk had no room for is said, and made by the same command; what can never be is left out for good."""
+"""What memory or a disk had no room for is said, and made by the same command; what can never be stays left out."""
 
 from __future__ import annotations
 
@@ -153,9 +153,9 @@ def test_what_was_judged_by_hand_is_made_again_by_hand(run: Run, monkeypatch: py
 
     with monkeypatch.context() as patched:
         patched.setattr(figures, "reconstructions", fails)
-        with pytest.raises(LeftOut, match="pyro-tvae evaluate .* data.n_test=5 --split validation"):
+        with pytest.raises(LeftOut, match=r"pyro-tvae evaluate .* data\.n_test=5 --split validation"):
             evaluate_run(run.path, "validation", data=["data.n_test=5"])
-        with pytest.raises(LeftOut, match="data.n_test=5 --split validation"):
+        with pytest.raises(LeftOut, match=r"data\.n_test=5 --split validation"):
             resume_run(run.path)
     assert content(run)["data"]["split"] == "validation"
     evaluate_run(run.path, "validation", data=["data.n_test=5"])
