@@ -103,8 +103,8 @@ class Ledger:
                 if differing:
                     raise ValueError(
                         f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and "
-                        f"a row of {self.name} ({row}) is of one data set; remove one of the two folders, or choose "
-                        "another --output."
+                        f"a row of {self.name} ({row}) is of one data set; move one of the two folders away, or "
+                        "choose another --output."
                     )
 
     def __contains__(self, cell: object) -> bool:
