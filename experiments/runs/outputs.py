@@ -24,6 +24,7 @@ from pyro_tvae.files import (
     start_of_partial,
     staying,
 )
+from pyro_tvae.wording import in_words
 
 from .files import read_record
 from .holding import holding
@@ -104,7 +105,7 @@ def request_of(path: Path) -> dict[str, Any] | None:
                 stored = json.loads(
                     next(node.attrs[REQUEST] for node in (file, *file.values()) if REQUEST in node.attrs)
                 )
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, StopIteration):
+    except Exception:  # of a damaged one HDF5 says so in any way
         return None
     return stored if isinstance(stored, dict) else None
 
@@ -156,10 +157,15 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
     from xarray import open_dataset
 
     check_readable(path)
-    with h5py.File(path) as file:
-        added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
-    with open_dataset(path, engine="h5netcdf") as data:
-        added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
+    try:
+        with h5py.File(path) as file:
+            added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
+        with open_dataset(path, engine="h5netcdf") as data:
+            added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
+    except Exception as error:  # which HDF5 says in any way
+        raise FileExistsError(
+            f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
+        ) from None
     if added:
         raise FileExistsError(
             f"{path} holds {', '.join(sorted(added))}, which was added to it and would be lost; give --overwrite to "

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, check_stays, leave, left_behind, reading, refusal, staying
+from pyro_tvae.files import PARTIAL, atomic_write, check_stays, leave, left_behind, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -149,6 +149,23 @@ class Run:
         if digest(path) != read:
             raise ValueError(f"{path} was replaced while it was read; give the command again.")
         return model, guide, read
+
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[], None]]:
+        """Put back, at the end or when what is yielded is called, what a run needs and lost meanwhile."""
+        contents = {name: (self.path / name).read_bytes() for name in (CONFIG, DATA) if self.has(name)}
+
+        def put_back() -> None:
+            for name, content in contents.items():
+                if not os.path.lexists(self.path / name):
+                    with atomic_write(self.path / name) as partial:
+                        partial.write_bytes(content)
+                    print(f"{self.path / name} was removed meanwhile, and is there again as it was", flush=True)
+
+        try:
+            yield put_back
+        finally:
+            put_back()
 
     def end_training(self) -> None:
         """Write down what belongs together: the digests of configuration, history and weights."""

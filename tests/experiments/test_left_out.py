@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from untrained_runs import make_run
+from untrained_runs import KINDS, SMALL, make_run
 
-from pyro_tvae.experiments.commands import evaluate
+from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run, standing
 from pyro_tvae.experiments.commands.train import resume_run
+from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import LeftOut, transient
 from pyro_tvae.experiments.evaluation.attempts import Attempts
 from pyro_tvae.experiments.reports import figures
@@ -220,3 +221,34 @@ def test_an_evaluation_that_is_killed_between_its_figures_and_its_record_is_made
     resume_run(run.path)
     assert content(run) == whole
     assert not evaluate._undrawn(run, content(run))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_a_run_is_made_from_is_put_back_where_it_was_removed_meanwhile(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, truly = tmp_path / "run", train.fit_parts
+    settings = [*SMALL, *KINDS["plain"], "fit.max_epochs=1", "fit.progress=false", "evaluation.num_particles=2"]
+    before: dict[str, bytes] = {}
+
+    def removing(*given: Any) -> Any:
+        for name in ("config.yaml", "data.json"):
+            before[name] = (path / name).read_bytes()
+            (path / name).unlink()
+        if killed:
+            raise KeyboardInterrupt
+        return truly(*given)
+
+    monkeypatch.setattr(evaluate, "draw", lambda *_: [])
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "fit_parts", removing)
+        if killed:
+            with pytest.raises(SystemExit):
+                train.train_run(compose(settings), path)
+            assert not Run(path).has("model.safetensors")
+        else:
+            train.train_run(compose(settings), path)
+    assert {name: (path / name).read_bytes() for name in before} == before
+    resume_run(path)
+    assert Run(path).ended(compose(settings))
+    assert Run(path).changed() is None

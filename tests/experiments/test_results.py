@@ -389,7 +389,9 @@ def test_both_versions_that_a_merge_has_left_are_named_by_their_line_and_nothing
 ) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"schema": 2,\n<<<<<<< HEAD\n"rows": []}\n=======\n"rows": []}\n>>>>>>> other\n')
-    with pytest.raises(ValueError, match=r"damaged .a merge has left both versions in it, from line 2 on: keep one.; m"):
+    with pytest.raises(
+        ValueError, match=r"damaged .a merge has left both versions in it, from line 2 on: keep one.; m"
+    ):
         read_kept(path)
     path.write_text('{"schema": 2,\n"rows": [}')
     with pytest.raises(ValueError, match=r"damaged \(.*line 2 column.*\); mend it, take it again from version control"):
