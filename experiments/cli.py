@@ -71,9 +71,9 @@ def _answered(sentence: str = NOTHING) -> Iterator[None]:
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None, kept: str = "") -> Iterator[Allowlist]:
-    """The same for a command on a stored run, which may have kept a part; what its configuration may call."""
-    way_on = f"{kept}; go on with" if kept else f"every file in {run} is whole; start over with"
+def _stored(run: Path, imports: list[str] | None, kept: str = "", lost: str = "") -> Iterator[Allowlist]:
+    """The same for a command on a stored run, which may have kept or lost a part; what its configuration may call."""
+    way_on = f"{kept}; go on with" if kept else f"{lost}every file in {run} is whole; start over with"
     with _answered(f"{way_on}: {typed()}"):
         from pyro_tvae.files import staying
 
@@ -129,7 +129,8 @@ def posterior(
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    with _stored(run, imports) as allow:
+    lost = "the draws of NUTS that were made are lost; " if method == "nuts" else ""
+    with _stored(run, imports, lost=lost) as allow:
         from .commands.posterior import GROUPS, posterior_run
 
         file, page = posterior_run(

@@ -288,7 +288,9 @@ class Run:
             if not self.has(DATA) or other_splits(self._splits(), splits):
                 others = {"given": dict(self.given), "splits": splits}
         data = self.data(config) if data is None else data
-        other = None if self.given else other_than_described(config, data, model, guide)
+        ended = self.read(TRAINED, dict[str, str]) if self.has(TRAINED) else {}
+        together = ended.get(WEIGHTS) == weights and ended.get(CONFIG) == digest(self.path / CONFIG)
+        other = None if self.given or together else other_than_described(config, data, model, guide)
         if other:
             raise ValueError(
                 f"{self.path / WEIGHTS} holds another model than {CONFIG} beside it describes: {other}; put the file "

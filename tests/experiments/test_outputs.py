@@ -283,6 +283,36 @@ def test_a_variable_that_was_added_to_draws_is_not_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain_pages")
+def test_a_damaged_file_of_ranks_is_replaced_where_that_is_asked_for_and_what_was_begun_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    with monkeypatch.context() as patched:
+        killed_at(patched, calibrate, "calibration", 2)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_run(run, **FEW)
+    [begun] = run.glob("*unfinished*")
+
+    def damaged(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to get group info (incorrect metadata checksum after all read attempts)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xarray.open_dataset", damaged)
+        calibrate_run(run, **FEW)
+        assert not begun.exists()
+        before = (run / "calibration.nc").read_bytes()
+        with pytest.raises(
+            ValueError, match=r"calibration\.nc is damaged .*; put a copy of it back, or give --overwrite"
+        ):
+            calibrate_run(run, **FEW)
+        assert (run / "calibration.nc").read_bytes() == before
+        calibrate_run(run, **FEW, overwrite=True)
+        patched.setattr("h5py.File", damaged)
+        with pytest.raises(FileExistsError, match=r"calibration\.nc is there already"):
+            calibrate_run(run, **FEW)
+
+
+@pytest.mark.usefixtures("plain_pages")
 def test_an_evaluation_of_other_weights_is_shown_nowhere(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "plain")
     evaluate_run(run)
