@@ -155,8 +155,9 @@ def _making_room(run: Run) -> Iterator[None]:
 
 def _trained(run: Run, config: DictConfig, parts: Parts, put_back: Callable[[], None]) -> dict[str, Any]:
     """The step of training; its history. What was removed meanwhile is put back before the run's files are tied."""
-    if not run.has(UNTRAINED):
+    if not run.has(PICTURE):
         _show_data(run, parts.data, config.evaluation.channels)
+    if not run.has(UNTRAINED):
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
     fitted = fit_parts(config, parts, run.path)

@@ -6,14 +6,17 @@ import errno
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from typer.testing import CliRunner
 from untrained_runs import KINDS, SMALL, make_run
 
+from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run, standing
 from pyro_tvae.experiments.commands.train import resume_run
@@ -252,3 +255,28 @@ def test_what_a_run_is_made_from_is_put_back_where_it_was_removed_meanwhile(
     resume_run(path)
     assert Run(path).ended(compose(settings))
     assert Run(path).changed() is None
+
+
+@pytest.mark.parametrize("way", ["--multirun", "hydra.job.chdir=false"])
+def test_the_same_training_or_sweep_makes_what_found_no_room(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [*SMALL, *KINDS["plain"], "fit.max_epochs=1", "fit.progress=false", "evaluation.num_particles=2"]
+    words = ["train", *settings, "seed=3", way]
+    monkeypatch.setattr(sys, "argv", ["pyro-tvae", *words])
+
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate, "draw", lambda *_: [])
+    with monkeypatch.context() as patched:
+        patched.setattr("pyro_tvae.experiments.evaluation.scoring.equivariance_error", fails)
+        assert CliRunner().invoke(app, words).exit_code == 2
+    [folder] = {path.parent for path in tmp_path.glob("runs/**/model.safetensors")}
+    weights = (folder / "model.safetensors").read_bytes()
+    assert content(Run(folder))["transient"] == ["e_eq"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert [path.parent for path in tmp_path.glob("runs/**/model.safetensors")] == [folder]
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert content(Run(folder))["transient"] == []
