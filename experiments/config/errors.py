@@ -33,7 +33,7 @@ class ConfigurationError(ValueError):
     """A configuration that cannot be, explained in one sentence."""
 
 
-class LeftOut(RuntimeError):
+class LeftOut(Exception):
     """All is written but for what a cause has kept from being made that may pass; the same command makes it."""
 
 

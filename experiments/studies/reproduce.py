@@ -41,7 +41,7 @@ __all__ = ["STUDIES", "CellsFailed", "Study", "reproduce", "reproduce_all"]
 DRAWN = "drawn.json"  # in a study's folder: of which evaluation, by its digest, the pictures of a run are
 
 
-class CellsFailed(RuntimeError):
+class CellsFailed(Exception):
     """Runs of studies failed, each with its sentence; the others were made."""
 
     def __init__(self, failures: Mapping[str, str]) -> None:
