@@ -105,14 +105,34 @@ def standing(run: Run) -> EvaluationRecord | None:
     if record is None or run.other_weights(record.get("weights")):
         return None
     by_hand = judged_on(record.get("data") or {}) != judged_on({})
-    return record if by_hand or not (record.get("transient") or _undrawn(run, record)) else None
+    return record if by_hand or _is_whole(run, record) else None
 
 
-def check_whole(run: Run, record: EvaluationRecord) -> None:
-    """Raise LeftOut where an evaluation lacks something that may be there when it is made again."""
+def _is_whole(run: Run, record: EvaluationRecord) -> bool:
+    """Whether an evaluation lacks nothing that may be there when it is made again."""
+    return not (record.get("transient") or _undrawn(run, record))
+
+
+def _stands_whole(run: Run) -> bool:
+    """Whether there is such an evaluation of the weights that are in a run's folder, asked for by hand or not."""
+    try:
+        record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
+    except ValueError:  # damaged
+        return False
+    return record is not None and not run.other_weights(record.get("weights")) and _is_whole(run, record)
+
+
+def check_whole(run: Run, record: EvaluationRecord, written: bool = True) -> None:
+    """Raise LeftOut where an evaluation, ``written`` or not, lacks what may be there when it is made again."""
     names, failed, data = record.get("transient") or [], record.get("failed") or {}, record.get("data") or {}
     if not names:
         return
+    cause = f"for a cause that may pass ({failed.get(names[0], '').rstrip('.')})"
+    if not written:
+        raise LeftOut(
+            f"{run.path / EVALUATION} stays as it was, whole, since the new one lacks {', '.join(names)}, {cause}; the "
+            "same command tries again."
+        )
     imports = [word for module in sorted(run.allow.modules) for word in ("--import", module)]
     split = ["--split", data["split"]] if data.get("split", "test") != "test" else []
     given = [
@@ -120,9 +140,8 @@ def check_whole(run: Run, record: EvaluationRecord) -> None:
         for name, value in (data.get("given") or {}).items()
     ]
     raise LeftOut(
-        f"{run.path / EVALUATION} lacks {', '.join(names)}, for a cause that may pass "
-        f"({failed.get(names[0], '').rstrip('.')}); all else is there, and the same command tries again, as does: "
-        f"{command('evaluate', run.path, *given, *split, *imports)}"
+        f"{run.path / EVALUATION} lacks {', '.join(names)}, {cause}; all else is there, and the same command tries "
+        f"again, as does: {command('evaluate', run.path, *given, *split, *imports)}"
     )
 
 
@@ -152,36 +171,48 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
     result.record["weights"] = weights
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
-    _keep(run, trained, result, history)
+    written = _replace(run, trained, result, history)
     for name, sentence in result.record["failed"].items():
         print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
-    page = write_page(run, config, finite(result.record), history)
+    page = write_page(run, config, finite(result.record), history) if written else None
     print_evaluation(result.record)
-    print(f"report: {page}")
-    check_whole(run, result.record)
+    if page is not None:
+        print(f"report: {page}")
+    check_whole(run, result.record, written)
 
 
-def _keep(run: Run, trained: Trained, result: Evaluation, history: Mapping[str, Any]) -> None:
-    """Write an evaluation and its figures in the place of the former ones, which stay until all are made."""
+def _replace(run: Run, trained: Trained, result: Evaluation, history: Mapping[str, Any]) -> bool:
+    """Write an evaluation and its figures in the place of the former ones, which stay until all are made.
+
+    Those stay, too, where they are whole and something of the new ones finds no room: False is returned.
+    """
     record, attempts = result.record, Attempts()
     folder, page = run.path / FIGURES, run.path / REPORT
     with aside(folder) as place:
         pictures = draw(place, trained, result, history.get("rows"), attempts)
 
-        def write(partial: Path) -> None:
-            record["failed"] |= attempts.failed
+        def told() -> None:
+            said = {name: sentence.replace(str(place), str(folder)) for name, sentence in attempts.failed.items()}
+            record["failed"] |= said
             record["transient"] = sorted({*record["transient"]} | attempts.transient)
+
+        def write(partial: Path) -> None:
+            told()
             kept = [picture for picture in pictures if f"figure {picture.stem}" not in attempts.failed]
             record["figures"] = {picture.stem: digests[picture.stem] for picture in kept}
             partial.write_text(json.dumps(finite(dict(record)), indent=1), encoding="utf-8")
 
+        told()
         digests = {picture.stem: digest(picture) for picture in pictures}
+        if record["transient"] and _stands_whole(run):
+            return False
         with shown_on(run.path / EVALUATION, page) as partial:
             write(partial)  # before anything is replaced, so that there is room for it
             page.unlink(missing_ok=True)  # while the pictures are others than the record names, the run has not ended
             for picture in pictures:
                 attempts(f"figure {picture.stem}", functools.partial(_move, picture, folder), None)
             write(partial)
+    return True
 
 
 def _move(picture: Path, folder: Path) -> None:

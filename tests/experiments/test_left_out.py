@@ -121,6 +121,7 @@ def test_what_found_no_room_is_told_and_made_by_the_same_command(
     whole, config = content(run), run.config()
     assert run.ended(config)
     part, error, cost = FAILING[what]
+    (run.path / "evaluation.json").unlink()
 
     def fails(*_: object, **__: object) -> None:
         raise error
@@ -137,6 +138,24 @@ def test_what_found_no_room_is_told_and_made_by_the_same_command(
     again(run.path)
     assert content(run) == whole
     assert run.ended(config)
+
+
+@pytest.mark.parametrize("what", ["a measure", "a figure"])
+def test_an_evaluation_that_is_whole_stays_where_a_new_one_finds_no_room(
+    what: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_run(run.path)
+    before, (part, error, cost) = files(run), FAILING[what]
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"pyro_tvae.experiments.{part}", fails)
+        with pytest.raises(LeftOut, match=f"stays as it was, whole, since the new one lacks {cost}, for a cause that"):
+            evaluate_run(run.path, "validation", overwrite=True)
+    assert files(run) == before
+    assert run.ended(run.config())
 
 
 def test_what_can_never_be_is_left_out_for_good(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def test_a_run_is_complete_when_nothing_of_it_lacks(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patched:
         patched.setattr("pyro_tvae.experiments.evaluation.scoring.equivariance_error", fails)
-        with pytest.raises(CellsFailed, match=r"plain: a, seed 0: [^ ]*evaluation.json lacks e_eq, .*not enough memory"):
+        with pytest.raises(CellsFailed, match=r"a, seed 0: [^ ]*evaluation.json lacks e_eq, .*not enough memory"):
             reproduce("plain", output=tmp_path, progress=lambda _: None)
     assert json.loads((tmp_path / "plain" / "table.json").read_text())["rows"] == []
     weights = (run := tmp_path / "plain" / "a" / "seed0") / "model.safetensors"
