@@ -51,14 +51,14 @@ PLAIN = (
 
 def sentence(error: BaseException) -> str | None:
     """What a user is told of an error that he can cause, in one sentence; None for one that he cannot."""
-    if no_memory(error):
+    cause = first_cause(error)
+    if no_memory(cause):
         return (
             "there is not enough memory for this; lower what is made at once, such as data.batch_size, "
-            f"fit.num_particles or evaluation.num_particles ({_one_line(error)})."
+            f"fit.num_particles or evaluation.num_particles ({_one_line(cause)})."
         )
     if not isinstance(error, PLAIN):
         return None
-    cause = first_cause(error)
     if isinstance(cause, MissingMandatoryValue):
         name = str(cause.full_key)
         cause = ConfigurationError(f"{name} has no default and was not given; add {name}=… to the command.")
@@ -98,10 +98,17 @@ def transient(error: BaseException) -> bool:
 
 
 def no_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch says so with a RuntimeError, on a CPU with no kind of its own."""
-    words = ("allocate memory", "out of memory", "not enough memory", "bad_alloc", "alloc_failed")
+    """Whether an allocation failed; torch says so with a RuntimeError, and Python where it loads a library of C."""
+    words = (
+        "allocate memory",
+        "out of memory",
+        "not enough memory",
+        "bad_alloc",
+        "alloc_failed",
+        "failed to map segment",
+    )
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+        isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
     )
 
 

@@ -45,6 +45,7 @@ def because(error: Exception, cause: Exception) -> Exception:
         (NO_MEMORY, True),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (ImportError("_isfinite.so: failed to map segment from shared object"), True),
         (NO_ROOM, True),
         (BlockingIOError("busy"), True),
         (RuntimeError("HDF5: write failed: No space left on device"), True),
