@@ -127,13 +127,7 @@ STUDIES: dict[str, Study] = {
                 for kind in ("lhalf", "lpartial", "lshort")
             },
             # It could not use hidden frames.
-            "plain_vae": (
-                PLAIN,
-                *PARTLY,
-                "guide.initial_log_variance=0",
-                "fit.frame_dropout=0",
-                "model.centered=false",
-            ),
+            "plain_vae": (PLAIN, *PARTLY, "guide.initial_log_variance=0", "fit.frame_dropout=0", "model.centered=false"),
         },
     ),
     "guides": Study(
