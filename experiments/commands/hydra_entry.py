@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +37,7 @@ from ..config.composition import (
     parsed,
     places_apart,
 )
-from ..config.errors import ConfigurationError, plain_errors, sentence
+from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
 from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
@@ -216,19 +215,10 @@ def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float
     path = Path(settings.runtime.output_dir)
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     Failure.file(path).unlink(missing_ok=True)
-    try:
+    told: list[str] = []
+    with failing(told.append):
         return _trained(config, path, allow)
-    except Exception as error:
-        if (asked := interruption_of(error)) is not None:
-            raise asked from None
-        said = sentence(error)
-        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
-    except SystemExit as error:
-        if (asked := interruption_of(error)) is not None:
-            raise asked from None
-        said = f"it ended itself with status {error.code}."
+    [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
     failure.write(path)
     print(f"pyro-tvae: job {failure.number} failed: {said}", file=sys.stderr, flush=True)

@@ -71,6 +71,7 @@ class EvaluationRecord(TypedDict, total=False):
     measures: dict[str, Scores]
     notes: list[str]
     failed: dict[str, str]  # what could not be measured or drawn, and why
+    transient: list[str]  # which of it for a cause that may pass, so that the same command tries again
     figures: dict[str, str]  # what was drawn, and a digest of it
     weights: dict[str, str]  # the files of what was judged, and a digest of each
     seed: int

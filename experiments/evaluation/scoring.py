@@ -171,21 +171,17 @@ def measure(
         if "likelihood" not in of_batches.failed:
             of_batches("likelihood", all_particles, None)
 
-    def check(name: str) -> None:
-        if name in of_batches.failed:
-            raise ValueError(of_batches.failed[name])
-
     def has(name: str) -> bool:
         """Whether the model has such a thing, even if it failed."""
         return name in kept or name in of_batches.failed
 
     def whole(name: str) -> Tensor:
-        check(name)
+        of_batches.check(name)
         return kept[name]
 
     def taken(name: str) -> Tensor:
         """The same, let go of: such codes are nearly as large as the data."""
-        check(name)
+        of_batches.check(name)
         return kept.pop(name)
 
     @cache
