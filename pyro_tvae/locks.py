@@ -14,8 +14,8 @@ except ImportError:  # Windows, where nothing is guarded
 
 __all__ = ["lock", "unlock"]
 
-# Neither a pipe nor a link in a file's place is waited for or followed; NFS locks nothing that is open for reading alone,
-# such as a folder.
+# Neither a pipe nor a link in a file's place is waited for or followed; NFS locks nothing that is open for reading
+# alone, such as a folder.
 FILE = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _held = set[int]()
 
