@@ -42,6 +42,7 @@ from ..config.errors import ConfigurationError, plain_errors, sentence
 from ..config.former_names import announced
 from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
+from ..outlets import outlasting
 from ..runs.data import SplitRecord, fingerprints
 from ..runs.run import DATA, HYDRA, LOCK, Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
@@ -129,7 +130,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     def job(config: DictConfig) -> float | None:
         sys.argv = before
         try:
-            with staying(sweep.path, there):  # a launcher's processes do not know yet
+            # A launcher's processes know of neither yet.
+            with outlasting(tells=False), staying(sweep.path, there):
                 _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), sweep.path)
                 measure = _job(config, allow, common)
                 check_stays(sweep.path)
