@@ -370,7 +370,8 @@ def _check_nothing_lost(path: Path, groups: Collection[str]) -> None:
         ) from None
     if lost:
         raise FileExistsError(
-            f"to_arviz: {path} holds {', '.join(lost)}, which would be lost; choose another path, or give overwrite=True."
+            f"to_arviz: {path} holds {', '.join(lost)}, which would be lost; choose another path, or give "
+            "overwrite=True."
         )
 
 

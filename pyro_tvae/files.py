@@ -95,8 +95,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     the same file is removed. Behind a link it is the file that the link leads to.
 
     Raises:
-        OSError: the file cannot be written: a full or read-only disk or file; a folder, a pipe, a link to nothing in its
-            place.
+        OSError: the file cannot be written: a full or read-only disk or file; a folder, a pipe, a link to nothing in
+            its place.
 
     Example:
         >>> import tempfile
@@ -111,7 +111,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     check_stays(path)
     try:
         _check_kind(path)
-        path = Path(os.path.realpath(path))  # behind a link, which stays
+        if path.is_symlink():  # which stays
+            path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: only within one file system is a rename all or nothing.
         name = f"{start_of_partial(path)}{uuid.uuid4().hex[:8]}{PARTIAL}"

@@ -254,8 +254,8 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
     if others := run.others_than(config):
         raise FileExistsError(
             f"{run} holds a run with other settings than this job has now ({others}), as where a default has changed "
-            f"since or a sampler has no seed, and is left as it is; go on with it by: {run.resume}; or begin a new sweep "
-            "with the same command and another hydra.sweep.dir."
+            f"since or a sampler has no seed, and is left as it is; go on with it by: {run.resume}; or begin a new "
+            "sweep with the same command and another hydra.sweep.dir."
         )
     if run.ended(config):
         if run.has(DATA):

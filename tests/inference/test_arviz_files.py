@@ -57,15 +57,17 @@ def test_groups_that_were_added_to_a_file_of_draws_are_not_lost(tmp_path: Path) 
     for added in ("prior_predictive", "loo"):
         Dataset({"value": ("n", np.arange(3))}).to_netcdf(path, mode="a", group=added, engine="h5netcdf")
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match="posterior.nc holds loo, prior_predictive, which would be lost; choose"):
+    with pytest.raises(
+        FileExistsError, match=r"posterior\.nc holds loo, prior_predictive, which would be lost; choose"
+    ):
         made(groups=["posterior"])
-    with pytest.raises(FileExistsError, match="posterior.nc holds loo, which would be lost; choose"):
+    with pytest.raises(FileExistsError, match=r"posterior\.nc holds loo, which would be lost; choose"):
         made()
     assert path.read_bytes() == before
     assert made(groups=["posterior"], overwrite=True) == few
     assert made() > few  # what is written again may be more
     path.write_text("notes")
-    with pytest.raises(FileExistsError, match="posterior.nc is no file of draws; choose another path"):
+    with pytest.raises(FileExistsError, match=r"posterior\.nc is no file of draws; choose another path"):
         made()
     assert path.read_text() == "notes"
 
