@@ -388,6 +388,16 @@ class Run:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
         return self.has(CONFIG) and _computed(self.stored()) == _computed(config)
 
+    def others_than(self, config: DictConfig) -> str:
+        """Which settings of the folder's run are other than these, in words; none where only places are."""
+        if self.is_of(config):
+            return ""
+        sides = (_computed(self.stored()), _computed(config))
+        then, now = (_flat(OmegaConf.to_container(one, resolve=True)) for one in sides)
+        names = [name for name in now | then if then.get(name) != now.get(name)]
+        told = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3]]
+        return ", ".join([*told, *(["…"] if len(names) > 3 else [])]) or "their order"
+
     @property
     def resume(self) -> str:
         """The command that goes on with the run."""
@@ -564,6 +574,14 @@ def _named(node: object) -> bool:
 def _place(config: DictConfig) -> str | None:
     """The setting that says where the data lie; None where they come with a package."""
     return next((name for name in PLACES if OmegaConf.select(config, name) is not None), None)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of plain data by their dotted names."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    parts = (_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items())
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _computed(config: DictConfig) -> DictConfig:
