@@ -67,6 +67,7 @@ def fit(
     seed: int | None = None,
     matmul_precision: str | None = None,
     capture: bool | str = "auto",
+    compile: bool = False,
     progress: bool = True,
     trainer: lightning.Trainer | TrainerOptions | None = None,
 ) -> History:
@@ -162,6 +163,8 @@ def fit(
     check_precision(matmul_precision, gradient_clip)
     if capture not in ("auto", True, False):
         raise ValueError(f"fit: capture is {capture!r}; expected 'auto', True or False.")
+    if not isinstance(compile, bool):
+        raise ValueError(f"fit: compile is {compile!r}; expected True or False.")
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
@@ -206,6 +209,7 @@ def fit(
                 "outside."
             )
         module.validates, module.seed, module.captures = validates, seed, capture
+        module.compiles = compile
         device = trainer.strategy.root_device
         source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:
