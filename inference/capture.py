@@ -407,6 +407,8 @@ class Capture:
             self._recording = False
         if not taken:
             whole()
+        elif self.recorder.runs:
+            self.optimizer.zero_grad()  # as large as the weights, and replays have their own
 
     def give_up(self, fault: str) -> None:
         """Stay eager, and say why."""

@@ -24,7 +24,8 @@ from .capture import NotRecordedError, Recorder, fresh
 
 __all__ = ["Compiled", "missing_compiler"]
 
-OPTIONS: dict[str, Any] = {"fallback_random": True}  # draw as eager steps do
+# Inductor, which draws as eager steps do.
+COMPILER: dict[str, Any] = {"backend": "inductor", "options": {"fallback_random": True}}
 
 
 def missing_compiler(device: torch.device) -> str:
@@ -90,7 +91,7 @@ class Compiled(Recorder):
         return play
 
     def _compiled(self, head: Graph, handed: list[Tensor], listing: _Listing) -> Callable[..., Sequence[Tensor]]:
-        program: Any = torch.compile(head.module, fullgraph=True, dynamic=False, options=OPTIONS)
+        program: Any = torch.compile(head.module, fullgraph=True, dynamic=False, **COMPILER)
         since = time.monotonic()
         self.told(None)
         try:
@@ -130,6 +131,7 @@ class _Listing(TorchDispatchMode):
         self.end: int | None = None  # calls before the cut
         self.storages: set[int] = set()  # that the step made
         self._paused = False
+        self._met: set[int] = set()  # storages that the first part read or made
         self._before: dict[int, Any] = {}  # storages before they were first written over
         self._after: dict[int, Any] = {}  # the same at the cut
         self._states = [_states()]
@@ -148,9 +150,10 @@ class _Listing(TorchDispatchMode):
         return out
 
     def _keep(self, one: Tensor) -> None:
-        """Copy what is about to be written over, unless the step itself has just made it."""
+        """Copy what is about to be written over, where the first part was given it, or has handed it on."""
         place = _storage(one)
-        if place not in self._before and (self.end is not None or place not in self.storages):
+        wanted = place not in self.storages if self.end is None else place in self._met
+        if wanted and place not in self._before:
             self._before[place] = one.untyped_storage().clone()
 
     def cut(self, look: Callable[[], object]) -> None:
@@ -160,6 +163,7 @@ class _Listing(TorchDispatchMode):
             self.end = len(self.calls)
             places = {_storage(one): one.untyped_storage() for call in self.calls for one in call.given}
             self._after = {place: places[place].clone() for place in self._before}
+            self._met = self.storages | {*places}
             self._states.append(_states())
             look()
         finally:

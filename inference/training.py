@@ -122,6 +122,10 @@ def fit(
             the first steps, named in a warning, and not captured. Losses and gradients are then looked at whenever
             values are reported, before validations and checkpoints: the error names the step, and the weights are those
             of the last look.
+        compile: compile a step with all that Python decides in it, by ``torch.compile``, which takes 15 seconds to two
+            minutes and needs a C++ compiler; for a CPU, and in the place of ``capture``. Draws are those of a fit
+            without, and losses and weights are to the rounding of sums: one step is compared, and where its gradients
+            differ by more, or it cannot be compiled, a warning says why, and steps run one operation at a time.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
         trainer: devices, precision, callbacks and loggers as :class:`TrainerOptions`; or a Trainer of Lightning's,
             whose own epochs, gradient clipping, loggers, callbacks and progress bar are then the fit's. It has all else
