@@ -24,7 +24,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["NOT_RECORDED", "Capture", "CudaGraphs", "NotRecordedError", "Recorder", "Tape", "Watch", "per_step_needs", "recorder_of"]
+__all__ = [
+    "NOT_RECORDED",
+    "Capture",
+    "CudaGraphs",
+    "NotRecordedError",
+    "Recorder",
+    "Tape",
+    "Watch",
+    "per_step_needs",
+    "recorder_of",
+]
 
 WARM_UP = 3  # steps of a kind of batch before it is recorded: the first makes what is made once, the others are watched
 AGAIN = 8  # times that changed settings may make a step be recorded anew

@@ -2,8 +2,8 @@
 
 What Pyro's handlers and autograd did is in the graph, and they are gone from it: rendering, forward, backward and the
 notes of what is not sound become one program, which draws the random numbers of an eager step, in their order. What
-follows the look at the gradients, clipping and the optimizer, is few operations on large tensors, which a compiler would
-have copied: they are called one by one.
+follows the look at the gradients, clipping and the optimizer, is few operations on large tensors, which a compiler
+would have copied: they are called one by one.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ class Compiled(Recorder):
         return play
 
     def _compiled(self, head: Graph, handed: list[Tensor], listing: _Listing) -> Callable[..., Sequence[Tensor]]:
-        program: Any = torch.compile(head.module, fullgraph=True, dynamic=False, **COMPILER)
         since = time.monotonic()
         self.told(None)
         try:
+            program: Any = torch.compile(head.module, fullgraph=True, dynamic=False, **COMPILER)
             difference = listing.difference(program, head.places, handed)
         except Exception as error:
             raise NotRecordedError(f"torch.compile failed: {' '.join(str(error).split())[:200]}") from error
@@ -269,7 +269,9 @@ def _on(one: Tensor, storage: Any) -> Tensor:
     """The same part of other memory; of its own where there is none."""
     if storage is None:
         return one
-    return torch.empty(0, dtype=one.dtype, device=one.device).set_(storage, one.storage_offset(), one.shape, one.stride())
+    return torch.empty(0, dtype=one.dtype, device=one.device).set_(
+        storage, one.storage_offset(), one.shape, one.stride()
+    )
 
 
 def _states() -> list[Tensor]:

@@ -26,8 +26,8 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
 
 from .batches import Batch, batch_of, peek
-from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
 from .callbacks import ProgressBar
+from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
 from .checkpoints import KEY, VERSION, Patience, holdings
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
 from .compiling import Compiled, missing_compiler

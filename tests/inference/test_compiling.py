@@ -1,8 +1,7 @@
 """Compiled steps: they give what eager ones do to rounding, and what cannot be compiled is named and trained eagerly.
 
-Inductor takes a minute for each program. So most tests take torch's compiler without it, which traces and makes
-functional in the same way and then runs operation by operation; PYRO_TVAE_COMPILE=inductor in the environment takes
-Inductor everywhere.
+Inductor takes a minute for each program. So most tests run the program of a step as it is written down, and one has it
+compiled; PYRO_TVAE_COMPILE=inductor (or aot_eager) in the environment compiles everywhere.
 """
 
 from __future__ import annotations
@@ -23,20 +22,23 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae.inference import ELBO, IWAE, History, TrainerOptions, fit
 from pyro_tvae.inference import compiling as compiling_module
-from pyro_tvae.inference.capture import NotRecordedError
 from pyro_tvae.inference.compiling import Compiled, missing_compiler
 from pyro_tvae.inference.training import NonFiniteError
+from pyro_tvae.products import Linear
 
-INDUCTOR = dict(compiling_module.COMPILER)
-BACKEND = os.environ.get("PYRO_TVAE_COMPILE", "aot_eager")
+BACKEND = os.environ.get("PYRO_TVAE_COMPILE", "")
+REAL = torch.compile
 
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another compiler than Inductor, which needs none for C++; every test traces anew."""
+    """A compiler that compiles nothing, and needs none for C++; or the one of the environment."""
     torch.compiler.reset()
-    if BACKEND != "inductor":
+    if not BACKEND:
+        monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    elif BACKEND != "inductor":
         monkeypatch.setattr(compiling_module, "COMPILER", {"backend": BACKEND})
+    if BACKEND != "inductor":
         monkeypatch.setenv("CXX", "sh")
 
 
@@ -113,13 +115,43 @@ def test_compiled_steps_give_what_eager_ones_do(name: str, recwarn: pytest.Warni
     assert not [one for one in recwarn if "compiled" in str(one.message)]
 
 
-def test_by_inductor_a_step_is_what_it_is_without() -> None:
-    """The whole way through the C++ compiler, for a step of a few kernels with draws, numbers and an optimizer."""
+def test_by_inductor_a_step_is_what_it_is_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way through the C++ compiler, for a step of a few kernels with a draw and a product."""
+    monkeypatch.setattr(torch, "compile", REAL)
     if BACKEND != "inductor":
-        pytest.MonkeyPatch().setattr(compiling_module, "COMPILER", INDUCTOR)
-    os.environ.pop("CXX", None)
+        monkeypatch.delenv("CXX")
     if missing := missing_compiler(torch.device("cpu")):
         pytest.skip(missing)
+    losses: list[list[float]] = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        layer = Linear(6, 5)
+        optimizer, x, values = torch.optim.SGD(layer.parameters(), lr=0.1), torch.rand(4, 6), torch.zeros(1)
+        recorder = Compiled()
+
+        def step(
+            layer: nn.Module = layer,
+            optimizer: Any = optimizer,
+            x: Tensor = x,
+            values: Tensor = values,
+            recorder: Compiled = recorder,
+        ) -> None:
+            optimizer.zero_grad()
+            loss = (layer(x + 0.1 * torch.randn(4, 6)).exp() - 1).square().mean()
+            loss.backward()
+            values.copy_(loss.detach())
+            recorder.cut()
+            optimizer.step()
+
+        take: Callable[[], object] = recorder.record(step) if compiles else step
+        if not compiles:
+            take()
+        losses.append([float(values)])
+        for _ in range(5):
+            take()
+            losses[-1].append(float(values))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len({*losses[0]}) == 6
 
 
 def test_a_compiled_fit_that_was_stopped_goes_on(tmp_path: Path) -> None:
@@ -138,14 +170,12 @@ def test_a_compiled_fit_that_was_stopped_goes_on(tmp_path: Path) -> None:
         assert_close(trained(compiles, directory=tmp_path / f"{compiles}", resume=last, **options), whole)
 
 
-def test_where_the_optimizer_is_told_otherwise_nothing_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_optimizer_is_told_otherwise_nothing_is_compiled_again() -> None:
     class Halve(Callback):
         def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
             if trainer.current_epoch == 2:
                 trainer.optimizers[0].param_groups[0]["lr"] /= 2
 
-    told: list[float | None] = []
-    monkeypatch.setattr(Compiled, "_told", lambda _, seconds: told.append(seconds), raising=False)
     compiled = trained(True, callbacks=(Halve(),))
     assert_close(compiled, trained(False, callbacks=(Halve(),)))
     capture = compiled[2].capture
@@ -190,15 +220,15 @@ def test_what_cannot_be_compiled_is_named_and_trained_all_the_same(name: str) ->
     assert counted.capture.replays == 0
 
 
-def failing(*_: Any) -> Any:
+def failing(module: Any, **_: Any) -> Any:
     raise OSError("no space left\non device")
 
 
-def wrong(module: Any, _: Any) -> Callable[..., Any]:
-    return lambda *given: [2 * one if isinstance(one, Tensor) else one for one in module(*given)]
+def wrong(module: Any, **_: Any) -> Any:
+    return lambda *given: [2 * one for one in module(*given)]
 
 
-def drawing(module: Any, _: Any) -> Callable[..., Any]:
+def drawing(module: Any, **_: Any) -> Any:
     return lambda *given: (torch.rand(1), module(*given))[1]
 
 
@@ -210,10 +240,8 @@ def drawing(module: Any, _: Any) -> Callable[..., Any]:
         (drawing, "the compiled step draws other random numbers than an eager one"),
     ],
 )
-def test_a_compiler_that_fails_or_errs_is_not_used(
-    backend: Any, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiling_module, "COMPILER", {"backend": backend})
+def test_a_compiler_that_fails_or_errs_is_not_used(backend: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", backend)
     eager, _, _ = trained(False, max_epochs=1)
     with pytest.warns(UserWarning, match=rf"^fit: steps are not compiled .*, since {words}.*\.$"):
         weights, _, counted = trained(True, max_epochs=1)
@@ -223,7 +251,9 @@ def test_a_compiler_that_fails_or_errs_is_not_used(
 
 def test_without_a_compiler_for_cpp_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(UserWarning, match=r"^fit: steps are not compiled .*, since there is no C\+\+ compiler \(no-such"):
+    with pytest.warns(
+        UserWarning, match=r"^fit: steps are not compiled .*, since there is no C\+\+ compiler \(no-such"
+    ):
         trained(True, max_epochs=1)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
@@ -249,7 +279,7 @@ def test_a_step_that_is_not_sound_is_named_before_the_weights_learn_from_it(batc
     kind, words = (NonFiniteError, f"not finite at step {batch}, ") if math.isnan(pixel) else (ValueError, " to 7; ")
     with pytest.raises(kind, match=words) as caught:
         trained(True, parts, loader, max_epochs=1, warmup_steps=2)
-    assert not getattr(caught.value, "__notes__", ())
+    assert "looked at after" not in "".join(getattr(caught.value, "__notes__", ()))  # at each step, not later
     expected, _, _ = trained(False, data=loader, max_epochs=1, max_steps=batch, warmup_steps=2)
     for mine, theirs in zip((p for part in parts for p in part.parameters()), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
