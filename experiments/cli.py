@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -70,9 +71,9 @@ def _answered(sentence: str = NOTHING) -> Iterator[None]:
 
 
 @contextmanager
-def _stored(run: Path, imports: list[str] | None, kept: str = "") -> Iterator[Allowlist]:
-    """The same for a command on a stored run, which may have kept a part; what its configuration may call."""
-    way_on = f"{kept}; go on with" if kept else f"every file in {run} is whole; start over with"
+def _stored(run: Path, imports: list[str] | None, kept: str = "", lost: str = "") -> Iterator[Allowlist]:
+    """The same for a command on a stored run, which may have kept or lost a part; what its configuration may call."""
+    way_on = f"{kept}; go on with" if kept else f"{lost}every file in {run} is whole; start over with"
     with _answered(f"{way_on}: {typed()}"):
         from pyro_tvae.files import staying
 
@@ -128,7 +129,8 @@ def posterior(
     imports: Imports = None,
 ) -> None:
     """Write draws of a run's posterior as posterior.nc, for ArviZ, and a page of plots that judge them."""
-    with _stored(run, imports) as allow:
+    lost = "the draws of NUTS that were made are lost; " if method == "nuts" else ""
+    with _stored(run, imports, lost=lost) as allow:
         from .commands.posterior import GROUPS, posterior_run
 
         file, page = posterior_run(
@@ -290,26 +292,33 @@ def reproduce(
         from .studies.comparison import markdown
         from .studies.kept import FOLDER
         from .studies.registry import chosen
-        from .studies.reproduce import reproduce_all
+        from .studies.reproduce import CellsFailed, reproduce_all
         from .studies.results import write_results
 
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
+        failed: CellsFailed | None = None
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
-            for record in reproduce_all(
-                chosen(name),
-                budget=budget,
-                seeds=numbers,
-                overrides=announced(context.args),
-                output=output,
-                records=None if fresh else folder,
-                keep=keep,
-            ):
-                print(markdown(record))
+            try:
+                for record in reproduce_all(
+                    chosen(name),
+                    budget=budget,
+                    seeds=numbers,
+                    overrides=announced(context.args),
+                    output=output,
+                    records=None if fresh else folder,
+                    keep=keep,
+                ):
+                    print(markdown(record))
+            except CellsFailed as error:
+                failed = error
         print(f"tables, figures and runs: {output}")
         if keep and folder is not None:
             print(f"kept: {write_results(folder)}")
+        if failed is not None:
+            print(f"pyro-tvae: {failed}", file=sys.stderr)
+            raise SystemExit(2)
 
 
 @app.command()

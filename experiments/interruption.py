@@ -8,6 +8,8 @@ import re
 import shlex
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
@@ -81,9 +83,22 @@ def catch_signals() -> None:
 
 
 def leave_to_parent() -> None:
-    """Ignore Ctrl-C in a process that joblib keeps for jobs: it reaches the parent too, which ends its processes."""
+    """Ignore Ctrl-C in a process that joblib keeps for jobs: it reaches the parent too, which ends its processes.
+
+    Where the parent was killed it ends by itself, within seconds: it would train on, and hold its run.
+    """
     if _works_for_joblib(multiprocessing.current_process()):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if all(thread.name != _end_after.__name__ for thread in threading.enumerate()):
+            arguments = (os.getppid(),)
+            threading.Thread(target=_end_after, args=arguments, name=_end_after.__name__, daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    """End this process, whose files are whole whenever it ends, when its parent is another one."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
 
 
 def _end_jobs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,18 +26,26 @@ class Outlet(io.FileIO):
         try:
             return super().write(text)  # None where it would block, which the buffer above knows
         except OSError as error:
-            self.lost = self.lost or error
+            if not (error.errno in UNREAD or (error.errno == errno.EIO and self._is_terminal())):
+                self.lost = self.lost or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())  # for what libraries and further processes print, too
             os.close(nowhere)
             return len(memoryview(text).cast("B"))
 
+    def _is_terminal(self) -> bool:
+        """Whether it was one, also once it was closed, when it says of itself that it is none."""
+        return stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+
 
 @contextmanager
-def outlasting() -> Iterator[None]:
+def outlasting(*, tells: bool = True) -> Iterator[None]:
     """Let a command end its work whatever becomes of what it prints: results are in files.
 
     Letters that standard output has no place for are printed as question marks.
+
+    Args:
+        tells: whether what was lost makes a failure of a command that had ended well.
 
     Raises:
         SystemExit: something that was printed was lost to a full disk or the like, where the command had ended well.
@@ -61,8 +70,8 @@ def outlasting() -> Iterator[None]:
             ended = end
         for name in own:
             getattr(sys, name).flush()
-        lost = next((one.lost for one in outlets if one.lost is not None and one.lost.errno not in UNREAD), None)
-        if lost is not None:
+        lost = next((one.lost for one in outlets if one.lost is not None), None)
+        if lost is not None and tells:
             said = f"what was printed could not be written ({lost.strerror}); what the command makes is in its files"
             print(f"pyro-tvae: {said}", file=sys.stderr, flush=True)
             raise SystemExit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ class WholeFiles(TorchCheckpointIO):
 class Keeper(ModelCheckpoint):
     """Lightning's, which looks for what was kept beside the checkpoint that is resumed, wherever that lies now.
 
-    A run's folder can so be moved, and a path inside a file decides nothing.
+    A run's folder can so be moved, and a path inside a file decides nothing. What lies elsewhere is read and stays; the
+    best weights come along, so that the fit's own folder is all that it needs to go on again.
     """
 
     def __init__(self, *args: Any, resume: str | Path | None = None, **kwargs: Any) -> None:
@@ -64,7 +66,8 @@ class Keeper(ModelCheckpoint):
         if kept is None:
             return
         score = state_dict["best_model_score"]
-        if self.monitor is not None and (own := self._score_of(kept)) is not None and not own >= score:
+        own = None if self.monitor is None else self._score_of(kept)
+        if own is not None and not own >= score:
             # As in a copy that was made while a run trained: the best weights of one epoch, the last of a later one.
             what = "is of an epoch before the best one" if kept.is_file() else "is missing"
             warnings.warn(
@@ -72,12 +75,32 @@ class Keeper(ModelCheckpoint):
                 "those are kept that are the best from here on.",
                 stacklevel=2,
             )
-            score, self.told = own, True
+            self.told = True
+        score = (
+            score if own is None else own
+        )  # of a later epoch than this checkpoint's, it is not to be lost to a worse
         if kept.is_file():
             state = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
             state |= {"best_model_score": score, "kth_value": score}
             scores = {str(kept): score for _ in state_dict["best_k_models"]}
             super().load_state_dict({**state, "best_k_models": scores, "last_model_path": "", "dirpath": self.dirpath})
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        if self.monitor is None or not self.best_model_path:
+            return
+        assert self.dirpath is not None
+        own = os.path.join(self.dirpath, os.path.basename(self.best_model_path))
+        if os.path.realpath(own) != os.path.realpath(self.best_model_path):
+            if trainer.is_global_zero:
+                with atomic_write(own) as partial:
+                    shutil.copyfile(self.best_model_path, partial)
+            trainer.strategy.barrier()
+            self.best_model_path = self.kth_best_model_path = own
+            self.best_k_models = dict.fromkeys([own], self.kth_value)
+
+    def _should_remove_checkpoint(self, trainer: lightning.Trainer, previous: str, current: str) -> bool:
+        return False  # what a fit writes takes the place of what it wrote before; all else is another one's
 
     def _score_of(self, kept: Path) -> Any:
         """The score of the weights that a file holds, as it says itself; minus infinity where there is none."""

@@ -123,9 +123,9 @@ class RollCorrelation:
 def roll_correlation(
     t: Tensor,
     index: Tensor,
-    period: int,
+    period: float,
     *,
-    turn: int | None = None,
+    turn: float | None = None,
     boundary: str = "circular",
     max_pairs: int = MOST_PAIRS,
     seed: int = 0,
@@ -144,7 +144,7 @@ def roll_correlation(
 
     Args:
         t: (N, S, C, D), sequences that share one moving factor.
-        index: (N, S), integers, where in its cycle the factor is.
+        index: (N, S), where in its cycle the factor is, whole numbers or any; of these a roll is exact that is nearest.
         period: values in the cycle. Unless it divides ``turn``, no roll matches some of the true ones exactly.
         turn: positions that a capsule moves while the factor goes once through its cycle; D, once around, by default.
             Where a factor repeats within the sequence, capsules that move one position a frame repeat every
@@ -161,16 +161,17 @@ def roll_correlation(
         >>> roll_correlation(t, torch.tensor([[0, 1, 2]]), period=3).exact
         1.0
     """
-    _check("roll_correlation", t, index)
+    _check("roll_correlation", t, index, real=True)
     n_frames, n_capsules, size = t.shape[1:]
     turn = size if turn is None else turn
     for name, value, what in (
         ("period", period, "the values in a cycle"),
         ("turn", turn, "the positions that a capsule moves in a cycle"),
     ):
-        if value < 1:
+        if not (math.isfinite(value) and value >= 1):
             raise ValueError(f"roll_correlation: {name} is {value!r}; expected {what}, at least 1.")
-    index = index.to(t.device).long()  # a difference of unsigned integers would wrap
+    whole = not index.is_floating_point()
+    index = index.cpu().long() if whole else index.cpu().double()  # a difference of unsigned integers would wrap
     ends = is_open("roll_correlation", boundary, size)
     longest = min(n_frames - 1, size // 2) if ends else n_frames - 1
     _, drawn = _drawn("roll_correlation", n_frames, max_pairs, seed, longest)
@@ -182,10 +183,13 @@ def roll_correlation(
     def add(group: int, rows: slice, spectrum: Tensor, first: Tensor | slice, second: Tensor | slice) -> None:
         capsules = _rolls(spectrum[:, first], spectrum[:, second], size).flatten(0, 1).cpu()
         # moved counts modulo the period
-        moved = (index[rows, second] - index[rows, first]).flatten().cpu().unsqueeze(-1)
+        start, end = (index[rows, one if isinstance(one, slice) else one.cpu()] for one in (first, second))
+        moved = (end - start).flatten().unsqueeze(-1)
         series = torch.cat([capsules, _mode(capsules, size).unsqueeze(-1)], dim=-1)  # (pairs, C + 1): mode last
         sums[group] += _sines(2 * math.pi * series.double() / turn, 2 * math.pi * moved.double() / period)
-        exact[group] += ((series * period - moved * turn) % (turn * period) == 0).double().sum(0)
+        off = (series * period - moved * turn) % (turn * period)
+        hits = off == 0 if whole else torch.minimum(off, turn * period - off) < period / 2
+        exact[group] += hits.double().sum(0)
         n_pairs[group] += len(moved)
 
     for rows in _chunks(t):
@@ -372,7 +376,7 @@ def _pieces(pairs: Tensor, t: Tensor) -> Iterator[tuple[int, Tensor]]:
     return ((start, pairs[:, start : start + step].to(t.device)) for start in range(0, pairs.shape[1], step))
 
 
-def _check(owner: str, t: Tensor, index: Tensor | None = None) -> None:
+def _check(owner: str, t: Tensor, index: Tensor | None = None, real: bool = False) -> None:
     if t.dim() != 4 or t.numel() == 0 or t.shape[1] < 2:
         raise ValueError(
             f"{owner}: t has shape {tuple(t.shape)}; expected (sequence, frame, capsule, position) with two frames or "
@@ -382,8 +386,13 @@ def _check(owner: str, t: Tensor, index: Tensor | None = None) -> None:
         raise ValueError(
             f"{owner}: t holds nan or infinity; expected finite numbers: look at the input, and at the model's weights."
         )
-    if index is not None and (index.shape != t.shape[:2] or index.is_floating_point() or index.dtype == torch.bool):
+    if index is not None and (
+        index.shape != t.shape[:2] or index.dtype == torch.bool or (index.is_floating_point() and not real)
+    ):
         raise ValueError(
-            f"{owner}: index has shape {tuple(index.shape)} and dtype {index.dtype}; expected integers of shape "
-            f"{tuple(t.shape[:2])}: where in its cycle the moving factor is, for every sequence and frame of t."
+            f"{owner}: index has shape {tuple(index.shape)} and dtype {index.dtype}; expected "
+            f"{'numbers' if real else 'integers'} of shape {tuple(t.shape[:2])}: where in its cycle the moving factor "
+            "is, for every sequence and frame of t."
         )
+    if index is not None and not bool(index.isfinite().all()):
+        raise ValueError(f"{owner}: index holds nan or infinity; leave out sequences whose factor is not known.")

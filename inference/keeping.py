@@ -15,6 +15,7 @@ import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from pyro_tvae.files import check_stays, make_folder, refusal
 from pyro_tvae.locks import lock, unlock
 
 from .callbacks import History
@@ -23,7 +24,7 @@ from .trainer import like
 
 __all__ = ["Keeping", "claimed"]
 
-FOLDER, LAST = "checkpoints", "last"
+FOLDER, LAST, LOCK = "checkpoints", "last", ".lock"
 TAKE = "take the best weights"
 
 
@@ -31,8 +32,9 @@ TAKE = "take the best weights"
 def claimed(directory: str | Path | None, resume: str | Path | None, first: bool) -> Iterator[Path | None]:
     """A folder for the checkpoints of one fit, which no other one writes to: ``checkpoints``, ``checkpoints-v1``, ….
 
-    A fit that goes on from a checkpoint in one of them goes on there; a new one takes the first that holds no
-    checkpoint and that no fit is at work in. The system lets go of it however the process ends, SIGKILL included.
+    A fit that goes on from the last checkpoint in one of them goes on there; a new one, and one that goes on from any
+    other checkpoint, after which more may have been trained there, takes the first that holds no checkpoint and that no
+    fit is at work in. The system lets go of it however the process ends, SIGKILL included.
 
     Args:
         directory: where; None for nowhere.
@@ -42,25 +44,22 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
     Raises:
         BlockingIOError: another fit is at work in the folder of ``resume``.
         FileNotFoundError: the directory was moved away meanwhile.
+        OSError: it cannot be written.
     """
     if directory is None or not first:
         yield None if directory is None else Path(directory) / FOLDER
         return
-    before = None if resume is None else Path(resume).resolve().parent
-    goes_on = before is not None and before.parent == Path(directory).resolve() and _is_ours(before.name)
-    names = (
-        [before.name]
-        if before is not None and goes_on
-        else (f"{FOLDER}-v{n}" if n else FOLDER for n in itertools.count())
-    )
+    file = Path(directory if resume is None else resume).resolve()
+    goes_on = file.name == f"{LAST}.ckpt" and file.parents[1] == Path(directory).resolve() and _is_ours(file.parent)
+    names = [file.parent.name] if goes_on else (f"{FOLDER}-v{n}" if n else FOLDER for n in itertools.count())
     for name in names:
         folder = Path(directory) / name
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         with suppress(BlockingIOError):
-            descriptor = lock(folder, folder=True)
+            descriptor = _locked(folder)
             if goes_on or not any(folder.glob("*.ckpt")):
                 break
-            unlock(descriptor)
+            unlock(descriptor, folder / LOCK)
     else:
         raise BlockingIOError(
             f"fit: cannot resume, another fit is at work in {folder}; wait for its end, or give a directory of its own."
@@ -76,14 +75,29 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
         )
         raise like(error, FileNotFoundError(message)) from error
     finally:
+        unlock(descriptor, folder / LOCK)
         with suppress(OSError):  # what holds something stays
             for path in made:
                 path.rmdir()
-        unlock(descriptor)
 
 
-def _is_ours(name: str) -> bool:
-    return re.fullmatch(rf"{FOLDER}(-v\d+)?", name) is not None
+def _locked(folder: Path) -> int:
+    """Hold a folder, made where it is missing, by a file in it."""
+    while True:
+        check_stays(folder)
+        make_folder(folder)
+        try:
+            return lock(folder / LOCK)
+        except FileNotFoundError:  # removed by one that had made it
+            continue
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise type(error)(refusal(folder, error)) from error
+
+
+def _is_ours(folder: Path) -> bool:
+    return re.fullmatch(rf"{FOLDER}(-v\d+)?", folder.name) is not None
 
 
 class BestWeights(Callback):
@@ -167,32 +181,42 @@ class Keeping:
 
     def finish(self, module: lightning.LightningModule) -> None:
         """Put the best weights in place, and the files that there are into the history."""
-        self._note_last()
+        self._note_files()
         if isinstance(self.best, BestWeights) and self.best.weights:
             module.load_state_dict(self.best.weights)
-        elif isinstance(self.best, Keeper) and self.best.best_model_path:
-            self.history.best_checkpoint = Path(self.best.best_model_path)
-            checkpoint = read_checkpoint(self.best.best_model_path, module, TAKE)
+        elif self.history.best_checkpoint is not None:
+            checkpoint = read_checkpoint(self.history.best_checkpoint, module, TAKE)
             module.load_state_dict(checkpoint["state_dict"])
 
-    def _note_last(self) -> None:
+    def _note_files(self) -> None:
+        if isinstance(self.best, Keeper) and self.best.best_model_path:
+            self.history.best_checkpoint = Path(self.best.best_model_path)
         if self.last is not None and self.last.best_model_path:
             self.history.last_checkpoint = Path(self.last.best_model_path)
 
     @contextmanager
     def whatever_fails(self, module: Any) -> Iterator[None]:
-        """What was trained outlives what fails: the weights stay in place, and the error carries the history."""
+        """What was trained outlives what fails: weights stay in place, and the error carries the history.
+
+        They are those reached, or where nothing but memory holds the best ones, these.
+        """
         try:
             yield
         except BaseException as error:  # Ctrl-C and SIGTERM too
             if module.steps_taken:
                 module.settle(answer=True)  # puts weights back that are not sound
-                self._note_last()
-                path = self.history.last_checkpoint
+                which = "the weights reached"
+                if isinstance(self.best, BestWeights) and self.best.weights:
+                    module.load_state_dict(self.best.weights)
+                    which = f"the weights of the best val/elbo, {self.best.elbo:.4f},"
+                self._note_files()
+                files = {"best": self.history.best_checkpoint, "last": self.history.last_checkpoint}
+                written = [
+                    f"; the {name} checkpoint is {path}" for name, path in files.items() if path and path.is_file()
+                ]
                 error.history = self.history  # type: ignore[attr-defined]
                 error.add_note(
-                    f"fit: {module.steps_taken} batches had been trained on before this; the weights reached are in "
-                    f"place, and the history is the error's attribute 'history'"
-                    f"{f'; the last checkpoint is {path}' if path is not None else ''}."
+                    f"fit: {module.steps_taken} batches had been trained on before this; {which} are in place, and the "
+                    f"history is the error's attribute 'history'{''.join(written)}."
                 )
             raise

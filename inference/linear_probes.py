@@ -99,34 +99,40 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
     return hits / (len(test_t) * test_t.shape[1])
 
 
-def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, period: int) -> float:
-    """How much of a cyclic factor a linear map reads from t: R² of the angle's cosine and sine, higher is better.
+def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, period: float | None) -> float:
+    """How much of a factor a linear map reads from t: R², of a cyclic one that of its angle's cosine and sine.
+
+    Higher is better.
 
     Args:
         t: (N, S, C, D), codes it is fitted to.
-        index: (N, S), the factor's index in every frame.
+        index: (N, S), the factor's index in every frame; nan leaves a frame out.
         test_t, test_index: the same for the sequences it is judged on.
-        period: values in the factor's cycle.
+        period: values in the factor's cycle; None where its values do not begin again.
 
     Returns:
         R², at most 1; nan where the factor never changes.
     """
-    if len(index.unique()) < 2 or len(test_index.unique()) < 2:
+    values = [part.cpu().double() for part in (index, test_index)]
+    if any(len(part[part.isfinite()].unique()) < 2 for part in values):
         return math.nan
-    angles = (2 * math.pi * part.cpu().double() / period for part in (index, test_index))
-    y, test_y = (torch.stack([angle.cos(), angle.sin()], -1) for angle in angles)
-    missed = torch.zeros(2, dtype=torch.float64)
+    angles = [2 * math.pi * part / period for part in values] if period is not None else []
+    targets = [torch.stack([angle.cos(), angle.sin()], -1) for angle in angles] or [one.unsqueeze(-1) for one in values]
+    y, test_y = targets
+    missed = torch.zeros(y.shape[-1], dtype=torch.float64)
     for rows, means in _predictions(t, y, test_t):
-        missed += (means - test_y[rows]).square().sum((0, 1))
-    spread = (test_y - test_y.mean((0, 1))).square().mean((0, 1))
-    share = 1 - missed / (spread * test_index.numel())
-    return float(share[spread > 1e-12].mean())  # with a period of 2 the sine is 0 but for rounding
+        missed += (means - test_y[rows]).square().nansum((0, 1))
+    judged = test_y[values[1].isfinite()]
+    spread = judged.var(0, correction=0)
+    share = 1 - missed / (spread * len(judged))
+    # With a period of 2 the sine is 0 but for rounding.
+    return float(share[spread > (0 if period is None else 1e-12)].mean())
 
 
 def _predictions(t: Tensor, targets: Tensor, test_t: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Ridge regression of targets (N, S, k) on standardised codes, and what it says of others: (rows, (n, S, k)).
 
-    Its normal equations are summed over chunks: ``(ZᵀZ + RIDGE · 1) w = Zᵀ (y − ȳ)``.
+    Its normal equations are summed over chunks: ``(ZᵀZ + RIDGE · 1) w = Zᵀ (y − ȳ)``, over frames of known targets.
     """
     mean, deviation = _moments(t)
     scale = torch.where(deviation > 1e-9 * (1 + mean.abs()), deviation, 1.0)
@@ -134,13 +140,14 @@ def _predictions(t: Tensor, targets: Tensor, test_t: Tensor) -> Iterator[tuple[s
     def standardized(codes: Tensor) -> Tensor:
         return ((codes.cpu().double() - mean) / scale).flatten(2)
 
-    offset = targets.mean((0, 1))
+    known = targets.isfinite().all(-1)
+    offset = targets[known].mean(0)
     square: Tensor = RIDGE * torch.eye(mean.numel(), dtype=torch.float64)
     product = torch.zeros(mean.numel(), targets.shape[-1], dtype=torch.float64)
     for rows in _chunks(t):
-        z = standardized(t[rows]).flatten(0, 1)
+        z = standardized(t[rows])[known[rows].cpu()]
         square += z.T @ z
-        product += z.T @ (targets[rows].cpu() - offset.cpu()).flatten(0, 1)
+        product += z.T @ (targets[rows].cpu() - offset.cpu())[known[rows].cpu()]
     weight = torch.linalg.solve(square, product)
     for rows in _chunks(test_t):
         yield rows, standardized(test_t[rows]) @ weight + offset.cpu()

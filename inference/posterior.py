@@ -62,6 +62,7 @@ def to_arviz(
     seed: int | None = 0,
     chunk_bytes: int | None = None,
     path: str | Path | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> ArvizData:
     """Posterior and prior draws of a batch of sequences with named dimensions, for every function of ArviZ about data.
@@ -134,6 +135,7 @@ def to_arviz(
         chunk_bytes: bound on the decoded pixels of one pass; None sizes it by the memory there is.
         path: of a NetCDF file to write, whole or not at all. It is filled draw by draw, so that memory holds the
             latents and one pass alone.
+        overwrite: replace a file there that holds groups which this call does not write, such as those that were added.
         progress: show a progress bar.
 
     Returns:
@@ -145,6 +147,7 @@ def to_arviz(
         UnreliableWeights: importance draws of sequences whose Pareto k is above 0.7.
 
     Raises:
+        FileExistsError: a file at ``path`` holds what would be lost.
         ValueError: an unknown method, group or coordinate, too few draws, x that does not fit the model, or a term
             that belongs to no sequence.
 
@@ -165,6 +168,8 @@ def to_arviz(
             f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
         )
     _check(method, groups, draws, num_particles, num_chains, thin)
+    if path is not None and not overwrite:
+        _check_nothing_lost(Path(path), groups)
     following = consequences(model, x, observed, covariates, chunk_bytes)
     shared = following.shared
     if method == "importance" and shared:
@@ -350,6 +355,24 @@ def _check(
         )
     if num_particles is not None and num_particles < draws:
         raise ValueError(f"to_arviz: num_particles is {num_particles!r}; expected at least draws, {draws}.")
+
+
+def _check_nothing_lost(path: Path, groups: Collection[str]) -> None:
+    """Raise FileExistsError where a file holds more than the groups that are to take its place."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    check_readable(path)
+    try:
+        lost = sorted(set(names_of(path)) - set(groups))
+    except OSError:
+        raise FileExistsError(
+            f"to_arviz: {path} is no file of draws; choose another path, or give overwrite=True."
+        ) from None
+    if lost:
+        raise FileExistsError(
+            f"to_arviz: {path} holds {', '.join(lost)}, which would be lost; choose another path, or give "
+            "overwrite=True."
+        )
 
 
 def to_netcdf(data: ArvizData, path: str | Path) -> Path:

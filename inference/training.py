@@ -73,7 +73,8 @@ def fit(
 ) -> History:
     """Fit model and guide by stochastic variational inference; they are trained in place.
 
-    With validation data the weights with the best validation ELBO are the ones left in place. Modules come back in the
+    With validation data the weights with the best validation ELBO are the ones left in place; where an error or Ctrl-C
+    ends a fit that writes to a ``directory``, those reached, and the error names the files. Modules come back in the
     mode, training or evaluation, that they were in; every measure judges in evaluation mode. Threads take turns.
 
     Args:
@@ -104,7 +105,8 @@ def fit(
         gradient_clip: bound on the norm of the gradient.
         patience: stop after that many epochs without a better validation ELBO.
         directory: where checkpoints (``checkpoints/best.ckpt``, ``last.ckpt``) and logs (CSV, TensorBoard) go; None
-            writes nothing. What another fit wrote there stays: a second one has ``checkpoints-v1`` and ``logs-v1``.
+            writes nothing. What another fit wrote there stays: a second one has ``checkpoints-v1`` and ``logs-v1``, and
+            so has one that goes on from another file of ``checkpoints`` than ``last.ckpt``.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or

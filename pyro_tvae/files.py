@@ -92,10 +92,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, and rename it to ``path`` where the block ends well.
 
     Readers see the old file or the new one, never a half. Missing folders are made, and what killed processes left of
-    the same file is removed.
+    the same file is removed. Behind a link it is the file that the link leads to.
 
     Raises:
-        OSError: the file cannot be written: a full or read-only disk; a folder, a pipe, a link to nothing in its place.
+        OSError: the file cannot be written: a full or read-only disk or file; a folder, a pipe, a link to nothing in
+            its place.
 
     Example:
         >>> import tempfile
@@ -110,6 +111,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     check_stays(path)
     try:
         _check_kind(path)
+        if path.is_symlink():  # which stays
+            path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder: only within one file system is a rename all or nothing.
         name = f"{start_of_partial(path)}{uuid.uuid4().hex[:8]}{PARTIAL}"
@@ -135,7 +138,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def start_of_partial(path: Path) -> str:
     """How the name of a temporary file or folder begins, beside the path that it becomes: it says who writes it."""
-    return f".{path.name}-{os.getpid()}-{_here()}"
+    return f".{_short(path.name)}-{os.getpid()}-{_here()}"
+
+
+def _short(name: str) -> str:
+    """As much of a name as leaves room for what is put around it: file systems take 255 bytes."""
+    return os.fsencode(name)[:200].decode(errors="ignore")
 
 
 def left_behind(partial: Path) -> bool:
@@ -187,6 +195,7 @@ def _check_kind(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
+    os.close(os.open(path, os.O_WRONLY))  # what may not be written, a rename would replace all the same
 
 
 def make_folder(path: Path) -> None:
@@ -242,7 +251,7 @@ def _full(partial: Path | None, error: Exception) -> OSError | None:
 
 def _clear(path: Path) -> None:
     """Remove what processes that are no more left of a file."""
-    for partial in path.parent.glob(f"{glob.escape(f'.{path.name}-')}*{PARTIAL}"):
+    for partial in path.parent.glob(f"{glob.escape(f'.{_short(path.name)}-')}*{PARTIAL}"):
         if left_behind(partial) and not partial.is_dir():
             partial.unlink(missing_ok=True)
 

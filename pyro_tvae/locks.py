@@ -1,12 +1,11 @@
-"""Locks: one holder at a time of a file or a folder; the system takes a lock back however the process ends."""
+"""Locks: one holder at a time of a file; the system takes a lock back however the process ends."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import suppress
 from pathlib import Path
-
-from .files import check_stays
 
 try:
     import fcntl
@@ -15,35 +14,28 @@ except ImportError:  # Windows, where nothing is guarded
 
 __all__ = ["lock", "unlock"]
 
-# Neither a pipe nor a link in a file's place is waited for or followed.
+# Neither a pipe nor a link in a file's place is waited for or followed; NFS locks nothing that is open for reading
+# alone, such as a folder.
 FILE = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _held = set[int]()
 
 
-def lock(path: Path, *, folder: bool = False, wait: bool = False) -> int:
-    """Hold a file or a folder, made where it is missing: a descriptor, for :func:`unlock`.
+def lock(path: Path, *, wait: bool = False) -> int:
+    """Hold a file, made where it is missing: a descriptor, for :func:`unlock`.
 
     Args:
-        path: of the file, in a folder that is there; or of the folder.
-        folder: which of them.
+        path: of the file, in a folder that is there.
         wait: until whoever holds it lets go of it.
+
+    Warns:
+        UserWarning: its file system knows no locks.
 
     Raises:
         BlockingIOError: another process or thread holds it.
         OSError: it cannot be made or written.
     """
     while True:
-        if folder:
-            check_stays(path)
-            path.mkdir(parents=True, exist_ok=True)
-            if fcntl is None:  # a folder cannot be opened
-                return -1
-        try:
-            descriptor = os.open(path, os.O_RDONLY if folder else FILE, 0o666)
-        except FileNotFoundError:
-            if folder:  # removed by one that had made it
-                continue
-            raise
+        descriptor = os.open(path, FILE, 0o666)
         try:
             if fcntl is not None:
                 try:
@@ -51,8 +43,12 @@ def lock(path: Path, *, folder: bool = False, wait: bool = False) -> int:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError:
                     raise
-                except OSError:
-                    pass  # a file system that knows no locks
+                except OSError as error:
+                    warnings.warn(
+                        f"{path} cannot be locked ({error.strerror}): see to it yourself that no other process writes "
+                        "beside it.",
+                        stacklevel=2,
+                    )
             with suppress(FileNotFoundError):
                 # Who held it before may have removed it, and others may hold another of that name by now.
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -64,10 +60,13 @@ def lock(path: Path, *, folder: bool = False, wait: bool = False) -> int:
         os.close(descriptor)
 
 
-def unlock(descriptor: int) -> None:
-    """Let go of what :func:`lock` holds; nothing happens where a fork has."""
+def unlock(descriptor: int, remove: Path | None = None) -> None:
+    """Let go of what :func:`lock` holds, and remove its file, by its path; nothing happens where a fork has."""
     if descriptor in _held:
         _held.remove(descriptor)
+        with suppress(OSError):  # another file may have its name by now
+            if remove is not None and os.path.samestat(os.fstat(descriptor), os.stat(remove)):
+                remove.unlink()
         os.close(descriptor)
 
 

@@ -85,4 +85,4 @@ def test_what_fails_with_room_left_is_said_as_it_is(tmp_path: Path) -> None:
 
 def test_a_name_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot be written \(File name too long\)"):
-        write_text(tmp_path / ("a" * 250), "")
+        write_text(tmp_path / ("a" * 256), "")

@@ -19,6 +19,7 @@ from typing import Any
 
 __all__ = ["call", "environment", "last_line", "program", "together"]
 
+ENDING = 10  # seconds for a process that has answered
 PRELOAD = [
     "sklearn.datasets",
     *(f"pyro_tvae.experiments.{name}" for name in ("benchmarks.growth", "benchmarks.scaling", "cli")),
@@ -81,8 +82,10 @@ def together(
                     raise RuntimeError(f"benchmark: a process of its own failed: {error}")
         return [answers[reader] for reader in processes]
     finally:
-        for child in processes.values():  # one would wait for another that failed
-            child.kill()
+        for reader, child in processes.items():
+            if reader in answers:  # and gives back what it holds, such as the semaphore of a progress bar
+                child.join(ENDING)
+            child.kill()  # one would wait for another that failed
             child.join()
 
 

@@ -12,6 +12,7 @@ import torch
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
+from pyro_tvae.wording import in_words
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
@@ -85,17 +86,18 @@ def calibrate_run(
         raise ValueError(
             f"calibrate: simulations is {simulations}; expected at least {5 * bins}, five for each of {bins} bins."
         )
-    stored = Run(run, allow)
-    config = stored.config()
-    stored.check_trained()
-    model, guide, weights = stored.fitted(device_of(config))  # it makes its own data
+    own = Run(run, allow)
+    config = own.config()
+    own.check_trained()
+    model, guide, weights = own.fitted(device_of(config))  # it makes its own data
     nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
-    file = output or stored.path / CALIBRATION
+    file = output or own.path / CALIBRATION
     page = file.with_suffix(".html")
     with replacing(file, request, overwrite, page=page):
         begun = unfinished(file, request)
-        ranks = max((_read(one, request) for one in (file, begun)), key=_number)
+        stored = _read(file, request, damaged=overwrite)
+        ranks = max(stored, _read(begun, request, damaged=True), key=_number)
         done, size = _number(ranks), BATCH[method]
         if done < simulations and not overwrite:
             check_nothing_added(file, ranks, (REQUEST, *ATTRIBUTES))
@@ -119,7 +121,7 @@ def calibrate_run(
                 }
                 _write(begun, ranks, request)
                 bar.update(min(size, simulations - start))
-        if _number(ranks) > _number(_read(file, request)):
+        if _number(ranks) > _number(stored):
             _write(file, ranks, request, page)
         begun.unlink(missing_ok=True)
         result = Calibration({name: value[:simulations] for name, value in ranks.items()}, draws)
@@ -132,21 +134,28 @@ def calibrate_run(
         return file, page, verdict(result, bins)
 
 
-def _read(path: Path, request: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _read(path: Path, request: dict[str, Any], *, damaged: bool) -> dict[str, torch.Tensor]:
     """The ranks in a file that was made for this; none where it is missing, or was made for something else.
 
-    What somebody added to it are none.
+    What somebody added to it are none. A damaged one has none either if ``damaged`` allows it; else ValueError says so.
     """
     from xarray import open_dataset
 
     if request_of(path) != request:
         return {}
-    with open_dataset(path, engine="h5netcdf") as data:
-        # Older files do not name them.
-        own = {str(name): value for name, value in data.items() if value.dtype.kind == "i"}
-        like_ranks = [name for name, value in own.items() if value.dims == _dims(name, value.ndim)]
-        names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
-        return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
+    try:
+        with open_dataset(path, engine="h5netcdf") as data:
+            # Older files do not name them.
+            own = {str(name): value for name, value in data.items() if value.dtype.kind == "i"}
+            like_ranks = [name for name, value in own.items() if value.dims == _dims(name, value.ndim)]
+            names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
+            return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
+    except Exception as error:  # which HDF5 says in any way
+        if damaged:
+            return {}
+        raise ValueError(
+            f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
+        ) from None
 
 
 def _dims(name: str, number: int) -> tuple[str, ...]:

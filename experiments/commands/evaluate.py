@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 import pyro_tvae
+from pyro_tvae.files import make_folder
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts
 from ..config.composition import data_settings
-from ..config.errors import ConfigurationError
-from ..evaluation.evaluate import evaluate
+from ..config.errors import ConfigurationError, LeftOut
+from ..evaluation.attempts import Attempts
+from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.record import EvaluationRecord, judged_on
-from ..interruption import command
+from ..interruption import command, override
 from ..reports.channels import check_channels
 from ..reports.report import CAPTIONS, write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
-from ..runs.outputs import digest, shown_on
+from ..runs.outputs import aside, digest, shown_on
 from ..runs.run import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, Trained
 
-__all__ = ["check_judgeable", "evaluate_run", "judge", "report_run", "standing", "write_page"]
+__all__ = ["check_judgeable", "check_whole", "evaluate_run", "judge", "report_run", "standing", "write_page"]
 
 MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 
@@ -51,12 +55,14 @@ def evaluate_run(
     Raises:
         BlockingIOError: another process is at work on it.
         FileExistsError: it was judged on another split, or on other data.
+        LeftOut: all is written but for what memory or a disk had no room for.
         ValueError: its data are others than it was begun with, and none were named.
     """
     run = Run(path, allow, data_settings(data))
     config = run.config()  # nothing is written, not even a lock, in a folder that cannot be judged
     run.check_trained()
     with run.held():
+        run.sweep()
         trained = run.load(config=config)
         if not overwrite:
             _check_replaceable(run, judged_on({"split": split, "given": (trained.others or {}).get("given", {})}))
@@ -91,9 +97,52 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
 
 
 def standing(run: Run) -> EvaluationRecord | None:
-    """The evaluation of the weights that are in a run's folder; None where there is none, or one of other weights."""
+    """The evaluation of the weights that are in a run's folder; None where there is none, or one of other weights.
+
+    One that lacks what may be there when it is made again is none, but for one that was asked for by hand.
+    """
     record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
-    return None if record is None or run.other_weights(record.get("weights")) else record
+    if record is None or run.other_weights(record.get("weights")):
+        return None
+    by_hand = judged_on(record.get("data") or {}) != judged_on({})
+    return record if by_hand or _is_whole(run, record) else None
+
+
+def _is_whole(run: Run, record: EvaluationRecord) -> bool:
+    """Whether an evaluation lacks nothing that may be there when it is made again."""
+    return not (record.get("transient") or _undrawn(run, record))
+
+
+def _stands_whole(run: Run) -> bool:
+    """Whether there is such an evaluation of the weights that are in a run's folder, asked for by hand or not."""
+    try:
+        record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
+    except ValueError:  # damaged
+        return False
+    return record is not None and not run.other_weights(record.get("weights")) and _is_whole(run, record)
+
+
+def check_whole(run: Run, record: EvaluationRecord, written: bool = True) -> None:
+    """Raise LeftOut where an evaluation, ``written`` or not, lacks what may be there when it is made again."""
+    names, failed, data = record.get("transient") or [], record.get("failed") or {}, record.get("data") or {}
+    if not names:
+        return
+    cause = f"for a cause that may pass ({failed.get(names[0], '').rstrip('.')})"
+    if not written:
+        raise LeftOut(
+            f"{run.path / EVALUATION} stays as it was, whole, since the new one lacks {', '.join(names)}, {cause}; the "
+            "same command tries again."
+        )
+    imports = [word for module in sorted(run.allow.modules) for word in ("--import", module)]
+    split = ["--split", data["split"]] if data.get("split", "test") != "test" else []
+    given = [
+        override(name, value) if isinstance(value, str) else f"{name}={json.dumps(value)}"
+        for name, value in (data.get("given") or {}).items()
+    ]
+    raise LeftOut(
+        f"{run.path / EVALUATION} lacks {', '.join(names)}, {cause}; all else is there, and the same command tries "
+        f"again, as does: {command('evaluate', run.path, *given, *split, *imports)}"
+    )
 
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
@@ -122,36 +171,87 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
     result.record["weights"] = weights
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
-    pictures, failed = draw(run.path / FIGURES, trained, result, history.get("rows"))
-    result.record["failed"] |= failed
+    written = _replace(run, trained, result, history)
     for name, sentence in result.record["failed"].items():
         print(f"pyro-tvae: {name} is left out: {sentence}", file=sys.stderr, flush=True)
-    result.record["figures"] = {picture.stem: digest(picture) for picture in pictures}
-    with shown_on(run.path / EVALUATION, run.path / REPORT) as partial:
-        partial.write_text(json.dumps(finite(dict(result.record)), indent=1), encoding="utf-8")
-    page = write_page(run, config, finite(result.record), history)
+    page = write_page(run, config, finite(result.record), history) if written else None
     print_evaluation(result.record)
-    print(f"report: {page}")
+    if page is not None:
+        print(f"report: {page}")
+    check_whole(run, result.record, written)
 
 
-def write_page(run: Run, config: DictConfig, record: Mapping[str, Any], history: Mapping[str, Any]) -> Path:
+def _replace(run: Run, trained: Trained, result: Evaluation, history: Mapping[str, Any]) -> bool:
+    """Write an evaluation and its figures in the place of the former ones, which stay until all are made.
+
+    Those stay, too, where they are whole and something of the new ones finds no room: False is returned.
+    """
+    record, attempts = result.record, Attempts()
+    folder, page = run.path / FIGURES, run.path / REPORT
+    with aside(folder) as place:
+        pictures = draw(place, trained, result, history.get("rows"), attempts)
+
+        def told() -> None:
+            said = {name: sentence.replace(str(place), str(folder)) for name, sentence in attempts.failed.items()}
+            record["failed"] |= said
+            record["transient"] = sorted({*record["transient"]} | attempts.transient)
+
+        def write(partial: Path) -> None:
+            told()
+            kept = [picture for picture in pictures if f"figure {picture.stem}" not in attempts.failed]
+            record["figures"] = {picture.stem: digests[picture.stem] for picture in kept}
+            partial.write_text(json.dumps(finite(dict(record)), indent=1), encoding="utf-8")
+
+        told()
+        digests = {picture.stem: digest(picture) for picture in pictures}
+        if record["transient"] and _stands_whole(run):
+            return False
+        with shown_on(run.path / EVALUATION, page) as partial:
+            write(partial)  # before anything is replaced, so that there is room for it
+            page.unlink(missing_ok=True)  # while the pictures are others than the record names, the run has not ended
+            for picture in pictures:
+                attempts(f"figure {picture.stem}", functools.partial(_move, picture, folder), None)
+            write(partial)
+    return True
+
+
+def _move(picture: Path, folder: Path) -> None:
+    make_folder(folder)
+    os.replace(picture, folder / picture.name)
+
+
+def write_page(run: Run, config: DictConfig, record: EvaluationRecord, history: Mapping[str, Any]) -> Path:
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    if changed := run.changed():
-        said = f"{changed}: what is shown may not belong together."
-        print(f"pyro-tvae: {said}", file=sys.stderr, flush=True)
-        record = {**record, "notes": [*(record.get("notes") or ()), said]}
+    said = [f"{changed}: what is shown may not belong together."] if (changed := run.changed()) else []
+    if undrawn := _undrawn(run, record):
+        said.append(
+            f"{', '.join(undrawn)} in {run.path / FIGURES} {'is' if len(undrawn) == 1 else 'are'} not what the "
+            f"evaluation drew, and not shown; judge the run again: {command('evaluate', run.path)}"
+        )
+    for sentence in said:
+        print(f"pyro-tvae: {sentence}", file=sys.stderr, flush=True)
+    shown: EvaluationRecord = {**record, "notes": [*(record.get("notes") or ()), *said]}
+    return write_report(run.path, shown, _pictures(run, record), text, history.get("rows"))
+
+
+def _pictures(run: Run, record: EvaluationRecord) -> dict[str, Path]:
+    """The pictures of an evaluation, by name."""
     # What an earlier evaluation drew is not this one's, nor what one drew that was killed before it wrote its record,
     # nor what somebody else put there. Older records do not say what they drew.
     failed, drawn = record.get("failed") or {}, record.get("figures")
-    pictures = {
+    return {
         path.stem: path
         for path in (run.path / FIGURES).glob("*.png")
         if path.is_file()
         and f"figure {path.stem}" not in failed
         and (path.stem.startswith((*CAPTIONS,)) if drawn is None else drawn.get(path.stem) == digest(path))
     }
-    return write_report(run.path, cast(EvaluationRecord, record), pictures, text, history.get("rows"))
+
+
+def _undrawn(run: Run, record: EvaluationRecord) -> list[str]:
+    """What an evaluation drew, by name, that is not there as it was drawn."""
+    return sorted({*(record.get("figures") or ())} - {*_pictures(run, record)})
 
 
 def check_judgeable(config: DictConfig, parts: Parts) -> None:

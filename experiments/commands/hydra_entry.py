@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -38,12 +37,13 @@ from ..config.composition import (
     parsed,
     places_apart,
 )
-from ..config.errors import ConfigurationError, plain_errors, sentence
+from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
 from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
+from ..outlets import outlasting
 from ..runs.data import SplitRecord, fingerprints
-from ..runs.run import DATA, HYDRA, LOCK, Run, claimed, unfinished
+from ..runs.run import CONFIG, DATA, HYDRA, LOCK, Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]
@@ -129,7 +129,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     def job(config: DictConfig) -> float | None:
         sys.argv = before
         try:
-            with staying(sweep.path, there):  # a launcher's processes do not know yet
+            # A launcher's processes know of neither yet.
+            with outlasting(tells=False), staying(sweep.path, there):
                 _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), sweep.path)
                 measure = _job(config, allow, common)
                 check_stays(sweep.path)
@@ -163,6 +164,11 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         if status:
             # As where a process of a launcher's is killed, whose error Hydra shows in a traceback.
             said = f"{sweep} ended early, with status {status} ({sweep.progress(jobs)})"
+            if "n_jobs" in (settings.launcher or {}):
+                said += (
+                    "; where the system killed a process of its launcher, which then ends all, for want of memory, a "
+                    "smaller hydra.launcher.n_jobs needs less"
+                )
             print(f"pyro-tvae: the sweep in {said}; go on with: {again}", file=sys.stderr)
     if failures:
         lines = [f"  {one.number}  {' '.join(one.overrides)}: {one.sentence}" for one in failures]
@@ -216,19 +222,10 @@ def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float
     path = Path(settings.runtime.output_dir)
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     Failure.file(path).unlink(missing_ok=True)
-    try:
+    told: list[str] = []
+    with failing(told.append):
         return _trained(config, path, allow)
-    except Exception as error:
-        if (asked := interruption_of(error)) is not None:
-            raise asked from None
-        said = sentence(error)
-        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
-    except SystemExit as error:
-        if (asked := interruption_of(error)) is not None:
-            raise asked from None
-        said = f"it ended itself with status {error.code}."
+    [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
     failure.write(path)
     print(f"pyro-tvae: job {failure.number} failed: {said}", file=sys.stderr, flush=True)
@@ -242,8 +239,14 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
     from .train import measured, resume_run, train_run  # their imports take seconds
 
     run = Run(path)
-    if config.resume is not None or not run.is_of(config):
+    if config.resume is not None or not run.has(CONFIG):
         return train_run(config, path, allow)
+    if others := run.others_than(config):
+        raise FileExistsError(
+            f"{run} holds a run with other settings than this job has now ({others}), as where a default has changed "
+            f"since or a sampler has no seed, and is left as it is; go on with it by: {run.resume}; or begin a new "
+            "sweep with the same command and another hydra.sweep.dir."
+        )
     if run.ended(config):
         if run.has(DATA):
             with suppress(InstantiationException):  # data that are not there any more are no other ones

@@ -173,6 +173,9 @@ def _coordinates(data: SequenceDataModule, batch: Mapping[str, Any]) -> dict[str
     if isinstance(described.renderer, MovingImages):
         for k, (name, values) in enumerate(described.renderer.transformations.factors.items()):
             coords[f"{name}_value"] = np.asarray(values)[batch["index"][..., k].cpu().numpy() % len(values)]
+    if described.factors is not None:
+        known = described.factors.values(slice(len(batch["x"]))).expand(-1, described.n_frames, -1).numpy()
+        coords |= {f"{name}_value": known[..., k] for k, name in enumerate(described.factors.names)}
     if described.moving:
         coords["moving"] = [described.moving[k] for k in batch["moving"].tolist()]
     return coords

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..config.processes import place_among
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
 from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS, Run, claimed
-from .evaluate import check_judgeable, judge, standing, write_page
+from .evaluate import check_judgeable, check_whole, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
 
@@ -111,7 +111,8 @@ def resume_run(
 
 def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping[str, Any]:
     """All steps of a run whose files are not there yet, in a folder that is held; its training history."""
-    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _making_room(run):
+    kept = run.kept() if _first() else nullcontext(lambda: None)
+    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _making_room(run), kept as put_back:
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()
@@ -121,7 +122,7 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         data = parts.data if parts is not None else None
         if data is None and record is None:
             data = run.data(config)
-        history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data))
+        history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data), put_back)
         if compares:
             plain_config = _plain_vae(config)
             plain = build(plain_config, data)
@@ -133,6 +134,7 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             return {}
         if record is not None:
             print(f"report: {write_page(run, config, record, history)}")
+            check_whole(run, record)
         else:
             judge(run, run.load(config=config, data=data), history)
         return history
@@ -151,10 +153,11 @@ def _making_room(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
-    """The step of training; its history."""
-    if not run.has(UNTRAINED):
+def _trained(run: Run, config: DictConfig, parts: Parts, put_back: Callable[[], None]) -> dict[str, Any]:
+    """The step of training; its history. What was removed meanwhile is put back before the run's files are tied."""
+    if not run.has(PICTURE):
         _show_data(run, parts.data, config.evaluation.channels)
+    if not run.has(UNTRAINED):
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
     fitted = fit_parts(config, parts, run.path)
@@ -162,6 +165,7 @@ def _trained(run: Run, config: DictConfig, parts: Parts) -> dict[str, Any]:
     if _first():
         (run.path / TRAINED).unlink(missing_ok=True)  # of a former training
         run.write(HISTORY, json.dumps(history))
+        put_back()
     _save(run, WEIGHTS, parts)  # where it is, the step is done
     if _first():
         run.end_training()

@@ -5,21 +5,36 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pyro_tvae.files import NO_ROOM
 from pyro_tvae.wording import in_words
 
-from ..interruption import NOTHING, goes_on_with
+from ..interruption import NOTHING, goes_on_with, interruption_of
 
-__all__ = ["ConfigurationError", "first_cause", "plain_errors", "sentence", "stumbled"]
+__all__ = [
+    "ConfigurationError",
+    "LeftOut",
+    "failing",
+    "first_cause",
+    "no_memory",
+    "plain_errors",
+    "sentence",
+    "stumbled",
+    "transient",
+]
 
 
 class ConfigurationError(ValueError):
     """A configuration that cannot be, explained in one sentence."""
+
+
+class LeftOut(Exception):
+    """All is written but for what a cause has kept from being made that may pass; the same command makes it."""
 
 
 PLAIN = (
@@ -28,6 +43,7 @@ PLAIN = (
     LookupError,
     OSError,
     FloatingPointError,  # a fit that is no longer finite
+    LeftOut,
     InstantiationException,
     OmegaConfBaseException,
 )
@@ -35,14 +51,14 @@ PLAIN = (
 
 def sentence(error: BaseException) -> str | None:
     """What a user is told of an error that he can cause, in one sentence; None for one that he cannot."""
-    if _no_memory(error):
+    cause = first_cause(error)
+    if no_memory(cause):
         return (
             "there is not enough memory for this; lower what is made at once, such as data.batch_size, "
-            f"fit.num_particles or evaluation.num_particles ({_one_line(error)})."
+            f"fit.num_particles or evaluation.num_particles ({_one_line(cause)})."
         )
     if not isinstance(error, PLAIN):
         return None
-    cause = first_cause(error)
     if isinstance(cause, MissingMandatoryValue):
         name = str(cause.full_key)
         cause = ConfigurationError(f"{name} has no default and was not given; add {name}=… to the command.")
@@ -61,24 +77,67 @@ def stumbled(error: BaseException) -> bool:
 
     What a line here raises is a sentence for the user; files and memory have words of their own.
     """
-    if isinstance(error, InstantiationException | OmegaConfBaseException | OSError | ImportError) or _no_memory(error):
+    if isinstance(error, InstantiationException | OmegaConfBaseException | OSError | ImportError) or no_memory(error):
         return False
     frames = [*traceback.walk_tb(error.__traceback__)]
     line = traceback.extract_tb(error.__traceback__)[-1].line or ""
     return not (frames[-1][0].f_globals.get("__name__", "").startswith("pyro_tvae") and line.startswith("raise"))
 
 
-def _no_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch says so with a RuntimeError, on a CPU with no kind of its own."""
-    words = ("can't allocate memory", "out of memory")
+def transient(error: BaseException) -> bool:
+    """Whether what an error came from may pass, so that the same may end well later: memory, disks, and other files."""
+    if isinstance(error, OSError):
+        return True
+    cause: BaseException | None = error
+    while cause is not None:  # libraries have words of their own for it
+        full = getattr(cause, "errno", None) in NO_ROOM or any(os.strerror(number) in str(cause) for number in NO_ROOM)
+        if full or no_memory(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; torch says so with a RuntimeError, and Python where it loads a library of C."""
+    words = (
+        "allocate memory",
+        "out of memory",
+        "not enough memory",
+        "bad_alloc",
+        "alloc_failed",
+        "failed to map segment",
+    )
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+        isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
     )
 
 
 def _one_line(error: BaseException) -> str:
     said = ValueError(error.args[0]) if isinstance(error, KeyError) and error.args else error
     return in_words(said) or type(error).__name__
+
+
+@contextmanager
+def failing(tell: Callable[[str], object]) -> Iterator[None]:
+    """Tell in a sentence why one of several works failed, so that the others go on; interruptions pass.
+
+    A traceback is shown of what no user can cause, and of all with HYDRA_FULL_ERROR=1 in the environment.
+    """
+    try:
+        yield
+        return
+    except Exception as error:
+        if (asked := interruption_of(error)) is not None:
+            raise asked from None
+        said = sentence(error)
+        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        said = said or f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except SystemExit as error:
+        if (asked := interruption_of(error)) is not None:
+            raise asked from None
+        said = f"it ended itself with status {error.code}."
+    tell(said)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from pyro_tvae.lazy import attach
 
 from .errors import DataNotFound
+from .factors import Factors
 from .films import Clips
 from .own_files import arrays
 from .renderers import MovingImages, ReadySequences
@@ -22,6 +23,7 @@ __all__ = [
     "DataNotFound",
     "Draw",
     "EpochSampler",
+    "Factors",
     "Frames",
     "Images",
     "MovingImages",

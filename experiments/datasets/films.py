@@ -81,7 +81,7 @@ class InFile:
                 raise
 
     def _read(self, film: Tensor, start: Tensor, n_frames: int, dilation: int) -> tuple[Tensor, Tensor | None]:
-        whole = isinstance(self.stored.array, np.ndarray | Raw) and self.mask is None
+        whole = isinstance(self.stored.array, np.ndarray | Raw) and self.mask is None and self.stored.picks is None
         if whole and dilation == 1 and n_frames == self.lengths[0] and not start.any():  # rows of one array
             return self._seen(self.stored.items(film.numpy()), None)
         x = torch.zeros(len(film), n_frames, *self.frame_shape, dtype=self.dtype)

@@ -35,7 +35,7 @@ class Mask:
     """
 
     def __init__(self, stored: Ordered, array: Ordered | None) -> None:
-        self.array = array
+        self.array, self.picks = array, stored.picks
         self.seen, self.by_pixel, self.words = torch.empty(0), False, ""
         seen: list[NDArray[np.bool_]] = []
         n_measured = n = 0
@@ -58,8 +58,10 @@ class Mask:
         """What of some stored pixels was measured, of a shape that is broadcast to theirs."""
         if self.array is None:
             return ~np.isnan(pixels)
-        own = items if self.array.n > 1 else 0 if isinstance(items, int) else slice(0, 1)
-        return np.asarray(self.array.items(own, frames)).astype(bool)
+        if isinstance(items, int):
+            picks = None if self.picks is None else self.picks[items]
+            return self.array.item(items if self.array.n > 1 else 0, frames, picks).astype(bool)
+        return self.array.items(items if self.array.n > 1 else slice(0, 1), frames).astype(bool)
 
 
 def by_nan(said: object) -> bool:
@@ -93,7 +95,7 @@ def mask_of(said: str | int | None, array: Any, stored: Ordered) -> Mask | None:
         mask = Mask(stored, None)
     else:
         ordered = array if isinstance(array, Ordered) else Ordered(array, _word(said, array, stored))
-        shapes = [(one.n, one.lengths.tolist()[:9], one.frame_shape[1:]) for one in (ordered, stored)]
+        shapes = [(one.n, one.stored_lengths.tolist()[:9], one.frame_shape[1:]) for one in (ordered, stored)]
         if isinstance(array, Ordered) and shapes[0] != shapes[1]:
             raise Unsuitable(
                 f"mask {said!r} has {shapes[0][0]} items of {shapes[0][1]} frames of {shapes[0][2]} pixels, but the "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from .axes import Axes, in_words, parse
 from .errors import Unsuitable
+from .factors import Known
 from .films import Clips, InFile
 from .looks import Look
 from .masks import Mask, by_nan, mask_of
+from .rates import paced, times_of
 from .readers import read, said
 from .readers.content import Content, Request
 from .readers.ordered import Ordered
@@ -54,6 +57,13 @@ def arrays(
     resize: int | Sequence[int] | None = None,
     color: str | None = None,
     memory: float | None = None,
+    factors_key: str | Sequence[str] | None = None,
+    factor_names: Sequence[str | None] | None = None,
+    factor_axes: str | Sequence[str] | None = None,
+    periods: Mapping[str, float] | None = None,
+    frame_rate: float | None = None,
+    rates_key: str | None = None,
+    times_key: str | None = None,
 ) -> Splits:
     """A user's own file or folder: still images, or sequences, which are used as they are. Nothing is unpickled.
 
@@ -87,6 +97,20 @@ def arrays(
         color: ``"gray"`` or ``"rgb"``, to which frames are brought.
         memory: gigabytes of pixels that are read into memory at once; more stay in the file, from which batches are
             read (not of .amat, compressed .npz and MATLAB before 7.3). Default: all.
+        factors_key: name of an array of what varies in the data, or names of several, in the file or of files beside
+            it: one value an item, or a frame, or a column for each factor. What is measured then is
+            :class:`.Factors`.
+        factor_names: of its columns, or of all columns of several arrays; None leaves a column out. Default: those of
+            the fields of a table, or the names of the arrays.
+        factor_axes: one letter for each axis of such an array, N, S or T, and F for its columns, such as NSF; of
+            several words the one with as many letters is meant. Default: what the shape leaves, in the order of the
+            pixels' own N and S.
+        periods: of cyclic factors, after which their values begin again, such as ``{"azimuth": 360}``.
+        frame_rate: frames per second to which films are brought, by picking the frame that is nearest in time; lengths,
+            ``stride``, ``dilation`` and ``gap`` then count these. Default: all frames as they are.
+        rates_key: name of an array of frames per second, one for each film or for all, in the file or beside it.
+            Default: what video files, GIF, animated PNG and WebP say.
+        times_key: likewise, of when each frame is shown, in seconds.
 
     Raises:
         DataNotFound: there is no such file.
@@ -95,16 +119,37 @@ def arrays(
     """
     path = Path(path).expanduser()
     cut = Cut(n_frames, stride, dilation, short, split, gap)
+    keys = [factors_key] if isinstance(factors_key, str) else [] if factors_key is None else [*factors_key]
     with said(path) if path.exists() else nullcontext():
-        reading = Reading(range, label_column, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
-    beside = None if mask is None or by_nan(mask) else path.parent / mask
-    named = mask if beside is not None and not beside.exists() else None
-    request = Request(key, labels_key, parse(axes), n_frames, cut.span, named, reading.bytes)
+        reading = Reading(
+            range,
+            label_column,
+            mask,
+            Look(crop, resize, color),
+            cut,
+            memory,
+            (validation, test),
+            seed,
+            Known(tuple(keys), factor_names, factor_axes, periods),
+            frame_rate,
+            rates_key,
+            times_key,
+        )
+    beside = {name: path.parent / name for name in reading.further if name == mask or Path(name).suffix}
+    beside = {name: file for name, file in beside.items() if file.exists()}
+    inside = {name: option for name, option in reading.further.items() if name not in beside}
+    length, span = n_frames, cut.span
+    if frame_rate is not None:  # films have as many frames, or more
+        length, span = None, span or n_frames
+    request = Request(key, labels_key, parse(axes), length, span, inside, reading.bytes)
     content = read(path, request)
-    if beside is not None and named is None:
-        masks = read(beside, Request(axes=request.axes if content.axes else (), n_frames=n_frames, span=cut.span))
-        array = Ordered(masks.pixels, masks.axes[0]) if masks.axes else masks.pixels
-        content = dataclasses.replace(content, mask=array)
+    further = dict(content.further)
+    for name, file in beside.items():
+        of_pixels = name == mask
+        words = request.axes if content.axes and of_pixels else ()
+        own = read(file, Request(axes=words, n_frames=length, span=span))
+        further[name] = [Ordered(own.pixels, own.axes[0]) if own.axes and of_pixels else own.pixels]
+    content = dataclasses.replace(content, further=further)
     with said(path):
         return to_splits(content, request, reading, str(path), partial(said, path))
 
@@ -121,6 +166,10 @@ class Reading:
     memory: float | None = None
     shares: tuple[float, float] = (0.2, 0.2)
     seed: int = 0
+    known: Known = field(default_factory=Known)
+    frame_rate: float | None = None
+    rates_key: str | None = None
+    times_key: str | None = None
 
     def __post_init__(self) -> None:
         number = isinstance(self.memory, int | float) and not isinstance(self.memory, bool)
@@ -129,6 +178,16 @@ class Reading:
                 f"memory is {self.memory!r}; expected gigabytes of pixels, at least 0 (data.source.memory=1), or null "
                 "for all."
             )
+        if self.rates_key is not None and self.times_key is not None:
+            raise Unsuitable("rates_key and times_key say the same of films; give one of them.")
+
+    @property
+    def further(self) -> dict[str, str]:
+        """Names of arrays beside the pixels, and the setting that names each."""
+        asked: dict[str, Any] = {} if self.mask is None or by_nan(self.mask) else {str(self.mask): "mask"}
+        asked |= dict.fromkeys(self.known.keys, "factors_key")
+        asked |= {self.rates_key: "rates_key"} if self.rates_key is not None else {}
+        return asked | ({self.times_key: "times_key"} if self.times_key is not None else {})
 
     @property
     def bytes(self) -> float:
@@ -172,11 +231,31 @@ def to_splits(
             "frames, S."
         )
     reading.look.shape(stored.frame_shape)
+    for beside, option in reading.further.items():
+        if beside not in content.further:
+            raise Unsuitable(
+                f"{option} is {beside!r}, but what this holds has no names, and no such file lies beside it; put one "
+                "there, or leave it out."
+            )
+    arrays = {beside: _shares(beside, content, stored.n) for beside in content.further}
+    times = content.times if len(content.times or ()) == stored.n else None
+    if reading.rates_key is not None or reading.times_key is not None:
+        key = str(reading.rates_key or reading.times_key)
+        by_rate, by_time = arrays.get(str(reading.rates_key)), arrays.get(str(reading.times_key))
+        times = times_of(by_rate, by_time, stored, key)
+    pace = paced(times, stored, reading.frame_rate)
+    whole = stored
+    if pace.picks is not None:
+        stored = Ordered(stored.array, word, pace.picks)
     if stored.nbytes <= reading.bytes:
         stored = stored.loaded()
-    mask = mask_of(reading.mask, content.mask, stored)
+    masks = [] if reading.mask is None or by_nan(reading.mask) else arrays[str(reading.mask)]
+    if len(masks) > 1:
+        raise Unsuitable("mask names an array of each file; expected one of all, in a file or folder beside it.")
+    mask = mask_of(reading.mask, masks[0][0] if masks else None, stored)
     scale = scale_of(stored.dtype, _measured(stored, mask), reading.limits)
     labels, about_labels = _labels(content, reading.label_column, stored.n)
+    known = reading.known.read(arrays, whole, stored, cut.dilation, None if mask is None else mask.seen)
     windows = cut.windows(stored.lengths, labels, reading.shares, reading.seed)
     n_frames = None
     if stored.with_frames:
@@ -189,7 +268,7 @@ def to_splits(
     if content.axes or request.axes:
         how = "as said" if request.axes and not content.final else "as this kind of file has it"
     words = [f"{name} read as {read_as}, {how})", scale.words, about_labels, reading.look.words(stored.frame_shape)]
-    words += ["" if mask is None else mask.words, windows.about]
+    words += ["" if known is None else known.words, pace.words, "" if mask is None else mask.words, windows.about]
     size = in_file.nbytes / 1e9
     stay = "which stay where they are and are read batch by batch"
     words += ["" if fits else f"{size:,.3g} GB, {stay} (data.source.memory={math.ceil(size)} reads all at once)"]
@@ -199,8 +278,15 @@ def to_splits(
         clips = Clips(films, film, start, n_frames, cut.dilation, padded)
         clips = clips.take(clips.shown())
         plain = fits and mask is None and cut.stride is None and not padded
-        parts.append(kind(clips.batch(torch.arange(len(film)))[0] if plain else clips, labels[clips.film], about))
+        pixels = clips.batch(torch.arange(len(film)))[0] if plain else clips
+        parts.append(kind(pixels, labels[clips.film], about, None if known is None else known.cut(clips)))
     return Splits(*parts)
+
+
+def _shares(name: str, content: Content, n: int) -> list[tuple[Any, int]]:
+    """Arrays of a name, and of how many items each is."""
+    arrays, shares = content.further[name], content.shares
+    return [*zip(arrays, shares, strict=True)] if len(arrays) == len(shares) else [(arrays[0], n)]
 
 
 def _measured(stored: Ordered, mask: Mask | None) -> Iterator[NDArray[np.generic]]:

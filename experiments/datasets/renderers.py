@@ -75,12 +75,11 @@ class MovingImages:
 
 @dataclass(frozen=True)
 class ReadySequences:
-    """Sequences used as they are; their one factor is ``time``, the frame number."""
+    """Sequences used as they are; their one factor is ``time``, the frame number, beside those that are known."""
 
     frames: Frames
 
     names = ("time",)
-    moving = ("time",)
 
     @property
     def labels(self) -> Tensor:
@@ -95,12 +94,17 @@ class ReadySequences:
     def periods(self) -> tuple[int, ...]:
         return (self.frames.pixels.shape[1],)
 
+    @property
+    def moving(self) -> tuple[str, ...]:
+        return ("time",) if self.frames.factors is None else self.frames.factors.motions[0]
+
     def first(self, n: int) -> ReadySequences:
         return ReadySequences(self.frames.first(n))
 
     def draw(self, n_frames: int, generator: torch.Generator) -> Draw:
-        n = len(self.labels)
-        return Draw(torch.arange(n_frames).reshape(1, -1, 1).expand(n, -1, 1), torch.zeros(n, dtype=torch.long))
+        n, factors = len(self.labels), self.frames.factors
+        moving = torch.zeros(n, dtype=torch.long) if factors is None else factors.motions[1]
+        return Draw(torch.arange(n_frames).reshape(1, -1, 1).expand(n, -1, 1), moving)
 
     def pick(self, rows: Tensor) -> Batch:
         observed = measured = None
@@ -134,6 +138,12 @@ def renderer(source: Items, transformations: Transformations | None, n_frames: i
             raise ValueError(
                 f"the images have {channels} channels, and hue colors gray ones; leave hue out "
                 "(data.transformations.hue=null on the command line)."
+            )
+        twice = {*transformations.names} & {*(source.factors.names if source.factors else ())}
+        if twice:
+            raise ValueError(
+                f"{min(twice)} is a factor of the images and of the transformations; call that of the images otherwise "
+                "(data.source.factor_names=[…] on the command line)."
             )
         return MovingImages(source, transformations)
     if transformations is not None:

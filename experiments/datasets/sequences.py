@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from pyro_tvae.likelihoods import seen_pixels
 
+from .factors import Factors
 from .films import Clips
 from .renderers import renderer
 from .splits import SPLITS, Batch, Frames, Items, Splits
@@ -72,6 +73,11 @@ class SequenceDataset(Dataset[Batch]):
     def factor_names(self) -> tuple[str, ...]:
         """Names of the factors in ``index``; ready sequences have the one factor ``time``, the frame number."""
         return self.renderer.names
+
+    @property
+    def factors(self) -> Factors | None:
+        """What a user's data say of their items beside the pixels; None where nothing was said."""
+        return getattr(self.source, "factors", None)
 
     @property
     def periods(self) -> tuple[int, ...]:

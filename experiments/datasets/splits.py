@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_tvae.likelihoods import seen_pixels
 
 from .errors import Unsuitable
+from .factors import Factors
 from .films import Clips
 from .transformations import Draw
 
@@ -50,33 +51,38 @@ def scored_in_words(batch: Mapping[str, Tensor]) -> str:
 class Images(NamedTuple):
     """Still images: ``pixels`` (N, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
 
-    A label of −1 is unknown; ``about`` says in words how they were read. Pixels that are too many for memory are
+    A label of −1 is unknown; ``about`` says in words how they were read; ``factors`` are what else is known of them.
+    Pixels that are too many for memory are :class:`.Clips`, which are indexed like a tensor.
+    """
+
+    pixels: Tensor | Clips
+    labels: Tensor
+    about: str = ""
+    factors: Factors | None = None
+
+    def first(self, n: int) -> Images:
+        """The first n alone."""
+        factors = None if self.factors is None else self.factors.first(n)
+        return self._replace(pixels=self.pixels[:n], labels=self.labels[:n], factors=factors)
+
+
+class Frames(NamedTuple):
+    """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
+
+    A label of −1 is unknown; ``about`` says in words how they were read; ``factors`` are what varies in them, if it is
+    known. Windows of films, pixels that are too many for memory, and those of which not all were measured, are
     :class:`.Clips`, which are indexed like a tensor.
     """
 
     pixels: Tensor | Clips
     labels: Tensor
     about: str = ""
-
-    def first(self, n: int) -> Images:
-        """The first n alone."""
-        return self._replace(pixels=self.pixels[:n], labels=self.labels[:n])
-
-
-class Frames(NamedTuple):
-    """Ready sequences: ``pixels`` (N, S, channel, height, width), uint8 or float32 in [0, 1]; ``labels`` (N,) int64.
-
-    A label of −1 is unknown; ``about`` says in words how they were read. Windows of films, pixels that are too many for
-    memory, and those of which not all were measured, are :class:`.Clips`, which are indexed like a tensor.
-    """
-
-    pixels: Tensor | Clips
-    labels: Tensor
-    about: str = ""
+    factors: Factors | None = None
 
     def first(self, n: int) -> Frames:
         """The first n alone."""
-        return self._replace(pixels=self.pixels[:n], labels=self.labels[:n])
+        factors = None if self.factors is None else self.factors.first(n)
+        return self._replace(pixels=self.pixels[:n], labels=self.labels[:n], factors=factors)
 
 
 @runtime_checkable

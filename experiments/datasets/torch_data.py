@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, defau
 
 from .axes import Axes, parse
 from .errors import Unsuitable
+from .factors import Known
 from .looks import Look
 from .masks import by_nan
 from .own_files import Reading, to_splits
@@ -44,6 +45,13 @@ def from_torch(
     resize: int | Sequence[int] | None = None,
     color: str | None = None,
     memory: float | None = 1.0,
+    factors_key: str | int | Sequence[str | int] | None = None,
+    factor_names: Sequence[str | None] | None = None,
+    factor_axes: str | Sequence[str] | None = None,
+    periods: Mapping[str, float] | None = None,
+    frame_rate: float | None = None,
+    rates_key: str | int | None = None,
+    times_key: str | int | None = None,
 ) -> Splits:
     """A torch Dataset or DataLoader: still images, or sequences, which are used as they are, or films cut into windows.
 
@@ -67,6 +75,8 @@ def from_torch(
         mask: ``"isnan"``, or the name or place of an item's mask; see :func:`.arrays`.
         crop, resize, color: what becomes of a frame, see :func:`.arrays`.
         memory: gigabytes of pixels that are kept; None: all.
+        factors_key, factor_names, factor_axes, periods: of names or places of an item's factors, see :func:`.arrays`.
+        frame_rate, rates_key, times_key: likewise, of films of other rates.
 
     Raises:
         ValueError: there are no items, they are unlike each other, or they can be read in several ways.
@@ -82,9 +92,16 @@ def from_torch(
     name = f"DataLoader of {type(data.dataset).__name__}" if isinstance(data, DataLoader) else type(data).__name__
     cut = Cut(n_frames, stride, dilation, short, split, gap)
     try:
-        reading = Reading(range, None, mask, Look(crop, resize, color), cut, memory, (validation, test), seed)
-        content = _gone_through(data, key, labels_key, None if by_nan(mask) else mask, reading, name)
-        request = Request(axes=parse(axes), n_frames=n_frames, span=cut.span)
+        asked = [factors_key] if isinstance(factors_key, str | int) else [*(factors_key or ())]
+        known = Known(tuple(map(str, asked)), factor_names, factor_axes, periods)
+        look, paced = Look(crop, resize, color), [None if one is None else str(one) for one in (rates_key, times_key)]
+        shares = (validation, test)
+        reading = Reading(range, None, mask, look, cut, memory, shares, seed, known, frame_rate, *paced)
+        beside = [part for part in (*asked, rates_key, times_key) if part is not None]
+        beside += [] if mask is None or by_nan(mask) else [mask]
+        content = _gone_through(data, key, labels_key, beside, reading, name)
+        length, span = (n_frames, cut.span) if frame_rate is None else (None, cut.span or n_frames)
+        request = Request(axes=parse(axes), n_frames=length, span=span)
         return to_splits(content, request, reading, name)
     except Unsuitable as error:
         raise ValueError(f"{name}: {error}") from None
@@ -94,14 +111,14 @@ def _gone_through(
     data: Iterable[Any],
     key: str | int,
     labels_key: str | int | None,
-    mask: str | int | None,
+    beside: Sequence[str | int],
     reading: Reading,
     name: str,
 ) -> Content:
-    """All items, or what reads them again; their labels; and their masks."""
+    """All items, or what reads them again; their labels; and what else is beside each."""
     batched, ragged = isinstance(data, DataLoader), reading.cut.stride is not None or reading.cut.short is not None
     pixels: list[NDArray[Any]] = []
-    masks: list[NDArray[Any]] = []
+    further: dict[str | int, list[NDArray[Any]]] = {part: [] for part in beside}
     labels: list[Any] = []
     shapes: list[tuple[int, ...]] = []
     budget, again = reading.bytes, _again(data)
@@ -120,22 +137,24 @@ def _gone_through(
                 )
         budget -= sum(one.nbytes for one in own)
         if budget < 0 and batched and again is not None:  # its Dataset is gone through instead, whose order is known
-            return _gone_through(again, key, labels_key, mask, reading, name)
+            return _gone_through(again, key, labels_key, beside, reading, name)
         labels += rows(item, labels_key) if labels_key is not None else []
         if budget >= 0 or again is None:
             pixels += own
-            masks += rows(item, mask) if mask is not None else []
+            for part, values in further.items():
+                values += rows(item, part)
     if not shapes:
         raise Unsuitable("it holds no items; expected images or sequences.")
     names = [f"item {place}" for place, _ in enumerate(shapes)]
 
     def pieces(part: str | int, kept: list[NDArray[Any]]) -> Pieces:
         load: Any = kept.__getitem__ if len(kept) == len(shapes) else partial(_read, again, part, name)
-        return Pieces(load, names, [shape[0] for shape in shapes] if ragged else None)
+        own = load(0).shape[:1] == shapes[0][:1]
+        return Pieces(load, names, [shape[0] for shape in shapes] if ragged and own else None)
 
-    of_masks = None if mask is None else pieces(mask, masks)
+    others = {str(part): [pieces(part, values)] for part, values in further.items()}
     joined = np.stack(labels) if labels else None
-    return Content(pieces(key, pixels), labels=joined, label_name=str(labels_key), mask=of_masks)
+    return Content(pieces(key, pixels), labels=joined, label_name=str(labels_key), further=others)
 
 
 def _again(data: Any) -> Any:

@@ -101,9 +101,7 @@ def evaluate(
         if rival is not None:
             own = Attempts()
             scores[role] = attempts(role, partial(scored, role, rival, own), {})
-            # What the data are to blame for is said once.
-            differing = {name: said for name, said in own.failed.items() if attempts.failed.get(name) != said}
-            attempts.failed |= {f"{name} ({role})": said for name, said in differing.items()}
+            attempts.add(own, f" ({role})")  # what the data are to blame for is said once
     device = model.like.device
     sequences = _sequences(data, split, device)
     x = sequences["x"]
@@ -140,6 +138,7 @@ def evaluate(
         "measures": scores,
         "notes": attempts("remarks", lambda: remarks(model, x), list[str]()) + _fewer(n_all, len(x), split),
         "failed": attempts.failed,
+        "transient": sorted(attempts.transient),
         "seed": seed,
         "versions": versions(),
         "hardware": hardware(device),

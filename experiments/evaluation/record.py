@@ -71,6 +71,7 @@ class EvaluationRecord(TypedDict, total=False):
     measures: dict[str, Scores]
     notes: list[str]
     failed: dict[str, str]  # what could not be measured or drawn, and why
+    transient: list[str]  # which of it for a cause that may pass, so that the same command tries again
     figures: dict[str, str]  # what was drawn, and a digest of it
     weights: dict[str, str]  # the files of what was judged, and a digest of each
     seed: int
@@ -109,5 +110,10 @@ def rows(scores: Mapping[str, Scores], num_particles: int) -> list[MeasureRow]:
         together = list(group)
         values = [trained[measure.key] for measure in together]
         parts = dict.fromkeys(part for value in values for part in (value if isinstance(value, dict) else ("",)))
-        table += [row(measure, part) for part in parts for measure in together]
+        table += [
+            row(measure, part)
+            for part in parts
+            for measure, value in zip(together, values, strict=True)
+            if not isinstance(value, dict) or part in value
+        ]
     return table

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule, SequenceDataset
+from ..datasets.factors import NOTHING, Factors, signed
 from ..datasets.splits import masks_of
 from .attempts import Attempts
 from .measures import Scores, score
@@ -47,6 +48,7 @@ T = TypeVar("T")
 
 PUBLISHED_K = 10
 ROUNDING = 1e-6  # of sums of log-probabilities in float32, relative
+WHOLE = 1e-3  # steps: values that are this near to whole multiples of a step count them
 OF_PARTS = ("roll", "roll_error", "roll_exact", "cap_corr", "commutation", "active", "pose")
 OF_FACTORS = ("roll", "roll_exact", "cap_corr", "pose", "commutation")  # what takes a factor that is known
 VELOCITY = {
@@ -169,21 +171,17 @@ def measure(
         if "likelihood" not in of_batches.failed:
             of_batches("likelihood", all_particles, None)
 
-    def check(name: str) -> None:
-        if name in of_batches.failed:
-            raise ValueError(of_batches.failed[name])
-
     def has(name: str) -> bool:
         """Whether the model has such a thing, even if it failed."""
         return name in kept or name in of_batches.failed
 
     def whole(name: str) -> Tensor:
-        check(name)
+        of_batches.check(name)
         return kept[name]
 
     def taken(name: str) -> Tensor:
         """The same, let go of: such codes are nearly as large as the data."""
-        check(name)
+        of_batches.check(name)
         return kept.pop(name)
 
     @cache
@@ -204,8 +202,28 @@ def measure(
             raise ValueError(UNSEEN)
         return values[rows]
 
-    def by_factor(compute: Callable[[Tensor, Tensor, int], T]) -> dict[str, T]:
+    def by_factor(compute: Callable[[Tensor, Tensor, float], T], indexed: bool = False) -> dict[str, T]:
+        """A measure of t, phase and period for what moves; of factors that count their values alone where asked for."""
+        if film:
+            complete("label")  # for what it raises
+            own = motions().items()
+            rolled = {name: motion for name, motion in own if not indexed or motion.indexed}
+            return {name: compute(whole("t")[one.rows], one.phase, one.period) for name, one in rolled.items()}
         return _by_factor(complete("t"), complete("index"), complete("moving"), dataset, compute)
+
+    def values() -> Tensor:
+        """Of a user's factors (N, S, F), nan where a frame was not observed."""
+        assert factors is not None
+        return _observed(factors, n_frames, whole("observed") if has("observed") else None)
+
+    def poses() -> dict[str, float]:
+        if (own := codes()) is None:
+            return {}
+        drawn = (own.drawn, whole("index"), dataset.factor_names, dataset.periods)
+        read = {} if film else _poses(own.t, whole("t"), *drawn)
+        if factors is None:
+            return read
+        return read | _poses(own.t, whole("t"), own.values, values(), factors.names, factors.periods)
 
     likelihood = cache(lambda: levels.mean(whole("likelihood")))
 
@@ -217,7 +235,9 @@ def measure(
         share = likelihood().iwae / frames() * whole("observed").sum(1, keepdim=True)
         return torch.cat([bounds[:, :1], bounds[:, 1:3] - share.to(bounds), bounds[:, 3:]], 1)
 
-    film = dataset.factor_names == ("time",)  # of what moves nothing is known
+    factors = dataset.factors  # of a user's own data
+    film = dataset.factor_names == ("time",)  # of what moves nothing is known but these
+    motions = cache(lambda: {} if factors is None else _motions(factors, values(), model.capsule_dim))
     velocity = cache(lambda: _velocity(model, guide, data, split, seed, boundary))
     compare = partial(roll_correlation, boundary=boundary, max_pairs=MOST_PAIRS)
     rolls = cache(lambda: by_factor(lambda t, phase, period: compare(t, phase, period, turn=period)))
@@ -240,21 +260,23 @@ def measure(
         "e_eq": lambda: e_eq() if n_frames > 1 else math.nan,
         "roll": lambda: {name: result.correlation for name, result in rolls().items()},
         "roll_exact": lambda: {name: result.exact for name, result in rolls().items()},
-        "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase)),
+        "cap_corr": lambda: by_factor(lambda t, phase, _: capsule_correlation(t, phase), indexed=True),
         "commutation": lambda: (
             _commutations(whole("t"), whole("further"), whole("moving"), dataset, boundary) if has("further") else {}
         ),
-        "probe": lambda: math.nan if (own := codes()) is None else probe(own[0], own[2], whole("t"), whole("label")),
-        "pose": lambda: {} if (own := codes()) is None else _poses(own[0], own[1], whole("t"), whole("index"), dataset),
+        "probe": lambda: math.nan if (own := codes()) is None else probe(own.t, own.label, whole("t"), whole("label")),
+        "pose": poses,
         "frame_unnormalised": lambda: mean(whole("published")) if has("published") else math.nan,
     }
     if film:
-        makers = {name: make for name, make in makers.items() if name not in OF_FACTORS}
-        if n_frames > 1 and model.capsule_dim > 1:
+        left_out = OF_FACTORS if factors is None else ("commutation",)
+        makers = {name: make for name, make in makers.items() if name not in left_out}
+        known = factors is not None and {*factors.motions[0]} - {NOTHING}
+        if not known and n_frames > 1 and model.capsule_dim > 1:
             makers |= {f"velocity{name}": partial(_read, velocity, field) for name, field in VELOCITY.items()}
     if n_frames * (n_frames - 1) // 2 > MOST_PAIRS:
         makers["e_eq_error"] = lambda: e_eq().standard_error
-        if not film:
+        if "roll" in makers:
             makers["roll_error"] = lambda: {name: result.correlation_error for name, result in rolls().items()}
     for name, make in makers.items():
         scores[name] = attempts(name, make, {} if name in OF_PARTS else math.nan)
@@ -318,8 +340,56 @@ def _read(velocity: Callable[[], RollVelocity], field: str) -> float:
     return float(value.mean() if isinstance(value, Tensor) else value)
 
 
+class Motion(NamedTuple):
+    """Sequences in which a factor moves, and where in its cycle it is, counted in the steps of a frame.
+
+    Attributes:
+        rows: which sequences, (N,).
+        phase: of these, (n, S), whole numbers where its values are whole multiples of such a step.
+        period: after which capsules are alike again.
+        indexed: whether the factor counts its values, as CapCorr takes it.
+    """
+
+    rows: Tensor
+    phase: Tensor
+    period: float
+    indexed: bool
+
+
+def _motions(factors: Factors, values: Tensor, size: int) -> dict[str, Motion]:
+    """What moves in a user's sequences, by the values of their factors (N, S, F).
+
+    The unit is what a factor moves from one frame to the next (the median of it), in which a capsule rolls by one
+    position. A cycle of at most as many steps as a capsule has positions is compared around that cycle; a longer one,
+    and a factor without a period, around the capsule's, whose rolls are seen modulo its positions.
+    """
+    moved = {}
+    for k, (name, period, step) in enumerate(zip(factors.names, factors.periods, factors.steps, strict=True)):
+        value = values[..., k]
+        rows = value.isfinite().all(1) & (value.amax(1) > value.amin(1))
+        if not step or not bool(rows.any()):
+            continue
+        value, turn = value[rows], math.inf if period is None else period / step
+        short = turn <= size * (1 + ROUNDING)
+        if not short:
+            steps = signed(value.diff(dim=1), period).cumsum(1)
+            value, turn = torch.cat([value[:, :1], value[:, :1] + steps], 1), float(size)
+        phase = value / step
+        if bool(((phase - phase.round()).abs() < WHOLE).all()) and abs(turn - round(turn)) < WHOLE:
+            phase, turn = phase.round().long(), round(turn)
+        indexed = short and not phase.is_floating_point()
+        moved[name] = Motion(rows, phase % turn if indexed else phase, turn, indexed)
+    return moved
+
+
+def _observed(factors: Factors, n_frames: int, observed: Tensor | None) -> Tensor:
+    """Values of factors (N, S, F), nan where a frame was not observed."""
+    values = factors.values().expand(-1, n_frames, -1)
+    return values if observed is None else torch.where(observed.cpu().unsqueeze(-1), values, math.nan)
+
+
 def _by_factor(
-    t: Tensor, index: Tensor, moving: Tensor, data: SequenceDataset, compute: Callable[[Tensor, Tensor, int], T]
+    t: Tensor, index: Tensor, moving: Tensor, data: SequenceDataset, compute: Callable[[Tensor, Tensor, float], T]
 ) -> dict[str, T]:
     """A measure of t, phase and period, for the sequences of every moving factor."""
     values = {}
@@ -340,11 +410,18 @@ def _commutations(t: Tensor, further: Tensor, moving: Tensor, data: SequenceData
     }
 
 
+class Codes(NamedTuple):
+    """What linear probes are fitted on: t, drawn index and label of sequences, and the values of a user's factors."""
+
+    t: Tensor
+    drawn: Tensor
+    label: Tensor
+    values: Tensor
+
+
 @torch.inference_mode()
-def _codes(
-    model: TVAE, guide: Guide, data: SequenceDataModule, judged: SequenceDataset
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """t, index and label of the validation split, on which linear probes are fitted; None where none can be."""
+def _codes(model: TVAE, guide: Guide, data: SequenceDataModule, judged: SequenceDataset) -> Codes | None:
+    """Those of the validation split; None where no probe can be fitted."""
     fitted = data.datasets["validation"]
     if judged is fitted or min(len(fitted), len(judged)) < 2 or fitted.factor_names != judged.factor_names:
         return None
@@ -353,16 +430,25 @@ def _codes(
             point_estimate(model, posterior_of(guide, batch["x"], batch.get("observed"))).cpu(),
             batch["index"].cpu(),
             batch["label"].cpu(),
+            batch["observed"].cpu() if "observed" in batch else torch.ones(batch["x"].shape[:2], dtype=torch.bool),
         )
         for batch in data.batches("validation", model.like.device)
     ]
-    t, index, label = (torch.cat(column) for column in zip(*parts, strict=True))
-    return t, index, label
+    t, index, label, observed = (torch.cat(column) for column in zip(*parts, strict=True))
+    factors = fitted.factors
+    return Codes(t, index, label, torch.empty(0) if factors is None else _observed(factors, t.shape[1], observed))
 
 
-def _poses(t: Tensor, index: Tensor, judged_t: Tensor, judged_index: Tensor, data: SequenceDataset) -> dict[str, float]:
+def _poses(
+    t: Tensor,
+    judged_t: Tensor,
+    index: Tensor,
+    judged_index: Tensor,
+    names: Sequence[str],
+    periods: Sequence[float | None],
+) -> dict[str, float]:
     """Linear probes of pose: fitted on one split's codes, judged on another's."""
     return {
         name: pose_probe(t, index[..., k], judged_t, judged_index[..., k], period)
-        for k, (name, period) in enumerate(zip(data.factor_names, data.periods, strict=True))
+        for k, (name, period) in enumerate(zip(names, periods, strict=True))
     }

@@ -102,7 +102,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: a picture is not there.
-        ValueError: a picture has another format, or the evaluation another schema.
+        ValueError: a picture has another format, or the evaluation another schema; or no room for a figure.
     """
     figures = dict(figures)
     forward = evaluation.get("forward_roll") or {}
@@ -115,6 +115,8 @@ def write_report(
 
             figure = attempts(f"figure {name}", partial(getattr(drawing, name), drawn_from), None)
             figures |= {name: figure} if figure is not None else {}
+    for name in attempts.transient:  # no page is better than one that never gets its figure
+        attempts.check(name)
     ranks = {kind: rank for rank, kind in enumerate((*CAPTIONS, ""))}
     pictures = [_picture(name, figures[name]) for name in sorted(figures, key=lambda name: (ranks[_kind(name)], name))]
     entries = rows(evaluation)

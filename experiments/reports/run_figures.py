@@ -27,8 +27,12 @@ FILM = "forward_roll_film"
 
 @torch.no_grad()
 def draw(
-    folder: Path, trained: Trained, result: Evaluation, rows: Sequence[Mapping[str, float]] | None
-) -> tuple[list[Path], dict[str, str]]:
+    folder: Path,
+    trained: Trained,
+    result: Evaluation,
+    rows: Sequence[Mapping[str, float]] | None,
+    attempts: Attempts,
+) -> list[Path]:
     """Draw all figures of a run into a folder; one that cannot be drawn is left out.
 
     Args:
@@ -36,9 +40,10 @@ def draw(
         trained: the run.
         result: its evaluation.
         rows: of its training history.
+        attempts: keeps why a figure was left out, by ``figure <name>``.
 
     Returns:
-        The pictures; and why a figure was left out, by ``figure <name>``.
+        The pictures.
     """
     model, guide, forecast = trained.model, trained.guide, result.forward_roll
     split = result.record["data"]["split"]
@@ -83,14 +88,13 @@ def draw(
     if forecast is not None:
         made["forward_roll_curve"] = lambda: figures.forward_roll_curve(result.record["forward_roll"])
         made["forward_roll_strip"] = lambda: strip(forecast)
-    attempts = Attempts()
     for name, figure in made.items():
         attempts(f"figure {name}", partial(_save, figure, folder / f"{name}.png"), None)
     names = [*made]
     if forecast is not None and trained.data.factor_names == ("time",):
         attempts(f"figure {FILM}", partial(film, folder / f"{FILM}.png", forecast), None)
         names.append(FILM)
-    return [folder / f"{name}.png" for name in names if f"figure {name}" not in attempts.failed], attempts.failed
+    return [folder / f"{name}.png" for name in names if f"figure {name}" not in attempts.failed]
 
 
 def _save(figure: Callable[[], Figure], path: Path) -> None:

@@ -13,10 +13,12 @@ from pyro_tvae.files import atomic_write, reading
 
 from .schema import problem
 
-__all__ = ["check_inside", "finite", "inside", "read_record", "write_text"]
+__all__ = ["MEND", "check_inside", "finite", "inside", "read_record", "write_text"]
 
 SERVICES = "logs"  # below it services keep links of their own, which nothing here reads or writes
 OWN_LOGS = ("csv", "tensorboard")
+# Whatever is damaged may have taken hours to make, and most of it may be sound.
+MEND = "mend it, take it again from version control or a copy, or move it away to have it made anew."
 Kind = TypeVar("Kind")
 
 
@@ -86,20 +88,28 @@ def read_record(path: Path, kind: type[Kind], needed: Collection[str] = ()) -> K
     """
     file = inside(path.parent, path.name)
     if file.is_dir():
-        raise ValueError(f"{path} is a folder; expected a file: remove it.")
+        raise ValueError(f"{path} is a folder; expected a file: move it away.")
+    text = ""
     try:
         with reading(path):
             text = file.read_text(encoding="utf-8")
         record = finite(json.loads(text, object_pairs_hook=_once))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and make it again.") from None
+        raise ValueError(f"{path} is damaged ({_merged(text) or error}); {MEND}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, not a record; delete it and make it again.")
+        raise ValueError(f"{path} holds a {type(record).__name__}, not a record; {MEND}")
     missing = next((f"it has no {key}" for key in needed if record.get(key) is None), None)
     fault = problem(record, kind) or missing
     if fault:
-        raise ValueError(f"{path} is damaged: {fault}; delete it and make it again.")
+        raise ValueError(f"{path} is damaged: {fault}; {MEND}")
     return cast(Kind, record)
+
+
+def _merged(text: str) -> str | None:
+    """Where a merge has left its marks between two versions of a file, in words; None where there are none."""
+    marked = (number for number, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<<", ">>>>>>>")))
+    first = next(marked, None)
+    return None if first is None else f"a merge has left both versions in it, from line {first} on: keep one"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

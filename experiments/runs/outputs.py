@@ -11,15 +11,27 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from pyro_tvae.files import atomic_write, check_readable, reading, staying
+from pyro_tvae.files import (
+    PARTIAL,
+    atomic_write,
+    check_readable,
+    check_stays,
+    reading,
+    refusal,
+    start_of_partial,
+    staying,
+)
+from pyro_tvae.wording import in_words
 
 from .files import read_record
 from .holding import holding
 
 __all__ = [
     "REQUEST",
+    "aside",
     "check_nothing_added",
     "check_replaceable",
     "digest",
@@ -50,6 +62,22 @@ def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside another one, for what is to lie in that when all of it is made; it goes with what it holds.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    check_stays(folder)
+    with ExitStack() as stack:
+        try:
+            place = TemporaryDirectory(dir=folder.parent, prefix=start_of_partial(folder), suffix=PARTIAL)
+        except OSError as error:
+            raise type(error)(refusal(folder, error)) from error
+        yield Path(stack.enter_context(place))
+
+
+@contextmanager
 def shown_on(path: Path, *pages: Path) -> Iterator[Path]:
     """Yield where a file is written that pages show; those of the old file go just before the new one takes its place.
 
@@ -77,7 +105,7 @@ def request_of(path: Path) -> dict[str, Any] | None:
                 stored = json.loads(
                     next(node.attrs[REQUEST] for node in (file, *file.values()) if REQUEST in node.attrs)
                 )
-    except (OSError, ValueError, LookupError, AttributeError, TypeError, StopIteration):
+    except Exception:  # of a damaged one HDF5 says so in any way
         return None
     return stored if isinstance(stored, dict) else None
 
@@ -129,10 +157,15 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
     from xarray import open_dataset
 
     check_readable(path)
-    with h5py.File(path) as file:
-        added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
-    with open_dataset(path, engine="h5netcdf") as data:
-        added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
+    try:
+        with h5py.File(path) as file:
+            added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
+        with open_dataset(path, engine="h5netcdf") as data:
+            added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
+    except Exception as error:  # which HDF5 says in any way
+        raise FileExistsError(
+            f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
+        ) from None
     if added:
         raise FileExistsError(
             f"{path} holds {', '.join(sorted(added))}, which was added to it and would be lost; give --overwrite to "

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, check_stays, leave, left_behind, reading, refusal, staying
+from pyro_tvae.files import PARTIAL, atomic_write, check_stays, leave, left_behind, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
@@ -62,6 +62,12 @@ class HistoryRecord(TypedDict, total=False):
 
     rows: list[dict[str, float]]
     seconds: float
+
+
+class Judged(TypedDict, total=False):
+    """What of an evaluation says whether all of it is there."""
+
+    transient: list[str]
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,23 @@ class Run:
         if digest(path) != read:
             raise ValueError(f"{path} was replaced while it was read; give the command again.")
         return model, guide, read
+
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[], None]]:
+        """Put back, at the end or when what is yielded is called, what a run needs and lost meanwhile."""
+        contents = {name: (self.path / name).read_bytes() for name in (CONFIG, DATA) if self.has(name)}
+
+        def put_back() -> None:
+            for name, content in contents.items():
+                if not os.path.lexists(self.path / name):
+                    with atomic_write(self.path / name) as partial:
+                        partial.write_bytes(content)
+                    print(f"{self.path / name} was removed meanwhile, and is there again as it was", flush=True)
+
+        try:
+            yield put_back
+        finally:
+            put_back()
 
     def end_training(self) -> None:
         """Write down what belongs together: the digests of configuration, history and weights."""
@@ -265,7 +288,9 @@ class Run:
             if not self.has(DATA) or other_splits(self._splits(), splits):
                 others = {"given": dict(self.given), "splits": splits}
         data = self.data(config) if data is None else data
-        other = None if self.given else other_than_described(config, data, model, guide)
+        ended = self.read(TRAINED, dict[str, str]) if self.has(TRAINED) else {}
+        together = ended.get(WEIGHTS) == weights and ended.get(CONFIG) == digest(self.path / CONFIG)
+        other = None if self.given or together else other_than_described(config, data, model, guide)
         if other:
             raise ValueError(
                 f"{self.path / WEIGHTS} holds another model than {CONFIG} beside it describes: {other}; put the file "
@@ -350,14 +375,28 @@ class Run:
         if not self.has(WEIGHTS):
             raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
 
+    def lacking(self) -> list[str]:
+        """What its evaluation was to measure or draw, and could not for a cause that may pass."""
+        return self.read(EVALUATION, Judged).get("transient") or [] if self.has(EVALUATION) else []
+
     def ended(self, config: DictConfig) -> bool:
         """Whether all that a run of this configuration makes is there; it may be judged before its plain VAE is."""
         steps = [EVALUATION, REPORT, *([PLAIN_VAE] if config.baseline.enabled else [])]
-        return all(self.has(step) for step in steps)
+        return all(self.has(step) for step in steps) and not self.lacking()
 
     def is_of(self, config: DictConfig) -> bool:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
         return self.has(CONFIG) and _computed(self.stored()) == _computed(config)
+
+    def others_than(self, config: DictConfig) -> str:
+        """Which settings of the folder's run are other than these, in words; none where only places are."""
+        if self.is_of(config):
+            return ""
+        sides = (_computed(self.stored()), _computed(config))
+        then, now = (_flat(OmegaConf.to_container(one, resolve=True)) for one in sides)
+        names = [name for name in now | then if then.get(name) != now.get(name)]
+        told = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3]]
+        return ", ".join([*told, *(["…"] if len(names) > 3 else [])]) or "their order"
 
     @property
     def resume(self) -> str:
@@ -535,6 +574,14 @@ def _named(node: object) -> bool:
 def _place(config: DictConfig) -> str | None:
     """The setting that says where the data lie; None where they come with a package."""
     return next((name for name in PLACES if OmegaConf.select(config, name) is not None), None)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of plain data by their dotted names."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    parts = (_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items())
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _computed(config: DictConfig) -> DictConfig:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
 from typing import TypedDict
@@ -46,7 +48,9 @@ class Failure:
     @staticmethod
     def file(run: Path) -> Path:
         """Where the failure of the job with this run folder is written: beside it, by whatever process did the job."""
-        return run.with_name(run.name + FAILED)
+        # A name that leaves no room for more, as of many overrides, is not needed to find it again.
+        name = run.name if len(os.fsencode(run.name + FAILED)) < 256 else sha256(os.fsencode(run.name)).hexdigest()
+        return run.with_name(name + FAILED)
 
     def write(self, run: Path) -> None:
         """Write it beside the run's folder."""
@@ -134,7 +138,8 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
             earlier = sorted((path.parent for path in folder.parent.glob(f"*/{RECORD}")), reverse=True)
             going_on = (one for one in map(Sweep, earlier) if one.record() == unfinished)
             for sweep in chain(going_on, _free(folder)):
-                with suppress(BlockingIOError):
+                # One at work; or somebody else's, in a folder that several people share, which is not to be written.
+                with suppress(*((OSError, ValueError) if sweep.path.exists() else (BlockingIOError,))):
                     stack.enter_context(sweep.held())
                     if sweep.record() in (unfinished, {}):  # nobody was faster
                         break

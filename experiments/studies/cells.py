@@ -81,8 +81,13 @@ def measured(run: Run) -> Cell:
         if run.has(file):
             values |= {f"{prefix}/{key}": value for key, value in run.read(file, Values).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
-    if record.get("notes"):
-        how["notes"] = record["notes"]
+    left_out = [
+        f"{name} is left out: {said}"
+        for name, said in (record.get("failed") or {}).items()
+        if not name.startswith("figure ")  # which the run's own page shows, and no record
+    ]
+    if notes := [*(record.get("notes") or ()), *left_out]:
+        how["notes"] = notes
     if forecast and "forward_roll" in values:
         how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
     return Cell(_rounded(finite(values)), _rounded(finite(how)))

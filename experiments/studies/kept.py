@@ -11,7 +11,7 @@ from typing import Any, cast
 from pyro_tvae.files import check_stays
 
 from ..config.former_names import current_settings
-from ..runs.files import finite, read_record, write_text
+from ..runs.files import MEND, finite, read_record, write_text
 from ..runs.holding import holding
 from ..runs.schema import problem
 from .records import LEARNING_CURVES, SCHEMA, TABLE, Record, digest_of, kept_cells
@@ -60,7 +60,7 @@ def read_kept(path: Path) -> Record:
         )
     problem = _problem(record)
     if problem:
-        raise ValueError(f"{path} is damaged: {problem}; take the file from version control again, or delete it.")
+        raise ValueError(f"{path} is damaged: {problem}; {MEND}")
     for part in (record, *record["rows"]):
         part["settings"] = current_settings(part["settings"])
     return cast(Record, record)
@@ -71,8 +71,8 @@ def check_kept(path: Path, record: Record) -> None:
     problem = _problem(finite(dict(record)))
     if problem:
         raise ValueError(
-            f"{path} is left as it was, since what the runs give for it cannot be: {problem}; remove the folder of the "
-            "run that is a copy, or run that seed anew."
+            f"{path} is left as it was, since what the runs give for it cannot be: {problem}; move the folder of the "
+            "run that is a copy away, or run that seed anew."
         )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import atomic_write, check_stays
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
@@ -42,6 +42,7 @@ class Ledger:
         study, folder: the study, and where its tables go.
         homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
         needed: the files that the folder of a run has that is done; training makes the first of them.
+        unreadable: runs that are in no table, since a file of theirs is damaged or none of theirs: why, in a sentence.
         allow: what the runs' configurations may call.
 
     Raises:
@@ -76,6 +77,7 @@ class Ledger:
         self.target = self.file if keep else None
         self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
+        self.unreadable: dict[tuple[str, int], str] = {}
         self.kept = self._read()
         for folder in {self.folder, *self.homes.values()}:
             check_inside(folder)
@@ -101,8 +103,8 @@ class Ledger:
                 if differing:
                     raise ValueError(
                         f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and "
-                        f"a row of {self.name} ({row}) is of one data set; remove one of the two folders, or choose "
-                        "another --output."
+                        f"a row of {self.name} ({row}) is of one data set; move one of the two folders away, or "
+                        "choose another --output."
                     )
 
     def __contains__(self, cell: object) -> bool:
@@ -114,10 +116,10 @@ class Ledger:
 
     def said(self, cells: Iterable[tuple[str, int]]) -> str:
         """How many of these cells need no run, in words; empty if none. And which of them a run that is here belies."""
-        asked = list(cells)
+        asked = {*cells}
         count = sum(cell in self for cell in asked)
-        here = {cell: run for cell, run in self._local() if cell in self and cell in asked}
-        belied = [run for cell, run in here.items() if _numbers(self._measured(run)) != _numbers(self.kept[cell])]
+        here = self._local(lambda cell: cell in self and cell in asked)
+        belied = [self.run(*cell) for cell, own in here.items() if _numbers(own) != _numbers(self.kept[cell])]
         others = (
             f"; those of {', '.join(map(str, belied))} are other ones than these runs have, and stand" if belied else ""
         )
@@ -131,7 +133,7 @@ class Ledger:
         with held(shown), held(self.target) if self.target is not None else nullcontext():
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
-            cells = {cell: self._measured(run) for cell, run in self._local() if cell not in self.kept} | self.kept
+            cells = self._local(lambda cell: cell not in self.kept) | self.kept
             record = record_of(
                 self.name,
                 self.study.title,
@@ -160,13 +162,22 @@ class Ledger:
                         partial.write_bytes(picture.read_bytes())
         return record
 
-    def _local(self) -> Iterator[tuple[tuple[str, int], Run]]:
-        """All runs that are there and done, asked for or not."""
+    def _local(self, wanted: Callable[[tuple[str, int]], bool]) -> dict[tuple[str, int], Cell]:
+        """What those of the runs measured that are wanted, here and done, asked for or not."""
+        cells: dict[tuple[str, int], Cell] = {}
+        self.unreadable = {}
         for row, place in self.homes.items():
             for path in place.glob("seed*"):
-                seed = _seed(path)
-                if seed is not None and all(Run(path).has(name) for name in self.needed):
-                    yield (row, seed), Run(path)
+                seed, run = _seed(path), Run(path)
+                if seed is None or not wanted((row, seed)) or not all(map(run.has, self.needed)):
+                    continue
+                try:
+                    if not run.lacking():
+                        cells[row, seed] = self._measured(run)
+                except (OSError, ValueError) as error:
+                    check_stays(path)
+                    self.unreadable[row, seed] = str(error)
+        return cells
 
     def _measured(self, run: Run) -> Cell:
         return measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_tvae.files import make_folder, staying
+from pyro_tvae.files import check_stays, make_folder, staying
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
 from ..config.composition import PLACES, compose, fitting_overrides, parsed
-from ..config.errors import ConfigurationError
+from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
 from ..runs.files import finite, read_record, write_text
 from ..runs.outputs import digest
@@ -35,9 +36,18 @@ from .refitting import refit
 from .registry import STUDIES, Study
 from .unit_map import organization
 
-__all__ = ["STUDIES", "Study", "reproduce", "reproduce_all"]
+__all__ = ["STUDIES", "CellsFailed", "Study", "reproduce", "reproduce_all"]
 
 DRAWN = "drawn.json"  # in a study's folder: of which evaluation, by its digest, the pictures of a run are
+
+
+class CellsFailed(Exception):
+    """Runs of studies failed, each with its sentence; the others were made."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        number = f"{len(failures)} runs" if len(failures) > 1 else "1 run"
+        lines = [f"{number} failed, which the same command tries again; all others are done"]
+        super().__init__("\n  ".join([*lines, *(f"{name}: {said}" for name, said in failures.items())]))
 
 
 def reproduce(name: str, **options: Any) -> Record:
@@ -80,6 +90,7 @@ def reproduce_all(
         progress: takes a line before every cell.
 
     Raises:
+        CellsFailed: runs failed, or are damaged; all others were made, and all records are there.
         ValueError: there is no such budget, or no seed; an override is wrong; or runs that are there already were made
             from other settings.
     """
@@ -91,7 +102,7 @@ def reproduce_all(
         for row, own in STUDIES[name].rows.items()
     }
     configurations = _composed(recipes, overrides)
-    typed = {str(one.key_or_group) for one in parsed(overrides)}
+    typed, failures = {str(one.key_or_group) for one in parsed(overrides)}, dict[str, str]()
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
         composed = {row: configurations[name, row] for row in study.rows}
@@ -106,32 +117,60 @@ def reproduce_all(
             for number, (row, seed) in enumerate(cells, start=1):
                 if (row, seed) in ledger:
                     continue
-                run = ledger.run(row, seed)
                 said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
-                if not run.has(ledger.needed[0]):
-                    progress(f"{said} -> {run}")
-                    config = composed[row].copy()
-                    config.seed = seed
-                    if study.labels is None:
-                        places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
-                        _run(config, run.path, run.allow, places)
-                    else:
-                        follow(config, run.path)
-                if study.annealing and not run.has(ANNEALED):
-                    progress(f"{said}, annealing")
-                    start = time.monotonic()
-                    annealed = _anneal(run, **study.annealing)
-                    run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-                if study.reference and study.annealing and not run.has(REFITTED):
-                    progress(f"{said}, its guide fitted to the model of {study.reference}")
-                    reference = ledger.run(study.reference, seed)
-                    run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
-                if study.drawing:
-                    stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
-                    _draw(study, run, stem, said, progress)
+                config = composed[row].copy()
+                config.seed = seed
+                places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
+                stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                with failing(partial(failures.__setitem__, f"{name}: {row}, seed {seed}")):
+                    _cell(ledger, row, config, places, stem, said, progress)
+                check_stays(output)
                 ledger.write()
             record = ledger.write()
+            for (row, seed), why in ledger.unreadable.items():
+                failures.setdefault(f"{name}: {row}, seed {seed}", why)
         yield record
+    if failures:
+        raise CellsFailed(failures)
+
+
+def _cell(
+    ledger: Ledger,
+    row: str,
+    config: DictConfig,
+    places: Sequence[str],
+    stem: Path | None,
+    said: str,
+    progress: Callable[[str], object],
+) -> None:
+    """Make what a run of a study lacks: its training, judgement, and what the study asks for beside it.
+
+    Args:
+        ledger: of the study.
+        row: of the run.
+        config: of the run.
+        places: the settings that were given of where its data lie.
+        stem: of its pictures; None draws none.
+        said: begins the lines that ``progress`` takes.
+    """
+    study, run = ledger.study, ledger.run(row, config.seed)
+    if not run.has(ledger.needed[0]) or run.lacking():
+        progress(f"{said} -> {run}")
+        if study.labels is None:
+            _run(config, run.path, run.allow, places)
+        else:
+            follow(config, run.path)
+    if study.annealing and not run.has(ANNEALED):
+        progress(f"{said}, annealing")
+        start = time.monotonic()
+        annealed = _anneal(run, **study.annealing)
+        run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+    if study.reference and study.annealing and not run.has(REFITTED):
+        progress(f"{said}, its guide fitted to the model of {study.reference}")
+        reference = ledger.run(study.reference, config.seed)
+        run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
+    if study.drawing:
+        _draw(study, run, stem, said, progress)
 
 
 def _composed(

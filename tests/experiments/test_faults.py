@@ -376,6 +376,69 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
 
 
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    file, link = tmp_path / "there" / "a", tmp_path / "link"
+    file.parent.mkdir()
+    file.write_text("old")
+    link.symlink_to(file)
+    with atomic_write(link) as partial:
+        assert partial.parent == file.parent  # elsewhere a rename is a copy
+        partial.write_text("new")
+    assert (link.is_symlink(), file.read_text()) == (True, "new")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="others have no masks of permissions")
+def test_a_read_only_file_is_not_replaced(tmp_path: Path) -> None:
+    file, owner = tmp_path / "a", os.geteuid()
+    file.write_text("kept")
+    file.chmod(0o444)
+    tmp_path.chmod(0o777)
+    before = os.getcwd()
+    os.chdir(tmp_path)  # whose parents another user may not enter
+    try:
+        if owner == 0:  # whom no mask keeps out
+            os.seteuid(65534)
+        said = refused(lambda: atomic_write("a").__enter__(), OSError)
+        names = os.listdir()
+    finally:
+        os.seteuid(owner)
+        os.chdir(before)
+    assert (
+        said
+        == "a cannot be written (Permission denied); choose a place that can be. What was there before is as it was."
+    )
+    assert (names, file.read_text()) == (["a"], "kept")
+
+
+def test_a_file_whose_name_is_as_long_as_can_be_is_written(tmp_path: Path) -> None:
+    """The name that it has meanwhile is longer by a number and a suffix; letters take up to four bytes."""
+    for name in ("o" * 255, "ö" * 127, "🌀" * 63):
+        with atomic_write(tmp_path / name) as partial:
+            partial.write_text(name)
+        assert (tmp_path / name).read_text() == name
+
+
+def test_a_process_of_joblibs_ends_after_its_parent() -> None:
+    """It would train on, and hold its run."""
+    script = """
+import multiprocessing, os, time
+from pyro_tvae.experiments.interruption import leave_to_parent
+if os.fork() == 0:
+    if os.fork() == 0:
+        multiprocessing.current_process = type("LokyProcess", (), {})
+        leave_to_parent()
+        print("working", flush=True)
+        time.sleep(120)
+        print("trained on", flush=True)
+    time.sleep(3)
+    os._exit(9)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )  # reads to its end
+    assert (ended.stdout, ended.stderr) == ("working\n", "")
+
+
 DROPPED = {
     "a destructor": "class Closing:\n    def __del__(self):\n        told()\nClosing()",
     "a bare except": "try:\n    told()\nexcept:\n    pass",

@@ -109,7 +109,7 @@ def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(posterior, "write_page", write_page)
     monkeypatch.setattr(calibrate, "write_page", write_page)
-    monkeypatch.setattr(evaluate, "draw", lambda *_: ([], {}))
+    monkeypatch.setattr(evaluate, "draw", lambda *_: [])
 
 
 FEW: dict[str, Any] = {"simulations": 40, "draws": 9, "bins": 2}
@@ -280,6 +280,36 @@ def test_a_variable_that_was_added_to_draws_is_not_lost(tmp_path: Path) -> None:
     posterior_run(run, draws=4, sequences=2, variables=["z"])
     assert file.read_bytes() == content
     assert page.exists()
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_a_damaged_file_of_ranks_is_replaced_where_that_is_asked_for_and_what_was_begun_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    with monkeypatch.context() as patched:
+        killed_at(patched, calibrate, "calibration", 2)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_run(run, **FEW)
+    [begun] = run.glob("*unfinished*")
+
+    def damaged(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to get group info (incorrect metadata checksum after all read attempts)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xarray.open_dataset", damaged)
+        calibrate_run(run, **FEW)
+        assert not begun.exists()
+        before = (run / "calibration.nc").read_bytes()
+        with pytest.raises(
+            ValueError, match=r"calibration\.nc is damaged .*; put a copy of it back, or give --overwrite"
+        ):
+            calibrate_run(run, **FEW)
+        assert (run / "calibration.nc").read_bytes() == before
+        calibrate_run(run, **FEW, overwrite=True)
+        patched.setattr("h5py.File", damaged)
+        with pytest.raises(FileExistsError, match=r"calibration\.nc is there already"):
+            calibrate_run(run, **FEW)
 
 
 @pytest.mark.usefixtures("plain_pages")

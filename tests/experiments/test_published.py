@@ -220,25 +220,28 @@ def test_every_row_runs_from_end_to_end(name: str, tmp_path: Path) -> None:
 
 
 def test_a_budget_changes_data_length_and_recipe_alone() -> None:
-    for name in ("tvae_2d_mnist", "tvae_lpartial_rotcolor_mnist", "tvae_l0_dsprites"):
+    for name in ("tvae_2d_mnist", "tvae_lpartial_rotcolor_mnist", "tvae_l0_dsprites", "nontvae_dsprites"):
         published = OmegaConf.to_container(compose([f"experiment={name}"]))
         assert OmegaConf.to_container(compose([f"experiment={name}", "budget=paper"])) == published
-        still = name == "tvae_2d_mnist"
-        for budget, steps, warmup in (("hour", *((6000, 3000) if still else (3600, 1500))), ("minutes", 360, 1500)):
+        still, plain = name == "tvae_2d_mnist", name == "nontvae_dsprites"
+        of_an_hour = (6000 if still else 5000, 1500 if plain else 500)
+        for budget, length in (("hour", of_an_hour), ("minutes", (500, 50))):
             config = compose([f"experiment={name}", f"budget={budget}"])
-            assert (config.fit.max_epochs, config.fit.max_steps, config.fit.warmup_steps) == (-1, steps, warmup)
-            # Sequences of a single frame are many: d′ needs images of every class.
+            assert (config.fit.max_epochs, config.fit.max_steps, config.fit.warmup_steps) == (-1, *length)
+            # Sequences of a single frame are many: d′ needs images of every class; and there is no half of a frame.
             assert (config.data.n_train is None, config.data.n_test >= 1000) == (still, still)
-            assert config.guide.initial_log_variance == -5
+            assert config.fit.subsample_frames == (None if still else 0.5)
+            assert config.guide.initial_log_variance == (-5 if plain and budget == "hour" else 0)
             adam = make(config.optimizer.optimizer)([torch.nn.Parameter(torch.zeros(1))])
             assert isinstance(adam, torch.optim.Adam)
-            assert (adam.defaults["lr"], adam.defaults["fused"]) == (1e-3, True)
+            assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["fused"]) == (1e-3, (0.9, 0.99), True)
             changed = OmegaConf.to_container(config)
             assert isinstance(changed, dict)
             assert isinstance(published, dict)
             for part, keys in {
                 "data": ("n_train", "n_validation", "n_test"),
-                "fit": ("max_epochs", "max_steps", "warmup_steps"),
+                "model": ("centered",),
+                "fit": ("max_epochs", "max_steps", "warmup_steps", "subsample_frames"),
                 "guide": ("initial_log_variance",),
             }.items():
                 for key in keys:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies import reproduce as study_module
 from pyro_tvae.experiments.studies.cells import measured
 from pyro_tvae.experiments.studies.comparison import aggregate, markdown
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
-from pyro_tvae.experiments.studies.reproduce import reproduce
+from pyro_tvae.experiments.studies.reproduce import CellsFailed, reproduce
 
 QUICK = (
     "data.n_train=16",
@@ -122,3 +124,95 @@ def test_mistakes_are_named_before_anything_runs(
     with pytest.raises(ValueError, match=expected):
         reproduce(name, output=tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def trained_by_hand(monkeypatch: pytest.MonkeyPatch, broken: int, error: BaseException) -> list[int]:
+    """Put an evaluation in the place of every training, of which that of one seed fails; the seeds of all."""
+    seeds: list[int] = []
+
+    def run(config: Any, folder: Path, *_: object) -> None:
+        seeds.append(config.seed)
+        if config.seed == broken:
+            raise error
+        record = {"measures": {"trained": {"elbo": -1.0 - config.seed}}, "hardware": "", "versions": {}}
+        Run(folder).write("evaluation.json", record)
+
+    monkeypatch.setattr(study_module, "_run", run)
+    return seeds
+
+
+PLAIN = Study("One guide", {"a": ("prior=gaussian", "guide=mean_field")}, QUICK, budgets=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FloatingPointError("the loss is nan at step 3."), "the loss is nan at step 3."),
+        (BlockingIOError("another process is at work on it."), "another process is at work on it."),
+        (SystemExit(1), "it ended itself with status 1."),
+        (RuntimeError("a library's"), "RuntimeError: a library's"),
+    ],
+)
+def test_a_run_that_fails_stops_no_other(
+    error: BaseException, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+    with monkeypatch.context() as patched:
+        seeds = trained_by_hand(patched, 1, error)
+        with pytest.raises(CellsFailed, match=f"1 run failed, .*\n  plain: a, seed 1: {said}"):
+            reproduce("plain", seeds=[1, 0], output=tmp_path, progress=lambda _: None)
+        assert seeds == [1, 0]
+    [row] = json.loads((tmp_path / "plain" / "table.json").read_text())["rows"]
+    assert row["seeds"] == [0]
+    seeds = trained_by_hand(monkeypatch, 2, error)  # fails nothing
+    [row] = reproduce("plain", seeds=[1, 0], output=tmp_path, progress=lambda _: None)["rows"]
+    assert (seeds, row["seeds"]) == ([1], [0, 1])
+
+
+def test_an_interruption_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+    seeds = trained_by_hand(monkeypatch, 1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("plain", seeds=[1, 0], output=tmp_path, progress=lambda _: None)
+    assert seeds == [1]
+
+
+def test_the_command_lists_what_failed_and_ends_with_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study_module, "_run", lambda *_: (_ for _ in ()).throw(FloatingPointError("no number.")))
+    monkeypatch.setitem(STUDIES, "guides", PLAIN)
+    ended = CliRunner().invoke(app, ["reproduce", "guides", "--output", str(tmp_path), "--fresh"])
+    assert ended.exit_code == 2
+    assert "pyro-tvae: 1 run failed, which the same command tries again; all others are done\n" in ended.stderr
+    assert ended.stderr.endswith("\n  guides: a, seed 0: no number.\n")
+    assert f"tables, figures and runs: {tmp_path}" in ended.stdout
+
+
+def test_a_run_is_complete_when_nothing_of_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measure that memory had no room for is made by the same command; a damaged run costs its cell alone."""
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pyro_tvae.experiments.evaluation.scoring.equivariance_error", fails)
+        with pytest.raises(CellsFailed, match=r"a, seed 0: [^ ]*evaluation.json lacks e_eq, .*not enough memory"):
+            reproduce("plain", output=tmp_path, progress=lambda _: None)
+    assert json.loads((tmp_path / "plain" / "table.json").read_text())["rows"] == []
+    weights = (run := tmp_path / "plain" / "a" / "seed0") / "model.safetensors"
+    before = weights.read_bytes()
+    [row] = reproduce("plain", output=tmp_path, progress=lambda _: None)["rows"]
+    assert row["values"]["e_eq"][0] > 0
+    assert weights.read_bytes() == before
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    # What can never be measured is said beside the numbers.
+    (run / "evaluation.json").write_text(json.dumps(evaluation | {"failed": {"iwae": "It cannot.", "figure a": "No."}}))
+    [row] = reproduce("plain", output=tmp_path, progress=lambda _: None)["rows"]
+    assert row["runs"][0]["notes"] == [*evaluation["notes"], "iwae is left out: It cannot."]
+    (run / "evaluation.json").write_text("{")
+    trained_by_hand(monkeypatch, 2, MemoryError())
+    with pytest.raises(CellsFailed, match=r"plain: a, seed 0: .*evaluation.json is damaged"):
+        reproduce("plain", seeds=[0, 1], output=tmp_path, progress=lambda _: None)
+    assert json.loads((tmp_path / "plain" / "table.json").read_text())["rows"][0]["seeds"] == [1]

@@ -380,7 +380,21 @@ def test_a_name_that_a_merge_has_kept_twice_is_refused(tmp_path: Path) -> None:
     """Python's JSON takes the last one, and so would drop what was merged."""
     path = tmp_path / "a.json"
     path.write_text('{"schema": 2, "rows": [{"seeds": [0, 1],\n"seeds": [0, 2]}]}')
-    with pytest.raises(ValueError, match=r"a\.json is damaged \(seeds stands there twice\); delete it"):
+    with pytest.raises(ValueError, match=r"a\.json is damaged \(seeds stands there twice\); mend it"):
+        read_kept(path)
+
+
+def test_both_versions_that_a_merge_has_left_are_named_by_their_line_and_nothing_is_to_be_deleted(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"schema": 2,\n<<<<<<< HEAD\n"rows": []}\n=======\n"rows": []}\n>>>>>>> other\n')
+    with pytest.raises(
+        ValueError, match=r"damaged .a merge has left both versions in it, from line 2 on: keep one.; m"
+    ):
+        read_kept(path)
+    path.write_text('{"schema": 2,\n"rows": [}')
+    with pytest.raises(ValueError, match=r"damaged \(.*line 2 column.*\); mend it, take it again from version control"):
         read_kept(path)
 
 
@@ -575,7 +589,7 @@ def test_a_copied_run_is_no_seed_of_its_own(ran: list[str], tmp_path: Path) -> N
         reproduce("small", progress=quietly, **options)
     text = (row / "seed8" / "config.yaml").read_text()
     (row / "seed8" / "config.yaml").write_text(text.replace("\nseed: 0", "\nseed: 8"))
-    said = "the row mean field has for seed 8 the numbers of seed 0, to the last digit; remove the folder of the run"
+    said = "the row mean field has for seed 8 the numbers of seed 0, to the last digit; move the folder of the run"
     with pytest.raises(ValueError, match=said):
         reproduce("small", progress=quietly, **options)
     assert not (tmp_path / "kept" / "small.json").exists()
@@ -629,7 +643,9 @@ def test_numbers_that_a_hand_gave_to_another_seed_are_refused_without_their_runs
     options: dict[str, Any] = {"records": tmp_path, "keep": True, "progress": quietly}
     reproduce(name, seeds=[0, 1], output=tmp_path / "there", **options)
     path = tmp_path / f"{name}.json"
-    said = r"json is damaged: the row .* has for seed \d other numbers than its run gave, by their digest; take"
+    said = (
+        r"json is damaged: the row .* has for seed \d other numbers than its run gave, by their digest; mend it, take"
+    )
     for change in HANDS[name]:
         record = json.loads(path.read_text())
         record["rows"][0]["runs"][0]["notes"] = ["A sentence that a hand may add."]

@@ -50,7 +50,7 @@ def film(seed: int = 0) -> Any:
 def no_pictures() -> Iterator[None]:
     """Which would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "draw", lambda *_: ([], {}))
+        patch.setattr(evaluate, "draw", lambda *_: [])
         yield
 
 

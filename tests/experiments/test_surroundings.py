@@ -205,6 +205,16 @@ def test_a_reader_that_leaves_stops_no_command() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_a_terminal_that_is_closed_stops_no_command() -> None:
+    master, slave = os.openpty()
+    os.close(master)
+    try:
+        ended = printing(slave)
+    finally:
+        os.close(slave)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_letters_that_are_unknown_there_stop_no_command() -> None:
     ended = printing(subprocess.PIPE, PYTHONIOENCODING="ascii")
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -170,6 +170,54 @@ def test_a_launcher_that_gives_up_leaves_a_sweep_to_go_on_with(
     assert swept("seed=0,1", "hydra.sweep.dir=sweep") == [0, 1]
 
 
+def test_a_job_whose_folder_holds_a_run_of_other_settings_says_which_and_what_to_type(
+    jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a default has changed between two calls of one command; the same command can never end that job."""
+    jobs[1] = ConfigurationError("no.")
+    with pytest.raises(SystemExit):
+        swept("seed=0,1", "hydra.sweep.dir=sweep")
+    jobs.clear()
+    file = Path("sweep/0/config.yaml")
+    stored = OmegaConf.load(file)
+    stored.network.activation = "relu"
+    file.write_text(OmegaConf.to_yaml(stored))
+    before = file.read_bytes()
+    with pytest.raises(SystemExit):
+        swept("seed=0,1", "hydra.sweep.dir=sweep")
+    said = capsys.readouterr().err
+    assert Listener.trained == [1]
+    assert "holds a run with other settings than this job has now (network.activation was 'relu' and is 'silu')" in said
+    assert f"go on with it by: pyro-tvae train resume={Path.cwd() / 'sweep' / '0'}; or begin a new sweep" in said
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [".lock", "link"])
+def test_somebody_elses_sweep_that_cannot_be_written_is_passed_over(kept: str, tmp_path: Path) -> None:
+    theirs = Sweep(tmp_path / "9-theirs")
+    theirs.path.mkdir()
+    theirs.write(["a"], finished=False)
+    if kept == "link":
+        (theirs.path / "link").symlink_to("/etc/hostname")
+    else:
+        (theirs.path / ".lock").mkdir()  # which nobody can open for writing, root neither
+    with begun(["a"], tmp_path / "now", fixed=False) as sweep:
+        assert sweep == Sweep(tmp_path / "now")
+    with pytest.raises((OSError, ValueError)), begun(["a"], theirs.path, fixed=True):
+        pass
+
+
+def test_a_job_fails_in_a_folder_of_a_long_name(jobs: dict[int, BaseException]) -> None:
+    given = ["seed=0", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=" + "o" * 250]
+    jobs[0] = ConfigurationError("no.")
+    with pytest.raises(SystemExit):
+        swept(*given)
+    assert [one.sentence for one in Sweep(Path("sweep")).failures()] == ["no."]
+    jobs.clear()
+    assert swept(*given) == [0]
+    assert Sweep(Path("sweep")).failures() == []
+
+
 def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
     with begun(["a"], tmp_path, fixed=True):
         script = "import sys; from pathlib import Path; from pyro_tvae.experiments.runs.sweeps import begun\n"

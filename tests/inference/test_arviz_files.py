@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray
 from xarray import Dataset
 
-from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, write
-from pyro_tvae.inference.posterior import from_netcdf, to_netcdf, to_zarr
+from pyro_tvae import TVAE, default_guide
+from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, names_of, write
+from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf, to_zarr
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,6 +43,33 @@ def groups() -> dict[str, Dataset]:
             {"diverging": (sample, diverging), "pareto_k": ("sequence", [0.5, np.inf, np.nan])}, attrs=attributes
         ),
     }
+
+
+def test_groups_that_were_added_to_a_file_of_draws_are_not_lost(tmp_path: Path) -> None:
+    path, model = tmp_path / "posterior.nc", TVAE((1, 4, 4), 3, 1, 3)
+
+    def made(**options: object) -> set[str]:
+        draws = to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4, path=path, **options)  # type: ignore[arg-type]
+        close(draws)
+        return set(names_of(path))
+
+    few = made(groups=["posterior"])
+    for added in ("prior_predictive", "loo"):
+        Dataset({"value": ("n", np.arange(3))}).to_netcdf(path, mode="a", group=added, engine="h5netcdf")
+    before = path.read_bytes()
+    with pytest.raises(
+        FileExistsError, match=r"posterior\.nc holds loo, prior_predictive, which would be lost; choose"
+    ):
+        made(groups=["posterior"])
+    with pytest.raises(FileExistsError, match=r"posterior\.nc holds loo, which would be lost; choose"):
+        made()
+    assert path.read_bytes() == before
+    assert made(groups=["posterior"], overwrite=True) == few
+    assert made() > few  # what is written again may be more
+    path.write_text("notes")
+    with pytest.raises(FileExistsError, match=r"posterior\.nc is no file of draws; choose another path"):
+        made()
+    assert path.read_text() == "notes"
 
 
 def same(data: ArvizData) -> None:

@@ -314,14 +314,15 @@ def test_capsule_correlation_is_nan_where_it_is_undefined() -> None:
         (torch.zeros(3, 1, 2, 5), torch.zeros(3, 1).long(), 5, "two frames"),
         (torch.full((3, 4, 2, 5), math.nan), torch.zeros(3, 4).long(), 5, "nan"),
         (torch.zeros(3, 4, 2, 5), torch.zeros(4, 3).long(), 5, "index has shape"),
-        (torch.zeros(3, 4, 2, 5), torch.zeros(3, 4), 5, "float32; expected integers"),
+        (torch.zeros(3, 4, 2, 5), torch.zeros(3, 4) > 0, 5, "bool; expected numbers of shape"),
+        (torch.zeros(3, 4, 2, 5), torch.full((3, 4), math.nan), 5, "index holds nan"),
         (torch.zeros(3, 4, 2, 5), torch.zeros(3, 4).long(), 0, "period is 0"),
     ],
 )
 def test_what_does_not_fit_is_named(t: Tensor, index: Tensor, period: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         roll_correlation(t, index, period)
-    if index.shape == t.shape[:2] and not index.is_floating_point() and period:
+    if index.shape == t.shape[:2] and index.dtype == torch.long and period:
         with pytest.raises(ValueError, match="equivariance_error"):
             equivariance_error(t)
 

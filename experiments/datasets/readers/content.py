@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -60,7 +60,7 @@ class Request:
         axes: words of letters, such as NSHWC.
         n_frames: of a sequence, where sequences are wanted.
         span: frames from the first to the last of a window, where films are to be cut into windows.
-        mask_key: name of an array of what was measured.
+        further: names of other arrays that are wanted, such as a mask, and the setting that names each.
         budget: bytes of pixels that may be decoded at once; what takes more is read by pieces where its format can be.
     """
 
@@ -69,7 +69,7 @@ class Request:
     axes: tuple[str, ...] = ()
     n_frames: int | None = None
     span: int | None = None
-    mask_key: str | None = None
+    further: Mapping[str, str] = field(default_factory=dict)
     budget: float = math.inf
 
 
@@ -84,8 +84,10 @@ class Content:
         label_name: where the labels are from.
         classes: names of the labels' whole numbers, where the file has them.
         final: ``axes`` is the word for them, into which what was said has gone already.
-        mask: true where there is a measured value: what is sliced, of the same axes or of some of them, or such a thing
-            in order, an :class:`.Ordered`; None: nothing is said.
+        further: the other arrays that were asked for, by their names, one of each file; empty where it has no names.
+        shares: items of each of several files, which follow each other; none: there is one.
+        times: when each frame of each film is shown, in seconds, increasing; None of a film, or of all, where that is
+            not said.
     """
 
     pixels: Sliceable
@@ -94,7 +96,9 @@ class Content:
     label_name: str = "labels"
     classes: tuple[str, ...] = ()
     final: bool = False
-    mask: Any = None
+    further: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    shares: tuple[int, ...] = ()
+    times: Sequence[NDArray[np.float64] | None] | None = None
 
     def word(self, request: Request) -> str:
         """The word for the axes of the pixels; what is said goes before what the format knows.
@@ -130,9 +134,10 @@ class Pieces:
     def __getitem__(self, index: Any) -> NDArray[Any]:
         first, *rest = index if isinstance(index, tuple) else (index,)
         places = np.arange(self.shape[0])[first]
+        within: Any = tuple(rest) or (slice(None) if self.shape[1:] else ())
         if places.ndim == 0:
-            return np.asarray(self.piece(int(places))[tuple(rest) or slice(None)])
-        rows = [np.asarray(self.piece(place)[tuple(rest) or slice(None)]) for place in places.tolist()]
+            return np.asarray(self.piece(int(places))[within])
+        rows = [np.asarray(self.piece(place)[within]) for place in places.tolist()]
         return np.stack(rows) if rows else np.empty((0, *self.shape[1:]), self.dtype)
 
     def piece(self, place: int) -> Sliceable:
@@ -213,15 +218,17 @@ def choose_names(arrays: Mapping[str, Sequence[int]], request: Request) -> tuple
         Unsuitable: one is named that is not there, or several are, and none is named.
     """
     names = list(arrays)
-    candidates = [name for name in names if name not in (request.labels_key, request.mask_key)]
+    candidates = [name for name in names if name != request.labels_key and name not in request.further]
     key = candidates[0] if request.key is None and len(candidates) == 1 else request.key
-    for option, name in (("key", key), ("labels_key", request.labels_key), ("mask", request.mask_key)):
-        if name in names or (option != "key" and name is None):
+    further = [(option, name) for name, option in request.further.items()]
+    for option, name in [("key", key), ("labels_key", request.labels_key), *further]:
+        if name in names or (option == "labels_key" and name is None):
             continue
         holds = "one unnamed array" if names == [""] else f"the arrays {', '.join(names) or '(none)'}"
         advice = "leave it out" if names == [""] else f"set {option} to one of them"
-        if option == "mask":
+        if option in dict(further):
             advice = "give one of these, the name of a file beside it, or isnan"
+            advice = advice if option == "mask" else "give one of these, or the name of a file beside it"
         raise Unsuitable(f"{option} is {name!r}, but the file holds {holds}; {advice}.")
     assert key is not None
     return key, request.labels_key

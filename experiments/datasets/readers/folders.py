@@ -134,6 +134,9 @@ def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, dept
     items: list[Item] = []
     owners: list[Path] = []
     labels: list[NDArray[Any]] = []
+    shares: list[int] = []
+    further: dict[str, list[Any]] = {}
+    times: list[NDArray[np.float64] | None] = []
     word, names, label_name, budget = "", [file for group in groups for file in group], "of the folders", request.budget
     for file in names:
         with complaints(file, module):
@@ -148,6 +151,11 @@ def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, dept
             budget -= content.pixels.nbytes
         items += [Item(part, row) for row in range(part.n)]
         owners += [file.relative_to(path)] * part.n
+        shares.append(part.n)
+        own = content.times or ()
+        times += own if len(own) == part.n else [None] * part.n
+        for name, arrays in content.further.items():
+            further.setdefault(name, []).extend(arrays)
         if items and part.n and (part.frame_shape != items[0].ordered.frame_shape or part.dtype != items[0].dtype):
             shapes = [(*one.ordered.lengths[:1].tolist(), *one.ordered.frame_shape) for one in (items[-1], items[0])]
             raise Unsuitable(
@@ -162,4 +170,14 @@ def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, dept
     order = "NSCHW" if "S" in word else "NCHW"
     lengths = [int(item.ordered.lengths[item.n]) for item in items] if "S" in word else None
     pixels = Pieces(items.__getitem__, owners, lengths)
-    return Content(pixels, (order,), np.concatenate(labels) if labels else None, label_name, final=True)
+    joined = np.concatenate(labels) if labels else None
+    return Content(
+        pixels,
+        (order,),
+        joined,
+        label_name,
+        final=True,
+        further=further,
+        shares=tuple(shares),
+        times=times,
+    )

@@ -36,15 +36,15 @@ def read(path: Path, request: Request) -> Content:
 
     nodes = datasets_of(h5py.File(path))
     key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
-    for name in (key, labels_key, request.mask_key):
+    for name in (key, labels_key, *request.further):
         if name is not None and (nodes[name].external or nodes[name].is_virtual):
             raise Unsuitable(f"{name!r} is kept in other files, which are not opened; write its values into this one.")
     pixels = nodes[key]
     if pixels.dtype.kind not in "buif":
         raise Unsuitable(f"{key!r} has type {pixels.dtype}; expected numbers.")
-    mask = None if request.mask_key is None else Reopened(node, path, request.mask_key)
+    further = {name: [Reopened(node, path, name)] for name in request.further}
     labels = None if labels_key is None else whole(nodes[labels_key])
-    return Content(Reopened(node, path, key), labels=labels, label_name=labels_key or "", mask=mask)
+    return Content(Reopened(node, path, key), labels=labels, label_name=labels_key or "", further=further)
 
 
 def node(path: Path, name: str) -> Any:

@@ -35,16 +35,21 @@ def read(path: Path, request: Request) -> Content:
     pixels = Pieces(partial(_row, part, name, key), [f"row {place}" for place in range(len(part))])
     kinds = {"picture": ("NHWC",), "pictures": ("NSHWC",)}
     axes = kinds.get(_kind(part[0][name]), ())
-    mask = None
-    if request.mask_key is not None:
-        own, column = columns[request.mask_key]
-        mask = Pieces(partial(_row, own, column, request.mask_key), [f"row {place}" for place in range(len(own))])
+    further = {name: [_column(*columns[name], name)] for name in request.further}
     if labels_key is None:
-        return Content(pixels, axes, mask=mask)
+        return Content(pixels, axes, further=further)
     owner, column = columns[labels_key]
     feature = owner.features[column]
     classes = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
-    return Content(pixels, axes, np.asarray(owner[column][:]), labels_key, classes, mask=mask)
+    return Content(pixels, axes, np.asarray(owner[column][:]), labels_key, classes, further=further)
+
+
+def _column(part: Any, name: str, key: str) -> Pieces:
+    """What each row has there, as one array, in which rows may be of unlike lengths."""
+    numbers = _kind(part[0][name]) == "numbers"
+    lengths = [len(value) for value in part[name] if isinstance(value, list)] if numbers else []
+    rows = [f"row {place}" for place in range(len(part))]
+    return Pieces(partial(_row, part, name, key), rows, lengths if len(lengths) == len(part) else None)
 
 
 def _row(part: Any, name: str, key: str, place: int) -> NDArray[Any]:
@@ -62,6 +67,6 @@ def _array(value: Any, key: str) -> NDArray[Any]:
     if kind == "numbers":
         value = np.asarray(value)
         if value.dtype.kind not in "buif":
-            raise Unsuitable(f"{key!r} is no column of pictures or of arrays of numbers; set key to one.")
+            raise Unsuitable(f"{key!r} is no column of pictures or of arrays of numbers; choose one that is.")
         return value
     return pixels_of(value) if kind == "picture" else np.stack([pixels_of(one) for one in value])

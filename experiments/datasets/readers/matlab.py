@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +29,12 @@ def read(path: Path, request: Request) -> Content:
     """The chosen variables, with the sizes that MATLAB's ``size`` gives."""
     import h5py
 
-    pixels, labels, mask = _version_7_3(path, request) if h5py.is_hdf5(path) else _version_5(path, request)
+    pixels, labels, further = _version_7_3(path, request) if h5py.is_hdf5(path) else _version_5(path, request)
     axes = READINGS.get(len(pixels.shape), ())
-    return Content(pixels, axes, labels=labels, label_name=request.labels_key or "", mask=mask)
+    return Content(pixels, axes, labels=labels, label_name=request.labels_key or "", further=further)
 
 
-Read = tuple[Sliceable, NDArray[Any] | None, Sliceable | None]
+Read = tuple[Sliceable, NDArray[Any] | None, dict[str, Sequence[Any]]]
 
 
 def _version_5(path: Path, request: Request) -> Read:
@@ -43,11 +44,11 @@ def _version_5(path: Path, request: Request) -> Read:
     key, labels_key = choose_names({name: shape for name, (shape, _) in nodes.items()}, request)
     if nodes[key][1] == "char":
         raise Unsuitable(f"{key!r} is text; expected numbers.")
-    names = [name for name in (key, labels_key, request.mask_key) if name]
+    names = [name for name in (key, labels_key, *request.further) if name]
     _check_types(path, {*names})
     values = loadmat(path, variable_names=names, chars_as_strings=True)
     pixels = values[key].astype(bool) if nodes[key][1] == "logical" else values[key]
-    return pixels, values.get(labels_key), values.get(request.mask_key)
+    return pixels, values.get(labels_key), {name: [values[name]] for name in request.further}
 
 
 def _check_types(path: Path, names: set[str]) -> None:
@@ -94,12 +95,12 @@ def _version_7_3(path: Path, request: Request) -> Read:
     with h5py.File(path) as file:
         nodes = {name: node for name, node in datasets_of(file).items() if "#refs#" not in name}
         key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
-        for name in filter(None, (key, labels_key, request.mask_key)):
+        for name in filter(None, (key, labels_key, *request.further)):
             if nodes[name].external or nodes[name].is_virtual or nodes[name].dtype.kind not in "buif":
                 raise Unsuitable(f"{name!r} is no array of numbers in this file; give the name of one.")
         pixels = Reopened(_reversed, path, key, nodes[key].attrs.get("MATLAB_class") == b"logical")
-        mask = None if request.mask_key is None else Reopened(_reversed, path, request.mask_key, False)
-        return pixels, None if labels_key is None else whole(nodes[labels_key]).T, mask
+        further: dict[str, Sequence[Any]] = {name: [Reopened(_reversed, path, name, False)] for name in request.further}
+        return pixels, None if labels_key is None else whole(nodes[labels_key]).T, further
 
 
 def _reversed(path: Path, name: str, logical: bool) -> Reversed:

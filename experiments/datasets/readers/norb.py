@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import Unsuitable
 from .content import Content, Raw, Request
@@ -24,24 +25,25 @@ INFORMATION = ("instance", "elevation", "azimuth", "lighting")
 
 
 def read(path: Path, request: Request) -> Content:
-    """The pictures as two channels, and as labels those of ``…-cat.mat`` beside it, or a column of ``…-info.mat``."""
+    """The pictures as two channels, and as labels and factors ``…-cat.mat`` beside it and columns of ``…-info.mat``."""
     if request.key is not None:
         raise Unsuitable("key names what a file holds; leave it out, since there is one array.")
     pixels, what = matrix(path), request.labels_key or "category"
+    further = {name: [_beside(path, name, option)] for name, option in request.further.items()}
+    labels = _beside(path, what, None if request.labels_key is None else "labels_key")
+    return Content(pixels, ("NCHW",), labels=labels, label_name=what, further=further)
+
+
+def _beside(path: Path, what: str, option: str | None) -> NDArray[Any] | None:
+    """The categories, or a column of the information; None where nothing lies there and no setting asks for it."""
     if what not in ("category", *INFORMATION):
-        raise Unsuitable(f"labels_key is {what!r}; expected category, {', '.join(INFORMATION)}, or none.")
+        raise Unsuitable(f"{option} is {what!r}; expected category, {', '.join(INFORMATION)}, or none.")
     beside = path.with_name(path.name.replace("-dat", "-cat" if what == "category" else "-info"))
     if beside == path or not beside.is_file():
-        if request.labels_key is not None:
-            raise Unsuitable(f"labels_key is {what!r}, but {beside.name} does not lie beside the file; put it there.")
-        return Content(pixels, ("NCHW",))
-    labels = matrix(beside)
-    return Content(
-        pixels,
-        ("NCHW",),
-        labels=labels[:] if what == "category" else labels[:, INFORMATION.index(what)],
-        label_name=what,
-    )
+        if option is None:
+            return None
+        raise Unsuitable(f"{option} is {what!r}, but {beside.name} does not lie beside the file; put it there.")
+    return matrix(beside)[:] if what == "category" else matrix(beside)[:, INFORMATION.index(what)]
 
 
 def matrix(path: Path) -> Raw:

@@ -36,19 +36,23 @@ def read(path: Path, request: Request) -> Content:
         pixels = _member(path, key) or file[key]
         if isinstance(pixels, bytes):
             raise Unsuitable(f"{key!r} is no array; give the name of one.")
-        mask = None if request.mask_key is None else file[request.mask_key]
+        further = {name: [_plain(file, name, option, "numbers")] for name, option in request.further.items()}
         if labels_key is None:
-            return Content(pixels, mask=mask)
-        try:
-            labels = file[labels_key]
-        except ValueError as error:
-            if "pickle" not in str(error):
-                raise
-            raise Unsuitable(
-                f"labels {labels_key!r} are Python objects, and nothing is ever unpickled; save them as whole numbers "
-                "or as text (numpy.array(labels, dtype=str))."
-            ) from error
-        return Content(pixels, labels=np.asarray(labels), label_name=labels_key, mask=mask)
+            return Content(pixels, further=further)
+        labels = _plain(file, labels_key, "labels", "whole numbers or as text (numpy.array(labels, dtype=str))")
+        return Content(pixels, labels=np.asarray(labels), label_name=labels_key, further=further)
+
+
+def _plain(file: Any, name: str, what: str, kinds: str) -> Any:
+    """An array of an .npz that takes no unpickling."""
+    try:
+        return file[name]
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        raise Unsuitable(
+            f"{what} {name!r} are Python objects, and nothing is ever unpickled; save them as {kinds}."
+        ) from error
 
 
 def _stored(path: Path, stream: IO[bytes], dtype: Any = None) -> Raw | None:

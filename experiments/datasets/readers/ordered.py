@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,29 +23,31 @@ class Ordered:
     Args:
         array: of films or still images.
         word: of letters, what its axes are.
+        picks: of each item, which of its frames there are, increasing; None: all.
 
     Example:
         >>> Ordered(np.zeros((20, 64, 12, 10)), "SNHW").item(5, slice(0, 20, 4)).shape
         (5, 1, 12, 10)
     """
 
-    def __init__(self, array: Sliceable, word: str) -> None:
-        self.array, self.word, self.dtype = array, word, array.dtype
+    def __init__(self, array: Sliceable, word: str, picks: Sequence[NDArray[np.int64]] | None = None) -> None:
+        self.array, self.word, self.dtype, self.picks = array, word, array.dtype, picks
         sizes = dict(zip(word, array.shape, strict=True))
         self.n, self.with_frames = int(sizes.get("N", 1)), "S" in word
         self.frame_shape = tuple(int(sizes.get(letter, 1)) for letter in "CHW")
         own = getattr(array, "lengths", None)
-        self.lengths = np.full(self.n, sizes.get("S", 1), np.int64) if own is None else own
+        self.stored_lengths = np.full(self.n, sizes.get("S", 1), np.int64) if own is None else own
+        self.lengths = self.stored_lengths if picks is None else np.array([len(one) for one in picks], np.int64)
 
     @property
     def regular(self) -> bool:
-        """Whether all items have as many frames."""
+        """Whether all items have as many frames stored."""
         return getattr(self.array, "lengths", None) is None
 
     @property
     def nbytes(self) -> int:
         """Of its values."""
-        return int(self.lengths.sum()) * math.prod(self.frame_shape) * np.dtype(self.dtype).itemsize
+        return int(self.stored_lengths.sum()) * math.prod(self.frame_shape) * np.dtype(self.dtype).itemsize
 
     def loaded(self) -> Ordered:
         """The same in memory; what lies in a file as it would in memory stays there."""
@@ -54,15 +56,15 @@ class Ordered:
             return self
         if isinstance(array, Pieces) and array.lengths is not None:
             pieces = [np.asarray(array.piece(place)[:]) for place in range(self.n)]
-            return Ordered(Pieces(pieces.__getitem__, array.names, array.lengths.tolist()), self.word)
-        return Ordered(np.asarray(array[:]), self.word)
+            return Ordered(Pieces(pieces.__getitem__, array.names, array.lengths.tolist()), self.word, self.picks)
+        return Ordered(np.asarray(array[:]), self.word, self.picks)
 
     def pieces(self) -> Iterator[tuple[slice | int, slice, NDArray[Any]]]:
         """All of it in its order, a few megabytes at a time: which items, which of their frames, and their values."""
         frame = max(1, math.prod(self.frame_shape) * np.dtype(self.dtype).itemsize)
         longest = int(self.lengths.max(initial=1))
         step = PIECE // (frame * longest)
-        if self.regular and step:
+        if self.regular and self.picks is None and step:
             for start in range(0, self.n, step):
                 items = slice(start, min(start + step, self.n))
                 yield items, ALL, self.items(items)
@@ -86,9 +88,22 @@ class Ordered:
         array = array.transpose([letters.index(letter) for letter in order if letter in letters])
         return np.expand_dims(array, [place for place, letter in enumerate(order) if letter not in letters])
 
-    def item(self, n: int, frames: slice = ALL) -> NDArray[Any]:
-        """One item, (frame, channel, height, width), or (channel, height, width) of a still image."""
-        return self.items(n, frames)
+    def item(self, n: int, frames: slice = ALL, picks: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        """One item, (frame, channel, height, width), or (channel, height, width) of a still image.
+
+        Args:
+            n: which.
+            frames: of those that were picked.
+            picks: in the place of its own.
+        """
+        picks = picks if self.picks is None else self.picks[n]
+        if picks is None or not self.with_frames:
+            return self.items(n, frames)
+        places = picks[frames]
+        if not len(places):
+            return self.items(n, slice(0, 0))
+        first, step = int(places[0]), int(np.gcd.reduce(np.diff(places))) or 1  # slices are what every format reads
+        return self.items(n, slice(first, int(places[-1]) + 1, step))[(places - first) // step]
 
 
 class Item:

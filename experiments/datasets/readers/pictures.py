@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,19 @@ def read(path: Path, request: Request) -> Content:
             return Content(pixels_of(image), ("HWC",))
         shape = (n, image.height, image.width, 3)
     if math.prod(shape) <= request.budget:
-        film = np.stack([*_frames(path, n)])
+        shown, decoded = zip(*_frames(path, n), strict=True)
+        film = np.stack(decoded)
         # A palette knows no gray: what is gray throughout was.
         gray = all(map(_is_gray, film))
-        return Content(film[..., :1] if gray else film, ("SHWC",))
-    gray = all(map(_is_gray, _frames(path, n)))
-    return Content(Animation(path, (*shape[:3], 1 if gray else 3)), ("SHWC",))
+        return Content(film[..., :1] if gray else film, ("SHWC",), times=[_starts(shown)])
+    shown, grays = zip(*((seconds, _is_gray(frame)) for seconds, frame in _frames(path, n)), strict=True)
+    animation = Animation(path, (*shape[:3], 1 if all(grays) else 3))
+    return Content(animation, ("SHWC",), times=[_starts(shown)])
+
+
+def _starts(shown: Sequence[float]) -> NDArray[np.float64] | None:
+    """When each frame is first shown, in seconds, by for how long; None where the file does not say that of all."""
+    return np.cumsum([0.0, *shown[:-1]]) if all(shown[:-1]) else None
 
 
 class Animation:
@@ -52,16 +59,17 @@ class Animation:
 
     def _read(self, places: list[int]) -> NDArray[Any]:
         wanted, frames = {*places}, enumerate(_frames(self.path, max(places, default=-1) + 1))
-        kept = {place: frame[..., : self.shape[3]] for place, frame in frames if place in wanted}
+        kept = {place: frame[..., : self.shape[3]] for place, (_, frame) in frames if place in wanted}
         return np.array([kept[place] for place in places], self.dtype)
 
 
-def _frames(path: Path, n: int) -> Iterator[NDArray[Any]]:
-    """The first n frames, (height, width, 3)."""
+def _frames(path: Path, n: int) -> Iterator[tuple[float, NDArray[Any]]]:
+    """For how many seconds each of the first n frames is shown, 0 where that is not said; it, (height, width, 3)."""
     with _opened(path) as image:
         for place in range(n):
             image.seek(place)
-            yield np.asarray(image.convert("RGB"))
+            frame = np.asarray(image.convert("RGB"))
+            yield float(image.info.get("duration") or 0) / 1000, frame  # in milliseconds, and known once it is read
 
 
 def _is_gray(frame: NDArray[Any]) -> bool:

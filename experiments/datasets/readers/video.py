@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
+from operator import lt
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,28 @@ def read(path: Path, request: Request) -> Content:
         raise Unsuitable("key and labels_key name what a file holds; leave them out, since there is one film.")
     first = next(frames(path))
     with _opened(path) as container:
+        stream = container.streams.video[0]
+        seconds, rate = stream.time_base, stream.average_rate
         packets = [
             (packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe)
             for packet in container.demux(video=0)
             if packet.size
         ]
     if len(packets) * first.nbytes <= request.budget:
-        return Content(np.stack([*frames(path)]), ("SHWC",))
+        shown, decoded = zip(*timed(path), strict=True)
+        return Content(np.stack(decoded), ("SHWC",), times=[_seconds(shown, seconds, rate)])
     if any(time is None for time, _, _ in packets):
         raise Unsuitable("its frames do not say when they are shown; write it again with FFmpeg, as .mp4 or .mkv.")
-    return Content(Film(path, packets, first.shape), ("SHWC",))
+    film = Film(path, packets, first.shape)
+    return Content(film, ("SHWC",), times=[_seconds(film.times.tolist(), seconds, rate)])
+
+
+def _seconds(shown: Sequence[int | None], base: Fraction | None, rate: Fraction | None) -> NDArray[np.float64] | None:
+    """When frames are shown, counted by the file's clock; by its rate where they do not say when."""
+    ticks = [time for time in shown if time is not None]
+    if base is not None and len(ticks) == len(shown) and all(map(lt, ticks, ticks[1:])):
+        return (np.array(ticks) - ticks[0]) * float(base)
+    return np.arange(len(shown)) / float(rate) if rate else None
 
 
 class Film:

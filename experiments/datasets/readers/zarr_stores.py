@@ -29,8 +29,8 @@ def read(path: Path, request: Request) -> Content:
     if nodes[key].dtype.kind not in "buif":
         raise Unsuitable(f"{key!r} has type {nodes[key].dtype}; expected numbers.")
     labels = None if labels_key is None else np.asarray(nodes[labels_key][...])
-    mask = None if request.mask_key is None else Reopened(_node, path, request.mask_key)
-    return Content(Reopened(_node, path, key), labels=labels, label_name=labels_key or "", mask=mask)
+    further = {name: [Reopened(_node, path, name)] for name in request.further}
+    return Content(Reopened(_node, path, key), labels=labels, label_name=labels_key or "", further=further)
 
 
 def _nodes(path: Path) -> dict[str, Any]:
