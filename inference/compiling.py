@@ -297,7 +297,7 @@ torch.library.define("pyro_tvae::product", "(Tensor a, Tensor b, Tensor? c) -> T
 
 @torch.library.impl("pyro_tvae::product", "CPU")
 def _product(a: Tensor, b: Tensor, c: Tensor | None) -> Tensor:
-    product: Tensor = ONEDNN(a, b, c, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, c, "none", [], "")
     return product
 
 
