@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,12 @@ class ProgressBar(Callback):
             {name: f"{value:.1f}" for name, value in values.items() if value is not None}, refresh=False
         )
         self.bar.update(trainer.global_step - self.bar.n)
+
+    def tell_of_compiling(self, seconds: float | None) -> None:
+        """Say that a step is being compiled, or how long it took."""
+        self.bar.set_description("fit: compiling a step, up to minutes" if seconds is None else "fit")
+        if seconds is not None and not self.bar.disable:
+            self.bar.write(f"fit: compiled a step in {seconds:.0f} s", file=sys.stderr)
 
     def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.bar.close()

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -24,13 +24,22 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["NOT_CAPTURED", "Capture", "CudaGraphs", "Recorder", "Tape", "Watch", "per_step_needs", "recorder_of"]
+__all__ = [
+    "NOT_RECORDED",
+    "Capture",
+    "CudaGraphs",
+    "NotRecordedError",
+    "Recorder",
+    "Tape",
+    "Watch",
+    "per_step_needs",
+    "recorder_of",
+]
 
 WARM_UP = 3  # steps of a kind of batch before it is recorded: the first makes what is made once, the others are watched
-MOST = 4  # kinds of batches, such as full ones and the last of an epoch, that are recorded
 AGAIN = 8  # times that changed settings may make a step be recorded anew
 EACH_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-NOT_CAPTURED = "fit: steps are not captured and run one operation at a time, since {}."
+NOT_RECORDED = "fit: steps are not {} and run one operation at a time, since {}."
 READS = frozenset(
     {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
     | {"unique_consecutive", "repeat_interleave", "bincount", "allclose", "_linalg_check_errors"}
@@ -59,7 +68,17 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.fault, self.compares = "", compares
         self.ops: list[tuple[str, str]] = []
+        self.looks = True
         self._calls = _Calls(self)
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """While something is done in a step that no replay has to do."""
+        self.looks = False
+        try:
+            yield
+        finally:
+            self.looks = True
 
     def __enter__(self) -> Watch:
         self._calls.__enter__()
@@ -72,7 +91,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
-        if func.namespace == "profiler":
+        if func.namespace == "profiler" or not self.looks:
             return out
         given, made = tree_flatten((args, kwargs))[0], tree_flatten(out)[0]
         if self.compares:
@@ -104,7 +123,7 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
-        if not self.watch.fault:
+        if self.watch.looks and not self.watch.fault:
             if name in ("tolist", "numpy", "__array__"):
                 self.watch.fault = f"{_part()} reads the values of a tensor ({name})"
             elif name in ("tensor", "as_tensor", "new_tensor") and out.device.type != "cpu" and out is not args[0]:
@@ -140,17 +159,38 @@ def _part() -> str:
 LIBRARIES = ("torch", "pyro", "lightning", "lightning_utilities", "contextlib", "functools")
 
 
-class Recorder(Protocol):
-    """How a step is recorded."""
+class Recorder:
+    """How a step is recorded.
+
+    Attributes:
+        verb: what becomes of steps, a participle.
+        most: kinds of batches, such as full ones and the last of an epoch, that are worth it.
+        runs: recording a step takes it.
+    """
+
+    verb, most, runs = "captured", 4, True
 
     def aside(self) -> AbstractContextManager[object]:
         """Where steps run before one is recorded."""
+        return nullcontext()
+
+    def cut(self) -> None:
+        """Called in steps that are no replays, when the gradients are there and the weights are what they were."""
 
     def record(self, step: Callable[[], object]) -> Callable[[], object]:
-        """Run a step once, and return what runs it again."""
+        """Run a step once, and return what runs it again.
+
+        Raises:
+            NotRecordedError: nothing can.
+        """
+        raise NotImplementedError
 
 
-class Tape:
+class NotRecordedError(Exception):
+    """A step was taken, and cannot be replayed; the words say why."""
+
+
+class Tape(Recorder):
     """Records the tensor operations of a step, and plays them again on the very same tensors, as a CUDA graph does.
 
     Nothing of Python's is run when it plays: a number that the step took from Python stays what it was.
@@ -163,9 +203,6 @@ class Tape:
         >>> total
         tensor([12., 12.])
     """
-
-    def aside(self) -> AbstractContextManager[object]:
-        return nullcontext()
 
     def record(self, step: Callable[[], object]) -> Callable[[], object]:
         taping = _Taping()
@@ -182,7 +219,7 @@ class _Taping(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         writes = any(one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments)
-        made = _fresh(func, out)
+        made = fresh(func, out)
         if func.namespace != "profiler" and (made or writes):  # a view of what stays where it is stays as well
             self.calls.append((func, args, kwargs or {}, made))
         return out
@@ -190,19 +227,21 @@ class _Taping(TorchDispatchMode):
     @torch.no_grad()
     def play(self) -> None:
         for func, args, kwargs, made in self.calls:
-            for before, now in zip(made, _fresh(func, func(*args, **kwargs)), strict=True):
+            for before, now in zip(made, fresh(func, func(*args, **kwargs)), strict=True):
                 before.copy_(now)
 
 
-def _fresh(func: Any, out: Any) -> list[Tensor]:
+def fresh(func: Any, out: Any) -> list[Tensor]:
     """What an operation returns and has made: neither what it was given nor a view of it."""
     many = out if isinstance(out, tuple) else (out,)
     fresh = [one for one, of in zip(many, func._schema.returns, strict=False) if of.alias_info is None]
     return [one for one in tree_flatten(fresh)[0] if isinstance(one, Tensor)]
 
 
-class CudaGraphs:
+class CudaGraphs(Recorder):
     """Records steps into CUDA graphs, which share their memory; warm-up steps run on the stream that records."""
+
+    runs = False
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
@@ -275,6 +314,7 @@ class Capture:
         self._kinds: dict[Any, _Kind] = {}
         self._kind = _Kind()
         self._recording = False
+        self._watch: Watch | None = None
         self._numbers: dict[str, tuple[float, Tensor]] = {}
         self._settings: Any = None
         for parameter, state in optimizer.state.items():  # of a resumed run that was eager
@@ -323,7 +363,7 @@ class Capture:
                 self.replaying = False
             return
         with _lent(self.optimizer, rates):
-            if self.fault or (kind.warmed >= WARM_UP and self.recorded >= MOST + self._renewed):
+            if self.fault or (kind.warmed >= WARM_UP and self.recorded >= self.recorder.most + self._renewed):
                 whole()
             elif kind.warmed < WARM_UP:
                 self._warm(kind, whole)
@@ -336,12 +376,20 @@ class Capture:
         self._kind.replay()
         self.replays += 1
 
+    def cut(self) -> None:
+        """Say that a step's gradients are there, and that nothing has changed the weights yet."""
+        with self._watch.looking_away() if self._watch is not None else nullcontext():
+            self.recorder.cut()
+
     def _warm(self, kind: _Kind, whole: Callable[[], object]) -> None:
-        watch = Watch() if kind.warmed else nullcontext()
-        with self.recorder.aside(), watch:
-            whole()
+        watch = self._watch = Watch() if kind.warmed else None
+        try:
+            with self.recorder.aside(), watch or nullcontext():
+                whole()
+        finally:
+            self._watch = None
         kind.warmed += 1
-        if isinstance(watch, Watch):
+        if watch is not None:
             kind.watches.append(watch)
         if kind.warmed == WARM_UP:
             first, second = kind.watches
@@ -354,23 +402,29 @@ class Capture:
         kind.leaves = [one.clone() if isinstance(one, Tensor) else one for one in self._leaves]
         kind.batch = tree_unflatten(kind.leaves, self._structure)
         self._recording = True
+        taken = True
         try:
             kind.replay = self.recorder.record(whole)
             self.recorded += 1
+        except NotRecordedError as error:
+            self.give_up(str(error))
         except RuntimeError as error:
-            if isinstance(self.recorder, Tape):  # the step itself failed: a tape runs what it records
+            if self.recorder.runs:  # the step itself failed
                 raise
+            taken = False
             self.give_up((str(error).splitlines() or [type(error).__name__])[0])
         finally:
             self._recording = False
-        if kind.replay is None:
+        if not taken:
             whole()
+        elif self.recorder.runs:
+            self.optimizer.zero_grad()  # as large as the weights, and replays have their own
 
     def give_up(self, fault: str) -> None:
         """Stay eager, and say why."""
         self.fault = fault
         self._kinds.clear()
-        warnings.warn(NOT_CAPTURED.format(fault), stacklevel=2)
+        warnings.warn(NOT_RECORDED.format(self.recorder.verb, fault), stacklevel=2)
 
     def _forget(self) -> None:
         for kind in self._kinds.values():

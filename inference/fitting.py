@@ -26,9 +26,11 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
 
 from .batches import Batch, batch_of, peek
-from .capture import NOT_CAPTURED, Capture, per_step_needs, recorder_of
+from .callbacks import ProgressBar
+from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
 from .checkpoints import KEY, VERSION, Patience, holdings
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
+from .compiling import Compiled, missing_compiler
 from .course import check_course, described, differing, parts_of
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
@@ -121,6 +123,7 @@ class Fitting(lightning.LightningModule):
         self.soundness = Soundness(self, self.objective.model.likelihood, type(self.objective).__name__)
         self.capture: Capture | None = None
         self.captures: bool | str = False  # or True, or "auto": where there is a GPU
+        self.compiles = False
         self._values = torch.zeros(3)  # of the latest step, where it may be captured
         self._render: Callable[[Any], Any] | None = None
         self._moment = Moment(0, 0, 0)
@@ -324,20 +327,31 @@ class Fitting(lightning.LightningModule):
         self._stop_at_the_limit()
 
     def _begin_capture(self) -> None:
-        """Get ready to capture steps, where that was asked for and nothing stands against it."""
-        recorder = recorder_of(self.captures, self.device)
+        """Get ready to capture or compile steps, where that was asked for and nothing stands against it."""
+        looks = self.compiles and self.device.type == "cpu"  # which costs nothing there
+        if self.compiles:
+            recorder: Recorder | None = Compiled(self.settle if looks else lambda: None, self._tell_of_compiling)
+        else:
+            recorder = recorder_of(self.captures, self.device)
         if recorder is None:
             return
         trainer: Any = self.trainer
-        if needs := per_step_needs(trainer, Callback):
-            warnings.warn(NOT_CAPTURED.format(needs), stacklevel=2)
+        missing = missing_compiler(self.device) if self.compiles else ""
+        if needs := missing or per_step_needs(trainer, Callback):
+            warnings.warn(NOT_RECORDED.format(recorder.verb, needs), stacklevel=2)
             return
         scheduled = bool(trainer.lr_scheduler_configs)
         self.capture = Capture(recorder, trainer.optimizers[0], scheduled=scheduled)
         self._values = torch.zeros(3, dtype=self.objective.model.like.dtype, device=self.device)
         self.soundness.deferred = True
-        self.soundness.keep(trainer.optimizers[0])
+        if not looks:
+            self.soundness.keep(trainer.optimizers[0])
         self._render = getattr(trainer.datamodule, "rendered", None)
+
+    def _tell_of_compiling(self, seconds: float | None) -> None:
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.tell_of_compiling(seconds)
 
     @property
     def renders(self) -> bool:
@@ -394,6 +408,8 @@ class Fitting(lightning.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # float16's leaves out infinite gradients
             self.soundness.of_gradients(self._moment)
+        if self.capture is not None:
+            self.capture.cut()
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: str | None = None

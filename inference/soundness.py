@@ -3,7 +3,7 @@
 Where a look costs nothing, as on a CPU, each step is looked at before it reaches the weights. On a device it would make
 Python wait for every step: there the first unsound step is noted on the device, and read every so many steps, before
 every validation and before every checkpoint. The weights are then put back to those of the last look, when all was
-sound, so that nothing unsound is ever judged or written.
+sound, so that nothing unsound is ever judged or written. Compiled steps on a CPU note it too, and are looked at each.
 """
 
 from __future__ import annotations
@@ -165,9 +165,10 @@ class Soundness:
             note.fill_(-1)
         for count in self._counts.values():
             count.zero_()
-        if error is None:
-            self.keep(optimizer)
-            return None
+        if error is None or not self._kept:  # else the look comes before the weights have learned from the step
+            if self._kept:
+                self.keep(optimizer)
+            return error
         self._put_back(optimizer)
         error.add_note(f"fit: looked at after {moments[-1]}; the weights are those before {moments[0]}.")
         return error

@@ -67,6 +67,7 @@ def fit(
     seed: int | None = None,
     matmul_precision: str | None = None,
     capture: bool | str = "auto",
+    compile: bool = False,
     progress: bool = True,
     trainer: lightning.Trainer | TrainerOptions | None = None,
 ) -> History:
@@ -123,6 +124,10 @@ def fit(
             the first steps, named in a warning, and not captured. Losses and gradients are then looked at whenever
             values are reported, before validations and checkpoints: the error names the step, and the weights are those
             of the last look.
+        compile: compile a step with all that Python decides in it, by ``torch.compile``, which takes 15 seconds to two
+            minutes and needs a C++ compiler; for a CPU, and in the place of ``capture``. Draws are those of a fit
+            without, and losses and weights are to the rounding of sums: one step is compared, and where its gradients
+            differ by more, or it cannot be compiled, a warning says why, and steps run one operation at a time.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
         trainer: devices, precision, callbacks and loggers as :class:`TrainerOptions`; or a Trainer of Lightning's,
             whose own epochs, gradient clipping, loggers, callbacks and progress bar are then the fit's. It has all else
@@ -164,6 +169,8 @@ def fit(
     check_precision(matmul_precision, gradient_clip)
     if capture not in ("auto", True, False):
         raise ValueError(f"fit: capture is {capture!r}; expected 'auto', True or False.")
+    if not isinstance(compile, bool):
+        raise ValueError(f"fit: compile is {compile!r}; expected True or False.")
     check_optimizer(optimizer)
     check_makers(schedule, objective)
     validates = check_data({"data": data, "validation": validation}, patience)
@@ -208,6 +215,7 @@ def fit(
                 "outside."
             )
         module.validates, module.seed, module.captures = validates, seed, capture
+        module.compiles = compile
         device = trainer.strategy.root_device
         source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:

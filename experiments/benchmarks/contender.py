@@ -28,7 +28,7 @@ __all__ = ["KINDS"]
 WARM_UP, FEW, RATE = 5, 4, 1e-3
 
 
-def fit(model: p.TVAE, guide: Any, batches: list[torch.Tensor]) -> None:
+def fit(model: p.TVAE, guide: Any, batches: list[torch.Tensor], **further: Any) -> None:
     """Steps of ``fit``, as many as are asked for at a time."""
 
     class Turns(lightning.Callback):
@@ -45,7 +45,7 @@ def fit(model: p.TVAE, guide: Any, batches: list[torch.Tensor]) -> None:
     options: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "callbacks": [Turns()]}
     if hasattr(inference, "TrainerOptions"):
         options = {"trainer": inference.TrainerOptions(**options)}
-    inference.fit(model, guide, endless, max_epochs=1000, progress=False, **options)
+    inference.fit(model, guide, endless, max_epochs=1000, progress=False, **options, **further)
 
 
 def svi(model: p.TVAE, guide: Any, batches: list[torch.Tensor], **options: Any) -> None:
@@ -87,6 +87,7 @@ def jax(model: p.TVAE, guide: Any, batches: list[torch.Tensor], generator: str) 
 
 KINDS: dict[str, Callable[[p.TVAE, Any, list[torch.Tensor]], None]] = {
     "fit": fit,
+    "compiled": functools.partial(fit, compile=True),
     "svi": svi,
     "svi_fused": functools.partial(svi, fused=True),
     "loop": loop,

@@ -598,6 +598,7 @@ LATER = {
     "model.centered": False,
     "fit.matmul_precision": "highest",
     "fit.capture": "auto",
+    "fit.compile": False,
     "fit.subsample_frames": None,
     "evaluation.channels": None,
 }

@@ -13,6 +13,8 @@ __all__ = ["Sums", "inside", "numbered"]
 # Terms of one energy (frames that its offsets reach x positions) up to which a convolution is faster than a transform:
 # measured on one thread of a CPU, forward and backward in float32.
 TERMS = 1000
+# Frames of one transform at least, where there are many more: its numbers stay in a processor's cache.
+PIECE = 480
 CONVOLVED = (torch.float32, torch.bfloat16)  # the dtypes that convolutions on a CPU are made for
 
 
@@ -26,7 +28,8 @@ class Sums:
     - a circular convolution over the whole lattice by the fast Fourier transform (Cooley & Tukey 1965, "An algorithm
       for the machine calculation of complex Fourier series", https://doi.org/10.1090/S0025-5718-1965-0178586-1), at
       log(S·D) an energy, however many offsets there are. It is done in float64, whose rounding is 1e-16 of the largest
-      energies around, so that small ones, too, keep the digits of float32.
+      energies around, so that small ones, too, keep the digits of float32. Many frames are transformed in pieces of one
+      length, each with the frames around it that its offsets reach, so that time grows as S does.
 
     Args:
         offsets: whole numbers (frame, position, …), one tuple for each.
@@ -62,6 +65,7 @@ class Sums:
         self.n_frames, self.grid, self.circular, self.learned = n_frames, grid, circular, learned
         n_positions, reach = math.prod(grid), self.last - self.first + 1
         few = reach * n_positions <= TERMS and like.dtype in CONVOLVED
+        self.span, self.hop = n_frames, n_frames  # frames that one transform looks at, and those that it is for
         self.convolves = like.device.type == "mps" or (like.device.type == "cpu" and few)
         # Where the weights belong in the operator: (offsets, 1), or once in every row, (offsets, D).
         if self.convolves:
@@ -77,6 +81,9 @@ class Sums:
             self.shape = tuple(
                 size if wrap else _smooth(size + reach) for size, wrap, reach in zip(sizes, wraps, far, strict=True)
             )
+            span = _smooth(max(PIECE, 4 * reach))
+            if n_frames >= 2 * span:
+                self.shape, self.span, self.hop = (span, *self.shape[1:]), span, span + 1 - reach
             self.places, self.counts = numbered(cells, self.shape)[:, None], None
         self.kept = torch.tensor(kept, dtype=torch.long)
 
@@ -97,16 +104,23 @@ class Sums:
 
     def apply(self, e: Tensor, operator: Tensor) -> Tensor:
         """The sums over terms (..., S, C, D): same shape."""
-        return self._convolved(e, operator) if self.convolves else self._transformed(e, operator)
+        if self.convolves:
+            # Seen as (N, positions, frames, capsules) this lies channels-last, as convolutions like it.
+            frames = self._reached(e).permute(0, 3, 1, 2)
+            return nn.functional.conv2d(frames, operator).permute(0, 2, 3, 1).reshape(e.shape)
+        if self.hop == self.n_frames:
+            return self._transformed(e, operator)
+        frames = nn.functional.pad(self._reached(e), (0, 0, 0, 0, 0, -self.n_frames % self.hop))
+        pieces = frames.unfold(1, self.span, self.hop).movedim(-1, -3).unbind(1)
+        sums = [self._transformed(piece, operator).narrow(1, -self.first, self.hop) for piece in pieces]
+        return torch.cat(sums, 1)[:, : self.n_frames].reshape(e.shape)
 
-    def _convolved(self, e: Tensor, kernel: Tensor) -> Tensor:
+    def _reached(self, e: Tensor) -> Tensor:
+        """Frames (N, S + further, C, D): with those before and after that the offsets reach."""
         frames = e.reshape(-1, *e.shape[-3:])
         if self.circular:
-            frames = torch.cat([frames[:, self.n_frames + self.first :], frames, frames[:, : self.last]], 1)
-        else:
-            frames = nn.functional.pad(frames, (0, 0, 0, 0, -self.first, self.last))
-        # Seen as (N, positions, frames, capsules) this lies channels-last, as convolutions like it.
-        return nn.functional.conv2d(frames.permute(0, 3, 1, 2), kernel).permute(0, 2, 3, 1).reshape(e.shape)
+            return torch.cat([frames[:, self.n_frames + self.first :], frames, frames[:, : self.last]], 1)
+        return nn.functional.pad(frames, (0, 0, 0, 0, -self.first, self.last))
 
     def _transformed(self, e: Tensor, spectrum: Tensor) -> Tensor:
         sizes = [*self.shape[1:], self.shape[0]]
@@ -116,7 +130,7 @@ class Sums:
         # Where the weights are learned their gradient needs both factors; else the product takes the first one's place.
         spectra = spectra * spectrum if self.learned else spectra.mul_(spectrum)
         v = torch.fft.irfftn(spectra, s=sizes, dim=self._axes)
-        for axis, size in zip(self._axes, (*self.grid, self.n_frames), strict=True):
+        for axis, size in zip(self._axes, (*self.grid, self.span), strict=True):
             v = v.narrow(axis, 0, size)
         return v.flatten(-len(self.grid)).to(e.dtype).transpose(-3, -2)
 

@@ -107,6 +107,7 @@ OPTIONS = [
     "strategy",
     "precision",
     "matmul_precision",
+    "compile",
     "resume",
     "data",
     "validation",

@@ -34,6 +34,7 @@ from pyro_tvae.inference import (
 )
 from pyro_tvae.inference.batches import batch_of
 from pyro_tvae.inference.callbacks import ProgressBar
+from pyro_tvae.inference.compiling import Compiled
 from pyro_tvae.inference.training import NonFiniteError
 
 FRAME = (1, 2, 3)
@@ -397,6 +398,7 @@ CHANGED: dict[str, tuple[Callable[[Path], Any], Callable[[Effect, History], obje
     "seed": (lambda _: 2, "cannot resume with seed=2, the checkpoint is of a fit with seed=1", None),
     "matmul_precision": (lambda _: "medium", lambda effect, _: effect.matmul, "medium"),
     "capture": (lambda _: True, lambda effect, _: effect.module.capture is not None, True),
+    "compile": (lambda _: True, lambda effect, _: type(effect.module.capture.recorder), Compiled),
     "progress": (lambda _: True, lambda effect, _: effect.bar, True),
     "trainer": (
         lambda _: TrainerOptions("cpu", accumulate_grad_batches=3),

@@ -1,4 +1,4 @@
-"""Sums over offsets against the product with W: every topography, both ways of summing, sizes drawn at random."""
+"""Sums over offsets against the product with W: every topography, all ways of summing, sizes drawn at random."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ from pyro_tvae.topographies import base, sums
 from pyro_tvae.topographies.base import BOUNDARIES, pooled
 from pyro_tvae.topographies.orbits import Orbits, distinct, partition
 
-# Above how many rows of W it is not multiplied with, and up to how many terms there is a convolution.
-WAYS = {"convolution": (0, 10**9), "transform": (0, 0)}
+# Above how many rows of W it is not multiplied with, up to how many terms there is a convolution, and how many frames
+# are transformed at once.
+WAYS = {"convolution": (0, 10**9, 480), "transform": (0, 0, 480), "transforms of pieces": (0, 0, 1)}
 
 
 class Ahead(Topography):
@@ -61,9 +62,10 @@ CASES = list(itertools.product(MAKERS, BOUNDARIES, (False, True)))
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    rows, terms = WAYS[request.param]
+    rows, terms, piece = WAYS[request.param]
     monkeypatch.setattr(base, "ROWS", rows)
     monkeypatch.setattr(sums, "TERMS", terms)
+    monkeypatch.setattr(sums, "PIECE", piece)
     monkeypatch.setattr(sums, "CONVOLVED", (torch.float32, torch.float64))
     return str(request.param)
 
@@ -83,6 +85,7 @@ def test_sums_and_their_gradients_are_those_of_the_product_with_w(
     draw = random.Random(f"{name}{boundary}{learned}")
     for dtype in (torch.float64, torch.float32):
         n_frames, kernel, width = draw.randint(1, 9), draw.randint(1, 12), draw.randint(0, 2)
+        n_frames += 120 if way == "transforms of pieces" else 0  # eight times what the offsets reach
         n_positions = GRIDS.get(name) or draw.randint(1, 7)
         topography = moved(MAKERS[name](kernel, width, boundary=boundary, learned=learned)).to(dtype)
         leading = draw.choice([(), (2,), (2, 1, 3)])
@@ -99,6 +102,8 @@ def test_sums_and_their_gradients_are_those_of_the_product_with_w(
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
         assert bool((topography.energy(u) >= 0).all())
         assert not topography._cache or not learned
+        in_pieces = [one.hop < n_frames for one in topography._sums.values()]
+        assert in_pieces == [way == "transforms of pieces"]
 
 
 @pytest.mark.parametrize(("topography", "size"), [(Torus((3, 2), (2, 3)), 6), (NoTopography(), 4)])
