@@ -203,9 +203,11 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
         raise ValueError(
             f"fit: cannot {purpose}, {path} cannot be read ({error.strerror or error}); see to it that it can."
         ) from None
+    except MemoryError:  # which says nothing about the file
+        raise
     except Exception:  # a damaged or hostile file may fail in any way; each means the same to its owner
         best = path.with_name("best.ckpt")
-        remedy = "To start again, leave resume out; in the folder of a run, delete the file."
+        remedy = "To start again, leave resume out; in the folder of a run, move the file away."
         if path != best and best.is_file():  # which a fit that starts again would replace
             remedy = f"To go on from the best epoch, copy {best} over it; or start again in another folder."
         raise ValueError(
