@@ -76,9 +76,8 @@ class Keeper(ModelCheckpoint):
                 stacklevel=2,
             )
             self.told = True
-        score = (
-            score if own is None else own
-        )  # of a later epoch than this checkpoint's, it is not to be lost to a worse
+        if own is not None:  # of a later epoch than this checkpoint's, it is not to be lost to a worse
+            score = own
         if kept.is_file():
             state = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
             state |= {"best_model_score": score, "kth_value": score}

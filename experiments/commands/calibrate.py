@@ -12,13 +12,13 @@ import torch
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
-from pyro_tvae.wording import in_words
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
 from ..runs.outputs import (
     REQUEST,
     check_nothing_added,
+    damaged,
     replacing,
     request_of,
     shown_on,
@@ -96,8 +96,8 @@ def calibrate_run(
     page = file.with_suffix(".html")
     with replacing(file, request, overwrite, page=page):
         begun = unfinished(file, request)
-        stored = _read(file, request, damaged=overwrite)
-        ranks = max(stored, _read(begun, request, damaged=True), key=_number)
+        stored = _read(file, request, lenient=overwrite)
+        ranks = max(stored, _read(begun, request, lenient=True), key=_number)
         done, size = _number(ranks), BATCH[method]
         if done < simulations and not overwrite:
             check_nothing_added(file, ranks, (REQUEST, *ATTRIBUTES))
@@ -134,10 +134,10 @@ def calibrate_run(
         return file, page, verdict(result, bins)
 
 
-def _read(path: Path, request: dict[str, Any], *, damaged: bool) -> dict[str, torch.Tensor]:
+def _read(path: Path, request: dict[str, Any], *, lenient: bool) -> dict[str, torch.Tensor]:
     """The ranks in a file that was made for this; none where it is missing, or was made for something else.
 
-    What somebody added to it are none. A damaged one has none either if ``damaged`` allows it; else ValueError says so.
+    What somebody added to it are none. A damaged one has none either where ``lenient``; else ValueError says so.
     """
     from xarray import open_dataset
 
@@ -151,11 +151,9 @@ def _read(path: Path, request: dict[str, Any], *, damaged: bool) -> dict[str, to
             names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
             return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
     except Exception as error:  # which HDF5 says in any way
-        if damaged:
+        if lenient:
             return {}
-        raise ValueError(
-            f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
-        ) from None
+        raise ValueError(damaged(path, error)) from None
 
 
 def _dims(name: str, number: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,25 +102,26 @@ def standing(run: Run) -> EvaluationRecord | None:
 
     One that lacks what may be there when it is made again is none, but for one that was asked for by hand.
     """
-    record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
-    if record is None or run.other_weights(record.get("weights")):
-        return None
-    by_hand = judged_on(record.get("data") or {}) != judged_on({})
+    record = _of_these_weights(run)
+    by_hand = record is not None and judged_on(record.get("data") or {}) != judged_on({})
     return record if by_hand or _is_whole(run, record) else None
 
 
-def _is_whole(run: Run, record: EvaluationRecord) -> bool:
-    """Whether an evaluation lacks nothing that may be there when it is made again."""
-    return not (record.get("transient") or _undrawn(run, record))
+def _of_these_weights(run: Run) -> EvaluationRecord | None:
+    record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
+    return None if record is None or run.other_weights(record.get("weights")) else record
+
+
+def _is_whole(run: Run, record: EvaluationRecord | None) -> bool:
+    """Whether there is an evaluation, and lacks nothing that may be there when it is made again."""
+    return record is not None and not (record.get("transient") or _undrawn(record, _pictures(run, record)))
 
 
 def _stands_whole(run: Run) -> bool:
     """Whether there is such an evaluation of the weights that are in a run's folder, asked for by hand or not."""
-    try:
-        record = run.read(EVALUATION, EvaluationRecord) if run.has(EVALUATION) else None
-    except ValueError:  # damaged
-        return False
-    return record is not None and not run.other_weights(record.get("weights")) and _is_whole(run, record)
+    with suppress(ValueError):  # it is damaged
+        return _is_whole(run, _of_these_weights(run))
+    return False
 
 
 def check_whole(run: Run, record: EvaluationRecord, written: bool = True) -> None:
@@ -224,7 +226,8 @@ def write_page(run: Run, config: DictConfig, record: EvaluationRecord, history: 
     """Write ``report.html`` from the run's configuration, evaluation and training history, and its pictures."""
     text = OmegaConf.to_yaml(config, resolve=True)
     said = [f"{changed}: what is shown may not belong together."] if (changed := run.changed()) else []
-    if undrawn := _undrawn(run, record):
+    pictures = _pictures(run, record)
+    if undrawn := _undrawn(record, pictures):
         said.append(
             f"{', '.join(undrawn)} in {run.path / FIGURES} {'is' if len(undrawn) == 1 else 'are'} not what the "
             f"evaluation drew, and not shown; judge the run again: {command('evaluate', run.path)}"
@@ -232,7 +235,7 @@ def write_page(run: Run, config: DictConfig, record: EvaluationRecord, history: 
     for sentence in said:
         print(f"pyro-tvae: {sentence}", file=sys.stderr, flush=True)
     shown: EvaluationRecord = {**record, "notes": [*(record.get("notes") or ()), *said]}
-    return write_report(run.path, shown, _pictures(run, record), text, history.get("rows"))
+    return write_report(run.path, shown, pictures, text, history.get("rows"))
 
 
 def _pictures(run: Run, record: EvaluationRecord) -> dict[str, Path]:
@@ -249,9 +252,9 @@ def _pictures(run: Run, record: EvaluationRecord) -> dict[str, Path]:
     }
 
 
-def _undrawn(run: Run, record: EvaluationRecord) -> list[str]:
+def _undrawn(record: EvaluationRecord, pictures: Mapping[str, Path]) -> list[str]:
     """What an evaluation drew, by name, that is not there as it was drawn."""
-    return sorted({*(record.get("figures") or ())} - {*_pictures(run, record)})
+    return sorted({*(record.get("figures") or ())} - {*pictures})
 
 
 def check_judgeable(config: DictConfig, parts: Parts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "compose",
     "data_settings",
     "fitting_overrides",
+    "flat",
     "keys",
     "located",
     "make",
@@ -265,6 +266,15 @@ def keys(node: Any, prefix: str = "") -> list[str]:
         if not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):  # to what may be missing
             names += keys(node[key], f"{prefix}{key}.")
     return names
+
+
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration as plain data, a mapping, each with its dotted name."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def make(node: Any) -> Any:

@@ -54,11 +54,11 @@ def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
 
     source = dataset.source
     pixels: Any = getattr(source, "pixels", None)
+    known = () if dataset.factors is None else (dataset.factors.table, dataset.factors.place)
     if isinstance(pixels, Clips):
         yield from pixels.contents(LOOKED_AT)
         yield source.labels
-        if dataset.factors is not None:
-            yield from (dataset.factors.table, dataset.factors.place)
+        yield from known
         if isinstance(source, Images):  # frames are drawn from nothing
             draw: Any = dataset.draw(0)
             yield from (draw.index.phase, draw.moving)
@@ -67,8 +67,7 @@ def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:
     yield from (dataset.renderer.labels, draw.index, draw.moving)
     if isinstance(source, Images | Frames):
         yield pixels
-        if dataset.factors is not None:
-            yield from (dataset.factors.table, dataset.factors.place)
+        yield from known
         return
     if isinstance(source, Sprites):
         yield pixels.packed if isinstance(pixels, StoredPixels) else pixels.pictures

@@ -34,6 +34,7 @@ __all__ = [
     "aside",
     "check_nothing_added",
     "check_replaceable",
+    "damaged",
     "digest",
     "replacing",
     "request_of",
@@ -143,6 +144,11 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
 
 
+def damaged(path: Path, error: Exception) -> str:
+    """What is said of a file that cannot be read, since of such errors HDF5 makes any kind."""
+    return f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
+
+
 def check_nothing_added(path: Path, variables: Collection[str], attributes: Collection[str]) -> None:
     """Raise FileExistsError where an HDF5 file that is to be written anew has more in it than its command wrote.
 
@@ -163,9 +169,7 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
         with open_dataset(path, engine="h5netcdf") as data:
             added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
     except Exception as error:  # which HDF5 says in any way
-        raise FileExistsError(
-            f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
-        ) from None
+        raise FileExistsError(damaged(path, error)) from None
     if added:
         raise FileExistsError(
             f"{path} holds {', '.join(sorted(added))}, which was added to it and would be lost; give --overwrite to "

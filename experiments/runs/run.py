@@ -22,7 +22,7 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL, atomic_write, check_stays, leave, left_behind, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import ELSEWHERE, PLACES, compose, keys, located, make
+from ..config.composition import ELSEWHERE, PLACES, compose, flat, keys, located, make
 from ..config.errors import first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
@@ -393,7 +393,7 @@ class Run:
         if self.is_of(config):
             return ""
         sides = (_computed(self.stored()), _computed(config))
-        then, now = (_flat(OmegaConf.to_container(one, resolve=True)) for one in sides)
+        then, now = (dict(flat(OmegaConf.to_container(one, resolve=True))) for one in sides)
         names = [name for name in now | then if then.get(name) != now.get(name)]
         told = [f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3]]
         return ", ".join([*told, *(["…"] if len(names) > 3 else [])]) or "their order"
@@ -574,14 +574,6 @@ def _named(node: object) -> bool:
 def _place(config: DictConfig) -> str | None:
     """The setting that says where the data lie; None where they come with a package."""
     return next((name for name in PLACES if OmegaConf.select(config, name) is not None), None)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of plain data by their dotted names."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    parts = (_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items())
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def _computed(config: DictConfig) -> DictConfig:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.composition import ELSEWHERE
+from ..config.composition import ELSEWHERE, flat
 from ..runs.files import finite
 
 __all__ = ["Settings", "check_settings", "portable", "settings_of", "shared_settings"]
@@ -30,19 +29,11 @@ def settings_of(config: DictConfig) -> Settings:
     """
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    flat = {name: value for name, value in _flat(container) if name not in LOCAL and not name.startswith("hydra.")}
+    own = {name: value for name, value in flat(container) if name not in LOCAL and not name.startswith("hydra.")}
     for name in FILES:
-        if flat.get(name) is not None:
-            flat[name] = Path(str(flat[name])).name
-    return dict(sorted(json.loads(json.dumps(finite(flat))).items()))
-
-
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        if own.get(name) is not None:
+            own[name] = Path(str(own[name])).name
+    return dict(sorted(json.loads(json.dumps(finite(own))).items()))
 
 
 def shared_settings(settings: Iterable[Settings]) -> Settings:

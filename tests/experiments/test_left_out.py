@@ -243,7 +243,8 @@ def test_an_evaluation_that_is_killed_between_its_figures_and_its_record_is_made
     (run.path / "report.html").unlink()
     resume_run(run.path)
     assert content(run) == whole
-    assert not evaluate._undrawn(run, content(run))  # type: ignore[arg-type]
+    record: Any = content(run)
+    assert not evaluate._undrawn(record, evaluate._pictures(run, record))
 
 
 @pytest.mark.parametrize("killed", [True, False])

@@ -195,23 +195,14 @@ def test_a_full_disk_under_what_is_printed_stops_no_command() -> None:
     )
 
 
-def test_a_reader_that_leaves_stops_no_command() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
+@pytest.mark.parametrize("opened", ["pipe", "openpty"])
+def test_a_reader_that_leaves_or_a_terminal_that_is_closed_stops_no_command(opened: str) -> None:
+    other, output = getattr(os, opened)()
+    os.close(other)
     try:
-        ended = printing(writing)
+        ended = printing(output)
     finally:
-        os.close(writing)
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_a_terminal_that_is_closed_stops_no_command() -> None:
-    master, slave = os.openpty()
-    os.close(master)
-    try:
-        ended = printing(slave)
-    finally:
-        os.close(slave)
+        os.close(output)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

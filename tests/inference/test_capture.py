@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import pyro
 import pytest
 import torch
 from combinations import ALL, FRAME, GUIDES, LATENTS, LIKELIHOODS, PRIORS, S, build
 from lightning.pytorch.callbacks import Callback
+from recording import Counted, Halve, Reads, Stop, cosine, fitted
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -167,35 +167,14 @@ def sequences(n: int = 22) -> Tensor:
     return torch.rand(n, 3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-class Counted(Callback):
-    """Keeps the module of a fit, and how many steps were replays."""
-
-    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        self.module, self.replays = module, 0 if module.capture is None else module.capture.replays
-
-
 def trained(
-    captures: bool,
-    parts: tuple[TVAE, Any] | None = None,
-    data: Any = None,
-    callbacks: tuple[Callback, ...] = (),
-    **options: Any,
+    captures: bool, parts: tuple[TVAE, Any] | None = None, data: Any = None, **options: Any
 ) -> tuple[list[Tensor], History, Counted]:
     torch.manual_seed(0)
-    model = parts[0] if parts else TVAE((1, 4, 4), 3, 2, 3, CapsuleRoll(3, 1), mu=2.0)
-    guide = parts[1] if parts else MeanFieldGuide(model)
-    counted, precision = Counted(), options.pop("precision", "32-true")
-    trainer = TrainerOptions("cpu", precision=precision, callbacks=[counted, *callbacks])
-    options = {"batch_size": 4, "max_epochs": 3, "seed": 3, "warmup_steps": 6, "frame_dropout": 0.5} | options
-    history = fit(
-        model, guide, sequences() if data is None else data, progress=False, capture=captures, trainer=trainer,
-        **options,
-    )  # fmt: skip
-    return [p.detach().clone() for p in [*model.parameters(), *guide.parameters()]], history, counted
-
-
-def cosine(optimizer: Any, steps: int) -> Any:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    if parts is None:
+        model = TVAE((1, 4, 4), 3, 2, 3, CapsuleRoll(3, 1), mu=2.0)
+        parts = model, MeanFieldGuide(model)
+    return fitted(parts, sequences() if data is None else data, capture=captures, **options)
 
 
 def half_seen() -> DataLoader:
@@ -246,11 +225,6 @@ def test_a_captured_fit_that_was_stopped_ends_as_one_left_alone(tmp_path: Path) 
     options: dict[str, Any] = {"schedule": cosine, "max_epochs": 3}
     whole, history, _ = trained(True, directory=tmp_path / "whole", **options)
 
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer: lightning.Trainer, *_: object) -> None:  # type: ignore[override]
-            if trainer.current_epoch == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         trained(True, callbacks=(Stop(),), directory=tmp_path / "cut", **options)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
@@ -263,11 +237,6 @@ def test_a_captured_fit_that_was_stopped_ends_as_one_left_alone(tmp_path: Path) 
 
 
 def test_a_rate_that_is_set_by_hand_is_recorded_anew() -> None:
-    class Halve(Callback):
-        def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.current_epoch == 2:
-                trainer.optimizers[0].param_groups[0]["lr"] /= 2
-
     eager, _, _ = trained(False, callbacks=(Halve(),))
     found, _, counted = trained(True, callbacks=(Halve(),))
     assert all(torch.equal(one, two) for one, two in zip(eager, found, strict=True))
@@ -276,12 +245,6 @@ def test_a_rate_that_is_set_by_hand_is_recorded_anew() -> None:
 
 
 # ---- what cannot be captured
-
-
-class Reads(ELBO):
-    def forward(self, x: Tensor, observed: Tensor | None = None, **options: Any) -> Any:
-        terms = super().forward(x, observed, **options)
-        return terms if terms.kl.sum() > 0 else terms._replace(objective=terms.reconstruction)
 
 
 class Counts(ELBO):
@@ -303,7 +266,7 @@ class Each(Callback):
 EAGER: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "a part that reads": (
         lambda: {"objective": Reads},
-        r"Reads \(test_capture.py, line \d+\) reads a value of a tensor",
+        r"Reads \(recording.py, line \d+\) reads a value of a tensor",
     ),
     "a part that counts": (
         lambda: {"objective": Counts},

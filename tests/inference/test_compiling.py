@@ -12,15 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
 import pytest
 import torch
 from combinations import FRAME, GUIDES, S, build
-from lightning.pytorch.callbacks import Callback
+from recording import Counted, Halve, Reads, Stop, cosine, fitted
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_tvae.inference import ELBO, IWAE, History, TrainerOptions, fit
+from pyro_tvae.inference import ELBO, IWAE, History
 from pyro_tvae.inference import compiling as compiling_module
 from pyro_tvae.inference.compiling import Compiled, missing_compiler
 from pyro_tvae.inference.training import NonFiniteError
@@ -42,35 +41,18 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "sh")
 
 
-class Counted(Callback):
-    """Keeps the capture of a fit."""
-
-    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        self.capture = module.capture
-
-
 def sequences(n: int = 22) -> Tensor:
     return torch.rand(n, S, *FRAME, generator=torch.Generator().manual_seed(1))
 
 
 def trained(
-    compiles: bool,
-    parts: tuple[Any, Any] | None = None,
-    data: Any = None,
-    callbacks: tuple[Callback, ...] = (),
-    **options: Any,
+    compiles: bool, parts: tuple[Any, Any] | None = None, data: Any = None, **options: Any
 ) -> tuple[list[Tensor], History, Counted]:
     torch.manual_seed(0)
     if parts is None:
         model = build("roll", "gaussian")
         parts = model, GUIDES["mean_field"](model)
-    counted = Counted()
-    trainer = TrainerOptions("cpu", callbacks=[counted, *callbacks])
-    options = {"batch_size": 4, "max_epochs": 3, "seed": 3, "warmup_steps": 6, "frame_dropout": 0.5} | options
-    history = fit(
-        *parts, sequences() if data is None else data, progress=False, compile=compiles, trainer=trainer, **options
-    )
-    return [p.detach().clone() for part in parts for p in part.parameters()], history, counted
+    return fitted(parts, sequences() if data is None else data, compile=compiles, **options)
 
 
 def assert_close(one: tuple[list[Tensor], History, Any], two: tuple[list[Tensor], History, Any]) -> None:
@@ -80,10 +62,6 @@ def assert_close(one: tuple[list[Tensor], History, Any], two: tuple[list[Tensor]
     assert len(one[1].rows) == len(two[1].rows) > 0
     for row, other in zip(one[1].rows, two[1].rows, strict=True):
         assert row == pytest.approx(other, rel=1e-4)
-
-
-def cosine(optimizer: Any, steps: int) -> Any:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
 
 PARTS: dict[str, tuple[tuple[str, str], str, dict[str, Any]]] = {
@@ -109,7 +87,7 @@ def test_compiled_steps_give_what_eager_ones_do(name: str, recwarn: pytest.Warni
 
     eager, compiled = run(False), run(True)
     assert_close(compiled, eager)
-    capture = compiled[2].capture
+    capture = compiled[2].module.capture
     # 3 epochs of 5 full batches: 3 steps warm up, one is recorded. The short batches stay eager.
     assert (capture.fault, capture.replays) == ("", 15 - 4)
     assert not [one for one in recwarn if "compiled" in str(one.message)]
@@ -158,11 +136,6 @@ def test_a_compiled_fit_that_was_stopped_goes_on(tmp_path: Path) -> None:
     options: dict[str, Any] = {"schedule": cosine, "max_epochs": 3}
     whole = trained(True, directory=tmp_path / "whole", **options)
 
-    class Stop(Callback):
-        def on_train_epoch_start(self, trainer: lightning.Trainer, *_: object) -> None:  # type: ignore[override]
-            if trainer.current_epoch == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         trained(True, callbacks=(Stop(),), directory=tmp_path / "cut", **options)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
@@ -171,25 +144,14 @@ def test_a_compiled_fit_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 
 def test_where_the_optimizer_is_told_otherwise_nothing_is_compiled_again() -> None:
-    class Halve(Callback):
-        def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.current_epoch == 2:
-                trainer.optimizers[0].param_groups[0]["lr"] /= 2
-
     compiled = trained(True, callbacks=(Halve(),))
     assert_close(compiled, trained(False, callbacks=(Halve(),)))
-    capture = compiled[2].capture
+    capture = compiled[2].module.capture
     assert (capture.recorded, len(capture.recorder._programs)) == (2, 1)
     assert capture.replays == 15 - 4 - 1
 
 
 # ---- what cannot be compiled
-
-
-class Reads(ELBO):
-    def forward(self, x: Tensor, observed: Tensor | None = None, **options: Any) -> Any:
-        terms = super().forward(x, observed, **options)
-        return terms if terms.kl.sum() > 0 else terms._replace(objective=terms.reconstruction)
 
 
 class Own(ELBO):
@@ -202,7 +164,7 @@ class Own(ELBO):
 
 
 EAGER: dict[str, tuple[dict[str, Any], str]] = {
-    "a part that reads": ({"objective": Reads}, r"Reads \(test_compiling.py, line \d+\) reads a value of a tensor"),
+    "a part that reads": ({"objective": Reads}, r"Reads \(recording.py, line \d+\) reads a value of a tensor"),
     "a generator": ({"objective": Own}, "a part draws from a generator of its own"),
     "an optimizer": ({"optimizer": torch.optim.Adam}, "the optimizer Adam reads a value"),
 }
@@ -217,7 +179,7 @@ def test_what_cannot_be_compiled_is_named_and_trained_all_the_same(name: str) ->
     assert len([one for one in caught if "compiled" in str(one.message)]) == 1
     assert all(torch.equal(one, two) for one, two in zip(eager, weights, strict=True))
     assert compiled.rows == history.rows
-    assert counted.capture.replays == 0
+    assert counted.module.capture.replays == 0
 
 
 def failing(module: Any, **_: Any) -> Any:
@@ -246,7 +208,7 @@ def test_a_compiler_that_fails_or_errs_is_not_used(backend: Any, words: str, mon
     with pytest.warns(UserWarning, match=rf"^fit: steps are not compiled .*, since {words}.*\.$"):
         weights, _, counted = trained(True, max_epochs=1)
     assert all(torch.equal(one, two) for one, two in zip(eager, weights, strict=True))
-    assert counted.capture.replays == 0
+    assert counted.module.capture.replays == 0
 
 
 def test_without_a_compiler_for_cpp_steps_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
