@@ -87,7 +87,7 @@ class Sweep:
     def progress(self, jobs: int | None) -> str:
         """How many of so many jobs, which not every sweeper tells, are done, and how many begun, in words."""
         runs = runs_in(self.path)
-        done = sum(run.has(REPORT) for run in runs)
+        done = sum(map(_is_done, runs))
         return f"{done}{'' if jobs is None else f' of {jobs}'} done, {len(runs) - done} begun"
 
     @contextmanager
@@ -145,6 +145,14 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
                         break
                     stack.pop_all().close()
         yield sweep
+
+
+def _is_done(run: Run) -> bool:
+    """Whether a run has its page, and no part of it is to be tried again."""
+    try:
+        return run.has(REPORT) and not run.lacking()
+    except (OSError, ValueError):  # its own command says what is wrong with it
+        return False
 
 
 def _free(folder: Path) -> Iterator[Sweep]:

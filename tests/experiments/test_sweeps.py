@@ -150,6 +150,16 @@ def test_an_interrupted_sweep_counts_what_is_done(
         assert words in capsys.readouterr().err
 
 
+def test_what_memory_or_a_disk_had_no_room_for_does_not_count_as_done(
+    jobs: dict[int, BaseException], tmp_path: Path
+) -> None:
+    swept("seed=0,1,2", "hydra.sweep.dir=sweep")
+    assert Sweep(tmp_path / "sweep").progress(3) == "3 of 3 done, 0 begun"
+    for seed, content in (("1", '{"transient": ["e_eq"]}'), ("2", "no record")):
+        (tmp_path / "sweep" / seed / "evaluation.json").write_text(content)
+    assert Sweep(tmp_path / "sweep").progress(3) == "1 of 3 done, 2 begun"
+
+
 def test_a_launcher_that_gives_up_leaves_a_sweep_to_go_on_with(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
