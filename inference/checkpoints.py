@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pyro_tvae.files import atomic_write
+from pyro_tvae.memory import no_memory
+from pyro_tvae.parts import dotted
 
 from .course import other_part, parts_of
 
-__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "read_checkpoint", "restored"]
+__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "in_plain", "read_checkpoint", "restored"]
 
 KEY, VERSION = "pyro_tvae", 2  # since 2 with a list of what the file holds
 PARTS = {
@@ -41,6 +46,7 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with atomic_write(path) as partial:
             torch.save(checkpoint, partial)
+            _check_read_again(partial, checkpoint)
 
 
 class Keeper(ModelCheckpoint):
@@ -54,6 +60,12 @@ class Keeper(ModelCheckpoint):
         super().__init__(*args, **kwargs)
         self.beside = Path(resume).absolute().parent if resume is not None else None
         self.told = False  # whether weights that are lost were warned of
+        self.fit: str | None = None  # which one's checkpoint is gone on from
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.fit = checkpoint[KEY].get("fit")
 
     def forget(self) -> None:
         """Begin anew: what was the best of other sequences is not compared with."""
@@ -66,10 +78,11 @@ class Keeper(ModelCheckpoint):
         if kept is None:
             return
         score = state_dict["best_model_score"]
-        own = None if self.monitor is None else self._score_of(kept)
+        own, foreign = (None, False) if self.monitor is None else self._score_of(kept)
         if own is not None and not own >= score:
             # As in a copy that was made while a run trained: the best weights of one epoch, the last of a later one.
             what = "is of an epoch before the best one" if kept.is_file() else "is missing"
+            what = "is of another fit than the best one" if foreign else what
             warnings.warn(
                 f"fit: {kept} {what}, whose {self.monitor} was {float(score):.4f}, so that its weights are lost; "
                 "those are kept that are the best from here on.",
@@ -78,7 +91,7 @@ class Keeper(ModelCheckpoint):
             self.told = True
         if own is not None:  # of a later epoch than this checkpoint's, it is not to be lost to a worse
             score = own
-        if kept.is_file():
+        if kept.is_file() and not foreign:
             state = {**state_dict, "best_model_path": str(kept), "kth_best_model_path": str(kept)}
             state |= {"best_model_score": score, "kth_value": score}
             scores = {str(kept): score for _ in state_dict["best_k_models"]}
@@ -86,6 +99,11 @@ class Keeper(ModelCheckpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         super().on_train_start(trainer, module)
+        if self.monitor is None:  # of the two keepers one is enough
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            brought = {part: checkpoint.get(part) for part in ("callbacks", "lr_schedulers")}
+            torch.save(brought, trial := io.BytesIO())
+            _check_read_again(trial, brought)
         if self.monitor is None or not self.best_model_path:
             return
         assert self.dirpath is not None
@@ -101,14 +119,23 @@ class Keeper(ModelCheckpoint):
     def _should_remove_checkpoint(self, trainer: lightning.Trainer, previous: str, current: str) -> bool:
         return False  # what a fit writes takes the place of what it wrote before; all else is another one's
 
-    def _score_of(self, kept: Path) -> Any:
-        """The score of the weights that a file holds, as it says itself; minus infinity where there is none."""
+    def _score_of(self, kept: Path) -> tuple[Any, bool]:
+        """The score of the weights that a file holds, as it says itself, and whether they are another fit's.
+
+        Minus infinity where there is no such file, or another fit's; None where it is damaged.
+        """
+        none = torch.tensor(-torch.inf)
         if not kept.is_file():
-            return torch.tensor(-torch.inf)
+            return none, False
         try:
-            return torch.load(kept, weights_only=True, mmap=True)["callbacks"][self.state_key]["best_model_score"]
-        except Exception:  # damaged in whatever way, which is said when its weights are needed
-            return None
+            stored = torch.load(kept, weights_only=True, mmap=True)
+            if stored[KEY].get("fit") != self.fit:
+                return none, True
+            return stored["callbacks"][self.state_key]["best_model_score"], False
+        except Exception as error:  # damaged in whatever way, which is said when its weights are needed
+            if no_memory(error):
+                raise
+            return None, False
 
     def _beside(self, path: str) -> Path | None:
         return self.beside / os.path.basename(path) if self.beside is not None and path else None
@@ -127,6 +154,62 @@ class Patience(EarlyStopping):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+def in_plain(value: Any) -> Any:
+    """The same with numbers and words of other types, such as NumPy's, as Python's own, which files can say.
+
+    Example:
+        >>> in_plain({"rates": [np.float64(0.5), 1], "name": np.str_("adam")})
+        {'rates': [0.5, 1], 'name': 'adam'}
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        items = {in_plain(name): in_plain(inner) for name, inner in value.items()}
+        same = [*map(id, value), *map(id, value.values())] == [*map(id, items), *map(id, items.values())]
+        return value if same else items  # as it is, an OrderedDict of weights too
+    if type(value) in (list, tuple):
+        inner = [in_plain(item) for item in value]
+        return value if all(a is b for a, b in zip(value, inner, strict=True)) else type(value)(inner)
+    kind = next((kind for kind in (bool, int, float, complex, str, bytes) if isinstance(value, kind)), type(value))
+    return value if type(value) is kind else kind(value)
+
+
+def _check_read_again(file: Path | io.BytesIO, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError where a checkpoint holds what could be read only by running what a file says."""
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    try:
+        torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path) or None)
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
+    except pickle.UnpicklingError:
+        name, value = next(((name, value) for name, value in _leaves(checkpoint) if not _is_plain(value)), ("", None))
+        raise ValueError(
+            f"fit: a checkpoint cannot hold {name or 'this'}, of type {dotted(type(value))}, which could not be read "
+            "from it again; expected that states of callbacks, schedules and optimizers are tensors, numbers, words, "
+            "and lists and dictionaries of them."
+        ) from None
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list | tuple):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, inner in entries:
+            yield from _leaves(inner, f"{path}/{name}" if path else str(name))
+    yield path, value
+
+
+def _is_plain(value: Any) -> bool:
+    torch.save(value, file := io.BytesIO())
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 def holdings(checkpoint: Mapping[Any, Any], under: str = "") -> dict[str, str]:
@@ -202,9 +285,9 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
         raise ValueError(
             f"fit: cannot {purpose}, {path} cannot be read ({error.strerror or error}); see to it that it can."
         ) from None
-    except MemoryError:  # which says nothing about the file
-        raise
-    except Exception:  # a damaged or hostile file may fail in any way; each means the same to its owner
+    except Exception as error:  # a damaged or hostile file may fail in any way; each means the same to its owner
+        if no_memory(error):  # which says nothing about the file
+            raise
         best = path.with_name("best.ckpt")
         remedy = "To start again, leave resume out; in the folder of a run, move the file away."
         if path != best and best.is_file():  # which a fit that starts again would replace

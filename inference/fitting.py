@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
@@ -28,7 +29,7 @@ from pyro_tvae.model import frame_mask
 from .batches import Batch, batch_of, peek
 from .callbacks import ProgressBar
 from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
-from .checkpoints import KEY, VERSION, Patience, holdings
+from .checkpoints import KEY, VERSION, Patience, holdings, in_plain
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
 from .compiling import Compiled, missing_compiler
 from .course import check_course, described, differing, parts_of
@@ -100,6 +101,8 @@ class Fitting(lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_optimizer(optimizer)
+        if isinstance(guide, Guide):
+            guide.check(model)
         self.objective, self.final_beta = adapted(objective)(model, guide, num_particles), beta
         self.optimizer, self.schedule = optimizer if optimizer is not None else adam, schedule
         if not 0 <= frame_dropout <= 1:
@@ -110,6 +113,7 @@ class Fitting(lightning.LightningModule):
         self.max_steps = max_steps
         self.validates = True
         self.seed: int | None = None
+        self.fit_name: str | None = uuid.uuid4().hex[:16]  # by which files know that they are of one fit
         self._recent: list[Tensor] = []
         self._clips: Clips = []
         self._before: list[tuple[Tensor, Tensor]] = []  # weights and what they add up to, until one of them has moved
@@ -400,6 +404,19 @@ class Fitting(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.settle()
+        self._check_all_batches_came()
+
+    def _check_all_batches_came(self) -> None:
+        """Raise ValueError where Python took an error of the user's data for their end."""
+        trainer, loader = self.trainer, self.trainer.train_dataloader
+        seen, n = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
+        stopped = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        knows_length = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        if seen < n and knows_length and not stopped:
+            raise ValueError(
+                f"fit: the loader gave {seen} of its {n} batches in epoch {trainer.current_epoch}; a data set that "
+                "raises StopIteration is taken to be at its end: let it raise another error, or say how long it is."
+            )
 
     def _stop_at_the_limit(self) -> None:
         if 0 <= self.max_steps <= self.global_step:
@@ -422,6 +439,7 @@ class Fitting(lightning.LightningModule):
         # The values since the last report too: it averages steps of both sides of an interruption.
         checkpoint[KEY] = {
             "version": VERSION,
+            "fit": self.fit_name,
             "recent": list(self._recent),
             "optimizer": self._built,
             "seed": self.seed,
@@ -429,10 +447,12 @@ class Fitting(lightning.LightningModule):
         if self._course:
             ended = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             checkpoint[KEY] |= {"course": {**self._course, "mid_epoch": not ended}, "parts": self._parts}
+        checkpoint |= in_plain(checkpoint)
         checkpoint[KEY]["holds"] = holdings(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
+        self.fit_name = checkpoint[KEY].get("fit")
         self._stored = checkpoint[KEY].get("optimizer") or None
         self._former = checkpoint[KEY].get("course")
         seed = checkpoint[KEY].get("seed", self.seed)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from pyro_tvae.files import check_stays, make_folder, refusal
@@ -96,6 +97,10 @@ def _locked(folder: Path) -> int:
             raise type(error)(refusal(folder, error)) from error
 
 
+def _path(kept: ModelCheckpoint) -> str:
+    return f"{kept.dirpath}/{kept.filename}.ckpt"
+
+
 def _is_ours(folder: Path) -> bool:
     return re.fullmatch(rf"{FOLDER}(-v\d+)?", folder.name) is not None
 
@@ -113,6 +118,11 @@ class BestWeights(Callback):
     @property
     def state_key(self) -> str:
         return self.before.state_key
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.before.on_load_checkpoint(trainer, module, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before.load_state_dict(state_dict)
@@ -132,7 +142,9 @@ class BestWeights(Callback):
             return
         elbo = float(trainer.callback_metrics["val/elbo"])
         if elbo > self.elbo:
-            self.elbo, self.weights = elbo, {name: value.clone() for name, value in module.state_dict().items()}
+            # As a checkpoint has them: averaged ones, where a callback averages.
+            weights = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
+            self.elbo, self.weights = elbo, {name: value.clone() for name, value in weights.items()}
 
 
 class Keeping:
@@ -163,6 +175,16 @@ class Keeping:
         elif validates:
             self.best = BestWeights(Keeper(**best))
         self.callbacks: list[Callback] = [one for one in (self.best, self.last) if one is not None]
+
+    def check_no_other(self, callbacks: Sequence[Callback]) -> None:
+        """Raise ValueError where a callback of the user's would write over what is kept here."""
+        ours = {os.path.realpath(_path(kept)) for kept in (self.best, self.last) if isinstance(kept, Keeper)}
+        for other in callbacks:
+            if isinstance(other, ModelCheckpoint) and other.dirpath and os.path.realpath(_path(other)) in ours:
+                raise ValueError(
+                    f"fit: {type(other).__name__} writes {_path(other)}, which fit keeps itself; give it another "
+                    "filename or dirpath."
+                )
 
     def tell_of_lost(self) -> None:
         """Warn where better weights than the best that are kept lie before the checkpoint that was gone on from."""

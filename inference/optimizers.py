@@ -219,7 +219,7 @@ def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], st
             group["lr"] = rate
 
 
-def _renew(part: object, built: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+def _renew(part: Any, built: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     """Set what differs, in the schedulers of a scheduler too; whether anything did."""
     moved = False
     for name, value in built.items():
@@ -231,6 +231,6 @@ def _renew(part: object, built: Mapping[str, Any], stored: Mapping[str, Any]) ->
             for inner, new, old in zip(getattr(part, name), value, before, strict=True):
                 moved = _renew(inner, new, old) or moved
         else:
-            vars(part)[name] = value
+            (part if isinstance(part, dict) else vars(part))[name] = value  # some schedulers hold dictionaries
             moved = True
     return moved

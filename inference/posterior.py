@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, atomic_write, check_readable, refusal, start_of_partial
+from pyro_tvae.files import PARTIAL, atomic_write, check_readable, make_folder, refusal, start_of_partial
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
+from pyro_tvae.locks import lock, unlock
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
@@ -135,7 +136,7 @@ def to_arviz(
         chunk_bytes: bound on the decoded pixels of one pass; None sizes it by the memory there is.
         path: of a NetCDF file to write, whole or not at all. It is filled draw by draw, so that memory holds the
             latents and one pass alone.
-        overwrite: replace a file there that holds groups which this call does not write, such as those that were added.
+        overwrite: replace a file that is there.
         progress: show a progress bar.
 
     Returns:
@@ -147,7 +148,8 @@ def to_arviz(
         UnreliableWeights: importance draws of sequences whose Pareto k is above 0.7.
 
     Raises:
-        FileExistsError: a file at ``path`` holds what would be lost.
+        BlockingIOError: another call is writing ``path``.
+        FileExistsError: a file is there.
         ValueError: an unknown method, group or coordinate, too few draws, x that does not fit the model, or a term
             that belongs to no sequence.
 
@@ -168,8 +170,6 @@ def to_arviz(
             f"to_arviz: 'result' and 'quality' are of draws by NUTS; expected none with method={method!r}."
         )
     _check(method, groups, draws, num_particles, num_chains, thin)
-    if path is not None and not overwrite:
-        _check_nothing_lost(Path(path), groups)
     following = consequences(model, x, observed, covariates, chunk_bytes)
     shared = following.shared
     if method == "importance" and shared:
@@ -183,6 +183,8 @@ def to_arviz(
     if variables is not None:
         _check_variables(following, variables)
     with ExitStack() as stack:
+        if path is not None:
+            stack.enter_context(_held(Path(path), overwrite))
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
         if method == "nuts":
@@ -357,22 +359,37 @@ def _check(
         raise ValueError(f"to_arviz: num_particles is {num_particles!r}; expected at least draws, {draws}.")
 
 
-def _check_nothing_lost(path: Path, groups: Collection[str]) -> None:
-    """Raise FileExistsError where a file holds more than the groups that are to take its place."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return
-    check_readable(path)
+@contextmanager
+def _held(path: Path, overwrite: bool) -> Iterator[None]:
+    """Hold a file that is not there, or may be replaced, so that nobody else writes it while draws are made.
+
+    Raises:
+        BlockingIOError: another process or thread is writing it.
+        FileExistsError: something is there.
+    """
+
+    def check() -> None:
+        if not overwrite and path.is_file() and path.stat().st_size:
+            raise FileExistsError(
+                f"to_arviz: {path} is there already, and would be lost; choose another path, or give overwrite=True."
+            )
+
+    check()
+    make_folder(path.parent)
+    file, descriptor = path.with_name(f".{path.name}.lock"), -1
     try:
-        lost = sorted(set(names_of(path)) - set(groups))
-    except OSError:
-        raise FileExistsError(
-            f"to_arviz: {path} is no file of draws; choose another path, or give overwrite=True."
+        descriptor = lock(file)
+    except BlockingIOError:
+        raise BlockingIOError(
+            f"to_arviz: another call is writing {path}; wait for its end, or choose another path."
         ) from None
-    if lost:
-        raise FileExistsError(
-            f"to_arviz: {path} holds {', '.join(lost)}, which would be lost; choose another path, or give "
-            "overwrite=True."
-        )
+    except OSError:
+        pass  # nothing can be written there, which is said in a moment
+    try:
+        check()  # another may have ended just now
+        yield
+    finally:
+        unlock(descriptor, file)
 
 
 def to_netcdf(data: ArvizData, path: str | Path) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,9 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
 
-__all__ = ["RandomStates", "own_randomness", "random_states", "restore"]
+__all__ = ["RandomStates", "generators_of", "own_randomness", "random_states", "restore"]
 
 States = dict[str, Any]
 
@@ -57,6 +59,16 @@ def restore(states: States, loaders: Sequence[torch.Generator] = ()) -> None:
         generator.set_state(state)
 
 
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """Generators that a data loader and its samplers draw from, each once."""
+    if not isinstance(loader, DataLoader):
+        return []
+    batches = loader.batch_sampler
+    parts = (loader, loader.sampler, batches, getattr(batches, "sampler", None))
+    found = {id(one): one for part in parts if (one := getattr(part, "generator", None)) is not None}
+    return [one for one in found.values() if isinstance(one, torch.Generator)]
+
+
 @contextmanager
 def own_randomness(seed: int | None, resumes: bool) -> Iterator[None]:
     """Leave all generators, and Lightning's seed in the environment, as they were by a fit that brings its own.
@@ -92,7 +104,7 @@ class RandomStates(Callback):
     """
 
     def __init__(self, loaders: Sequence[torch.Generator] = ()) -> None:
-        self.loaders = loaders
+        self.loaders, self.resumed = loaders, False
 
     def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
         self.rank = trainer.global_rank
@@ -107,7 +119,18 @@ class RandomStates(Callback):
         torch.distributed.all_gather_object(ranks, mine)
         return {"ranks": ranks}
 
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        known = {id(one) for one in self.loaders}
+        if self.resumed and any(id(one) not in known for one in generators_of(trainer.train_dataloader)):
+            warnings.warn(
+                "fit: the data module's loader draws from a generator of its own, which is not in the checkpoint: the "
+                "order of the data is another one than without the interruption; leave generator out, or give fit the "
+                "loader itself.",
+                stacklevel=2,
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = True
         ranks = state_dict["ranks"]
         if self.rank < len(ranks):
             restore(ranks[self.rank], self.loaders)

@@ -36,7 +36,7 @@ from .former import gathered
 from .keeping import Keeping, claimed
 from .objectives import ELBO
 from .optimizers import Optimizers, check_optimizer
-from .randomness import RandomStates, own_randomness
+from .randomness import RandomStates, generators_of, own_randomness
 from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet
 
 __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
@@ -108,7 +108,8 @@ def fit(
             writes nothing. What another fit wrote there stays: a second one has ``checkpoints-v1`` and ``logs-v1``, and
             so has one that goes on from another file of ``checkpoints`` than ``last.ckpt``.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
-            never stopped, bit by bit: weights, optimizer, schedule, order of the data and every random generator.
+            never stopped, bit by bit: weights, optimizer, schedule, order of the data and random generators, the global
+            ones and those of a loader and its samplers; what a data set draws from another one is its own matter.
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
             seed is refused. Another objective, beta, num_particles, frame_dropout, warmup_steps, gradient clipping or
             accumulation wins with a warning that names both, and so do other data and another batch size, which are
@@ -166,7 +167,12 @@ def fit(
         {"patience": patience, "seed": seed},
         {"resume": resume, "directory": directory},
     )
+    # As Lightning would, which then wrote to another folder than the one that was looked into and is held.
+    directory, resume = (None if path is None else Path(path).expanduser() for path in (directory, resume))
+    if directory is not None:  # a callback may change the working directory
+        directory = directory.absolute()
     check_precision(matmul_precision, gradient_clip)
+    gradient_clip = None if gradient_clip is None else float(gradient_clip)  # Lightning takes no number of NumPy's
     if capture not in ("auto", True, False):
         raise ValueError(f"fit: capture is {capture!r}; expected 'auto', True or False.")
     if not isinstance(compile, bool):
@@ -220,12 +226,12 @@ def fit(
         source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:
             _warn_of_ended(read_checkpoint(resume, module), trainer.max_epochs)
-        generators = [data.generator] if isinstance(data, DataLoader) and data.generator is not None else []
         with claimed(directory, resume, trainer.is_global_zero) as folder:
             keeping = Keeping(folder, resume, validates)
+            keeping.check_no_other(trainer.callbacks)
             if logs_to_files and folder is not None:
                 trainer.loggers = file_loggers(folder)
-            before = [Settings(), _Recorder(keeping.history), RandomStates(generators)]
+            before = [Settings(), _Recorder(keeping.history), RandomStates(generators_of(data))]
             after = [*keeping.callbacks]
             if patience is not None:
                 after.append(Patience("val/elbo", mode="max", patience=patience))

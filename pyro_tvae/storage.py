@@ -120,6 +120,7 @@ def record(model: TVAE, guide: Guide) -> Record:
         TypeError: a part was built from something that is not plain data.
         ValueError: something of it would not come back the same.
     """
+    guide.check(model)
     description = {"model": describe(model), "guide": describe(guide, {"model": model})}
     pair = _pair(model, guide)
     state = pair.state_dict()

@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pyro_tvae.files import NO_ROOM
+from pyro_tvae.memory import no_memory
 from pyro_tvae.wording import in_words
 
 from ..interruption import NOTHING, goes_on_with, interruption_of
@@ -21,7 +22,6 @@ __all__ = [
     "LeftOut",
     "failing",
     "first_cause",
-    "no_memory",
     "plain_errors",
     "sentence",
     "stumbled",
@@ -95,21 +95,6 @@ def transient(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
-
-
-def no_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch says so with a RuntimeError, and Python where it loads a library of C."""
-    words = (
-        "allocate memory",
-        "out of memory",
-        "not enough memory",
-        "bad_alloc",
-        "alloc_failed",
-        "failed to map segment",
-    )
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
-    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,7 +7,9 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..config.errors import no_memory, sentence, transient
+from pyro_tvae.memory import no_memory
+
+from ..config.errors import sentence, transient
 from ..interruption import interruption_of
 
 __all__ = ["Attempts"]

@@ -24,6 +24,7 @@ from pyro_tvae.files import (
     start_of_partial,
     staying,
 )
+from pyro_tvae.memory import no_memory
 from pyro_tvae.wording import in_words
 
 from .files import read_record
@@ -169,6 +170,8 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
         with open_dataset(path, engine="h5netcdf") as data:
             added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
     except Exception as error:  # which HDF5 says in any way
+        if no_memory(error):
+            raise
         raise FileExistsError(damaged(path, error)) from None
     if added:
         raise FileExistsError(

@@ -74,6 +74,14 @@ class SemiAmortizedGuide(Guide):
         self._model = (model,)
         self._noise: list[Tensor] = []
 
+    def check(self, model: TVAE) -> None:
+        super().check(model)
+        if self._model[0] is not model:
+            raise ValueError(
+                "SemiAmortizedGuide: it looks at another model than the one given; copy both together, as in "
+                "copy.deepcopy((model, guide)), or build the guide for this model."
+            )
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._model[0].agree_with_store()  # before it is looked at
         return super().__call__(*args, **kwargs)

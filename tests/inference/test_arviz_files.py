@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ import xarray
 from xarray import Dataset
 
 from pyro_tvae import TVAE, default_guide
+from pyro_tvae.inference import posterior
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, names_of, write
+from pyro_tvae.inference.draws import guide_draws
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf, to_zarr
 
 HERE = Path(__file__).resolve().parent
@@ -45,31 +48,41 @@ def groups() -> dict[str, Dataset]:
     }
 
 
-def test_groups_that_were_added_to_a_file_of_draws_are_not_lost(tmp_path: Path) -> None:
+def test_a_file_of_draws_is_replaced_by_no_call_that_does_not_say_so(tmp_path: Path) -> None:
+    """Others' draws, and groups and variables that were added to them."""
     path, model = tmp_path / "posterior.nc", TVAE((1, 4, 4), 3, 1, 3)
 
-    def made(**options: object) -> set[str]:
-        draws = to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4, path=path, **options)  # type: ignore[arg-type]
-        close(draws)
-        return set(names_of(path))
+    def made(**options: Any) -> None:
+        close(to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4, path=path, **options))
 
-    few = made(groups=["posterior"])
-    for added in ("prior_predictive", "loo"):
-        Dataset({"value": ("n", np.arange(3))}).to_netcdf(path, mode="a", group=added, engine="h5netcdf")
+    path.touch()  # as the system's own for temporary files does
+    made(groups=["posterior"])
     before = path.read_bytes()
-    with pytest.raises(
-        FileExistsError, match=r"posterior\.nc holds loo, prior_predictive, which would be lost; choose"
-    ):
-        made(groups=["posterior"])
-    with pytest.raises(FileExistsError, match=r"posterior\.nc holds loo, which would be lost; choose"):
-        made()
+    for options in ({}, {"groups": ["posterior"]}, {"groups": ["posterior"], "seed": 1}):
+        with pytest.raises(FileExistsError, match=r"posterior\.nc is there already, and would be lost; choose"):
+            made(**options)
     assert path.read_bytes() == before
-    assert made(groups=["posterior"], overwrite=True) == few
-    assert made() > few  # what is written again may be more
-    path.write_text("notes")
-    with pytest.raises(FileExistsError, match=r"posterior\.nc is no file of draws; choose another path"):
-        made()
-    assert path.read_text() == "notes"
+    made(overwrite=True)
+    assert {"posterior", "prior"} <= {*names_of(path)}
+    assert [file.name for file in tmp_path.iterdir()] == ["posterior.nc"]
+
+
+def test_two_calls_do_not_write_one_file_of_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that began later ends at once, and not the other one in vain when its draws are made."""
+    path, model = tmp_path / "new" / "posterior.nc", TVAE((1, 4, 4), 3, 1, 3)
+
+    def write() -> None:
+        close(to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4, path=path))
+
+    def drawn(*arguments: Any) -> Any:
+        monkeypatch.setattr(posterior, "guide_draws", guide_draws)
+        with pytest.raises(BlockingIOError, match=r"another call is writing .*posterior\.nc; wait for its end"):
+            write()
+        return guide_draws(*arguments)
+
+    monkeypatch.setattr(posterior, "guide_draws", drawn)
+    write()
+    assert [file.name for file in path.parent.iterdir()] == ["posterior.nc"]
 
 
 def same(data: ArvizData) -> None:

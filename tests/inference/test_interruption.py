@@ -19,7 +19,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, WeightedRandomSampler
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, Topography, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
@@ -60,6 +60,10 @@ def own_loader() -> DataLoader:
     return DataLoader(TensorDataset(sequences()), 8, shuffle=True, generator=torch.Generator().manual_seed(3))
 
 
+def sampled(sampler: Sampler[int]) -> DataLoader:
+    return DataLoader(TensorDataset(sequences()), 8, sampler=sampler)
+
+
 class Noisy(Callback):
     """A user's callback that draws from all global generators."""
 
@@ -82,6 +86,9 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
         "seed": None,
     },
     "a loader with a generator": lambda: {"data": own_loader(), "validation": sequences(5), "schedule": cosine},
+    "a loader whose sampler has a generator": lambda: {
+        "data": sampled(WeightedRandomSampler([1.0, 2.0] * 10, 20, generator=torch.Generator().manual_seed(4)))
+    },
     "data module, schedule": lambda: {"data": data_module(), "schedule": cosine},
     "data module, persistent workers": lambda: {"data": data_module(workers=1)},
     "every generator, clipped": lambda: {"data": sequences(), "callbacks": [Noisy()], "gradient_clip": 0.1},
@@ -114,8 +121,9 @@ def same(one: Any, two: Any) -> bool:
 def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
     for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert same(one[part], two[part]), part
-    own = [{name: value for name, value in state[KEY].items() if name != "holds"} for state in (one, two)]
-    assert same(*own)  # what a file holds depends on who else keeps something in it
+    # What a file holds depends on who else keeps something in it.
+    own = [{name: value for name, value in state[KEY].items() if name not in ("holds", "fit")} for state in (one, two)]
+    assert same(*own)
     assert same(one["callbacks"]["RandomStates"], two["callbacks"]["RandomStates"])
     assert one["callbacks"]["_Recorder"]["rows"] == two["callbacks"]["_Recorder"]["rows"]
 
@@ -216,19 +224,28 @@ def test_the_best_is_never_compared_over_two_sets_of_validation_data(folder: boo
     assert float(bound.detach().mean()) / 3 == pytest.approx(elbo[begun], abs=1.0)
 
 
-@pytest.mark.parametrize("copied", ["early", "missing"])
-def test_best_weights_of_another_epoch_are_not_taken_for_the_best(copied: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("copied", "said"),
+    [
+        ("early", "is of an epoch before the best one"),
+        ("another", "is of another fit than the best one"),
+        ("missing", "is missing"),
+    ],
+)
+def test_best_weights_of_another_epoch_or_fit_are_not_taken_for_the_best(
+    copied: str, said: str, tmp_path: Path
+) -> None:
     """In a copy that was made while a run trained, ``best.ckpt`` can be older than ``last.ckpt`` says."""
     case = {"data": sequences(), "validation": sequences(5), "optimizer": momentum}
-    folders = [tmp_path / name / "checkpoints" for name in ("early", "late")]
-    for folder, epochs in zip(folders, (1, 3), strict=True):
-        elbo = quick(case, folder.parent, max_epochs=epochs)[0].column("val/elbo")[1]
-        assert elbo[-1] == max(elbo)
-    early, late = folders
+    late, another = (tmp_path / name / "checkpoints" for name in ("late", "another"))
+    quick(case, another.parent, max_epochs=4)  # with weights that are better by far
+    quick(case, late.parent, max_epochs=1)
+    early = shutil.copytree(late, tmp_path / "early")
+    elbo = quick(case, late.parent, max_epochs=3, resume=late / "last.ckpt")[0].column("val/elbo")[1]
+    assert elbo[-1] == max(elbo)
     late.joinpath("best.ckpt").unlink()
-    if copied == "early":
-        shutil.copy(early / "best.ckpt", late / "best.ckpt")
-    said = "is of an epoch before the best one" if copied == "early" else "is missing"
+    if copied != "missing":
+        shutil.copy({"early": early, "another": another}[copied] / "best.ckpt", late / "best.ckpt")
     with pytest.warns(UserWarning, match=f"best.ckpt {said}, whose val/elbo was {elbo[-1]:.4f}"):
         history, _ = quick(case, late.parent, max_epochs=4, resume=late / "last.ckpt")
     assert history.best_checkpoint == late / "best.ckpt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import errno
 import fcntl
 import os
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
 from pyro_tvae.inference import Fitting, NonFiniteError, TrainerOptions, fit
@@ -167,3 +171,128 @@ def test_an_interrupted_fit_names_its_best_checkpoint(tmp_path: Path) -> None:
         caught.value.__notes__
     )
     assert caught.value.history.best_checkpoint == best  # type: ignore[attr-defined]
+
+
+def test_a_home_folder_is_the_one_that_is_held_and_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("checkpoints", "checkpoints-v1"):
+        assert fit(*start(), directory="~/fits", **LEARNING).best_checkpoint == tmp_path / "fits" / name / "best.ckpt"
+    history = fit(*start(), directory="~/fits", resume="~/fits/checkpoints/last.ckpt", max_epochs=11, **LEARNING)
+    assert history.last_checkpoint == tmp_path / "fits" / "checkpoints" / "last.ckpt"
+
+
+class Leaves(Callback):
+    """Changes the working directory in a fit."""
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        os.chdir("/")
+
+
+def test_a_fit_does_not_follow_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    history = fit(*start(), directory="fits", max_epochs=3, trainer=TrainerOptions(callbacks=[Leaves()]), **LEARNING)
+    assert history.last_checkpoint == tmp_path / "fits" / "checkpoints" / "last.ckpt"
+    assert sorted(path.name for path in (tmp_path / "fits").iterdir()) == ["checkpoints", "logs"]
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_callback_that_would_write_over_what_is_kept_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    other = ModelCheckpoint(tmp_path / "link" / "checkpoints", name, monitor="train/kl")
+    with pytest.raises(ValueError, match=rf"^fit: ModelCheckpoint writes .*{name}\.ckpt, which fit keeps itself; give"):
+        fit(*start(), directory=tmp_path, trainer=TrainerOptions(callbacks=[other]), **LEARNING)
+
+
+@pytest.mark.parametrize("folder", [None, "fits"])
+def test_averaged_weights_are_left_in_place_where_a_callback_averages(folder: str | None, tmp_path: Path) -> None:
+    """They are those that were validated."""
+    averages = EMAWeightAveraging(decay=0.9)
+    pair, options = start(), LEARNING | {"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=0.01)}
+    directory = None if folder is None else tmp_path / folder
+    history = fit(*pair, directory=directory, max_epochs=3, trainer=TrainerOptions(callbacks=[averages]), **options)
+    left = torch.cat([value.flatten() for part in pair for value in part.state_dict().values()])
+    averaged = averages._average_model.module.objective  # type: ignore[union-attr]
+    expected = [value.flatten() for part in (averaged.model, averaged.guide) for value in part.state_dict().values()]
+    assert history.column("val/elbo")[1][-1] == max(history.column("val/elbo")[1])
+    assert torch.equal(left, torch.cat(expected))
+
+
+class Holds(Callback):
+    """Has a state of its own, and keeps what it gets back."""
+
+    def __init__(self, value: object) -> None:
+        self.value, self.back = value, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "more": [self.value]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.back = state_dict["value"]
+
+
+class Whole(enum.IntEnum):
+    FIVE = 5
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), np.int32(5), np.str_("word"), np.bool_(True), Whole.FIVE])
+def test_numbers_of_other_types_come_back_from_a_checkpoint(value: Any, tmp_path: Path) -> None:
+    """In states and in settings."""
+    options: dict[str, Any] = LEARNING | {
+        "seed": np.int64(0),
+        "warmup_steps": np.int64(0),
+        "beta": np.float64(1),
+        "gradient_clip": np.float32(1),
+        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=np.float64(0.01)),
+        "schedule": lambda o, n: torch.optim.lr_scheduler.CosineAnnealingLR(o, 50, eta_min=np.float64(1e-4)),
+        "directory": tmp_path,
+    }
+    fit(*start(), max_epochs=1, trainer=TrainerOptions(callbacks=[Holds(value)]), **options)
+    holds, last = Holds(value), tmp_path / "checkpoints" / "last.ckpt"
+    history = fit(*start(), max_epochs=2, resume=last, trainer=TrainerOptions(callbacks=[holds]), **options)
+    assert history.column("val/elbo")[0][-1] == 6
+    assert holds.back == value
+
+
+@pytest.mark.parametrize("value", [Path("word"), np.zeros(2), {1: datetime.timedelta(1)}], ids=repr)
+def test_what_a_checkpoint_could_not_give_back_is_named_before_the_first_step(value: object, tmp_path: Path) -> None:
+    holds = TrainerOptions(callbacks=[Holds(value)])
+    with pytest.raises(ValueError, match=r"^fit: a checkpoint cannot hold callbacks/Holds/value.*, of type ") as caught:
+        fit(*start(), directory=tmp_path, trainer=holds, **LEARNING)
+    assert not hasattr(caught.value, "history")  # which an error has that comes after a step
+    assert not [*tmp_path.rglob("*.ckpt")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: 5"), MemoryError()])
+def test_for_want_of_memory_no_checkpoint_is_blamed(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told that it is damaged throws it away."""
+    last = fit(*start(), directory=tmp_path, max_epochs=1, **LEARNING).last_checkpoint
+
+    def none_left(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", none_left)
+    with pytest.raises(type(error)) as caught:
+        fit(*start(), directory=tmp_path, resume=last, max_epochs=2, **LEARNING)
+    assert caught.value is error
+
+
+class Ending(Dataset[Tensor]):
+    """Sequences whose reader comes to its end in the second epoch."""
+
+    def __init__(self) -> None:
+        self.reader = iter(range(30))
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> Tensor:
+        next(self.reader)
+        return X[index]
+
+
+def test_an_epoch_that_an_error_of_the_data_ends_is_no_whole_one() -> None:
+    options = {name: value for name, value in LEARNING.items() if name != "data"}
+    with pytest.raises(ValueError, match=r"^fit: the loader gave \d of its 5 batches in epoch 1; a data set that"):
+        fit(*start(), DataLoader(Ending(), 4), max_epochs=5, **options)

@@ -481,6 +481,12 @@ SCHEDULES: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[Any
         lambda s: s.patience,
         7,
     ),
+    "OneCycleLR": (
+        lambda o, _: LR.OneCycleLR(o, 0.01, total_steps=12),
+        lambda o, _: LR.OneCycleLR(o, 0.01, total_steps=40),
+        lambda s: (s.total_steps, s._schedule_phases[1]["end_step"]),
+        (40, 39),
+    ),
     "SequentialLR": (
         two_stages(3, 0.5),
         two_stages(7, 0.25),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -40,8 +41,9 @@ from pyro_tvae import (
     Torus,
     encode,
     reconstruct,
+    save,
 )
-from pyro_tvae.inference import ELBO, Annealing, annealed_importance, log_likelihood, log_weights, nuts, to_arviz
+from pyro_tvae.inference import ELBO, Annealing, annealed_importance, fit, log_likelihood, log_weights, nuts, to_arviz
 from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.posteriors import JOINT, moments, standalone
 from pyro_tvae.topographies.orbits import spread
@@ -534,6 +536,23 @@ def test_a_pair_copied_together_refines_with_its_own_model() -> None:
             parameter.mul_(0.5)
     assert not torch.equal(its_guide.posterior(x)["z"].mean, guide.posterior(x)["z"].mean)
     assert its_guide._model[0] is other
+
+
+def test_a_refining_guide_is_for_no_other_model_than_the_one_it_looks_at(tmp_path: Path) -> None:
+    """A copy that was made apart would refine by weights that are trained no further, and be saved with other ones."""
+    model = small()
+    guide = SemiAmortizedGuide(model, steps=2)
+    x = torch.rand(2, S, *FRAME)
+    for pair in ((copy.deepcopy(model), guide), (model, copy.deepcopy(guide))):
+        for use in (
+            lambda pair=pair: log_weights(*pair, x, 5),
+            lambda pair=pair: save(tmp_path / "pair.safetensors", *pair),
+            lambda pair=pair: fit(*pair, x, max_epochs=1, progress=False),
+        ):
+            with pytest.raises(ValueError, match=r"^SemiAmortizedGuide: it looks at another model than the one given"):
+                use()
+    together = copy.deepcopy((model, guide))
+    assert torch.isfinite(log_weights(*together, x, 5)).all()
 
 
 def test_refinement_takes_orbits_and_other_laws_of_z() -> None:

@@ -170,15 +170,21 @@ class Raw:
     ) -> None:
         self.path, self.dtype, self.offset, self.order = path, np.dtype(dtype), offset, order
         self.shape = tuple(shape)
-        self._check()
-
-    def _check(self) -> None:
         size = self.offset + math.prod(self.shape) * self.dtype.itemsize
-        if min(self.shape, default=0) < 0 or os.stat(self.path).st_size < size:
+        self.state = self._state()
+        if min(self.shape, default=0) < 0 or self.state[0] < size:
             raise Unsuitable("it is shorter than it says, and may be damaged; write it again.")
 
+    def _state(self) -> tuple[int, int]:
+        state = os.stat(self.path)
+        return state.st_size, state.st_mtime_ns
+
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        self._check()  # reading beyond the end of what is mapped would end the process
+        if self._state() != self.state:  # reading beyond the end of what is mapped would end the process
+            raise Unsuitable(
+                "it was changed or replaced while it was being read; leave it as it is until what reads it "
+                "has ended, and begin anew with what is there now."
+            )
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)[index]
         return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[index])

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from pyro_tvae.memory import no_memory
+
 from ..errors import DataNotFound, Unsuitable
 
 __all__ = ["SUFFIXES", "complaints"]
@@ -45,8 +47,10 @@ def complaints(path: Path, module: ModuleType) -> Iterator[None]:
                 f"{path} holds Python objects or is no array file, and nothing is ever unpickled; save a plain array "
                 "of uint8 or floating point with numpy.save or numpy.savez."
             ) from error
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError):  # numpy's, of a size that the file says
             raise ValueError(
                 f"{path} says that it holds more than there is memory for, and may be damaged; give a smaller file."
             ) from error
+        if no_memory(error):
+            raise
         raise ValueError(f"{path} cannot be read as {what} and may be damaged; write it again with {how}.") from error
