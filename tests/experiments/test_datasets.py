@@ -30,6 +30,7 @@ from pyro_tvae.experiments.datasets import (
     digits,
     mnist,
 )
+from pyro_tvae.experiments.datasets.dsprites_file import packed_images
 
 rng = np.random.default_rng(0)
 MOVING = {"rotation": [0, 90, 180, 270], "hue": [0, 120, 240]}
@@ -146,6 +147,27 @@ def test_damaged_mnist_is_not_called_missing(tmp_path: Path) -> None:
     (raw / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03 cut off")
     with pytest.raises(ValueError, match="are damaged"):
         mnist(tmp_path)
+
+
+def test_for_want_of_memory_no_file_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told that they are damaged deletes them."""
+
+    def none_left(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 5")
+
+    from torchvision.datasets import MNIST
+
+    fake_mnist(tmp_path)
+    np.save(tmp_path / "a.npy", np.zeros((20, 5, 5)))
+    np.savez(tmp_path / "a.npz", imgs=np.zeros(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(MNIST, "__init__", none_left)
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            mnist(tmp_path)
+    monkeypatch.setattr(np, "load", none_left)
+    for read in (lambda: arrays(tmp_path / "a.npy"), lambda: packed_images(tmp_path / "a.npz", torch.arange(3))):
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            read()
 
 
 def test_arrays_of_images_and_of_sequences(tmp_path: Path) -> None:

@@ -293,6 +293,15 @@ def test_a_damaged_file_of_ranks_is_replaced_where_that_is_asked_for_and_what_wa
             calibrate_run(run, **FEW)
     [begun] = run.glob("*unfinished*")
 
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 5")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xarray.open_dataset", no_memory)
+        with pytest.raises(RuntimeError, match="allocate memory"):  # of which no file is the cause
+            calibrate_run(run, **FEW)
+    assert begun.exists()
+
     def damaged(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to get group info (incorrect metadata checksum after all read attempts)")
 
