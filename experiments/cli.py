@@ -293,11 +293,13 @@ def reproduce(
         from .studies.kept import FOLDER
         from .studies.registry import chosen
         from .studies.reproduce import CellsFailed, reproduce_all
-        from .studies.results import write_results
+        from .studies.results import check_own, write_results
 
         if records is not None and not records.is_dir() and not keep:
             raise ValueError(f"--records: there is no folder {records}; --keep makes one.")
         folder = records or (FOLDER if keep or FOLDER.is_dir() else None)
+        if keep and folder is not None:
+            check_own(folder)
         failed: CellsFailed | None = None
         with goes_on_with(f"what is done is in {output}; go on with: {typed()}", decides=True):
             try:

@@ -100,7 +100,7 @@ def calibrate_run(
         stored = _read(file, request, lenient=overwrite)
         ranks = max(stored, _read(begun, request, lenient=True), key=_number)
         done, size = _number(ranks), BATCH[method]
-        if done < simulations and not overwrite:
+        if max(done, simulations) > _number(stored) and not overwrite:  # it will be written anew
             check_nothing_added(file, ranks, (REQUEST, *ATTRIBUTES))
         bar = progress_bar(simulations, "calibration", shown=bool(config.fit.progress), initial=min(done, simulations))
         with bar:

@@ -119,6 +119,11 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
             run.begin(config, parts.data)
         if not run.has(f"snapshots/step{steps[-1]}.json"):
             fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
+        if not run.has(f"snapshots/step{steps[-1]}.json"):
+            raise ValueError(
+                f"{run} ended before its step {steps[-1]}, fit.max_steps, by fit.max_epochs or fit.patience, and a "
+                "curve has all steps; leave these out, and choose another --output."
+            )
         moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in steps]
         points: list[Values] = []
         for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):

@@ -37,6 +37,7 @@ class Ledger:
         output: where studies are kept, a folder each.
         records: a folder of kept records; None merges nothing.
         keep: also write the study's record, and the PNG files in its folder, into ``records``.
+        without: the configurations as they are without overrides; by default, there are none.
 
     Attributes:
         study, folder: the study, and where its tables go.
@@ -59,6 +60,7 @@ class Ledger:
         output: Path,
         records: Path | None = None,
         keep: bool = False,
+        without: Mapping[str, DictConfig] | None = None,
     ) -> None:
         if keep and records is None:
             raise ValueError("reproduce: keep=True, records=None; expected the folder of records to keep it in.")
@@ -77,16 +79,20 @@ class Ledger:
         self.target = self.file if keep else None
         self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
+        self.without = {row: settings_of(config) for row, config in (without or configurations).items()}
         self.unreadable: dict[tuple[str, int], str] = {}
         self.kept = self._read()
         for folder in {self.folder, *self.homes.values()}:
             check_inside(folder)
-        # A table of runs from other settings would compare nothing.
+        self._check_runs()
+
+    def _check_runs(self) -> None:
+        """Raise ValueError where a run that is here is of other settings or data: a table of both compares nothing."""
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
             for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
                 config = Run(path.parent, self.allow).config()
-                check_settings(path.parent, settings_of(config), asked, remedy)
+                check_settings(path.parent, settings_of(config), asked, remedy, self.without[row])
                 if _seed(path.parent) not in (None, config.seed):
                     raise ValueError(
                         f"{path.parent} holds the run of seed {config.seed}, by its {CONFIG}, and would count as one "
@@ -127,7 +133,7 @@ class Ledger:
 
     def write(self) -> Record:
         """Write the study's files, and the kept record; the record is returned, which names the figures of one."""
-        self._check_data()  # before what was run last stands beside others
+        self._check_runs()  # before what was run last, here or by another process, stands beside others
         shown = self.folder / ("table.json" if self.study.labels is None else "record.json")
         # Both: what another process has added to one or the other is not to be lost to what was read before.
         with held(shown), held(self.target) if self.target is not None else nullcontext():
@@ -195,7 +201,9 @@ class Ledger:
             )
         cells = kept_cells(record)
         for (row, _), cell in cells.items():
-            check_settings(self.file, cell.settings, self.settings.get(row, {}), f"--fresh leaves it out ({row}).")
+            if row in self.settings:
+                remedy = f"--fresh leaves it out ({row})."
+                check_settings(self.file, cell.settings, self.settings[row], remedy, self.without[row])
         return cells
 
 

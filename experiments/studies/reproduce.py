@@ -21,7 +21,7 @@ from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
-from ..config.composition import PLACES, compose, fitting_overrides, parsed
+from ..config.composition import PLACES, compose, fitting_overrides, located, parsed
 from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
 from ..runs.files import finite, read_record, write_text
@@ -34,6 +34,7 @@ from .paper_figures import draw_run
 from .records import Record
 from .refitting import refit
 from .registry import STUDIES, Study
+from .settings import portable
 from .unit_map import organization
 
 __all__ = ["STUDIES", "CellsFailed", "Study", "reproduce", "reproduce_all"]
@@ -102,13 +103,15 @@ def reproduce_all(
         for row, own in STUDIES[name].rows.items()
     }
     configurations = _composed(recipes, overrides)
+    without = _composed(recipes, ()) if portable(overrides) else configurations
     typed, failures = {str(one.key_or_group) for one in parsed(overrides)}, dict[str, str]()
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
         composed = {row: configurations[name, row] for row in study.rows}
         for config in composed.values():
             place_among(config)
-        ledger = Ledger(name, used, overrides, composed, output, records, keep)
+        plain = {row: without[name, row] for row in study.rows}
+        ledger = Ledger(name, used, overrides, composed, output, records, keep, plain)
         cells = [(row, seed) for row in study.rows for seed in seeds]
         if told := ledger.said(cells):
             progress(told)
@@ -154,12 +157,14 @@ def _cell(
         said: begins the lines that ``progress`` takes.
     """
     study, run = ledger.study, ledger.run(row, config.seed)
-    if not run.has(ledger.needed[0]) or run.lacking():
+    if not (run.ended(config) if study.labels is None else run.has(ledger.needed[0])):
         progress(f"{said} -> {run}")
         if study.labels is None:
             _run(config, run.path, run.allow, places)
         else:
             follow(config, run.path)
+    elif any(OmegaConf.select(run.stored(), place) != OmegaConf.select(located(config), place) for place in places):
+        run.data(located(config))  # a file of that name in another folder may be another one
     if study.annealing and not run.has(ANNEALED):
         progress(f"{said}, annealing")
         start = time.monotonic()

@@ -28,7 +28,7 @@ from .records import LEARNING_CURVES, TABLE, Record, stem_of
 from .samples import Claim
 from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
 
-__all__ = ["NAME", "claims_of", "remarks_of", "results_text", "write_results"]
+__all__ = ["NAME", "check_own", "claims_of", "remarks_of", "results_text", "write_results"]
 
 NAME = "RESULTS.md"
 NOTES = "notes"
@@ -52,11 +52,22 @@ def write_results(folder: Path) -> Path:
             f"there is no folder {folder}; {command('reproduce', 'STUDY', '--keep', '--records', folder)} makes it."
         )
     check_inside(folder)
+    check_own(folder)
     for stem, record in _records(folder).items():
         figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
         if figure is not None:
             save(figure, folder / _drawn(stem, record)[0])
     return write_text(folder / NAME, results_text(folder))
+
+
+def check_own(folder: Path) -> None:
+    """Raise FileExistsError where a folder's ``RESULTS.md`` is somebody's own."""
+    path = folder / NAME
+    if path.is_file() and not path.read_text(errors="replace").startswith(HEAD[: HEAD.index(" from the records")]):
+        raise FileExistsError(
+            f"{path} was not written by {command('results')}, and is left as it is; move it away, or choose another "
+            "--records."
+        )
 
 
 def results_text(folder: Path) -> str:

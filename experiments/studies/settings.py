@@ -47,15 +47,25 @@ def shared_settings(settings: Iterable[Settings]) -> Settings:
     return {key: value for key, value in first.items() if all(key in own and own[key] == value for own in others)}
 
 
-def check_settings(where: Path, made: Settings, asked: Settings, remedy: str) -> None:
-    """Refuse numbers that were made from other settings; settings that one side alone has are no difference.
+def check_settings(where: Path, made: Settings, asked: Settings, remedy: str, without: Settings) -> None:
+    """Refuse numbers that were made from other settings.
+
+    Args:
+        where: what was made.
+        made, asked: their settings, and those that are wanted.
+        remedy: ends the sentence.
+        without: those that would be wanted without overrides: what ``made`` does not say of them, since they came
+            later, is no difference.
 
     Raises:
-        ValueError: a setting that both have differs.
+        ValueError: a setting differs, or one side alone has it.
     """
-    for name in sorted(made.keys() & asked.keys()):
-        if made[name] != asked[name]:
-            raise ValueError(f"{where} was made with {name}={made[name]}, and {asked[name]} is asked for; {remedy}")
+    nothing = "nothing of the kind"
+    for name in sorted(made.keys() | asked.keys()):
+        was, now = made.get(name, nothing), asked.get(name, nothing)
+        later = name not in made and name in without and without[name] == now
+        if was != now and not later:
+            raise ValueError(f"{where} was made with {name}={was}, and {now} is asked for; {remedy}")
 
 
 def portable(overrides: Sequence[str]) -> list[str]:

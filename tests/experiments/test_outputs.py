@@ -271,6 +271,25 @@ def test_a_variable_that_was_added_to_ranks_is_neither_one_nor_lost(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("plain_pages")
+@pytest.mark.parametrize("simulations", [40, 60])
+def test_what_was_added_to_ranks_is_not_lost_to_more_of_them_that_were_begun(
+    simulations: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    file, *_ = calibrate_run(run, **{**FEW, "simulations": 40})
+    with monkeypatch.context() as patched:
+        killed_at(patched, calibrate, "calibration", 2)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_run(run, **{**FEW, "simulations": 400})
+    assert [*run.glob("*unfinished*")]
+    xarray.Dataset({"x": ("n", [1.0, 2.0])}).to_netcdf(file, group="mine", mode="a", engine="h5netcdf")
+    content = file.read_bytes()
+    with pytest.raises(FileExistsError, match=r"\.nc holds mine, which was added to it and would be lost"):
+        calibrate_run(run, **{**FEW, "simulations": simulations})
+    assert file.read_bytes() == content
+
+
+@pytest.mark.usefixtures("plain_pages")
 def test_a_variable_that_was_added_to_draws_is_not_lost(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "plain")
     file, page = posterior_run(run, draws=4, sequences=2, variables=["z"])

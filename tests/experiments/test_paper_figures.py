@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, Torus
 from pyro_tvae.experiments import datasets
+from pyro_tvae.experiments.config.composition import located
 from pyro_tvae.experiments.datasets import Images, Splits
 from pyro_tvae.experiments.studies import reproduce as study_module
 from pyro_tvae.experiments.studies.paper_figures import DRAWINGS, draw_map
@@ -51,9 +53,11 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Path]]:
     def run(config: Any, folder: Path, *_: object) -> None:
         ran.append((config, folder))
         folder.mkdir(parents=True)
+        OmegaConf.save(located(config), folder / "config.yaml", resolve=True)
         provenance = {"hardware": "none", "versions": {}}
         record = {"measures": {"trained": {"explained": 0.5}}, "collapsed": False, **provenance}
         (folder / "evaluation.json").write_text(json.dumps(record))
+        (folder / "report.html").touch()
 
     monkeypatch.setattr(study_module, "_run", run)
     monkeypatch.setattr(study_module, "_draw", lambda *_: None)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -136,6 +139,7 @@ def trained_by_hand(monkeypatch: pytest.MonkeyPatch, broken: int, error: BaseExc
             raise error
         record = {"measures": {"trained": {"elbo": -1.0 - config.seed}}, "hardware": "", "versions": {}}
         Run(folder).write("evaluation.json", record)
+        Run(folder).write("report.html", "")
 
     monkeypatch.setattr(study_module, "_run", run)
     return seeds
@@ -167,6 +171,77 @@ def test_a_run_that_fails_stops_no_other(
     seeds = trained_by_hand(monkeypatch, 2, error)  # fails nothing
     [row] = reproduce("plain", seeds=[1, 0], output=tmp_path, progress=lambda _: None)["rows"]
     assert (seeds, row["seeds"]) == ([1], [0, 1])
+
+
+OTHER = ("optimizer.schedule=null", "+optimizer.optimizer.weight_decay=0.9", "fit.beta=2")
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_runs_of_other_settings_are_shown_as_no_others(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that are left out or added too; of runs that are here and of those in a record."""
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+    options: dict[str, Any] = {"output": tmp_path / "runs", "progress": lambda _: None}
+    for first, then in (((), (other,)), ((other,), ())):
+        kept: dict[str, Any] = {"records": tmp_path / "kept", "keep": True, "progress": lambda _: None}
+        reproduce("plain", overrides=first, output=tmp_path / "runs", **kept)
+        before = (tmp_path / "kept" / "plain.json").read_bytes()
+        for seeds in ([0], [0, 1]):
+            with pytest.raises(ValueError, match=r"seed0 was made with .*, and .* is asked for; choose another"):
+                reproduce("plain", overrides=then, seeds=seeds, **options)
+            with pytest.raises(ValueError, match=r"plain.json was made with .* is asked for; --fresh leaves it out"):
+                reproduce("plain", overrides=then, seeds=seeds, output=tmp_path / "elsewhere", **kept)
+        assert (tmp_path / "kept" / "plain.json").read_bytes() == before
+        shutil.rmtree(tmp_path / "runs")
+        shutil.rmtree(tmp_path / "kept")
+
+
+def test_runs_that_another_process_has_made_with_other_settings_are_not_shown_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+    run, options = study_module._run, {"output": tmp_path, "progress": lambda _: None}
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(study_module, "_run", run)
+        reproduce("plain", seeds=[1], overrides=["fit.max_steps=2"], **options)
+        run(*arguments)
+
+    monkeypatch.setattr(study_module, "_run", meanwhile)
+    with pytest.raises(ValueError, match=r"seed1 was made with fit.max_steps=2, and 4 is asked for; choose another"):
+        reproduce("plain", seeds=[0], **options)
+
+
+def test_a_run_whose_page_is_missing_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it was killed, or a disk was full, just after it was judged."""
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+    reproduce("plain", output=tmp_path, progress=lambda _: None)
+    page, judged = (tmp_path / "plain" / "a" / "seed0" / name for name in ("report.html", "evaluation.json"))
+    page.unlink()
+    before = judged.read_bytes()
+    reproduce("plain", output=tmp_path, progress=lambda _: None)
+    assert page.is_file()
+    assert judged.read_bytes() == before
+
+
+def test_another_file_of_the_same_name_is_no_run_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("Films", {"a": ("data=arrays", "data.n_frames=3", "model.capsule_dim=3")}, QUICK)
+    monkeypatch.setitem(STUDIES, "films", replace(study, budgets=False))
+    for name in ("mine", "theirs", "moved"):
+        (tmp_path / name).mkdir()
+        films = np.random.default_rng(name == "theirs").random((40, 3, 1, 8, 8), dtype=np.float32)
+        np.save(tmp_path / name / "films.npy", films)
+
+    def run(name: str) -> Any:
+        path = tmp_path / name / "films.npy"
+        given = [f"data.source.path={path}", "data.n_train=null", "data.n_test=null", "data.n_validation=null"]
+        given.append("data.transformations=null")
+        return reproduce("films", overrides=given, output=tmp_path / "runs", progress=lambda _: None)
+
+    assert run("mine") == run("moved")
+    with pytest.raises(CellsFailed, match=r"seed0 was begun with other data: its .* not what data.source.path=.*the"):
+        run("theirs")
 
 
 def test_an_interruption_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from test_house import ROOT
+from typer.testing import CliRunner
 
+from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.runs.holding import holding
 from pyro_tvae.experiments.studies import ledger
@@ -370,10 +372,18 @@ def test_no_path_of_a_machine_is_kept() -> None:
     ]
 
 
-def test_other_settings_are_refused_and_new_ones_are_no_difference() -> None:
-    check_settings(Path("a.json"), {"fit.beta": 1.0, "gone": 1}, {"fit.beta": 1.0, "new": 2}, "mind.")
-    with pytest.raises(ValueError, match=r"a.json was made with fit.beta=1.0, and 2.0 is asked for; mind\."):
-        check_settings(Path("a.json"), {"fit.beta": 1.0}, {"fit.beta": 2.0}, "mind.")
+def test_other_settings_are_refused_and_later_ones_are_no_difference() -> None:
+    path, default = Path("a.json"), {"fit.beta": 1.0, "later": 2}
+    check_settings(path, {"fit.beta": 1.0}, default, "mind.", default)
+    added, gone = default | {"decay": 0.9}, {"fit.beta": 1.0, "decay": 0.9}
+    for made, asked, said in (
+        ({"fit.beta": 1.0}, {"fit.beta": 2.0}, "fit.beta=1.0, and 2.0"),
+        ({"fit.beta": 1.0}, added, "decay=nothing of the kind, and 0.9"),
+        ({"fit.beta": 1.0}, default | {"later": 3}, "later=nothing of the kind, and 3"),
+        (gone, default, "decay=0.9, and nothing of the kind"),
+    ):
+        with pytest.raises(ValueError, match=rf"a.json was made with {said} is asked for; mind\."):
+            check_settings(path, made, asked, "mind.", default)
 
 
 def test_a_name_that_a_merge_has_kept_twice_is_refused(tmp_path: Path) -> None:
@@ -492,6 +502,8 @@ def pretend(ran: list[str]) -> Any:
             },
         }
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        for name in ("report.html", "plain_vae.safetensors"):
+            (folder / name).touch()
 
     return run
 
@@ -679,6 +691,21 @@ def test_a_table_is_held_from_the_reading_of_its_runs_until_it_is_written(
     reproduce("small", output=tmp_path, progress=quietly)
     assert [type(error) for error in tried] == [BlockingIOError] * 2
     assert not [*table.parent.glob(".*")]
+
+
+def test_results_of_ones_own_are_not_written_over(ran: list[str], tmp_path: Path) -> None:
+    own = tmp_path / "RESULTS.md"
+    own.write_text("# Results\n\nOf a year.\n")
+    with pytest.raises(FileExistsError, match=r"RESULTS\.md was not written by pyro-tvae results, and is left as"):
+        write_results(tmp_path)
+    options = ["--keep", "--records", str(tmp_path), "--output", str(tmp_path / "runs")]
+    said = CliRunner().invoke(app, ["reproduce", "small", *options])
+    assert said.exit_code == 2
+    assert "was not written by" in said.stderr
+    assert not ran
+    assert own.read_text() == "# Results\n\nOf a year.\n"
+    own.write_text(results_text(tmp_path))
+    write_results(tmp_path)
 
 
 def test_a_folder_of_studies_that_is_renamed_gets_no_ghost(
@@ -918,10 +945,6 @@ def test_results_are_written_and_drawn_without_torch(tmp_path: Path) -> None:
 
 
 def test_the_commands_say_what_they_do_with_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from pyro_tvae.experiments.cli import app
-
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     assert runner.invoke(app, ["results"]).exit_code == 2
@@ -941,10 +964,6 @@ def test_the_commands_say_what_they_do_with_records(tmp_path: Path, monkeypatch:
 def test_a_kept_study_is_in_the_results_and_a_fresh_one_ignores_them(
     ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from typer.testing import CliRunner
-
-    from pyro_tvae.experiments.cli import app
-
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     kept = runner.invoke(app, ["reproduce", "small", "--keep", "--seeds", "0,1"])
