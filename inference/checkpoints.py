@@ -116,6 +116,12 @@ class Keeper(ModelCheckpoint):
             self.best_model_path = self.kth_best_model_path = own
             self.best_k_models = dict.fromkeys([own], self.kth_value)
 
+    def _should_save_on_train_epoch_end(self, trainer: lightning.Trainer) -> bool:
+        # Of an epoch's end, after its validation: what goes on from within an epoch draws an order of the data anew.
+        return (self.monitor is None and trainer.val_check_interval == 1.0) or super()._should_save_on_train_epoch_end(
+            trainer
+        )
+
     def _should_remove_checkpoint(self, trainer: lightning.Trainer, previous: str, current: str) -> bool:
         return False  # what a fit writes takes the place of what it wrote before; all else is another one's
 

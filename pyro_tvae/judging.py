@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
@@ -33,6 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SEEDS = 2**62  # torch takes 64 bits, and some measures add to a seed
+LONG = 60  # seconds
 _turn = threading.RLock()
 
 
@@ -48,9 +50,24 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """Let threads take turns, since random generators and Pyro's stack of handlers are the whole process's."""
-    with _turn:
+    """Let threads take turns, since random generators and Pyro's stack of handlers are the whole process's.
+
+    Warns:
+        UserWarning: this one has waited for a minute.
+    """
+    turn = _turn
+    if not turn.acquire(timeout=LONG):
+        warnings.warn(
+            f"a thread has waited {LONG} s for the fit or the measure of another one, since threads take turns; where "
+            "that one waits for what this one makes, such as data, neither ever ends: make them in another process, or "
+            "before.",
+            stacklevel=2,
+        )
+        turn.acquire()
+    try:
         yield
+    finally:
+        turn.release()
 
 
 @contextmanager

@@ -136,7 +136,8 @@ class Copies(Callback):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         if trainer.current_epoch:
-            shutil.copytree(self.folder / "checkpoints", self.folder.parent / f"at {trainer.current_epoch}/checkpoints")
+            copy = self.folder.parent / f"at {trainer.current_epoch}" / "checkpoints"
+            shutil.copytree(self.folder / "checkpoints", copy, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -155,6 +156,23 @@ def test_a_fit_resumed_from_any_epoch_ends_as_the_whole_one(case: Callable[[], d
             assert history.best_checkpoint == folder / "checkpoints" / "best.ckpt"
             best = (torch.load(h.best_checkpoint, weights_only=True) for h in (history, whole_history))
             assert_same(*best)
+
+
+def test_a_fit_that_validates_every_second_epoch_goes_on_as_any_other(tmp_path: Path) -> None:
+    """Lightning's own last checkpoint would then be of a moment within an epoch."""
+
+    def trained(folder: Path, **options: Any) -> History:
+        torch.manual_seed(3)
+        quiet = {"logger": False, "enable_model_summary": False, "log_every_n_steps": 1, "accelerator": "cpu"}
+        trainer = lightning.Trainer(max_epochs=4, check_val_every_n_epoch=2, callbacks=[Copies(folder)], **quiet)
+        data = {"validation": sequences(5), "directory": folder, "progress": False}
+        return fit(*start(seed=0), sequences(), trainer=trainer, **data, **options)
+
+    whole = trained(tmp_path / "whole")
+    for epoch in (1, 2, 3):
+        shutil.copytree(tmp_path / f"at {epoch}", tmp_path / "from" / str(epoch))
+    for folder in (tmp_path / "from").iterdir():
+        assert trained(folder, resume=folder / "checkpoints" / "last.ckpt").rows == whole.rows
 
 
 def test_a_fit_whose_folder_was_moved_goes_on_with_its_best(tmp_path: Path) -> None:

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import numpy as np
 import pyro
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from pyro import poutine
 from torch import Tensor, nn
 
 import pyro_tvae
-from pyro_tvae import inference
-from pyro_tvae.inference import Annealing, fit, log_likelihood
+from pyro_tvae import inference, judging
+from pyro_tvae.inference import Annealing, TrainerOptions, fit, log_likelihood
 from pyro_tvae.judging import check_seed, in_turn
 
 SHAPE = (1, 4, 4)
@@ -205,6 +207,36 @@ def test_a_worker_that_is_forked_during_a_fit_does_not_wait_for_its_turn() -> No
     assert fit(*pair(), loader, max_epochs=1, progress=False).seconds > 0
     with in_turn():
         assert len([*loader]) == 2
+
+
+class Asking(Callback):
+    """Waits for what another thread measures, for as long as that takes to say that it waits."""
+
+    def __init__(self, measured: threading.Thread, told: threading.Event) -> None:
+        self.measured, self.told = measured, told
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.measured.start()
+        assert self.told.wait(30)
+
+
+@pytest.mark.timeout(60)
+def test_a_thread_that_a_fit_may_wait_for_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "LONG", 0.1)
+    said, told, measured = [], threading.Event(), []
+
+    def warn(message: object, *_: object, **__: object) -> None:
+        if "has waited" in str(message):  # Lightning warns of other things
+            said.append(str(message))
+            told.set()
+
+    monkeypatch.setattr(judging.warnings, "warn", warn)
+    thread = threading.Thread(target=lambda: measured.append(log_likelihood(*pair(), X, 2, seed=0).per_frame))
+    fit(*pair(), X, max_epochs=1, progress=False, trainer=TrainerOptions(callbacks=[Asking(thread, told)]))
+    thread.join()
+    [text] = said
+    assert text.startswith("a thread has waited 0.1 s for the fit or the measure of another one")
+    assert measured == [log_likelihood(*pair(), X, 2, seed=0).per_frame]
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 0.5, True, "0"])
