@@ -43,6 +43,7 @@ __all__ = [
     "unfinished",
 ]
 
+OTHERS = (".safetensors", ".ckpt", ".yaml")  # of a run's files those that were computed longest
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
 
@@ -124,10 +125,14 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     Raises:
         FileExistsError: there is one that was asked for otherwise, or a page that is not its own.
         OSError: it cannot be written.
-        ValueError: the page would take its place.
+        ValueError: the page would take its place, or it is a file of another kind.
     """
     if page == path:
         raise ValueError(f"{path} is where the page goes; choose another suffix, such as {path.with_suffix('.nc')}.")
+    if path.suffix in OTHERS and path.exists():
+        raise ValueError(
+            f"{path} holds weights or settings, and --overwrite replaces none; choose another name for --output."
+        )
     _check_writable(path)
     if not overwrite and page is not None and page.exists() and not path.exists():
         raise FileExistsError(
