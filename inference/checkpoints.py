@@ -28,13 +28,14 @@ from .course import other_part, parts_of
 __all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "in_plain", "read_checkpoint", "restored"]
 
 KEY, VERSION = "pyro_tvae", 2  # since 2 with a list of what the file holds
+OPTIMIZERS = "optimizer_states"
 PARTS = {
     "epoch": int,
     "global_step": int,
     "state_dict": dict,
     "loops": dict,
     "callbacks": dict,
-    "optimizer_states": list,
+    OPTIMIZERS: list,
     "lr_schedulers": list,
 }
 
@@ -101,7 +102,7 @@ class Keeper(ModelCheckpoint):
         super().on_train_start(trainer, module)
         if self.monitor is None:  # of the two keepers one is enough
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            brought = {part: checkpoint.get(part) for part in ("callbacks", "lr_schedulers")}
+            brought = {part: held for part, held in checkpoint.items() if part not in ("state_dict", OPTIMIZERS)}
             torch.save(brought, trial := io.BytesIO())
             _check_read_again(trial, brought)
         if self.monitor is None or not self.best_model_path:

@@ -97,8 +97,9 @@ def _locked(folder: Path) -> int:
             raise type(error)(refusal(folder, error)) from error
 
 
-def _path(kept: ModelCheckpoint) -> str:
-    return f"{kept.dirpath}/{kept.filename}.ckpt"
+def _paths(kept: ModelCheckpoint) -> list[str]:
+    names = [kept.filename, *([kept.CHECKPOINT_NAME_LAST] if kept.save_last else [])]
+    return [os.path.join(os.path.realpath(str(kept.dirpath)), f"{name}.ckpt") for name in names]
 
 
 def _is_ours(folder: Path) -> bool:
@@ -178,11 +179,12 @@ class Keeping:
 
     def check_no_other(self, callbacks: Sequence[Callback]) -> None:
         """Raise ValueError where a callback of the user's would write over what is kept here."""
-        ours = {os.path.realpath(_path(kept)) for kept in (self.best, self.last) if isinstance(kept, Keeper)}
+        ours = {path for kept in (self.best, self.last) if isinstance(kept, Keeper) for path in _paths(kept)}
         for other in callbacks:
-            if isinstance(other, ModelCheckpoint) and other.dirpath and os.path.realpath(_path(other)) in ours:
+            taken = ours.intersection(_paths(other)) if isinstance(other, ModelCheckpoint) and other.dirpath else None
+            if taken:
                 raise ValueError(
-                    f"fit: {type(other).__name__} writes {_path(other)}, which fit keeps itself; give it another "
+                    f"fit: {type(other).__name__} writes {taken.pop()}, which fit keeps itself; give it another "
                     "filename or dirpath."
                 )
 

@@ -109,8 +109,9 @@ def fit(
             so has one that goes on from another file of ``checkpoints`` than ``last.ckpt``.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and random generators, the global
-            ones and those of a loader and its samplers; what a data set draws from another one is its own matter, and
-            from within an epoch, as by a Trainer's ``val_check_interval``, the rest of it is drawn anew.
+            ones and torch's that a loader and its samplers hold as ``generator``; what is drawn from others, in
+            workers that persist too, is not in a checkpoint, and from within an epoch, as by ``max_steps`` or a
+            Trainer's ``val_check_interval``, the rest of it is drawn anew or left out.
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
             seed is refused. Another objective, beta, num_particles, frame_dropout, warmup_steps, gradient clipping or
             accumulation wins with a warning that names both, and so do other data and another batch size, which are

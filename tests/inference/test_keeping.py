@@ -195,10 +195,13 @@ def test_a_fit_does_not_follow_the_working_directory(tmp_path: Path, monkeypatch
     assert sorted(path.name for path in (tmp_path / "fits").iterdir()) == ["checkpoints", "logs"]
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_a_callback_that_would_write_over_what_is_kept_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("best", {"filename": "best"}), ("last", {"filename": "last"}), ("last", {"save_last": "link"})],
+)
+def test_a_callback_that_would_write_over_what_is_kept_is_refused(name: str, options: Any, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
-    other = ModelCheckpoint(tmp_path / "link" / "checkpoints", name, monitor="train/kl")
+    other = ModelCheckpoint(tmp_path / "link" / "checkpoints", monitor="train/kl", **options)
     with pytest.raises(ValueError, match=rf"^fit: ModelCheckpoint writes .*{name}\.ckpt, which fit keeps itself; give"):
         fit(*start(), directory=tmp_path, trainer=TrainerOptions(callbacks=[other]), **LEARNING)
 
