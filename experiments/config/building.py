@@ -166,5 +166,10 @@ def _leave_best(last: Path) -> None:
             f"back, copy {best.name} to {last.name} there to go on from the best epoch, or train a new run in another "
             "folder."
         )
-    print(f"{best.parent} holds no {last.name}: the training, which was in its first epoch, begins again", flush=True)
-    best.unlink(missing_ok=True)  # else the fit would take it for another one's
+    # Else the fit would take it for another one's; a copy that lacks its last.ckpt may have no other weights.
+    former = best.replace(best.with_suffix(".former"))
+    print(
+        f"{best.parent} holds no {last.name}: the training, which was in its first epoch, begins again; the weights "
+        f"that were there are {former.name} now",
+        flush=True,
+    )

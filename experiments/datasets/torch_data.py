@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -128,7 +128,7 @@ def _gone_through(
         return [*array] if batched else [array]
 
     unending = again is data and not hasattr(data, "__iter__")  # a Dataset may say by its length alone where it ends
-    for item in (again[place] for place in range(len(again))) if unending else data:
+    for item in _by_length(again) if unending else data:
         for one in (own := rows(item, key)):
             shapes.append(one.shape)
             if one.shape[ragged:] != shapes[0][ragged:] or one.ndim != len(shapes[0]):
@@ -145,6 +145,11 @@ def _gone_through(
                 values += rows(item, part)
     if not shapes:
         raise Unsuitable("it holds no items; expected images or sequences.")
+    if again is not None and len(shapes) != len(again):
+        raise Unsuitable(
+            f"it gave {len(shapes)} of its {len(again)} items; a data set that raises StopIteration is taken to be at "
+            "its end: let it raise another error, or say how long it is."
+        )
     names = [f"item {place}" for place, _ in enumerate(shapes)]
 
     def pieces(part: str | int, kept: list[NDArray[Any]]) -> Pieces:
@@ -168,6 +173,14 @@ def _again(data: Any) -> Any:
         return None
     own: Any = data.dataset
     return own if len(data.sampler) == len(own) else None  # type: ignore[arg-type]
+
+
+def _by_length(data: Any) -> Iterator[Any]:
+    for place in range(len(data)):
+        try:
+            yield data[place]
+        except StopIteration:  # which no generator may pass on
+            return
 
 
 def _by_place(data: Any) -> bool:

@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -254,6 +255,25 @@ def test_a_dataset_and_a_loader(batched: bool) -> None:
     assert sorted(map(bytes, pixels_of(parts))) == sorted(map(bytes, FILMS.transpose(0, 1, 4, 2, 3).copy()))
     assert [part.labels.sum() for part in parts] == [6, 2, 2]
     assert SequenceDataModule(parts, n_frames=S).about.startswith("DataLoader of TensorD" if batched else "TensorD")
+
+
+class Ending(Dataset[Any]):
+    """Stills whose reader comes to its end early."""
+
+    def __init__(self) -> None:
+        self.reader = iter(STILLS[:7])
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, item: int) -> NDArray[Any]:
+        return next(self.reader)
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, 1)], ids=["data set", "loader"])
+def test_a_data_set_that_ends_early_is_no_whole_one(wrap: Callable[[Any], Any]) -> None:
+    with pytest.raises(ValueError, match=r": it gave 7 of its 12 items; a data set that raises StopIteration is taken"):
+        from_torch(wrap(Ending()))
 
 
 def test_items_of_other_kinds() -> None:

@@ -157,4 +157,5 @@ def test_a_training_that_was_killed_in_its_first_epoch_begins_again(
         (path / name).unlink()
     resume_run(path)
     assert all(weights[key].equal(value) for key, value in load_file(path / "model.safetensors").items())
-    assert {file.name for file in (path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {file.name for file in (path / "checkpoints").iterdir()} == {"best.ckpt", "best.former", "last.ckpt"}
+    assert torch.load(path / "checkpoints" / "best.former", weights_only=True)["epoch"] == 0
