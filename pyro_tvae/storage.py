@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -76,6 +77,9 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
     Values, precision, frozen parameters and parameters that are shared come back as they are. The pair is rebuilt in
     memory first, and what would not come back the same is refused by name.
 
+    Warns:
+        UserWarning: a class is the running script's own.
+
     Raises:
         TypeError: a part was built from something that is not plain data.
         ValueError: the pair is not what its constructors' arguments make it, or trains parameters that are in neither.
@@ -88,6 +92,12 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             )
     path, contents = Path(path), record(model, guide)
     said = {name: json.dumps(getattr(contents, name)) for name in SAID}
+    if any('"__main__.' in text for text in said.values()):
+        warnings.warn(
+            "save: a class of this model is defined in the script that runs, __main__, where no other script finds it; "
+            "move it into a module, and import it from there, so that the file can be loaded elsewhere.",
+            stacklevel=2,
+        )
     # Beside what a pair is built from, so that files of before, which lack them, are read as they were.
     made = marks(model, _pair(model, guide), contents.derived)
     kept = {"marks": json.dumps(made), "crc32": str(checksum(contents.tensors))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
@@ -101,16 +102,20 @@ class Ledger:
         self._check_data()
 
     def _check_data(self) -> None:
-        """Raise ValueError where the runs of a row were begun with different data: a path tells nothing of a file."""
+        """Raise ValueError where runs of the same settings have other data: a path tells nothing of a file."""
+        alike: dict[str, list[Run]] = {}
         for row, place in self.homes.items():
+            said = [(name, value) for name, value in self.settings[row].items() if name.startswith("data.")]
             runs = [Run(path.parent) for path in sorted(place.glob(f"seed*/{DATA}"))]
+            alike.setdefault(json.dumps(said), []).extend(runs)
+        for runs in alike.values():
             for first, other in pairwise(runs):
                 differing = other_splits(*(run.read(DATA, dict[str, SplitRecord]) for run in (first, other)))
                 if differing:
                     raise ValueError(
                         f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and "
-                        f"a row of {self.name} ({row}) is of one data set; move one of the two folders away, or "
-                        "choose another --output."
+                        f"both of {self.name} are to be of one data set; move one of the two folders away, or choose "
+                        "another --output."
                     )
 
     def __contains__(self, cell: object) -> bool:

@@ -240,6 +240,14 @@ def test_another_file_of_the_same_name_is_no_run_s_own(tmp_path: Path, monkeypat
         return reproduce("films", overrides=given, output=tmp_path / "runs", progress=lambda _: None)
 
     assert run("mine") == run("moved")
+    # In its place, while the rows of a study are made.
+    both = dict.fromkeys("ab", study.rows["a"])
+    monkeypatch.setitem(STUDIES, "films", replace(study, budgets=False, rows=both))
+    shutil.copy(tmp_path / "theirs" / "films.npy", tmp_path / "mine" / "films.npy")
+    with pytest.raises(ValueError, match=r"b/seed0 was begun with other data than .*a/seed0, by its train and"):
+        run("mine")
+    monkeypatch.setitem(STUDIES, "films", replace(study, budgets=False))
+    shutil.copy(tmp_path / "moved" / "films.npy", tmp_path / "mine" / "films.npy")
     with pytest.raises(CellsFailed, match=r"seed0 was begun with other data: its .* not what data.source.path=.*the"):
         run("theirs")
 

@@ -470,6 +470,19 @@ def test_a_newer_version(saved: Path) -> None:
     assert "format version 4, this pyro-tvae reads up to 3" in complaint(rewritten(saved, version="4"), ValueError)
 
 
+def test_a_class_of_the_running_script_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another script finds none by that name, and could not load the file."""
+    import __main__
+
+    class Mine(TVAE):
+        __module__, __qualname__ = "__main__", "Mine"
+
+    monkeypatch.setattr(__main__, "Mine", Mine, raising=False)
+    model = Mine((1, 4, 4), 3, 1, 3)
+    with pytest.warns(UserWarning, match="a class of this model is defined in the script that runs, __main__"):
+        save(tmp_path / "mine.safetensors", model, default_guide(model))
+
+
 def test_an_unknown_part(saved: Path) -> None:
     description = described(saved)
     description["model"]["arguments"]["topography"] = {"part": "somebody.Else", "arguments": {}}
