@@ -163,7 +163,7 @@ def test_a_fit_that_validates_every_second_epoch_goes_on_as_any_other(tmp_path: 
 
     def trained(folder: Path, **options: Any) -> History:
         torch.manual_seed(3)
-        quiet = {"logger": False, "enable_model_summary": False, "log_every_n_steps": 1, "accelerator": "cpu"}
+        quiet = {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, "accelerator": "cpu"}
         trainer = lightning.Trainer(max_epochs=4, check_val_every_n_epoch=2, callbacks=[Copies(folder)], **quiet)
         data = {"validation": sequences(5), "directory": folder, "progress": False}
         return fit(*start(seed=0), sequences(), trainer=trainer, **data, **options)
