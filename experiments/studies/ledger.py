@@ -48,6 +48,7 @@ class Ledger:
         allow: what the runs' configurations may call.
 
     Raises:
+        OSError: the record cannot be kept where it is to be.
         ValueError: the kept record, or a run that is there already, was made from other settings, or the record is
             none of this study.
     """
@@ -78,6 +79,9 @@ class Ledger:
         ]
         self.file = records / f"{stem_of(name, budget)}.json" if records is not None else None
         self.target = self.file if keep else None
+        if self.target is not None:
+            with held(self.target):  # OSError now, where it cannot be written, and not after the first run
+                pass
         self.allow = PARTS_ONLY.typed(*configurations.values())  # what was typed may be in the runs' folders
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.without = {row: settings_of(config) for row, config in (without or configurations).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -694,6 +695,18 @@ def test_a_table_is_held_from_the_reading_of_its_runs_until_it_is_written(
     reproduce("small", output=tmp_path, progress=quietly)
     assert [type(error) for error in tried] == [BlockingIOError] * 2
     assert not [*table.parent.glob(".*")]
+
+
+def test_records_that_cannot_be_kept_are_told_of_before_anything_runs(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("pyro_tvae.experiments.studies.kept.holding", read_only)
+    with pytest.raises(PermissionError, match=r"small\.json cannot be written \(Permission denied\); choose a place"):
+        reproduce("small", output=tmp_path / "runs", records=tmp_path / "kept", keep=True, progress=quietly)
+    assert not ran
 
 
 def test_results_of_ones_own_are_not_written_over(ran: list[str], tmp_path: Path) -> None:
