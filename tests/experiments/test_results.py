@@ -736,7 +736,8 @@ def test_a_folder_of_studies_that_is_renamed_gets_no_ghost(
     monkeypatch.setattr(reproducing, "_run", meanwhile)
     with pytest.raises(FolderMoved, match="studies was moved, renamed or removed while this command was at work"):
         reproduce("small", output=tmp_path / "studies", records=tmp_path / "kept", keep=True, progress=quietly)
-    assert [path.name for path in tmp_path.iterdir()] == ["renamed"]
+    assert {path.name for path in tmp_path.iterdir()} == {"renamed", "kept"}
+    assert not [*(tmp_path / "kept").iterdir()]
     monkeypatch.setattr(reproducing, "_run", None)
     reproduce("small", output=tmp_path / "renamed", records=tmp_path / "kept", keep=True, progress=quietly)
     assert read_kept(tmp_path / "kept" / "small.json")["rows"][0]["seeds"] == [0]
