@@ -117,6 +117,13 @@ class Keeper(ModelCheckpoint):
             self.best_model_path = self.kth_best_model_path = own
             self.best_k_models = dict.fromkeys([own], self.kth_value)
 
+    def on_train_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        # Where validation alone is a moment to keep what was reached, a fit may end long after the last one.
+        unsaved = self._last_global_step_saved != trainer.global_step and module.steps_taken
+        if self.monitor is None and unsaved:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        super().on_train_end(trainer, module)
+
     def _should_save_on_train_epoch_end(self, trainer: lightning.Trainer) -> bool:
         # Of an epoch's end, after its validation: what goes on from within an epoch draws an order of the data anew.
         return (self.monitor is None and trainer.val_check_interval == 1.0) or super()._should_save_on_train_epoch_end(

@@ -123,6 +123,7 @@ class Fitting(lightning.LightningModule):
         self._parts: dict[str, Any] = {}
         self._former: dict[str, Any] | None = None  # the course of the fit that is gone on with
         self._rehearsed = False
+        self._validated = 0  # batches
         self.steps_taken = 0
         self.soundness = Soundness(self, self.objective.model.likelihood, type(self.objective).__name__)
         self.capture: Capture | None = None
@@ -293,6 +294,13 @@ class Fitting(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         self.settle()
+        self._validated = 0
+
+    def on_validation_epoch_end(self) -> None:
+        trainer: Any = self.trainer
+        if not trainer.sanity_checking:
+            n = sum(trainer.num_val_batches)
+            _check_all_came("validation loader", trainer.val_dataloaders, self._validated, n, self.current_epoch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         parts = batch_of(batch)
@@ -306,6 +314,7 @@ class Fitting(lightning.LightningModule):
             raise ValueError(NOTHING_SEEN.format(batch_idx))
         values = {"val/elbo": terms.elbo, "val/reconstruction": terms.reconstruction, "val/kl": terms.kl}
         self.log_dict(values, batch_size=n, sync_dist=True)
+        self._validated += 1
 
     # Not the Trainer's own limit: with one, it resumes in the wrong epoch and stops early.
     def on_train_start(self) -> None:
@@ -404,19 +413,10 @@ class Fitting(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.settle()
-        self._check_all_batches_came()
-
-    def _check_all_batches_came(self) -> None:
-        """Raise ValueError where Python took an error of the user's data for their end."""
-        trainer, loader = self.trainer, self.trainer.train_dataloader
-        seen, n = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
-        stopped = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        knows_length = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-        if seen < n and knows_length and not stopped:
-            raise ValueError(
-                f"fit: the loader gave {seen} of its {n} batches in epoch {trainer.current_epoch}; a data set that "
-                "raises StopIteration is taken to be at its end: let it raise another error, or say how long it is."
-            )
+        trainer = self.trainer
+        if not (trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step):
+            seen = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            _check_all_came("loader", trainer.train_dataloader, seen, trainer.num_training_batches, self.current_epoch)
 
     def _stop_at_the_limit(self) -> None:
         if 0 <= self.max_steps <= self.global_step:
@@ -553,6 +553,15 @@ class Fitting(lightning.LightningModule):
             owner = ".".join(name.split(".", 2)[:2])
             parameters[names[owner] + name.removeprefix(owner) if owner in names else name] = parameter
         return parameters
+
+
+def _check_all_came(what: str, loader: object, seen: int, n: float, epoch: int) -> None:
+    """Raise ValueError where Python took an error of the user's data for their end."""
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and seen < n:
+        raise ValueError(
+            f"fit: the {what} gave {seen} of its {n} batches in epoch {epoch}; a data set that raises StopIteration is "
+            "taken to be at its end: let it raise another error, or say how long it is."
+        )
 
 
 def _per_frame(term: Tensor, n_frames: int | Tensor) -> Tensor:

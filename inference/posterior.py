@@ -184,7 +184,7 @@ def to_arviz(
         _check_variables(following, variables)
     with ExitStack() as stack:
         if path is not None:
-            stack.enter_context(_held(Path(path), overwrite))
+            stack.enter_context(_held(path := Path(path).expanduser(), overwrite))
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
         if method == "nuts":
@@ -404,7 +404,7 @@ def to_netcdf(data: ArvizData, path: str | Path) -> Path:
         >>> bool((again.posterior["t"] == data.posterior["t"]).all())
         True
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # as xarray reads it
     with atomic_write(path) as partial:
         write(data, partial)
     return path
@@ -418,7 +418,7 @@ def to_zarr(data: ArvizData, path: str | Path) -> Path:
         ModuleNotFoundError: the package zarr is missing.
         OSError: it cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # as xarray reads it
     if os.path.lexists(path):  # a link to nothing too
         raise FileExistsError(f"{path} exists; choose another path, or move it away.")
     if find_spec("zarr") is None:
@@ -446,7 +446,7 @@ def from_netcdf(path: str | Path, groups: Collection[str] | None = None, *, lazy
         OSError: it cannot be read.
         ValueError: it is not a NetCDF file, or has no such group.
     """
-    path = Path(path)
+    path = Path(path).expanduser()  # as xarray reads it
     if not path.is_file() and not (path / ".zgroup").exists():
         what = "is no file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by to_netcdf.")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -104,7 +103,7 @@ class RandomStates(Callback):
     """
 
     def __init__(self, loaders: Sequence[torch.Generator] = ()) -> None:
-        self.loaders, self.resumed = loaders, False
+        self.loaders = loaders
 
     def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
         self.rank = trainer.global_rank
@@ -119,18 +118,7 @@ class RandomStates(Callback):
         torch.distributed.all_gather_object(ranks, mine)
         return {"ranks": ranks}
 
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        known = {id(one) for one in self.loaders}
-        if self.resumed and any(id(one) not in known for one in generators_of(trainer.train_dataloader)):
-            warnings.warn(
-                "fit: the data module's loader draws from a generator of its own, which is not in the checkpoint: the "
-                "order of the data is another one than without the interruption; leave generator out, or give fit the "
-                "loader itself.",
-                stacklevel=2,
-            )
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resumed = True
         ranks = state_dict["ranks"]
         if self.rank < len(ranks):
             restore(ranks[self.rank], self.loaders)

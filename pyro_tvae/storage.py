@@ -90,7 +90,7 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             raise TypeError(
                 f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
             )
-    path, contents = Path(path), record(model, guide)
+    path, contents = Path(path).expanduser(), record(model, guide)
     said = {name: json.dumps(getattr(contents, name)) for name in SAID}
     if any('"__main__.' in text for text in said.values()):
         warnings.warn(
@@ -411,7 +411,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             the file does not hold, such as the offsets of a topography of yours, has changed since.
         LookupError: the file names a part that is not loaded.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -19,7 +19,7 @@ import torch
 import xarray
 from xarray import Dataset
 
-from pyro_tvae import TVAE, default_guide
+from pyro_tvae import TVAE, default_guide, load, save
 from pyro_tvae.inference import posterior
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, names_of, write
 from pyro_tvae.inference.draws import guide_draws
@@ -65,6 +65,22 @@ def test_a_file_of_draws_is_replaced_by_no_call_that_does_not_say_so(tmp_path: P
     made(overwrite=True)
     assert {"posterior", "prior"} <= {*names_of(path)}
     assert [file.name for file in tmp_path.iterdir()] == ["posterior.nc"]
+
+
+def test_a_home_folder_is_where_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = TVAE((1, 4, 4), 3, 1, 3)
+    pair = model, default_guide(model)
+    data = to_arviz(*pair, torch.rand(2, 3, 1, 4, 4), draws=4, path="~/posterior.nc")
+    to_netcdf(data, "~/copy.nc")
+    to_zarr(data, "~/copy.zarr")
+    close(data)
+    save("~/pair.safetensors", *pair)
+    assert load("~/pair.safetensors")[0].n_frames == 3
+    for name in ("posterior.nc", "copy.nc", "copy.zarr"):
+        assert torch.as_tensor(from_netcdf(f"~/{name}")["posterior"]["t"].shape)[1] == 4
+    names = {"posterior.nc", "copy.nc", "copy.zarr", "pair.safetensors"}
+    assert {file.name for file in tmp_path.iterdir()} == names
 
 
 def test_two_calls_do_not_write_one_file_of_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,10 +282,10 @@ def test_for_want_of_memory_no_checkpoint_is_blamed(
 
 
 class Ending(Dataset[Tensor]):
-    """Sequences whose reader comes to its end in the second epoch."""
+    """Sequences whose reader comes to its end."""
 
-    def __init__(self) -> None:
-        self.reader = iter(range(30))
+    def __init__(self, n: int) -> None:
+        self.reader = iter(range(n))
 
     def __len__(self) -> int:
         return len(X)
@@ -298,4 +298,18 @@ class Ending(Dataset[Tensor]):
 def test_an_epoch_that_an_error_of_the_data_ends_is_no_whole_one() -> None:
     options = {name: value for name, value in LEARNING.items() if name != "data"}
     with pytest.raises(ValueError, match=r"^fit: the loader gave \d of its 5 batches in epoch 1; a data set that"):
-        fit(*start(), DataLoader(Ending(), 4), max_epochs=5, **options)
+        fit(*start(), DataLoader(Ending(30), 4), max_epochs=5, **options)
+    options["validation"] = DataLoader(Ending(50), 4)
+    with pytest.raises(ValueError, match=r"^fit: the validation loader gave \d of its 5 batches in epoch 2; a data"):
+        fit(*start(), X, max_epochs=5, **options)
+
+
+def test_a_fit_that_ends_between_validations_keeps_its_end(tmp_path: Path) -> None:
+    """Where a Trainer validates every so many steps, wherever an epoch ends."""
+    options = {name: value for name, value in LEARNING.items() if name != "seed"}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    for every, step in ((5, 7), (50, 7)):
+        trainer = lightning.Trainer(max_steps=step, val_check_interval=every, check_val_every_n_epoch=None, **quiet)
+        history = fit(*start(), directory=tmp_path / str(every), trainer=trainer, **options)
+        assert history.last_checkpoint is not None
+        assert torch.load(history.last_checkpoint, weights_only=True)["global_step"] == step
