@@ -43,7 +43,7 @@ __all__ = [
     "unfinished",
 ]
 
-OTHERS = (".safetensors", ".ckpt", ".yaml")  # of a run's files those that were computed longest
+WEIGHTS = (".safetensors", ".ckpt")
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
 
@@ -129,10 +129,7 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     """
     if page == path:
         raise ValueError(f"{path} is where the page goes; choose another suffix, such as {path.with_suffix('.nc')}.")
-    if path.suffix in OTHERS and path.exists():
-        raise ValueError(
-            f"{path} holds weights or settings, and --overwrite replaces none; choose another name for --output."
-        )
+    _check_not_of_a_run(path)
     _check_writable(path)
     if not overwrite and page is not None and page.exists() and not path.exists():
         raise FileExistsError(
@@ -210,6 +207,17 @@ def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: 
                 yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _check_not_of_a_run(path: Path) -> None:
+    """Raise ValueError where a file is what a training has made, which nothing asked for by name may replace."""
+    from .run import CONFIG, WRITTEN  # which knows of outputs
+
+    of_a_run = path.name in (CONFIG, *WRITTEN) and (path.parent / CONFIG).exists()
+    if path.exists() and (of_a_run or path.suffix in WEIGHTS):
+        raise ValueError(
+            f"{path} is what a training made, and --overwrite replaces none of it; choose another name for --output."
+        )
 
 
 class _UnwrittenError(Exception):

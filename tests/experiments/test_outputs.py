@@ -289,12 +289,14 @@ def test_what_was_added_to_ranks_is_not_lost_to_more_of_them_that_were_begun(
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml"])
-def test_no_output_takes_the_place_of_weights_or_settings(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "history.json", "../mine.ckpt"])
+def test_no_output_takes_the_place_of_what_was_trained(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "plain")
+    (tmp_path / "mine.ckpt").write_bytes(b"mine")
+    (run / "history.json").write_text('{"rows": [], "seconds": 1.0}')
     content = (run / name).read_bytes()
     for command in (posterior_run, calibrate_run, likelihood_run):
-        with pytest.raises(ValueError, match=rf"{name} holds weights or settings, and --overwrite replaces none"):
+        with pytest.raises(ValueError, match="is what a training made, and --overwrite replaces none of it"):
             command(run, output=run / name, overwrite=True)
     assert (run / name).read_bytes() == content
 
