@@ -132,16 +132,17 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
             # A launcher's processes know of neither yet.
             with outlasting(tells=False), staying(sweep.path, there):
                 _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), sweep.path)
-                measure = _job(config, allow, common)
+                measure = _job(config, home, allow, common)
                 check_stays(sweep.path)
                 return measure
         except FolderMoved:
             raise SystemExit(2) from None  # after an error Hydra would begin the next job, in a folder made anew
 
     with begun(own, Path(settings.sweep.dir), fixed="hydra.sweep.dir" in given) as sweep:
-        there = os.stat(sweep.path)
+        home, there = sweep.path, os.stat(sweep.path)
         if sweep.record():
             print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
+        sweep.forget_failures()
         sweep.write(own, finished=False)
         # All jobs lie in one folder, also where a name that is part of its path differs between them.
         added = [override("hydra.sweep.dir", sweep.path)]
@@ -209,11 +210,12 @@ def _listed(one: Any) -> bool:
     return bool(one.is_discrete_sweep()) and not isinstance(one.value(), Glob)
 
 
-def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float | None:
+def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[str]) -> float | None:
     """One job of a sweep, unless it is done: its measure. A failure is written down, and does not stop the others.
 
     Args:
         config: of the job.
+        home: the folder of the sweep.
         allow: what a stored configuration may call.
         common: the settings that all jobs were given, so that they tell nothing of this one.
     """
@@ -221,13 +223,12 @@ def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
-    Failure.file(path).unlink(missing_ok=True)
     told: list[str] = []
     with failing(told.append):
         return _trained(config, path, allow)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
-    failure.write(path)
+    failure.write(home)
     print(f"pyro-tvae: job {failure.number} failed: {said}", file=sys.stderr, flush=True)
     if settings.sweeper._target_ == SWEEPER:
         return math.nan  # it would stop at an error, after the batch
@@ -243,9 +244,9 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
         return train_run(config, path, allow)
     if others := run.others_than(config):
         raise FileExistsError(
-            f"{run} holds a run with other settings than this job has now ({others}), as where a default has changed "
-            f"since or a sampler has no seed, and is left as it is; go on with it by: {run.resume}; or begin a new "
-            "sweep with the same command and another hydra.sweep.dir."
+            f"{run} holds a run with other settings than this job has now ({others}), as where jobs share a "
+            "hydra.sweep.subdir, a default has changed since or a sampler has no seed, and is left as it is; go on "
+            f"with it by: {run.resume}; or begin a new sweep with the same command and another hydra.sweep.dir."
         )
     if run.ended(config):
         if run.has(DATA):

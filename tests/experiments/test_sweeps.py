@@ -21,7 +21,7 @@ from pyro_tvae.experiments.commands import train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.config.allowlist import Allowlist
 from pyro_tvae.experiments.config.errors import ConfigurationError
-from pyro_tvae.experiments.interruption import Interrupted, override
+from pyro_tvae.experiments.interruption import Interrupted, override, typed
 from pyro_tvae.experiments.runs.sweeps import Sweep, begun
 from pyro_tvae.files import FolderMoved
 
@@ -226,6 +226,23 @@ def test_a_job_fails_in_a_folder_of_a_long_name(jobs: dict[int, BaseException]) 
     jobs.clear()
     assert swept(*given) == [0]
     assert Sweep(Path("sweep")).failures() == []
+
+
+def test_a_failure_is_kept_where_the_next_job_shares_the_folder(
+    jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["seed=0,1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=of_all"]
+    jobs[0] = ConfigurationError("no.")
+    for trained in ([1], []):  # what failed is tried again, where a run of other settings is by then
+        with pytest.raises(SystemExit) as caught:
+            swept(*given)
+        assert caught.value.code == 2
+        assert Listener.trained == trained
+        said = capsys.readouterr().err
+        assert f"pyro-tvae: 2 jobs failed in sweep; the same command tries again: {typed()}\n  0  seed=0: " in said
+        assert [one.number for one in Sweep(Path("sweep")).failures()] == [0, 2]
+        assert Sweep(Path("sweep")).record()["finished"] is False
+    assert "(seed was 1 and is 2), as where jobs share a hydra.sweep.subdir, a default has changed" in said
 
 
 def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
