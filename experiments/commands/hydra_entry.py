@@ -130,16 +130,17 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         sys.argv = before
         try:
             # A launcher's processes know of neither yet.
-            with outlasting(tells=False), staying(sweep.path, there):
-                _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), sweep.path)
+            with outlasting(tells=False), staying(home, there):
+                _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), home)
                 measure = _job(config, home, allow, common)
-                check_stays(sweep.path)
+                check_stays(home)
                 return measure
         except FolderMoved:
             raise SystemExit(2) from None  # after an error Hydra would begin the next job, in a folder made anew
 
     with begun(own, Path(settings.sweep.dir), fixed="hydra.sweep.dir" in given) as sweep:
-        home, there = sweep.path, os.stat(sweep.path)
+        # A job may be in another working folder, its own by hydra.job.chdir=true.
+        home, there = sweep.path.absolute(), os.stat(sweep.path)
         if sweep.record():
             print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
         sweep.forget_failures()
@@ -191,7 +192,7 @@ def _check_no_ghost(path: Path, home: Path) -> None:
         if Run(path).names() <= {HYDRA} and not (home / LOCK).exists():
             shutil.rmtree(path / HYDRA, ignore_errors=True)
             for folder in (path, *path.parents):
-                if folder.is_relative_to(home.absolute()):
+                if folder.is_relative_to(home):
                     with suppress(OSError):
                         folder.rmdir()
         raise

@@ -228,6 +228,28 @@ def test_a_job_fails_in_a_folder_of_a_long_name(jobs: dict[int, BaseException]) 
     assert Sweep(Path("sweep")).failures() == []
 
 
+@pytest.mark.parametrize("given", [[], ["hydra.sweep.dir=sweep"]], ids=["default", "relative"])
+def test_jobs_that_change_into_their_folders_are_a_sweep_like_any_other(
+    given: list[str], jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["seed=0,1,2", "hydra.job.chdir=true", *given]
+    jobs[1] = ConfigurationError("no.")
+    with pytest.raises(SystemExit) as caught:
+        swept(*given)
+    assert caught.value.code == 2
+    assert Listener.trained == [0, 2]
+    (folder,) = {path.parent.parent for path in Path().rglob("report.html")}
+    assert f"1 job failed in {folder};" in capsys.readouterr().err
+    jobs[1] = Interrupted(143)
+    with pytest.raises(SystemExit) as caught:
+        swept(*given)
+    assert caught.value.code == 143
+    assert f"what is done is in {folder} (2 of 3 done, 0 begun)" in capsys.readouterr().err
+    jobs.clear()
+    assert swept(*given) == [1]
+    assert sorted(path.name for path in folder.glob("[0-9]")) == ["0", "1", "2"]
+
+
 def test_a_failure_is_kept_where_the_next_job_shares_the_folder(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
