@@ -202,6 +202,22 @@ def test_a_job_whose_folder_holds_a_run_of_other_settings_says_which_and_what_to
     assert file.read_bytes() == before
 
 
+def test_hydras_own_files_are_those_of_the_run_that_a_folder_holds(jobs: dict[int, BaseException]) -> None:
+    """Whoever collects runs goes by them; a job that is refused is none."""
+    with pytest.raises(SystemExit):
+        swept("seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=of_both")
+    assert Listener.trained == [0]
+    own = Path("sweep/of_both/.hydra")
+    assert {path.name for path in own.iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert "seed=0" in OmegaConf.load(own / "overrides.yaml")
+    assert OmegaConf.load(own / "config.yaml").seed == 0
+    assert OmegaConf.load(own / "hydra.yaml").hydra.job.num == 0
+    for number, (given, there) in enumerate((("null", False), ("mine", True))):
+        swept("seed=0", f"hydra.sweep.dir=other{number}", f"hydra.output_subdir={given}")
+        assert not Path(f"other{number}/0/.hydra").exists()
+        assert Path(f"other{number}/0/mine/hydra.yaml").exists() is there
+
+
 @pytest.mark.parametrize("kept", [".lock", "link"])
 def test_somebody_elses_sweep_that_cannot_be_written_is_passed_over(kept: str, tmp_path: Path) -> None:
     theirs = Sweep(tmp_path / "9-theirs")
@@ -330,11 +346,11 @@ def test_a_sweep_that_is_renamed_ends_without_a_ghost_and_goes_on_where_it_lies(
 def test_what_somebody_began_by_a_renamed_sweep_s_name_is_left_alone(
     jobs: dict[int, BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep, own = tmp_path / "sweep", tmp_path / "sweep" / "1" / ".hydra" / "config.yaml"
+    sweep, own = tmp_path / "sweep", tmp_path / "sweep" / "1" / ".hydra"
 
     def between(self: Listener, *_: Any, **__: Any) -> None:
         sweep.rename(tmp_path / "renamed")
-        own.parent.mkdir(parents=True)
+        own.mkdir(parents=True)
         (sweep / ".lock").touch()
 
     monkeypatch.setattr(Listener, "on_job_end", between)
