@@ -1,4 +1,4 @@
-"""Interruption: Ctrl-C and SIGTERM end a command with one sentence that says where its results are and how to go on."""
+"""Interruption: a signal ends a command with one sentence that says where its results are and how to go on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ __all__ = [
     "typed",
 ]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # what a terminal that is closed sends to all that it runs; not on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if HANGUP is None else [HANGUP]))
 INTERRUPTED = tuple(128 + number for number in SIGNALS)  # the status that shells expect
 NOTHING = "this time nothing was written yet; the same command begins, or goes on, again."
 AGAIN = 0.5  # seconds after which an interruption that was dropped is raised again
@@ -40,15 +41,16 @@ WORDS = ("null", "true", "false", "nan", "inf")
 
 
 class Interrupted(SystemExit):
-    """SIGINT or SIGTERM, as an exception: files are closed, and half-written ones removed, on the way out."""
+    """SIGINT, SIGTERM or SIGHUP, as an exception: files are closed, and half-written ones removed, on the way out."""
 
 
 _asked = 0  # the signal by which this process was asked to end, until that is answered
 
 
 def catch_signals() -> None:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`, in the main thread, from now on.
+    """Turn SIGINT, SIGTERM and SIGHUP into :class:`Interrupted`, in the main thread, from now on.
 
+    A SIGHUP that the process was started to ignore, as by ``nohup``, stays ignored.
     What Python or a library drops, such as an exception in a destructor, in a fork or below a bare ``except``, is
     raised again until it is on its way up.
     """
@@ -57,12 +59,14 @@ def catch_signals() -> None:
 
     def interrupt(signum: int, frame: Any) -> None:
         global _asked
-        # Ctrl-C reaches forked processes too, such as those that load data: they are this one's to end.
+        # Ctrl-C and a hangup reach forked processes too, such as those that load data: they are this one's to end.
         if os.getpid() == owner:
+            if signum == HANGUP == _asked:  # a shell says it before it ends, and the system when it has
+                return
             _asked = signum
             if hasattr(signal, "setitimer"):
                 signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-        if os.getpid() == owner or signum != signal.SIGINT:
+        if os.getpid() == owner or signum == signal.SIGTERM:
             raise Interrupted(128 + signum)
 
     def insist(signum: int, frame: Any) -> None:
@@ -77,18 +81,21 @@ def catch_signals() -> None:
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, insist)
     for number in SIGNALS:
-        signal.signal(number, interrupt)
+        if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forgive_sharing)
 
 
 def leave_to_parent() -> None:
-    """Ignore Ctrl-C in a process that joblib keeps for jobs: it reaches the parent too, which ends its processes.
+    """Ignore Ctrl-C and hangups in a process that joblib keeps for jobs: its parent, which ends it, has them too.
 
     Where the parent was killed it ends by itself, within seconds: it would train on, and hold its run.
     """
     if _works_for_joblib(multiprocessing.current_process()):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in SIGNALS:
+            if number != signal.SIGTERM:
+                signal.signal(number, signal.SIG_IGN)
         if all(thread.name != _end_after.__name__ for thread in threading.enumerate()):
             arguments = (os.getppid(),)
             threading.Thread(target=_end_after, args=arguments, name=_end_after.__name__, daemon=True).start()
@@ -172,7 +179,7 @@ _decided = False  # by a command of many runs, whose sentence goes before those 
 
 @contextmanager
 def goes_on_with(sentence: str | Callable[[], str], *, decides: bool = False) -> Iterator[None]:
-    """End with ``interrupted; <sentence>`` on standard error, and the status that shells expect: 130 or 143.
+    """End with ``interrupted; <sentence>`` on standard error, and the status that shells expect: 129, 130 or 143.
 
     Args:
         sentence: where results are, and how to go on. The innermost block's is said.

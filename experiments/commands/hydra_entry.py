@@ -43,6 +43,7 @@ from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..outlets import outlasting
 from ..runs.data import SplitRecord, fingerprints
+from ..runs.files import write_text
 from ..runs.run import CONFIG, DATA, HYDRA, LOCK, Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
 
@@ -124,27 +125,30 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     own = [one.input_line for one in read if not _touches([str(one.key_or_group)], *elsewhere)]
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], hydra=True).hydra
-    jobs = _number_of_jobs(read, settings)
+    jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
 
     def job(config: DictConfig) -> float | None:
         sys.argv = before
         try:
             # A launcher's processes know of neither yet.
-            with outlasting(tells=False), staying(sweep.path, there):
-                _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), sweep.path)
-                measure = _job(config, allow, common)
-                check_stays(sweep.path)
+            with outlasting(tells=False), staying(home, there):
+                _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), home)
+                measure = _job(config, home, allow, common, subdir)
+                check_stays(home)
                 return measure
         except FolderMoved:
             raise SystemExit(2) from None  # after an error Hydra would begin the next job, in a folder made anew
 
     with begun(own, Path(settings.sweep.dir), fixed="hydra.sweep.dir" in given) as sweep:
-        there = os.stat(sweep.path)
+        # A job may be in another working folder, its own by hydra.job.chdir=true.
+        home, there = sweep.path.absolute(), os.stat(sweep.path)
         if sweep.record():
             print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
+        sweep.forget_failures()
         sweep.write(own, finished=False)
-        # All jobs lie in one folder, also where a name that is part of its path differs between them.
-        added = [override("hydra.sweep.dir", sweep.path)]
+        # All jobs lie in one folder, also where a name that is part of its path differs between them. Hydra would write
+        # its files into a job's folder before anything can refuse it, over those of the run that is there.
+        added = [override("hydra.sweep.dir", sweep.path), "hydra.output_subdir=null"]
         if FAILURES.rpartition(".")[2] in (settings.sweeper or {}) and FAILURES not in given:
             added.append(f"{FAILURES}=1.0")
         status: object = None
@@ -190,7 +194,7 @@ def _check_no_ghost(path: Path, home: Path) -> None:
         if Run(path).names() <= {HYDRA} and not (home / LOCK).exists():
             shutil.rmtree(path / HYDRA, ignore_errors=True)
             for folder in (path, *path.parents):
-                if folder.is_relative_to(home.absolute()):
+                if folder.is_relative_to(home):
                     with suppress(OSError):
                         folder.rmdir()
         raise
@@ -209,43 +213,49 @@ def _listed(one: Any) -> bool:
     return bool(one.is_discrete_sweep()) and not isinstance(one.value(), Glob)
 
 
-def _job(config: DictConfig, allow: Allowlist, common: Collection[str]) -> float | None:
+def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[str], subdir: str | None) -> float | None:
     """One job of a sweep, unless it is done: its measure. A failure is written down, and does not stop the others.
 
     Args:
         config: of the job.
+        home: the folder of the sweep.
         allow: what a stored configuration may call.
         common: the settings that all jobs were given, so that they tell nothing of this one.
+        subdir: where Hydra's own files lie in a job's folder; None for nowhere.
     """
     leave_to_parent()
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
-    Failure.file(path).unlink(missing_ok=True)
     told: list[str] = []
     with failing(told.append):
-        return _trained(config, path, allow)
+        return _trained(config, path, allow, subdir)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
-    failure.write(path)
+    failure.write(home)
     print(f"pyro-tvae: job {failure.number} failed: {said}", file=sys.stderr, flush=True)
     if settings.sweeper._target_ == SWEEPER:
         return math.nan  # it would stop at an error, after the batch
     raise HydraException(f"job {failure.number} failed: {said}")  # the sweeper's to count, without a traceback
 
 
-def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
+def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | None) -> float | None:
     """The measure of a run that is begun, gone on with, or done."""
     from .train import measured, resume_run, train_run  # their imports take seconds
 
     run = Run(path)
-    if config.resume is not None or not run.has(CONFIG):
+    if config.resume is not None:
         return train_run(config, path, allow)
+    if not run.has(CONFIG):
+        with claimed(path):
+            if subdir is not None:
+                _write_settings(config, path / subdir)
+            return train_run(config, path, allow)
     if others := run.others_than(config):
         raise FileExistsError(
-            f"{run} holds a run with other settings than this job has now ({others}), as where a default has changed "
-            f"since or a sampler has no seed, and is left as it is; go on with it by: {run.resume}; or begin a new "
-            "sweep with the same command and another hydra.sweep.dir."
+            f"{run} holds a run with other settings than this job has now ({others}), as where jobs share a "
+            "hydra.sweep.subdir, a default has changed since or a sampler has no seed, and is left as it is; go on "
+            f"with it by: {run.resume}; or begin a new sweep with the same command and another hydra.sweep.dir."
         )
     if run.ended(config):
         if run.has(DATA):
@@ -255,6 +265,13 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist) -> float | None:
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
     return measured(resume_run(path, changes, allow.typed(config)), config.measure)
+
+
+def _write_settings(config: DictConfig, folder: Path) -> None:
+    """What Hydra writes of a job: its settings, Hydra's own, and the overrides that it was given."""
+    own = HydraConfig.get()
+    for name, part in (("config", config), ("hydra", {"hydra": own}), ("overrides", own.overrides.task)):
+        write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(part))
 
 
 @functools.lru_cache(maxsize=16)  # the jobs of a sweep mostly have the same data, and files may be large

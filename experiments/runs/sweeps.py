@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
 from typing import TypedDict
@@ -45,17 +43,10 @@ class Failure:
     overrides: tuple[str, ...]
     sentence: str
 
-    @staticmethod
-    def file(run: Path) -> Path:
-        """Where the failure of the job with this run folder is written: beside it, by whatever process did the job."""
-        # A name that leaves no room for more, as of many overrides, is not needed to find it again.
-        name = run.name if len(os.fsencode(run.name + FAILED)) < 256 else sha256(os.fsencode(run.name)).hexdigest()
-        return run.with_name(name + FAILED)
-
-    def write(self, run: Path) -> None:
-        """Write it beside the run's folder."""
+    def write(self, sweep: Path) -> None:
+        """Write it into the sweep's folder, by whatever process did the job: jobs may share the folder of a run."""
         record = {"number": self.number, "overrides": self.overrides, "sentence": self.sentence}
-        write_text(self.file(run), json.dumps(record, indent=1))
+        write_text(sweep / f"{self.number}{FAILED}", json.dumps(record, indent=1))
 
 
 @dataclass(frozen=True)
@@ -79,10 +70,18 @@ class Sweep:
         write_text(self.path / RECORD, json.dumps({"overrides": [*overrides], "finished": finished}, indent=1))
 
     def failures(self) -> list[Failure]:
-        """The jobs that failed and were not done since, by number."""
-        records = [read_record(path, FailureRecord, ("number",)) for path in self.path.rglob(f"*{FAILED}")]
+        """The jobs that failed since they were last forgotten, by number."""
+        records = [read_record(path, FailureRecord, ("number",)) for path in self._failed()]
         read = [Failure(one["number"], tuple(one["overrides"]), one["sentence"]) for one in records]
         return sorted(read, key=lambda one: one.number)
+
+    def forget_failures(self) -> None:
+        """Remove what is written of jobs that failed, all of which are tried again."""
+        for path in self._failed():
+            path.unlink(missing_ok=True)
+
+    def _failed(self) -> Iterator[Path]:
+        return self.path.glob(f"*{FAILED}")
 
     def progress(self, jobs: int | None) -> str:
         """How many of so many jobs, which not every sweeper tells, are done, and how many begun, in words."""

@@ -31,7 +31,7 @@ from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.datasets import arrays
-from pyro_tvae.experiments.interruption import leave_to_parent
+from pyro_tvae.experiments.interruption import SIGNALS, leave_to_parent
 from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.files import FolderMoved, atomic_write, start_of_partial
 
@@ -514,17 +514,19 @@ print(os.wait()[1])
     assert (ended.stdout, ended.stderr) == ("0\n", "")
 
 
-def test_a_process_of_joblibs_leaves_ctrl_c_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_joblibs_leaves_ctrl_c_and_hangups_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     loky = pytest.importorskip("joblib.externals.loky.backend.process")
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         leave_to_parent()  # here it is nobody else's
-        assert signal.getsignal(signal.SIGINT) is before
+        assert all(signal.getsignal(number) is handler for number, handler in before.items())
         monkeypatch.setattr("multiprocessing.current_process", loky.LokyProcess)
         leave_to_parent()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ignored = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+        assert ignored == {*SIGNALS} - {signal.SIGTERM}
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_an_interruption_ends_what_joblib_would_wait_for() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,7 @@ def test_a_full_disk_under_what_is_printed_stops_no_command() -> None:
 
 
 @pytest.mark.parametrize("opened", ["pipe", "openpty"])
-def test_a_reader_that_leaves_or_a_terminal_that_is_closed_stops_no_command(opened: str) -> None:
+def test_a_reader_that_leaves_or_a_terminal_that_cannot_be_written_stops_no_command(opened: str) -> None:
     other, output = getattr(os, opened)()
     os.close(other)
     try:
@@ -204,6 +205,49 @@ def test_a_reader_that_leaves_or_a_terminal_that_is_closed_stops_no_command(open
     finally:
         os.close(output)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+HANGUP = """
+import fcntl, os, signal, sys, termios, time
+from pathlib import Path
+from pyro_tvae.experiments.interruption import catch_signals, goes_on_with
+from pyro_tvae.experiments.outlets import outlasting
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # as a terminal's shell does
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)  # whatever tests left
+catch_signals()
+forked = os.fork()
+with outlasting(), goes_on_with("go on."):
+    try:
+        Path(f"begun{forked}").touch()
+        for _ in range(60 if sys.argv[1] == "plain" and forked else 4):
+            print("at work", flush=True)
+            time.sleep(0.5)
+    finally:
+        os.kill(os.getpid(), signal.SIGHUP)  # a shell's comes beside the system's
+        Path("forked" if forked == 0 else "closed").touch()
+if forked:
+    os.wait()
+    Path("done").touch()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it has no SIGHUP")
+@pytest.mark.parametrize(("how", "status"), [("plain", 129), ("nohup", 0)])
+def test_a_terminal_that_is_closed_ends_a_command_as_sigterm_does_and_none_under_nohup(how: str, status: int) -> None:
+    """Before it tells all that it runs, and what is printed afterwards goes nowhere."""
+    terminal, end = os.openpty()
+    program = subprocess.Popen(
+        [sys.executable, "-c", HANGUP, how], stdin=end, stdout=end, stderr=-1, text=True, start_new_session=True
+    )
+    os.close(end)
+    while program.poll() is None and len([*Path().glob("begun*")]) < 2:
+        time.sleep(0.05)
+    os.close(terminal)
+    said = program.communicate(timeout=60)[1]  # which ends when the forked process has, too
+    assert (program.returncode, said) == (status, "\npyro-tvae: interrupted; go on.\n" if status else "")
+    assert Path("closed").exists()
+    assert Path("forked").exists()
+    assert Path("done").exists() is (how == "nohup")
 
 
 def test_letters_that_are_unknown_there_stop_no_command() -> None:

@@ -21,7 +21,7 @@ from pyro_tvae.experiments.commands import train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.config.allowlist import Allowlist
 from pyro_tvae.experiments.config.errors import ConfigurationError
-from pyro_tvae.experiments.interruption import Interrupted, override
+from pyro_tvae.experiments.interruption import Interrupted, override, typed
 from pyro_tvae.experiments.runs.sweeps import Sweep, begun
 from pyro_tvae.files import FolderMoved
 
@@ -202,6 +202,22 @@ def test_a_job_whose_folder_holds_a_run_of_other_settings_says_which_and_what_to
     assert file.read_bytes() == before
 
 
+def test_hydras_own_files_are_those_of_the_run_that_a_folder_holds(jobs: dict[int, BaseException]) -> None:
+    """Whoever collects runs goes by them; a job that is refused is none."""
+    with pytest.raises(SystemExit):
+        swept("seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=of_both")
+    assert Listener.trained == [0]
+    own = Path("sweep/of_both/.hydra")
+    assert {path.name for path in own.iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert "seed=0" in OmegaConf.load(own / "overrides.yaml")
+    assert OmegaConf.load(own / "config.yaml").seed == 0
+    assert OmegaConf.load(own / "hydra.yaml").hydra.job.num == 0
+    for number, (given, there) in enumerate((("null", False), ("mine", True))):
+        swept("seed=0", f"hydra.sweep.dir=other{number}", f"hydra.output_subdir={given}")
+        assert not Path(f"other{number}/0/.hydra").exists()
+        assert Path(f"other{number}/0/mine/hydra.yaml").exists() is there
+
+
 @pytest.mark.parametrize("kept", [".lock", "link"])
 def test_somebody_elses_sweep_that_cannot_be_written_is_passed_over(kept: str, tmp_path: Path) -> None:
     theirs = Sweep(tmp_path / "9-theirs")
@@ -226,6 +242,45 @@ def test_a_job_fails_in_a_folder_of_a_long_name(jobs: dict[int, BaseException]) 
     jobs.clear()
     assert swept(*given) == [0]
     assert Sweep(Path("sweep")).failures() == []
+
+
+@pytest.mark.parametrize("given", [[], ["hydra.sweep.dir=sweep"]], ids=["default", "relative"])
+def test_jobs_that_change_into_their_folders_are_a_sweep_like_any_other(
+    given: list[str], jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["seed=0,1,2", "hydra.job.chdir=true", *given]
+    jobs[1] = ConfigurationError("no.")
+    with pytest.raises(SystemExit) as caught:
+        swept(*given)
+    assert caught.value.code == 2
+    assert Listener.trained == [0, 2]
+    (folder,) = {path.parent.parent for path in Path().rglob("report.html")}
+    assert f"1 job failed in {folder};" in capsys.readouterr().err
+    jobs[1] = Interrupted(143)
+    with pytest.raises(SystemExit) as caught:
+        swept(*given)
+    assert caught.value.code == 143
+    assert f"what is done is in {folder} (2 of 3 done, 0 begun)" in capsys.readouterr().err
+    jobs.clear()
+    assert swept(*given) == [1]
+    assert sorted(path.name for path in folder.glob("[0-9]")) == ["0", "1", "2"]
+
+
+def test_a_failure_is_kept_where_the_next_job_shares_the_folder(
+    jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["seed=0,1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=of_all"]
+    jobs[0] = ConfigurationError("no.")
+    for trained in ([1], []):  # what failed is tried again, where a run of other settings is by then
+        with pytest.raises(SystemExit) as caught:
+            swept(*given)
+        assert caught.value.code == 2
+        assert Listener.trained == trained
+        said = capsys.readouterr().err
+        assert f"pyro-tvae: 2 jobs failed in sweep; the same command tries again: {typed()}\n  0  seed=0: " in said
+        assert [one.number for one in Sweep(Path("sweep")).failures()] == [0, 2]
+        assert Sweep(Path("sweep")).record()["finished"] is False
+    assert "(seed was 1 and is 2), as where jobs share a hydra.sweep.subdir, a default has changed" in said
 
 
 def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
@@ -291,11 +346,11 @@ def test_a_sweep_that_is_renamed_ends_without_a_ghost_and_goes_on_where_it_lies(
 def test_what_somebody_began_by_a_renamed_sweep_s_name_is_left_alone(
     jobs: dict[int, BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep, own = tmp_path / "sweep", tmp_path / "sweep" / "1" / ".hydra" / "config.yaml"
+    sweep, own = tmp_path / "sweep", tmp_path / "sweep" / "1" / ".hydra"
 
     def between(self: Listener, *_: Any, **__: Any) -> None:
         sweep.rename(tmp_path / "renamed")
-        own.parent.mkdir(parents=True)
+        own.mkdir(parents=True)
         (sweep / ".lock").touch()
 
     monkeypatch.setattr(Listener, "on_job_end", between)
