@@ -333,7 +333,7 @@ class Capture:
         """Say which batch the next step is for."""
         leaves, structure = tree_flatten(batch)
         key = tuple((tuple(one.shape), one.dtype) if isinstance(one, Tensor) else repr(one) for one in leaves)
-        self._kind = self._kinds.setdefault((structure, key), _Kind())
+        self._kind = self._kinds.setdefault((str(structure), key), _Kind())  # itself it has no hash in torch 2.6
         if self._kind.replay is not None:
             self._kind.load(leaves)
         self._leaves, self._structure = leaves, structure

@@ -77,7 +77,7 @@ class Sums:
             self.counts = None if all(wraps[1:]) else inside(target, grid, wraps[1:])
         else:
             # An axis that does not wrap is followed by as many empty cells as the offsets reach, and may then wrap.
-            far = [0] * len(sizes) if not kept else cells.abs().amax(0).tolist()
+            far = [max((abs(offsets[i][axis]) for i in kept), default=0) for axis in range(len(sizes))]
             self.shape = tuple(
                 size if wrap else _smooth(size + reach) for size, wrap, reach in zip(sizes, wraps, far, strict=True)
             )

@@ -234,7 +234,7 @@ def test_a_budget_changes_data_length_and_recipe_alone() -> None:
             assert config.guide.initial_log_variance == (-5 if plain and budget == "hour" else 0)
             adam = make(config.optimizer.optimizer)([torch.nn.Parameter(torch.zeros(1))])
             assert isinstance(adam, torch.optim.Adam)
-            assert (adam.defaults["lr"], adam.defaults["betas"], adam.defaults["fused"]) == (1e-3, (0.9, 0.99), True)
+            assert (adam.defaults["lr"], [*adam.defaults["betas"]], adam.defaults["fused"]) == (1e-3, [0.9, 0.99], True)
             changed = OmegaConf.to_container(config)
             assert isinstance(changed, dict)
             assert isinstance(published, dict)

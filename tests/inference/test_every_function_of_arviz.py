@@ -24,6 +24,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from placing import Place, agrees, no_sense
 from scipy import stats
+from scipy.integrate import trapezoid
 
 from pyro_tvae import TVAE, Bernoulli, CapsuleRoll, default_guide
 from pyro_tvae.inference import nuts, to_arviz
@@ -506,10 +507,10 @@ def the_density() -> None:
     else:
         found = az.kde(latent(), var_names="z")
         grid, density = np.asarray(found["z"].values)
-    assert np.trapezoid(density, grid) == pytest.approx(1, abs=0.02)
+    assert trapezoid(density, grid) == pytest.approx(1, abs=0.02)
     exact = normal(float(toy().mean(films())[0, 0, 0, 0]), float(toy().sd[0])).pdf(grid)
     assert np.abs(density - exact).max() < 0.25 * exact.max()
-    assert column.mean() == pytest.approx(np.trapezoid(grid * density, grid), abs=0.05)
+    assert column.mean() == pytest.approx(trapezoid(grid * density, grid), abs=0.05)
 
 
 def the_histogram() -> None:

@@ -460,8 +460,8 @@ def test_what_a_file_says_of_itself_stays_within_one_line(tmp_path: Path) -> Non
     header = json.dumps({"w": {"dtype": "a\n\x1b[31m" + 400 * " b", "shape": [1], "data_offsets": [0, 4]}}).encode()
     path = tmp_path / "m.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    sentence = complaint(path, ValueError)  # safetensors quotes all of it
-    assert "unknown variant `a [31m b b" in sentence
+    sentence = complaint(path, ValueError)  # present versions of safetensors quote all of it
+    assert "unknown variant `a [31m b b" in sentence or "InvalidHeaderDeserialization" in sentence
     assert sentence.isprintable()
     assert len(sentence) < 500 + len(str(path))
 
