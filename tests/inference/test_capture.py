@@ -106,6 +106,8 @@ def one_step(combination: tuple[Any, ...], objective: str, device: str) -> Watch
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_step_reads_nothing_back_and_copies_nothing_between_devices(device: str) -> None:
+    if device == "meta" and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 draws no Gamma variables on meta")
     faults = {}
     for i, combination in enumerate(SOME if device == "cpu" else FEW):
         names = [name for name in OBJECTIVES if name != "DReG" or combination[2] not in NO_DREG]

@@ -152,6 +152,8 @@ def test_transforms_of_functions(way: str) -> None:
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_exported_and_on_meta(learned: bool, way: str) -> None:
+    if way.startswith("transform") and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 exports no Fourier transforms")
     module = Pooling(CapsuleRoll(4, 1, learned=learned))
     e = torch.rand(3, 5, 2, 6)
     module(e)
