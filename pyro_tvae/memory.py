@@ -46,6 +46,7 @@ def no_memory(error: BaseException) -> bool:
         "bad_alloc",
         "alloc_failed",
         "failed to map segment",
+        "could not create a primitive",  # oneDNN's
     )
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | ImportError) and any(word in str(error).lower() for word in words)
