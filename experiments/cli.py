@@ -341,7 +341,8 @@ def results(
 def list_() -> None:
     """Show every part that can be swapped, and the runs in ./runs."""
     from .config.composition import options
-    from .runs.run import EVALUATION, runs_in
+    from .runs.names import EVALUATION
+    from .runs.run import runs_in
 
     for group, entries in options().items():
         print(group)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, atomic_write, check_readable, make_folder, refusal, start_of_partial
+from pyro_tvae.files import PARTIAL, atomic_write, check_readable, check_stays, refusal, start_of_partial
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.locks import lock, unlock
@@ -375,9 +375,10 @@ def _held(path: Path, overwrite: bool) -> Iterator[None]:
             )
 
     check()
-    make_folder(path.parent)
+    check_stays(path)
     file, descriptor = path.with_name(f".{path.name}.lock"), -1
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = lock(file)
     except BlockingIOError:
         raise BlockingIOError(

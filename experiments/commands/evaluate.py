@@ -29,8 +29,9 @@ from ..reports.report import CAPTIONS, write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
+from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS
 from ..runs.outputs import aside, digest, shown_on
-from ..runs.run import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS, Run, Trained
+from ..runs.run import Run, Trained
 
 __all__ = ["check_judgeable", "check_whole", "evaluate_run", "judge", "report_run", "standing", "write_page"]
 

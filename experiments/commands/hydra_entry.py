@@ -44,7 +44,8 @@ from ..interruption import goes_on_with, interruption_of, leave_to_parent, overr
 from ..outlets import outlasting
 from ..runs.data import SplitRecord, fingerprints
 from ..runs.files import write_text
-from ..runs.run import CONFIG, DATA, HYDRA, LOCK, Run, claimed, unfinished
+from ..runs.names import CONFIG, DATA, HYDRA, LOCK
+from ..runs.run import Run, claimed, unfinished
 from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]

@@ -23,7 +23,8 @@ from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..config.processes import place_among
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
-from ..runs.run import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS, Run, claimed
+from ..runs.names import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS
+from ..runs.run import Run, claimed
 from .evaluate import check_judgeable, check_whole, judge, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]

@@ -29,6 +29,7 @@ from pyro_tvae.wording import in_words
 
 from .files import read_record
 from .holding import holding
+from .names import CONFIG, WRITTEN
 
 __all__ = [
     "REQUEST",
@@ -211,8 +212,6 @@ def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: 
 
 def _check_not_of_a_run(path: Path) -> None:
     """Raise ValueError where a file is what a training has made, which nothing asked for by name may replace."""
-    from .run import CONFIG, WRITTEN  # which knows of outputs
-
     of_a_run = path.name in (CONFIG, *WRITTEN) and (path.parent / CONFIG).exists()
     if path.exists() and (of_a_run or path.suffix in WEIGHTS):
         raise ValueError(

@@ -29,6 +29,22 @@ from ..interruption import command, override
 from .data import SplitRecord, fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
+from .names import (
+    CONFIG,
+    DATA,
+    EVALUATION,
+    HISTORY,
+    HYDRA,
+    LOCK,
+    PICTURE,
+    PLAIN_VAE,
+    REPORT,
+    ROOM,
+    TRAINED,
+    UNTRAINED,
+    WEIGHTS,
+    WRITTEN,
+)
 from .outputs import digest
 
 if TYPE_CHECKING:
@@ -39,20 +55,6 @@ if TYPE_CHECKING:
     from ..datasets import SequenceDataModule
 
 __all__ = ["HistoryRecord", "Run", "Trained", "claimed", "device_of", "unfinished"]
-
-CONFIG, DATA, LOCK, HYDRA, ROOM = "config.yaml", "data.json", ".lock", ".hydra", ".room"
-WEIGHTS, UNTRAINED, PLAIN_VAE = "model.safetensors", "untrained.safetensors", "plain_vae.safetensors"
-PICTURE = "data.png"  # of the first training sequence, where the data were a file of the user's
-TRAINED = "trained.json"  # digests of what a training ended with
-EVALUATION, HISTORY, REPORT = "evaluation.json", "history.json", "report.html"
-FIGURES, LOGS, CHECKPOINTS, OF_PLAIN_VAE = "figures", "logs", "checkpoints", "plain_vae"  # folders
-SELECTIVITY = "selectivity.json"  # what organization says of a map of units, where a figure of it was asked for
-
-# What a run writes of its own accord; its folder holds none of it when it begins.
-WRITTEN = (
-    *(DATA, PICTURE, UNTRAINED, WEIGHTS, HISTORY, TRAINED, PLAIN_VAE, EVALUATION, REPORT),
-    *(FIGURES, LOGS, CHECKPOINTS, OF_PLAIN_VAE),
-)
 
 Kind = TypeVar("Kind")
 

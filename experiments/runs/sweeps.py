@@ -13,7 +13,8 @@ from typing import TypedDict
 from pyro_tvae.files import make_folder
 
 from .files import read_record, write_text
-from .run import REPORT, Run, runs_in
+from .names import REPORT
+from .run import Run, runs_in
 
 __all__ = ["Failure", "Sweep", "begun"]
 

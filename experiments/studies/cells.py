@@ -13,7 +13,8 @@ from ..evaluation.measures import CONTROLLED, flat
 from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..runs.files import finite
-from ..runs.run import EVALUATION, SELECTIVITY, Run
+from ..runs.names import EVALUATION, SELECTIVITY
+from ..runs.run import Run
 from .records import Cell, Values
 
 __all__ = ["ANNEALED", "POINTS", "REFITTED", "judged", "measured"]

@@ -29,7 +29,8 @@ from ..evaluation.scoring import ends_of_explained, explained_share
 from ..provenance import hardware, versions
 from ..runs.data import fingerprints
 from ..runs.files import write_text
-from ..runs.run import CONFIG, DATA, Run, device_of
+from ..runs.names import CONFIG, DATA
+from ..runs.run import Run, device_of
 from .cells import POINTS
 from .records import RunInfo, Values
 

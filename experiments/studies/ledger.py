@@ -16,8 +16,9 @@ from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
 from ..runs.data import SplitRecord, other_splits
 from ..runs.files import check_inside, inside, write_text
+from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
 from ..runs.outputs import shown_on
-from ..runs.run import CONFIG, DATA, EVALUATION, SELECTIVITY, Run
+from ..runs.run import Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
 from .kept import check_kept, held, read_kept, write_record

@@ -20,7 +20,8 @@ from ..evaluation.measures import flat
 from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
 from ..reports.style import WIDTH, canvas, save, wrap
 from ..reports.tables import format_number
-from ..runs.run import SELECTIVITY, Run, Trained
+from ..runs.names import SELECTIVITY
+from ..runs.run import Run, Trained
 from .cells import judged
 from .records import Values
 from .unit_map import UnitMap, map_units

@@ -25,8 +25,9 @@ from ..config.composition import PLACES, compose, fitting_overrides, located, pa
 from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
 from ..runs.files import finite, read_record, write_text
+from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
 from ..runs.outputs import digest
-from ..runs.run import CONFIG, EVALUATION, SELECTIVITY, Run
+from ..runs.run import Run
 from .cells import ANNEALED, REFITTED
 from .learning_curves import follow
 from .ledger import Ledger

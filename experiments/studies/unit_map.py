@@ -18,7 +18,8 @@ from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule
 from ..evaluation.handwriting import slant, stroke_width
-from ..runs.run import UNTRAINED, Run
+from ..runs.names import UNTRAINED
+from ..runs.run import Run
 
 __all__ = ["UnitMap", "map_units", "organization"]
 

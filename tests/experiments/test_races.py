@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 import pyro_tvae
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.runs.holding import holding
-from pyro_tvae.experiments.runs.run import CONFIG, WRITTEN, Run, claimed, unfinished
+from pyro_tvae.experiments.runs.names import CONFIG, WRITTEN
+from pyro_tvae.experiments.runs.run import Run, claimed, unfinished
 
 pytest.importorskip("fcntl")
 

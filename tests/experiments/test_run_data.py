@@ -109,7 +109,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "likelihood": lambda run: likelihood_run(run, particles=[1], sequences=2),
     "compare": lambda run: compare_runs([run, Path(shutil.copytree(run, "copy"))], particles=2, sequences=2),
     "resume": interrupted,
-    "a done job": lambda run: hydra_entry._trained(Run(run).config(), run, PARTS_ONLY),
+    "a done job": lambda run: hydra_entry._trained(Run(run).config(), run, PARTS_ONLY, None),
 }
 
 
@@ -309,7 +309,7 @@ def test_a_row_of_a_study_is_of_one_data_set(own: Path, tmp_path: Path, monkeypa
     for seed in (0, 1):
         (tmp_path / "row" / f"seed{seed}").mkdir(parents=True)
         shutil.copy(own / "run" / "data.json", tmp_path / "row" / f"seed{seed}" / "data.json")
-    study: Any = SimpleNamespace(homes={"row": tmp_path / "row"}, name="table1")
+    study: Any = SimpleNamespace(homes={"row": tmp_path / "row"}, name="table1", settings={"row": {}})
     ledger.Ledger._check_data(study)
     record = json.loads((own / "run" / "data.json").read_text())
     record["validation"]["sums"][1] += 1e-3

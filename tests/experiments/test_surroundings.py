@@ -25,7 +25,8 @@ from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.composition import compose, located, make
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.config.processes import RANKS, place_among
-from pyro_tvae.experiments.runs.run import CONFIG, DATA, Run, claimed
+from pyro_tvae.experiments.runs.names import CONFIG, DATA
+from pyro_tvae.experiments.runs.run import Run, claimed
 from pyro_tvae.experiments.runs.sweeps import begun
 from pyro_tvae.experiments.studies.reproduce import reproduce
 
