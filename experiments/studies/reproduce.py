@@ -164,8 +164,10 @@ def _cell(
             _run(config, run.path, run.allow, places)
         else:
             follow(config, run.path)
-    elif any(OmegaConf.select(run.stored(), place) != OmegaConf.select(located(config), place) for place in places):
-        run.data(located(config))  # a file of that name in another folder may be another one
+    elif places:
+        then, here = run.stored(), located(config)
+        if any(OmegaConf.select(then, place) != OmegaConf.select(here, place) for place in places):
+            run.data(here)  # a file of that name in another folder may be another one
     if study.annealing and not run.has(ANNEALED):
         progress(f"{said}, annealing")
         start = time.monotonic()

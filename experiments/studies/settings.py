@@ -61,9 +61,9 @@ def check_settings(where: Path, made: Settings, asked: Settings, remedy: str, wi
         ValueError: a setting differs, or one side alone has it.
     """
     nothing = "nothing of the kind"
-    unused = "baseline." if made.get("baseline.enabled") is asked.get("baseline.enabled") is False else None
+    untrained = made.get("baseline.enabled") is asked.get("baseline.enabled") is False
     for name in sorted(made.keys() | asked.keys()):
-        if unused is not None and name.startswith(unused):
+        if untrained and name.startswith("baseline."):
             continue
         was, now = made.get(name, nothing), asked.get(name, nothing)
         later = name not in made and name in without and without[name] == now
