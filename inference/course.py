@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .fingerprints import alike, fingerprint
 
 __all__ = ["check_course", "described", "differing", "other_part", "parts_of"]
 
+LOOKED_AT = 8  # items of data that may lie on a disk
 ORDER = ("batch_size", "data")  # what the order of an epoch's sequences hangs on
 
 
@@ -77,8 +78,8 @@ def _begins(argument: str) -> bool:
 def described(loader: object) -> dict[str, Any]:
     """A loader's number of sequences, fingerprint of its data and batch size, as far as reading leaves no trace.
 
-    Tensors are looked at whole; of other data, which may lie on a disk, the first item, unless two readings of it
-    differ. What is read from a stream would be gone, so streams are left alone.
+    Tensors are looked at whole; of other data, which may lie on a disk, a few items, the first to the last, unless two
+    readings differ. What is read from a stream would be gone, so streams are left alone.
     """
     if not isinstance(loader, DataLoader):
         return {}
@@ -90,17 +91,18 @@ def described(loader: object) -> dict[str, Any]:
         if isinstance(dataset, TensorDataset):
             data |= fingerprint(dataset.tensors)
         elif length:
-            data |= _first_item(loader)
+            data |= _of_items(loader, sorted({(length - 1) * n // (LOOKED_AT - 1) for n in range(LOOKED_AT)}))
     return ({"data": data} if data else {}) | ({"batch_size": loader.batch_size} if loader.batch_size else {})
 
 
-def _first_item(loader: DataLoader) -> Mapping[str, Any]:
+def _of_items(loader: DataLoader, numbers: Sequence[int]) -> Mapping[str, Any]:
+    """The fingerprint of these items of a loader's data; nothing where reading them is no use."""
     try:
         with same_randomness(loader):
-            one, two = (fingerprint(_tensors(loader.dataset[0])) for _ in range(2))
+            one, two = (fingerprint(part for n in numbers for part in _tensors(loader.dataset[n])) for _ in range(2))
     except Exception:  # data of which only their sampler knows the items, or that fail: the first batch tells of that
         return {}
-    return one if alike(one, two) else {}
+    return {**one, "items": len(numbers)} if alike(one, two) else {}
 
 
 def _tensors(item: Any) -> Iterator[Tensor]:
@@ -146,7 +148,7 @@ def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 def _same(now: Any, then: Any) -> bool:
     if not isinstance(now, Mapping):
         return bool(now == then)
-    fingerprints = "exact" in now and "exact" in then
+    fingerprints = "exact" in now and "exact" in then and now.get("items") == then.get("items")
     return now.get("sequences") == then.get("sequences") and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
 
 

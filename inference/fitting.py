@@ -486,6 +486,11 @@ class Fitting(lightning.LightningModule):
                 raise ValueError(
                     "fit: the data module's val_dataloader has no batches; give it sequences, or leave it out."
                 )
+            if what == "validation" and len(many) > 1:
+                raise ValueError(
+                    f"fit: there are {len(many)} validation loaders, and the best weights are those of one; expected "
+                    "one loader, such as of a torch.utils.data.ConcatDataset."
+                )
             for batch in map(peek, many):
                 if batch is None:
                     continue

@@ -16,12 +16,13 @@ from torch import Tensor
 from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, refuse_inference_mode, seeded
-from pyro_tvae.model import tvae_of
+from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import draw, moments
 from pyro_tvae.programs import call, untouched_store
 
 from .arviz_adapter import diagnose
 from .densities import scored
+from .fingerprints import Fingerprint, alike, fingerprint
 from .inspection import prior_trace, shared_sites
 from .likelihood import summarize, weighted_particles
 from .progress import progress_bar
@@ -50,6 +51,7 @@ class NUTSResult:
         step_size: (chain, draw), of the integrator, in units of the adapted scale of each coordinate.
         acceptance_rate: (chain, draw), mean acceptance probability along the trajectory, which the step size is adapted
             to bring to 0.8.
+        data: of the sequences that were seen; None, in results of one's own making, is of any.
     """
 
     draws: dict[str, Tensor]
@@ -61,6 +63,7 @@ class NUTSResult:
     tree_depth: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     step_size: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     acceptance_rate: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    data: Fingerprint | None = None
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -207,7 +210,8 @@ def nuts(
     latents = identified(tvae, draws)
     rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     lp, energy, depth, step_size, acceptance_rate = recorded.unbind(-1)
-    return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate)
+    data = _seen(x, observed)
+    return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate, data)
 
 
 @torch.no_grad()
@@ -260,12 +264,25 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
     return {name: start[name].reshape(shape) for name, shape in shapes.items()}
 
 
-def check_drawn(result: NUTSResult, x: Tensor, shared: Collection[str], what: str) -> None:
-    """Raise where a result is of another number of sequences than x has."""
+def check_drawn(result: NUTSResult, x: Tensor, observed: Tensor | None, shared: Collection[str], what: str) -> None:
+    """Raise ValueError where a result is of other sequences than these, or of other frames of them."""
     of_sequences = (value.shape[2] for name, value in result.draws.items() if name not in shared)
     drawn = next((n for n in of_sequences if n != len(x)), None)
     if drawn is not None:
         raise ValueError(f"{what}: the draws are of {drawn} sequences, x has {len(x)}; expected the same sequences.")
+    if result.data is not None and not alike(result.data, _seen(x, observed)):
+        raise ValueError(
+            f"{what}: the draws are of other sequences than x, or of other frames of them; expected the x and "
+            "'observed' that nuts was given."
+        )
+
+
+def _seen(x: Tensor, observed: Tensor | None) -> Fingerprint:
+    """The fingerprint of the frames that are scored, and of which they are."""
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if observed is not None:
+        mask = mask & frame_mask(observed, *mask.shape).to(x.device)
+    return fingerprint([torch.where(mask[..., None, None, None], x.double(), 0.0), mask])
 
 
 @dataclass(frozen=True)
@@ -321,7 +338,7 @@ def guide_quality(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
     shared = shared_sites(model, x, covariates)
-    check_drawn(result, x, shared, "guide_quality")
+    check_drawn(result, x, observed, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, observed, covariates)
         values, log_w = weighted_particles(model, posterior, x, num_particles, covariates, observed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import shutil
@@ -33,7 +32,6 @@ from ..config.composition import (
     compose,
     data_settings,
     located,
-    make,
     parsed,
     places_apart,
 )
@@ -42,7 +40,7 @@ from ..config.former_names import announced
 from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..outlets import outlasting
-from ..runs.data import SplitRecord, fingerprints
+from ..runs.data import made_fingerprints
 from ..runs.files import write_text
 from ..runs.names import CONFIG, DATA, HYDRA, LOCK
 from ..runs.run import Run, claimed, unfinished
@@ -261,7 +259,7 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
     if run.ended(config):
         if run.has(DATA):
             with suppress(InstantiationException):  # data that are not there any more are no other ones
-                run.check_data(config, _fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
+                run.check_data(config, made_fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
@@ -273,11 +271,6 @@ def _write_settings(config: DictConfig, folder: Path) -> None:
     own = HydraConfig.get()
     for name, part in (("config", config), ("hydra", {"hydra": own}), ("overrides", own.overrides.task)):
         write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(part))
-
-
-@functools.lru_cache(maxsize=16)  # the jobs of a sweep mostly have the same data, and files may be large
-def _fingerprints(data: str) -> dict[str, SplitRecord]:
-    return fingerprints(make(OmegaConf.create(data)))
 
 
 def _one(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypedDict
+
+from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..datasets import SequenceDataModule, SequenceDataset
 
-__all__ = ["SplitRecord", "fingerprints", "other_splits"]
+__all__ = ["SplitRecord", "Splits", "fingerprints", "made_fingerprints", "other_splits"]
 
 ROWS = 4096  # at a time
 LOOKED_AT = 256  # sequences, evenly spaced, of a split that is too large for memory
@@ -25,7 +28,10 @@ class SplitRecord(TypedDict):
     sums: list[float]
 
 
-def fingerprints(data: SequenceDataModule) -> dict[str, SplitRecord]:
+Splits = dict[str, SplitRecord]
+
+
+def fingerprints(data: SequenceDataModule) -> Splits:
     """What ``data.json`` holds: the fingerprint of each split.
 
     Of what sequences are rendered from, not of rendered frames, which would take as long as an epoch: pixels, labels,
@@ -39,7 +45,15 @@ def fingerprints(data: SequenceDataModule) -> dict[str, SplitRecord]:
     }
 
 
-def other_splits(then: dict[str, SplitRecord], now: dict[str, SplitRecord]) -> list[str]:
+@functools.lru_cache(maxsize=16)  # jobs and runs mostly have the same data, and files may be large
+def made_fingerprints(data: str) -> Splits:
+    """Those of data that a configuration describes, as YAML."""
+    from ..config.composition import make
+
+    return fingerprints(make(OmegaConf.create(data)))
+
+
+def other_splits(then: Splits, now: Splits) -> list[str]:
     """The names of splits that are not what they were."""
     from pyro_tvae.inference.fingerprints import alike
 

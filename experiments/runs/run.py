@@ -26,7 +26,7 @@ from ..config.composition import ELSEWHERE, PLACES, compose, flat, keys, located
 from ..config.errors import first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
-from .data import SplitRecord, fingerprints, other_splits
+from .data import Splits, fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
 from .names import (
@@ -287,7 +287,7 @@ class Run:
         if data is None and self.given:
             data = self._made(config)
             splits = fingerprints(data)
-            if not self.has(DATA) or other_splits(self._splits(), splits):
+            if not self.has(DATA) or other_splits(self.splits(), splits):
                 others = {"given": dict(self.given), "splits": splits}
         data = self.data(config) if data is None else data
         ended = self.read(TRAINED, dict[str, str]) if self.has(TRAINED) else {}
@@ -317,9 +317,9 @@ class Run:
             self.check_data(config, fingerprints(made))
         return made
 
-    def check_data(self, config: DictConfig, splits: dict[str, SplitRecord]) -> None:
+    def check_data(self, config: DictConfig, splits: Splits) -> None:
         """Raise ValueError where splits are others than the run was begun with; older runs do not say."""
-        others = other_splits(self._splits(), splits)
+        others = other_splits(self.splits(), splits)
         if not others:
             return
         name = _place(config) or "data.source._target_"
@@ -331,8 +331,9 @@ class Run:
             "data.SETTING=VALUE' judges the data that are named."
         )
 
-    def _splits(self) -> dict[str, SplitRecord]:
-        return self.read(DATA, dict[str, SplitRecord]) if self.has(DATA) else {}
+    def splits(self) -> Splits:
+        """The fingerprints of the data that it was begun with; empty where an older run does not say."""
+        return self.read(DATA, Splits) if self.has(DATA) else {}
 
     def _made(self, config: DictConfig) -> SequenceDataModule:
         try:
@@ -368,7 +369,7 @@ class Run:
     def _holds_splits(self) -> bool:
         """Whether the fingerprints of data are a run's, and not another file by that name."""
         try:
-            return bool(self._splits())
+            return bool(self.splits())
         except (OSError, ValueError):
             return False
 

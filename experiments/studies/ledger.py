@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
-from omegaconf import DictConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
 
 from pyro_tvae.files import atomic_write, check_stays
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
-from ..runs.data import SplitRecord, other_splits
+from ..runs.data import Splits, made_fingerprints, other_splits
 from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
 from ..runs.outputs import shown_on
@@ -24,7 +25,7 @@ from .comparison import as_csv, markdown
 from .kept import check_kept, held, read_kept, write_record
 from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
-from .settings import check_settings, settings_of
+from .settings import Settings, check_settings, settings_of
 
 __all__ = ["Ledger"]
 
@@ -93,7 +94,7 @@ class Ledger:
         self._check_runs()
 
     def _check_runs(self) -> None:
-        """Raise ValueError where a run that is here is of other settings or data: a table of both compares nothing."""
+        """Raise ValueError where runs are of other settings or data: a table of both compares nothing."""
         remedy = f"choose another --output, or give again what {self.folder} was made with."
         for row, asked in self.settings.items():
             for path in sorted(self.homes[row].glob(f"seed*/{CONFIG}")):
@@ -104,24 +105,46 @@ class Ledger:
                         f"{path.parent} holds the run of seed {config.seed}, by its {CONFIG}, and would count as one "
                         f"of its own; move it away, or call it seed{config.seed} again."
                     )
-        self._check_data()
+        for runs in self._splits().values():
+            self._check_alike(runs)
 
-    def _check_data(self) -> None:
-        """Raise ValueError where runs of the same settings have other data: a path tells nothing of a file."""
-        alike: dict[str, list[Run]] = {}
+    def check_data(self, row: str, config: DictConfig) -> None:
+        """Raise ValueError where a run of a row would be of other data than those that are done: before it is made."""
+        run, others = self.run(row, config.seed), self._splits().get(_data_of(self.settings[row]), [])
+        if run.has(DATA) or not others:
+            return
+        with suppress(InstantiationException):  # of data that are not there, which the run says better
+            differing = other_splits(others[0][1], made_fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
+            if differing:
+                raise ValueError(
+                    f"{run} would be of other data than {others[0][0]}, by its {' and '.join(differing)} split, and "
+                    f"all of {self.name} is to be of one data set; put the former data back, or choose another "
+                    f"--output{' and give --fresh' if self.kept else ''}."
+                )
+
+    def _splits(self) -> dict[str, list[tuple[str, Splits]]]:
+        """What the data's settings say -> the data of the runs with these settings, kept or here, after their names."""
+        runs: dict[str, list[tuple[str, Splits]]] = {}
+        for cell in self.kept.values():
+            if splits := cell.run.get("splits"):
+                runs.setdefault(_data_of(cell.settings), []).append((f"the runs in {self.file}", splits))
         for row, place in self.homes.items():
-            said = [(name, value) for name, value in self.settings[row].items() if name.startswith("data.")]
-            runs = [Run(path.parent) for path in sorted(place.glob(f"seed*/{DATA}"))]
-            alike.setdefault(json.dumps(said), []).extend(runs)
-        for runs in alike.values():
-            for first, other in pairwise(runs):
-                differing = other_splits(*(run.read(DATA, dict[str, SplitRecord]) for run in (first, other)))
-                if differing:
-                    raise ValueError(
-                        f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and "
-                        f"both of {self.name} are to be of one data set; move one of the two folders away, or choose "
-                        "another --output."
-                    )
+            for run in (Run(path.parent) for path in sorted(place.glob(f"seed*/{DATA}"))):
+                runs.setdefault(_data_of(self.settings[row]), []).append((str(run), run.splits()))
+        return runs
+
+    def _check_alike(self, runs: Sequence[tuple[str, Splits]]) -> None:
+        """Raise ValueError where runs of the same settings have other data: a path tells nothing of a file."""
+        for (first, then), (other, now) in pairwise(runs):
+            differing = other_splits(then, now)
+            if differing:
+                remedy = "move one of the two folders away"
+                if first.endswith(str(self.file)):
+                    remedy = "--fresh leaves that record out"
+                raise ValueError(
+                    f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and both "
+                    f"of {self.name} are to be of one data set; {remedy}, or choose another --output."
+                )
 
     def __contains__(self, cell: object) -> bool:
         return cell in self.kept
@@ -196,7 +219,10 @@ class Ledger:
         return cells
 
     def _measured(self, run: Run) -> Cell:
-        return measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))
+        cell = measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))
+        if splits := run.splits():
+            cell.run["splits"] = splits
+        return cell
 
     def _read(self) -> dict[tuple[str, int], Cell]:
         """The cells of the study's kept record, if there is one."""
@@ -221,6 +247,11 @@ def _seed(folder: Path) -> int | None:
     """The seed that a run's folder is named by; None where it is not."""
     text = folder.name.removeprefix("seed")
     return int(text) if text.isdecimal() and str(int(text)) == text else None
+
+
+def _data_of(settings: Settings) -> str:
+    """What settings say of the data, as a key."""
+    return json.dumps({name: value for name, value in sorted(settings.items()) if name.startswith("data.")})
 
 
 def _numbers(cell: Cell) -> Values:

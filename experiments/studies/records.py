@@ -23,8 +23,9 @@ wall clock instead: the same mapping, with ``values`` left out and ``points`` in
 
 ``seconds`` of a point counts training alone, from its start, without the evaluations in between; the other numbers are
 of the test split. Any run may have ``notes``, a list of sentences that must stand beside its numbers. Its ``digest``,
-which older records lack, binds its numbers to its row and seed, whatever a hand does that merges records. The row
-called ``published`` is the one that the others are compared with.
+which older records lack, binds its numbers to its row and seed, whatever a hand does that merges records, and its
+``splits``, fingerprints of the data as in a run's ``data.json``, keep other data out of the study. The row called
+``published`` is the one that the others are compared with.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 from ..evaluation.record import ForwardRollRecord
+from ..runs.data import Splits
 from ..runs.files import finite
 from .settings import Settings, portable, shared_settings
 
@@ -68,6 +70,7 @@ class RunInfo(TypedDict, total=False):
     seconds: dict[str, float]
     notes: list[str]
     digest: str
+    splits: Splits
     forward_roll: ForwardRollRecord
     points: list[Values]
 

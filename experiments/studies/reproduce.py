@@ -160,6 +160,7 @@ def _cell(
     study, run = ledger.study, ledger.run(row, config.seed)
     if not (run.ended(config) if study.labels is None else run.has(ledger.needed[0])):
         progress(f"{said} -> {run}")
+        ledger.check_data(row, config)
         if study.labels is None:
             _run(config, run.path, run.allow, places)
         else:

@@ -233,18 +233,24 @@ def test_another_file_of_the_same_name_is_no_run_s_own(tmp_path: Path, monkeypat
         films = np.random.default_rng(name == "theirs").random((40, 3, 1, 8, 8), dtype=np.float32)
         np.save(tmp_path / name / "films.npy", films)
 
-    def run(name: str) -> Any:
+    def run(name: str, output: str = "runs", **options: Any) -> Any:
         path = tmp_path / name / "films.npy"
         given = [f"data.source.path={path}", "data.n_train=null", "data.n_test=null", "data.n_validation=null"]
         given.append("data.transformations=null")
-        return reproduce("films", overrides=given, output=tmp_path / "runs", progress=lambda _: None)
+        return reproduce("films", overrides=given, output=tmp_path / output, progress=lambda _: None, **options)
 
-    assert run("mine") == run("moved")
+    records = {"records": tmp_path / "records", "seeds": [1]}
+    assert run("mine", records=tmp_path / "records", keep=True) == run("moved")
+    with pytest.raises(CellsFailed, match=r"seed1 would be of other data than the runs in .*films.json, by"):
+        run("theirs", "others", **records)
+    assert not (tmp_path / "others" / "films" / "a" / "seed1").exists()
+    (row,) = run("moved", "others of the same", **records)["rows"]
+    assert row["seeds"] == [0, 1]
     # In its place, while the rows of a study are made.
     both = dict.fromkeys("ab", study.rows["a"])
     monkeypatch.setitem(STUDIES, "films", replace(study, budgets=False, rows=both))
     shutil.copy(tmp_path / "theirs" / "films.npy", tmp_path / "mine" / "films.npy")
-    with pytest.raises(ValueError, match=r"b/seed0 was begun with other data than .*a/seed0, by its train and"):
+    with pytest.raises(CellsFailed, match=r"b/seed0 would be of other data than .*a/seed0, by its train and"):
         run("mine")
     monkeypatch.setitem(STUDIES, "films", replace(study, budgets=False))
     shutil.copy(tmp_path / "moved" / "films.npy", tmp_path / "mine" / "films.npy")

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from pyro_tvae.experiments.config.composition import compose, data_settings
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits, dsprites
 from pyro_tvae.experiments.interruption import Interrupted
-from pyro_tvae.experiments.runs.data import fingerprints, other_splits
+from pyro_tvae.experiments.runs.data import fingerprints, made_fingerprints, other_splits
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.inference.fingerprints import alike, fingerprint
@@ -71,7 +70,7 @@ def own(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     np.save(tmp_path / "x.npy", film(1))
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
-    hydra_entry._fingerprints.cache_clear()
+    made_fingerprints.cache_clear()
     yield project
     for path in project.rglob("*"):
         if path.is_file() and path not in before:
@@ -130,7 +129,7 @@ def test_a_replaced_file_is_refused_by_every_command_and_changes_nothing(command
     if command != "posterior":  # which draws a page
         shutil.rmtree("copy", ignore_errors=True)
         np.save(own / "x.npy", film())
-        hydra_entry._fingerprints.cache_clear()
+        made_fingerprints.cache_clear()
         COMMANDS[command](own / "run")  # given back
 
 
@@ -309,12 +308,14 @@ def test_a_row_of_a_study_is_of_one_data_set(own: Path, tmp_path: Path, monkeypa
     for seed in (0, 1):
         (tmp_path / "row" / f"seed{seed}").mkdir(parents=True)
         shutil.copy(own / "run" / "data.json", tmp_path / "row" / f"seed{seed}" / "data.json")
-    study: Any = SimpleNamespace(homes={"row": tmp_path / "row"}, name="table1", settings={"row": {}})
-    ledger.Ledger._check_data(study)
+    book = object.__new__(ledger.Ledger)
+    vars(book).update(file=None, folder=tmp_path, name="table1", homes={"row": tmp_path / "row"}, kept={})
+    vars(book).update(settings={"row": {}}, without={"row": {}}, allow=PARTS_ONLY)
+    book._check_runs()
     record = json.loads((own / "run" / "data.json").read_text())
     record["validation"]["sums"][1] += 1e-3
     (tmp_path / "row" / "seed1" / "data.json").write_text(json.dumps(record))
-    text = refused(lambda: ledger.Ledger._check_data(study))
+    text = refused(book._check_runs)
     assert "seed1 was begun with other data than" in text
     assert "by its validation split" in text
 

@@ -468,11 +468,17 @@ class Empty(Without):
         return []
 
 
+class Two(Without):
+    def val_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(TensorDataset(sequences()), 8) for _ in range(2)]
+
+
 def test_data_modules_are_looked_at_before_the_first_step(tmp_path: Path) -> None:
     history = quick(*start(), Without(), directory=tmp_path)
     assert history.last_checkpoint is not None
     assert history.best_checkpoint is None
-    for data, sentence in ((Wrong(), "this model expects"), (Empty(), "has no batches")):
+    faults = ((Wrong(), "this model expects"), (Empty(), "has no batches"), (Two(), "there are 2 validation loaders"))
+    for data, sentence in faults:
         model, guide = start()
         before = weights(model, guide)
         with pytest.raises(ValueError, match=sentence):

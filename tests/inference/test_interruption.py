@@ -430,9 +430,10 @@ def test_data_that_are_others_at_every_reading_are_told_by_their_number(tmp_path
     assert "other data, 24 sequences, which were 20" in said
 
 
-def test_data_modules_and_data_sets_are_told_by_their_first_item(tmp_path: Path) -> None:
+@pytest.mark.parametrize("item", [0, 8, -1])
+def test_data_modules_and_data_sets_are_told_by_a_few_items(item: int, tmp_path: Path) -> None:
     other = data_module()
-    other.datasets["train"].source.pixels[0] = 0.5
+    other.datasets["train"].source.pixels[item] = 0.5
     assert (
         otherwise(tmp_path, {"data": data_module(), "validation": None}, {"data": data_module(), "validation": None})
         == []
