@@ -329,15 +329,34 @@ def test_a_file_that_shrinks_while_it_is_read_ends_in_a_sentence(tmp_path: Path)
         Raw(tmp_path / "a.npy", "u1", 128, (10, 100))
 
 
-def test_a_file_that_another_one_replaces_while_it_is_read_ends_in_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_anew_while_it_is_read_ends_in_a_sentence(
+    kind: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
     """Of as many bytes: its values would be read as if they were of the type and the places of the former ones."""
-    parts = arrays(**npy(tmp_path), n_frames=14, memory=0)
-    other = tmp_path / "other.npy"
-    shutil.copy(tmp_path / "a.npy", other)
-    os.utime(other, ns=(0, 0))
-    other.replace(tmp_path / "a.npy")
+    if kind is films and importlib.util.find_spec("av") is None:
+        pytest.skip("needs av")
+    options = kind(tmp_path) | {"n_frames": 3, "stride": 3}
+    parts = arrays(**options, memory=0)
+    parts.train.pixels[ALL(2)]
+    for file in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        shutil.copy(file, tmp_path / "other")
+        os.utime(tmp_path / "other", ns=(0, 0))
+        (tmp_path / "other").replace(file)
     text = refused(lambda: parts.train.pixels[ALL(2)], ValueError)
-    assert text.startswith(f"{tmp_path / 'a.npy'}: it was changed or replaced while it was being read; leave it as")
+    assert text.startswith(str(options["path"]))
+    assert ": it was changed or replaced while it was being read; leave it as it is until what reads it has" in text
+
+
+def test_chunks_that_are_not_there_are_told_of(tmp_path: Path) -> None:
+    """As of a folder that was copied in part, or of frames that are black."""
+    options = zarr_store(tmp_path)
+    chunks = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "zarr.json"]
+    chunks[0].unlink()
+    with pytest.warns(
+        UserWarning, match=rf"a.zarr: 1 of {len(chunks)} chunks of the array are not there and read as 0"
+    ):
+        arrays(**options, n_frames=14)
 
 
 def test_fingerprints_tell_films_apart_by_a_sample(tmp_path: Path) -> None:

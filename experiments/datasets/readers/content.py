@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from ..axes import choose
 from ..errors import Unsuitable
 
-__all__ = ["Content", "Pieces", "Raw", "Reopened", "Request", "Sliceable", "by_place", "choose_names", "install"]
+__all__ = [
+    "Content",
+    "Pieces",
+    "Raw",
+    "Reopened",
+    "Request",
+    "Sliceable",
+    "Unchanged",
+    "by_place",
+    "choose_names",
+    "install",
+]
 
 
 def by_place(
@@ -152,6 +163,34 @@ class Pieces:
         return piece
 
 
+class Unchanged:
+    """Files as they were when this was made, by size and time of writing.
+
+    Args:
+        paths: of files and folders; those that are not there are to stay away.
+    """
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = paths
+        self.states = [_state(path) for path in paths]
+
+    def check(self) -> None:
+        """Raise Unsuitable where one of them is another one now."""
+        if [_state(path) for path in self.paths] != self.states:
+            raise Unsuitable(
+                "it was changed or replaced while it was being read; leave it as it is until what reads it "
+                "has ended, and begin anew with what is there now."
+            )
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
 class Raw:
     """An array whose values lie in a file one after the other; each part is mapped while it is read, and no longer.
 
@@ -171,20 +210,12 @@ class Raw:
         self.path, self.dtype, self.offset, self.order = path, np.dtype(dtype), offset, order
         self.shape = tuple(shape)
         size = self.offset + math.prod(self.shape) * self.dtype.itemsize
-        self.state = self._state()
-        if min(self.shape, default=0) < 0 or self.state[0] < size:
+        self.unchanged = Unchanged(path)
+        if min(self.shape, default=0) < 0 or os.path.getsize(path) < size:
             raise Unsuitable("it is shorter than it says, and may be damaged; write it again.")
 
-    def _state(self) -> tuple[int, int]:
-        state = os.stat(self.path)
-        return state.st_size, state.st_mtime_ns
-
     def __getitem__(self, index: Any) -> NDArray[Any]:
-        if self._state() != self.state:  # reading beyond the end of what is mapped would end the process
-            raise Unsuitable(
-                "it was changed or replaced while it was being read; leave it as it is until what reads it "
-                "has ended, and begin anew with what is there now."
-            )
+        self.unchanged.check()  # reading beyond the end of what is mapped would end the process
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)[index]
         return np.array(np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[index])
@@ -194,18 +225,20 @@ class Reopened:
     """An array in a file that a library opens, which is opened anew in every process that reads it.
 
     Args:
+        unchanged: what it lies in.
         open: gives the array in the file; a function of a module's top level, so that workers can be sent it.
         arguments: of it.
     """
 
-    def __init__(self, open: Callable[..., Any], *arguments: Any) -> None:
-        self.open, self.arguments = open, arguments
+    def __init__(self, unchanged: Unchanged, open: Callable[..., Any], *arguments: Any) -> None:
+        self.unchanged, self.open, self.arguments = unchanged, open, arguments
         self._opened: tuple[int, Any] | None = None
         self.shape, self.dtype = tuple(self.array.shape), self.array.dtype
 
     @property
     def array(self) -> Any:
         """The array, of this process."""
+        self.unchanged.check()
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), self.open(*self.arguments)
         return self._opened[1]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Pieces, Request
+from .content import Content, Pieces, Request, Unchanged
 from .ordered import Item, Ordered
 from .suffixes import SUFFIXES, complaints
 
@@ -120,11 +120,17 @@ def _pictures(
 
 
 def _stack(path: Path, files: Sequence[Path], load: Callable[[Path], NDArray[Any]]) -> Pieces:
-    return Pieces(partial(_nth, load, files), [file.relative_to(path) for file in files])
+    states = [Unchanged(file) for file in files]
+    return Pieces(partial(_nth, load, states), [file.relative_to(path) for file in files])
 
 
-def _nth(load: Callable[[Path], NDArray[Any]], files: Sequence[Path], place: int) -> NDArray[Any]:
-    return load(files[place])
+def _nth(load: Callable[[Path], NDArray[Any]], states: Sequence[Unchanged], place: int) -> NDArray[Any]:
+    (path,) = states[place].paths
+    try:
+        states[place].check()
+    except Unsuitable as error:
+        raise Unsuitable(f"{path.name}: {error}") from None
+    return load(path)
 
 
 def _joined(path: Path, groups: Sequence[Sequence[Path]], request: Request, depth: int, module: ModuleType) -> Content:

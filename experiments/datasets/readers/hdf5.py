@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Reopened, Request, choose_names
+from .content import Content, Reopened, Request, Unchanged, choose_names
 
 __all__ = ["WRITER", "datasets_of", "node", "read", "whole"]
 
@@ -34,6 +34,7 @@ def read(path: Path, request: Request) -> Content:
     """The chosen data sets; the pixels stay in the file, which stays open as long as they are used."""
     import h5py  # takes a while, and few files need it
 
+    unchanged = Unchanged(path)
     nodes = datasets_of(h5py.File(path))
     key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
     for name in (key, labels_key, *request.further):
@@ -42,9 +43,9 @@ def read(path: Path, request: Request) -> Content:
     pixels = nodes[key]
     if pixels.dtype.kind not in "buif":
         raise Unsuitable(f"{key!r} has type {pixels.dtype}; expected numbers.")
-    further = {name: [Reopened(node, path, name)] for name in request.further}
+    further = {name: [Reopened(unchanged, node, path, name)] for name in request.further}
     labels = None if labels_key is None else whole(nodes[labels_key])
-    return Content(Reopened(node, path, key), labels=labels, label_name=labels_key or "", further=further)
+    return Content(Reopened(unchanged, node, path, key), labels=labels, label_name=labels_key or "", further=further)
 
 
 def node(path: Path, name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Reopened, Request, Sliceable, choose_names
+from .content import Content, Reopened, Request, Sliceable, Unchanged, choose_names
 from .hdf5 import datasets_of, node, whole
 
 __all__ = ["WRITER", "read"]
@@ -92,14 +92,17 @@ def _version_7_3(path: Path, request: Request) -> Read:
     """HDF5, in which MATLAB's axes lie the other way round."""
     import h5py
 
+    unchanged = Unchanged(path)
     with h5py.File(path) as file:
         nodes = {name: node for name, node in datasets_of(file).items() if "#refs#" not in name}
         key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
         for name in filter(None, (key, labels_key, *request.further)):
             if nodes[name].external or nodes[name].is_virtual or nodes[name].dtype.kind not in "buif":
                 raise Unsuitable(f"{name!r} is no array of numbers in this file; give the name of one.")
-        pixels = Reopened(_reversed, path, key, nodes[key].attrs.get("MATLAB_class") == b"logical")
-        further: dict[str, Sequence[Any]] = {name: [Reopened(_reversed, path, name, False)] for name in request.further}
+        pixels = Reopened(unchanged, _reversed, path, key, nodes[key].attrs.get("MATLAB_class") == b"logical")
+        further: dict[str, Sequence[Any]] = {
+            name: [Reopened(unchanged, _reversed, path, name, False)] for name in request.further
+        }
         return pixels, None if labels_key is None else whole(nodes[labels_key]).T, further
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Request, by_place
+from .content import Content, Request, Unchanged, by_place
 
 __all__ = ["WRITER", "count", "picture", "pixels_of", "read"]
 
@@ -25,6 +25,7 @@ def read(path: Path, request: Request) -> Content:
     """The frames of an animation, in colors unless all are gray; or one picture."""
     if request.key is not None or request.labels_key is not None:
         raise Unsuitable("key and labels_key name what a file holds; leave them out, since there is one film.")
+    unchanged = Unchanged(path)
     with _opened(path) as image:
         n = getattr(image, "n_frames", 1)
         if n == 1:
@@ -37,7 +38,7 @@ def read(path: Path, request: Request) -> Content:
         gray = all(map(_is_gray, film))
         return Content(film[..., :1] if gray else film, ("SHWC",), times=[_starts(shown)])
     shown, grays = zip(*((seconds, _is_gray(frame)) for seconds, frame in _frames(path, n)), strict=True)
-    animation = Animation(path, (*shape[:3], 1 if all(grays) else 3))
+    animation = Animation(path, (*shape[:3], 1 if all(grays) else 3), unchanged)
     return Content(animation, ("SHWC",), times=[_starts(shown)])
 
 
@@ -51,13 +52,14 @@ class Animation:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
+    def __init__(self, path: Path, shape: tuple[int, ...], unchanged: Unchanged) -> None:
+        self.path, self.shape, self.unchanged = path, shape, unchanged
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return by_place(index, self.shape[:1], self.shape[1:], self._read)
 
     def _read(self, places: list[int]) -> NDArray[Any]:
+        self.unchanged.check()
         wanted, frames = {*places}, enumerate(_frames(self.path, max(places, default=-1) + 1))
         kept = {place: frame[..., : self.shape[3]] for place, (_, frame) in frames if place in wanted}
         return np.array([kept[place] for place in places], self.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Raw, Request, Sliceable, by_place, install
+from .content import Content, Raw, Request, Sliceable, Unchanged, by_place, install
 
 __all__ = ["WRITER", "count", "picture", "read"]
 
@@ -95,6 +95,7 @@ class Pages:
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: Any, page: Sequence[int]) -> None:
         self.path, self.shape, self.dtype = path, tuple(shape), np.dtype(dtype)
+        self.unchanged = Unchanged(path)
         inner, self.n_outer = math.prod(page), len(self.shape)
         while self.n_outer and math.prod(self.shape[self.n_outer :]) < inner:
             self.n_outer -= 1
@@ -103,6 +104,7 @@ class Pages:
         return by_place(index, self.shape[: self.n_outer], self.shape[self.n_outer :], self._read)
 
     def _read(self, places: list[int]) -> NDArray[Any]:
+        self.unchanged.check()
         from tifffile import TiffFile
 
         with TiffFile(self.path) as file:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Unsuitable
-from .content import Content, Request, by_place, install
+from .content import Content, Request, Unchanged, by_place, install
 
 __all__ = ["WRITER", "Film", "frames", "read"]
 
@@ -25,6 +25,7 @@ def read(path: Path, request: Request) -> Content:
     """All frames of the first picture stream, decoded to eight bits a channel."""
     if request.key is not None or request.labels_key is not None:
         raise Unsuitable("key and labels_key name what a file holds; leave them out, since there is one film.")
+    unchanged = Unchanged(path)
     first = next(frames(path))
     with _opened(path) as container:
         stream = container.streams.video[0]
@@ -39,7 +40,7 @@ def read(path: Path, request: Request) -> Content:
         return Content(np.stack(decoded), ("SHWC",), times=[_seconds(shown, seconds, rate)])
     if any(time is None for time, _, _ in packets):
         raise Unsuitable("its frames do not say when they are shown; write it again with FFmpeg, as .mp4 or .mkv.")
-    film = Film(path, packets, first.shape)
+    film = Film(path, packets, first.shape, unchanged)
     return Content(film, ("SHWC",), times=[_seconds(film.times.tolist(), seconds, rate)])
 
 
@@ -58,6 +59,7 @@ class Film:
         path: of the file.
         packets: (when its frame is shown, when it is decoded, whether it stands by itself), which takes no decoding.
         frame: shape of a frame.
+        unchanged: the file as it was before that was read; by default, as it is.
 
     Raises:
         Unsuitable: while it is read: frames are not where their packets say.
@@ -65,8 +67,15 @@ class Film:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, packets: Sequence[tuple[int, int, bool]], frame: Sequence[int]) -> None:
-        self.path, self.times = path, np.array(sorted(shown for shown, _, _ in packets), np.int64)
+    def __init__(
+        self,
+        path: Path,
+        packets: Sequence[tuple[int, int, bool]],
+        frame: Sequence[int],
+        unchanged: Unchanged | None = None,
+    ) -> None:
+        self.path, self.unchanged = path, unchanged or Unchanged(path)
+        self.times = np.array(sorted(shown for shown, _, _ in packets), np.int64)
         self.keys = sorted((shown, decoded) for shown, decoded, by_itself in packets if by_itself)
         self.shape = (len(packets), *frame)
 
@@ -74,6 +83,7 @@ class Film:
         return by_place(index, self.shape[:1], self.shape[1:], self._read)
 
     def _read(self, places: list[int]) -> NDArray[Any]:
+        self.unchanged.check()
         film = np.empty((len(places), *self.shape[1:]), self.dtype)
         rows = {int(self.times[place]): row for row, place in enumerate(places)}
         before = [decoded for shown, decoded in self.keys if rows and shown <= min(rows)]

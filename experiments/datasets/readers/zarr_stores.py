@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import Unsuitable
-from .content import Content, Reopened, Request, choose_names, install
+from .content import Content, Reopened, Request, Unchanged, choose_names, install
 
 __all__ = ["METADATA", "WRITER", "read"]
 
@@ -28,9 +29,23 @@ def read(path: Path, request: Request) -> Content:
     key, labels_key = choose_names({name: node.shape for name, node in nodes.items()}, request)
     if nodes[key].dtype.kind not in "buif":
         raise Unsuitable(f"{key!r} has type {nodes[key].dtype}; expected numbers.")
+    absent = nodes[key].nchunks - nodes[key].nchunks_initialized
+    if absent:
+        warnings.warn(
+            f"{path}: {absent} of {nodes[key].nchunks} chunks of {key or 'the array'} are not there and read as "
+            f"{nodes[key].fill_value}: as many had no other values when they were written, or the folder was copied "
+            "in part.",
+            stacklevel=2,
+        )
     labels = None if labels_key is None else np.asarray(nodes[labels_key][...])
-    further = {name: [Reopened(_node, path, name)] for name in request.further}
-    return Content(Reopened(_node, path, key), labels=labels, label_name=labels_key or "", further=further)
+    further = {name: [_reopened(path, name)] for name in request.further}
+    return Content(_reopened(path, key), labels=labels, label_name=labels_key or "", further=further)
+
+
+def _reopened(path: Path, name: str) -> Reopened:
+    """An array, and what shows that it was written anew; single chunks may lie in more folders than can be watched."""
+    within = path / name
+    return Reopened(Unchanged(within, within / "c", *(within / file for file in METADATA)), _node, path, name)
 
 
 def _nodes(path: Path) -> dict[str, Any]:
