@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import PARTIAL, atomic_write, check_readable, check_stays, refusal, start_of_partial
+from pyro_tvae.files import atomic_write, check_readable, check_stays, folder_beside, refusal
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.locks import lock, unlock
@@ -425,10 +425,9 @@ def to_zarr(data: ArvizData, path: str | Path) -> Path:
     if find_spec("zarr") is None:
         raise ModuleNotFoundError("to_zarr needs the package zarr; pip install 'pyro-tvae[zarr]', or take to_netcdf.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=start_of_partial(path), suffix=PARTIAL) as folder:
-            write_zarr(data, Path(folder) / "data")
-            (Path(folder) / "data").rename(path)
+        with folder_beside(path) as folder:
+            write_zarr(data, folder / "data")
+            (folder / "data").rename(path)
     except OSError as error:
         raise type(error)(refusal(path, error)) from error
     return path

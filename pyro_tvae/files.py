@@ -8,13 +8,15 @@ import glob
 import os
 import platform
 import re
+import shutil
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 __all__ = [
     "NO_ROOM",
@@ -24,6 +26,8 @@ __all__ = [
     "check_readable",
     "check_room",
     "check_stays",
+    "clear",
+    "folder_beside",
     "leave",
     "left_behind",
     "make_folder",
@@ -120,7 +124,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the user's umask has it
         os.close(handle)
         partial = path.parent / name
-        _clear(path)
+        clear(_left_of(path))
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the good name
@@ -134,6 +138,36 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside a path, for what is to lie there when all of it is made; it goes with what it holds.
+
+    What killed processes left of the same path is removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear(_left_of(path))
+    with TemporaryDirectory(dir=path.parent, prefix=start_of_partial(path), suffix=PARTIAL) as folder:
+        yield Path(folder)
+
+
+def clear(partials: Iterable[Path]) -> None:
+    """Remove those temporary files and folders that are of processes that are no more."""
+    for partial in partials:
+        if not left_behind(partial):
+            continue
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _left_of(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f"{glob.escape(f'.{_short(path.name)}-')}*{PARTIAL}")
 
 
 def start_of_partial(path: Path) -> str:
@@ -247,13 +281,6 @@ def _full(partial: Path | None, error: Exception) -> OSError | None:
     except OSError as answer:
         return answer if answer.errno in NO_ROOM else None
     return None
-
-
-def _clear(path: Path) -> None:
-    """Remove what processes that are no more left of a file."""
-    for partial in path.parent.glob(f"{glob.escape(f'.{_short(path.name)}-')}*{PARTIAL}"):
-        if left_behind(partial) and not partial.is_dir():
-            partial.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -11,17 +11,15 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pyro_tvae.files import (
-    PARTIAL,
     atomic_write,
     check_readable,
     check_stays,
+    folder_beside,
     reading,
     refusal,
-    start_of_partial,
     staying,
 )
 from pyro_tvae.memory import no_memory
@@ -75,10 +73,10 @@ def aside(folder: Path) -> Iterator[Path]:
     check_stays(folder)
     with ExitStack() as stack:
         try:
-            place = TemporaryDirectory(dir=folder.parent, prefix=start_of_partial(folder), suffix=PARTIAL)
+            place = stack.enter_context(folder_beside(folder))
         except OSError as error:
             raise type(error)(refusal(folder, error)) from error
-        yield Path(stack.enter_context(place))
+        yield place
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, atomic_write, check_stays, leave, left_behind, reading, refusal, staying
+from pyro_tvae.files import PARTIAL, atomic_write, check_stays, clear, leave, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import ELSEWHERE, PLACES, compose, flat, keys, located, make
@@ -435,13 +435,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove what a killed process was still writing; posteriors and the like are written without the lock."""
-        for partial in self.path.rglob(f".*{PARTIAL}"):
-            if not left_behind(partial):
-                continue
-            if partial.is_dir():  # of a Zarr store
-                shutil.rmtree(partial, ignore_errors=True)
-            else:
-                partial.unlink(missing_ok=True)
+        clear(self.path.rglob(f".*{PARTIAL}"))
 
     @contextmanager
     def undone_after_mistakes(self) -> Iterator[None]:

@@ -125,6 +125,17 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
                 f"{run} ended before its step {steps[-1]}, fit.max_steps, by fit.max_epochs or fit.patience, and a "
                 "curve has all steps; leave these out, and choose another --output."
             )
+        lost = [
+            name
+            for step in steps
+            for name in (f"snapshots/step{step}.json", f"snapshots/step{step}.safetensors")
+            if not run.has(name)
+        ]
+        if lost:
+            raise FileNotFoundError(
+                f"{run} has lost {', '.join(lost)}, from before the end of its training; put the files back from a "
+                "copy, or move the folder away, and it is trained anew."
+            )
         moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in steps]
         points: list[Values] = []
         for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):

@@ -22,6 +22,7 @@ from complaints import refused
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 
+from pyro_tvae import TVAE, default_guide
 from pyro_tvae.experiments.commands import calibrate, evaluate, likelihood, posterior, train
 from pyro_tvae.experiments.commands.calibrate import calibrate_run
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
@@ -34,6 +35,7 @@ from pyro_tvae.experiments.datasets import arrays
 from pyro_tvae.experiments.interruption import SIGNALS, leave_to_parent
 from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.files import FolderMoved, atomic_write, start_of_partial
+from pyro_tvae.inference import to_arviz, to_zarr
 
 TINY = [
     "data.n_train=16",
@@ -283,6 +285,16 @@ def test_what_killed_processes_left_goes_with_the_next_writing(dead: int, tmp_pa
     with atomic_write(path) as partial:
         partial.write_text("{}")
     assert {entry.name for entry in tmp_path.iterdir()} == {*others, path.name}
+
+
+def test_what_killed_processes_left_of_a_zarr_store_goes_with_the_next_writing(dead: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    left, other = renumbered(path, dead), renumbered(path, 1)
+    for name in (left, other):
+        (tmp_path / name / "data").mkdir(parents=True)
+    model = TVAE((1, 4, 4), 3, 1, 3, mu=1.0)
+    to_zarr(to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=2), path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {other, path.name}
 
 
 @pytest.mark.parametrize("pid", ["dead", "alive"])

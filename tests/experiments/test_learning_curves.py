@@ -87,6 +87,14 @@ def test_a_run_that_was_interrupted_ends_with_the_same_curve(tmp_path: Path, mon
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
+def test_a_snapshot_that_is_lost_is_named_with_what_to_do(tmp_path: Path) -> None:
+    points(tmp_path, sequences=8, num_particles=5)
+    (tmp_path / "points.json").unlink()
+    (tmp_path / "snapshots" / "step8.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has lost snapshots/step8.safetensors, .*; put the files back from"):
+        points(tmp_path, sequences=8, num_particles=5)
+
+
 def test_seeds_are_added_to_the_kept_record_and_none_is_run_twice(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
