@@ -74,6 +74,9 @@ class Snapshots(Callback):
 def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, num_particles: int) -> Values:
     """One point of a curve: ``elbo``, ``iwae``, ``explained``, ``forward_roll`` and its best floor, in nats per frame.
 
+    ``iwae_by_frames`` is the bound that averages frame by frame, of as many decoded frames: within a tenth of the draws
+    of the energies, or within one where there are none.
+
     Args:
         model, guide: what is judged.
         data: where from.
@@ -87,7 +90,12 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
     ends = ends_of_explained(model, mean_frame, x, batch.get("observed"), batch.get("measured"))
     mean, best = (float(end.double().mean()) / bound.n_frames for end in ends)
     elbo = float(bound.elbo.mean()) / bound.n_frames
-    point: Values = {"elbo": elbo, "iwae": bound.per_frame, "explained": explained_share(elbo, mean, best)}
+    n_shared = 1 if model.prior is None else max(1, num_particles // 10)
+    by_frames = log_likelihood(
+        model, guide, x, n_shared, frame_particles=num_particles // n_shared, seed=0, progress=False, **masks
+    )
+    point: Values = {"elbo": elbo, "iwae": bound.per_frame, "iwae_by_frames": by_frames.per_frame}
+    point["explained"] = explained_share(elbo, mean, best)
     if model.n_frames > 1:
         means = forward_roll(model, guide, x, mean_frame=mean_frame, **masks).means()
         point["forward_roll"] = means.pop("model")
