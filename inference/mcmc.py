@@ -51,7 +51,8 @@ class NUTSResult:
         step_size: (chain, draw), of the integrator, in units of the adapted scale of each coordinate.
         acceptance_rate: (chain, draw), mean acceptance probability along the trajectory, which the step size is adapted
             to bring to 0.8.
-        data: of the sequences that were seen; None, in results of one's own making, is of any.
+        given: what tells the sequences that were seen, and the weights of the model, from others; None, in results of
+            one's own making, fits all.
     """
 
     draws: dict[str, Tensor]
@@ -63,7 +64,7 @@ class NUTSResult:
     tree_depth: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     step_size: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     acceptance_rate: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    data: Fingerprint | None = None
+    given: Fingerprint | None = None
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -210,8 +211,8 @@ def nuts(
     latents = identified(tvae, draws)
     rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     lp, energy, depth, step_size, acceptance_rate = recorded.unbind(-1)
-    data = _seen(x, observed)
-    return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate, data)
+    given = _given(tvae, x, observed)
+    return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate, given)
 
 
 @torch.no_grad()
@@ -264,25 +265,28 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
     return {name: start[name].reshape(shape) for name, shape in shapes.items()}
 
 
-def check_drawn(result: NUTSResult, x: Tensor, observed: Tensor | None, shared: Collection[str], what: str) -> None:
-    """Raise ValueError where a result is of other sequences than these, or of other frames of them."""
+def check_drawn(
+    result: NUTSResult, model: TVAE, x: Tensor, observed: Tensor | None, shared: Collection[str], what: str
+) -> None:
+    """Raise ValueError where a result is of other sequences than these, other frames of them, or another model."""
     of_sequences = (value.shape[2] for name, value in result.draws.items() if name not in shared)
     drawn = next((n for n in of_sequences if n != len(x)), None)
     if drawn is not None:
         raise ValueError(f"{what}: the draws are of {drawn} sequences, x has {len(x)}; expected the same sequences.")
-    if result.data is not None and not alike(result.data, _seen(x, observed)):
+    if result.given is not None and not alike(result.given, _given(model, x, observed)):
         raise ValueError(
-            f"{what}: the draws are of other sequences than x, or of other frames of them; expected the x and "
-            "'observed' that nuts was given."
+            f"{what}: the draws are of other sequences than x, of other frames of them, or of a model with other "
+            "weights; expected the model, x and 'observed' that nuts was given."
         )
 
 
-def _seen(x: Tensor, observed: Tensor | None) -> Fingerprint:
-    """The fingerprint of the frames that are scored, and of which they are."""
+def _given(model: TVAE, x: Tensor, observed: Tensor | None) -> Fingerprint:
+    """The fingerprint of the frames that are scored, of which they are, and of the model's weights."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if observed is not None:
         mask = mask & frame_mask(observed, *mask.shape).to(x.device)
-    return fingerprint([torch.where(mask[..., None, None, None], x.double(), 0.0), mask])
+    seen = torch.where(mask[..., None, None, None], x.double(), 0.0)
+    return fingerprint([seen, mask, *(weight.double() for weight in model.parameters())])
 
 
 @dataclass(frozen=True)
@@ -338,7 +342,7 @@ def guide_quality(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
     shared = shared_sites(model, x, covariates)
-    check_drawn(result, x, observed, shared, "guide_quality")
+    check_drawn(result, tvae, x, observed, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, observed, covariates)
         values, log_w = weighted_particles(model, posterior, x, num_particles, covariates, observed)

@@ -176,17 +176,20 @@ def test_draws_of_other_sequences_are_refused() -> None:
         guide_quality(model, default_guide(model), torch.rand(2, 3, *FRAME), result)
 
 
-@pytest.mark.parametrize("other", ["sequences", "order", "frames"])
+@pytest.mark.parametrize("other", ["sequences", "order", "frames", "model"])
 def test_draws_of_as_many_other_sequences_are_refused(other: str) -> None:
     model = MODELS["plain"]()
     guide, x, observed = default_guide(model), torch.rand(2, 3, *FRAME), torch.tensor([True, True, False])
     result = nuts(model, x, init=guide, observed=observed, num_samples=2, warmup_steps=2, num_chains=1)
     unseen = torch.cat([x[:, :2], torch.rand(2, 1, *FRAME)], 1)  # what nobody saw may be anything
     assert to_arviz(model, guide, unseen, observed=observed.expand(2, 3), result=result).posterior.sizes["draw"] == 2
-    given = {"sequences": torch.rand(2, 3, *FRAME), "order": x.flip(0), "frames": x}[other]
+    given = {"sequences": torch.rand(2, 3, *FRAME), "order": x.flip(0), "frames": x, "model": x}[other]
+    if other == "model":
+        with torch.no_grad():
+            next(model.decoder.parameters()).add_(1e-3)
     seen = observed.flip(0) if other == "frames" else observed
     for function in (to_arviz, guide_quality):
-        with pytest.raises(ValueError, match="of other sequences than x, or of other frames of them; expected the x"):
+        with pytest.raises(ValueError, match="of other sequences than x, of other frames of them, or of a model with"):
             function(model, guide, given, observed=seen, result=result)
 
 
