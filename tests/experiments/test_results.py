@@ -305,6 +305,23 @@ def test_a_longer_run_does_not_win_by_its_length() -> None:
     assert len(ours["runs"][0]["points"]) == 30
 
 
+def test_orbits_lead_by_the_better_bound_of_each_and_by_three_nats() -> None:
+    def lead(gain: float, by_frames: float = -math.inf) -> Any:
+        record = recipe(gain)
+        for row, name in zip(record["rows"], ("plain_vae", "orbits"), strict=True):
+            row["name"] = name
+        for run in record["rows"][0]["runs"]:
+            run["points"][-1]["iwae_by_frames"] = by_frames
+        return claims_of(record)
+
+    (claim,) = lead(5.0)
+    assert claim.verdict == SEEN
+    assert "orbits -221.57 ± 0.10, plain VAE -226.57 ± 0.10; lead 5.0 ± 0.2 (95 %)." in claim.measured
+    assert lead(2.0)[0].verdict == NOT_SEEN
+    assert lead(2.9)[0].verdict == NOT_DECIDED
+    assert lead(5.0, by_frames=-224.0)[0].verdict == NOT_SEEN
+
+
 # ---- verdicts
 
 
