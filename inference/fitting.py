@@ -112,6 +112,7 @@ class Fitting(lightning.LightningModule):
         self._n_scored = self._count_scored()
         self.max_steps = max_steps
         self.validates = True
+        self.begins = False  # anew, whatever Lightning finds to go on from
         self.seed: int | None = None
         self.fit_name: str | None = uuid.uuid4().hex[:16]  # by which files know that they are of one fit
         self._recent: list[Tensor] = []
@@ -451,6 +452,12 @@ class Fitting(lightning.LightningModule):
         checkpoint[KEY]["holds"] = holdings(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.begins:
+            raise ValueError(
+                f"fit: Lightning would go on from {cast(Any, self.trainer).ckpt_path}, and resume is None; move that "
+                "file away, leave out the callback or the variable of the environment that chose it, or give it as "
+                "resume."
+            )
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
         self.fit_name = checkpoint[KEY].get("fit")
         self._stored = checkpoint[KEY].get("optimizer") or None

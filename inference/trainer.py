@@ -18,6 +18,7 @@ import lightning.pytorch as lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
@@ -112,6 +113,9 @@ def make_trainer(
         enable_model_summary=False,
         use_distributed_sampler=shares_data,
     )
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        # At a signal it would write a checkpoint where the process was started, from which later fits there go on.
+        make = partial(make, plugins=[SLURMEnvironment(auto_requeue=False)])
     try:
         return make()
     except MisconfigurationException as error:

@@ -223,7 +223,7 @@ def fit(
                 "outside."
             )
         module.validates, module.seed, module.captures = validates, seed, capture
-        module.compiles = compile
+        module.compiles, module.begins = compile, ours and resume is None
         device = trainer.strategy.root_device
         source = _sources(module, data, validation, batch_size, device if capture else torch.device("cpu"))
         if resume is not None:

@@ -52,11 +52,11 @@ def evaluate_run(
         split: ``"test"`` or ``"validation"``.
         allow: what its configuration may call.
         data: overrides of settings of its data, which may then be others than it was begun with.
-        overwrite: replace a judgement of another split or of other data.
+        overwrite: replace a judgement of another split, of other data, or beside models that are lost.
 
     Raises:
         BlockingIOError: another process is at work on it.
-        FileExistsError: it was judged on another split, or on other data.
+        FileExistsError: it was judged on another split, on other data, or beside models that are not there any more.
         LeftOut: all is written but for what memory or a disk had no room for.
         ValueError: its data are others than it was begun with, and none were named.
     """
@@ -72,13 +72,20 @@ def evaluate_run(
 
 
 def _check_replaceable(run: Run, wanted: str) -> None:
-    """Raise FileExistsError where the run was judged on what is not wanted now."""
+    """Raise FileExistsError where the run was judged on what is not wanted now, or beside what is lost."""
     if not run.has(EVALUATION):
         return
     try:
-        stored = judged_on(run.read(EVALUATION, EvaluationRecord).get("data") or {})
+        record = run.read(EVALUATION, EvaluationRecord)
     except ValueError:  # damaged, and to be made anew
         return
+    lost = sorted({*(record.get("weights") or ())} - {*run.weights()})
+    if lost:
+        raise FileExistsError(
+            f"{run.path / EVALUATION} was made with {' and '.join(lost)}, which the folder lacks now; put back what was "
+            "there, or give --overwrite to replace it by an evaluation without."
+        )
+    stored = judged_on(record.get("data") or {})
     if stored != wanted:
         raise FileExistsError(
             f"{run.path / EVALUATION} is of {stored}, and {wanted} was asked for; give --overwrite to replace it."

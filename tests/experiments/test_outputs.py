@@ -353,6 +353,21 @@ def test_a_damaged_file_of_ranks_is_replaced_where_that_is_asked_for_and_what_wa
 
 
 @pytest.mark.usefixtures("plain_pages")
+def test_an_evaluation_beside_models_that_are_lost_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    """As in a run's folder that was copied in part: the new one would have fewer columns."""
+    run = make_run(tmp_path / "run", "plain")
+    shutil.copy(run / "model.safetensors", run / "untrained.safetensors")
+    evaluate_run(run)
+    before = (run / "evaluation.json").read_bytes()
+    (run / "untrained.safetensors").unlink()
+    with pytest.raises(FileExistsError, match=r"json was made with untrained.safetensors, which the folder lacks now;"):
+        evaluate_run(run)
+    assert (run / "evaluation.json").read_bytes() == before
+    evaluate_run(run, overwrite=True)
+    assert "untrained" not in json.loads((run / "evaluation.json").read_text())["measures"]
+
+
+@pytest.mark.usefixtures("plain_pages")
 def test_an_evaluation_of_other_weights_is_shown_nowhere(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "plain")
     evaluate_run(run)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as lightning
 import numpy as np
 import pytest
+import torch
 from complaints import refused
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 from tiny import TINY
 from untrained_runs import make_run
 
+import pyro_tvae
 from pyro_tvae.experiments.commands import train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
@@ -29,6 +36,8 @@ from pyro_tvae.experiments.runs.names import CONFIG, DATA
 from pyro_tvae.experiments.runs.run import Run, claimed
 from pyro_tvae.experiments.runs.sweeps import begun
 from pyro_tvae.experiments.studies.reproduce import reproduce
+from pyro_tvae.inference import TrainerOptions, fit
+from pyro_tvae.inference.callbacks import History
 
 STRAY = {
     "RANK=1": {"RANK": "1"},
@@ -71,6 +80,55 @@ def test_a_stray_rank_is_named_and_nothing_is_trained_to_be_dropped(
         assert text.startswith(f"{named} in the environment")
         assert all(f"-u {name.partition('=')[0]}" in text for name in named.split(", "))
     assert not list(tmp_path.iterdir())
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "night", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+class Heard(lightning.Callback):
+    """Whether a signal of Slurm's makes a checkpoint: kept when training starts."""
+
+    handler: Any = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.handler = signal.getsignal(signal.SIGUSR1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it has no SIGUSR1")
+def test_under_slurm_no_signal_leaves_a_checkpoint_for_every_later_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    heard, before = Heard(), signal.getsignal(signal.SIGUSR1)
+    fit_tiny(callbacks=[heard])
+    assert heard.handler == before
+    assert not [*Path().iterdir()]
+
+
+@pytest.mark.parametrize("how", ["slurm", "on exception"])
+def test_what_lightning_finds_to_go_on_from_is_refused_where_nobody_asked(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_tiny(directory=Path("other"))
+    callbacks: list[lightning.Callback] = []
+    if how == "slurm":
+        for name, value in SLURM.items():
+            monkeypatch.setenv(name, value)
+        name = "hpc_ckpt_1.ckpt"
+    else:
+        callbacks.append(OnExceptionCheckpoint(".", "failed"))
+        name = "failed.ckpt"
+    shutil.copy(Path("other", "checkpoints", "last.ckpt"), name)
+    with pytest.raises(ValueError, match=rf"^fit: Lightning would go on from .*{name}, and resume is None; move that"):
+        fit_tiny(callbacks=callbacks)
+    assert len(fit_tiny(callbacks=callbacks, resume=Path(name), max_epochs=8).rows) == 1
+
+
+def fit_tiny(callbacks: Sequence[lightning.Callback] = (), **options: Any) -> History:
+    torch.manual_seed(0)
+    model = pyro_tvae.TVAE((1, 4, 4), 3, 1, 3, mu=1.0)
+    given: dict[str, Any] = {"max_epochs": 1, "batch_size": 4, "progress": False, **options}
+    trainer = TrainerOptions("cpu", callbacks=callbacks)
+    return fit(model, pyro_tvae.default_guide(model), torch.rand(8, 3, 1, 4, 4), trainer=trainer, **given)
 
 
 def test_a_run_that_is_gone_on_with_is_not_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
