@@ -58,7 +58,9 @@ class Keeper(ModelCheckpoint):
 
     def __init__(self, *args: Any, resume: str | Path | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.beside = Path(resume).absolute().parent if resume is not None else None
+        # Behind a link it is the file that the link leads to, and then what is beside that.
+        places = [] if resume is None else [Path(resume).resolve().parent, Path(resume).absolute().parent]
+        self.beside = list(dict.fromkeys(places))
         self.told = False  # whether weights that are lost were warned of
         self.fit: str | None = None  # which one's checkpoint is gone on from
 
@@ -151,7 +153,8 @@ class Keeper(ModelCheckpoint):
             return None, False
 
     def _beside(self, path: str) -> Path | None:
-        return self.beside / os.path.basename(path) if self.beside is not None and path else None
+        kept = [place / os.path.basename(path) for place in self.beside] if path else []
+        return next((file for file in kept if file.is_file()), kept[0] if kept else None)
 
 
 class Patience(EarlyStopping):

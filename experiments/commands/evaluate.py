@@ -29,7 +29,7 @@ from ..reports.report import CAPTIONS, write_report
 from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
-from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, UNTRAINED, WEIGHTS
+from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS
 from ..runs.outputs import aside, digest, shown_on
 from ..runs.run import Run, Trained
 
@@ -82,8 +82,8 @@ def _check_replaceable(run: Run, wanted: str) -> None:
     lost = sorted({*(record.get("weights") or ())} - {*run.weights()})
     if lost:
         raise FileExistsError(
-            f"{run.path / EVALUATION} was made with {' and '.join(lost)}, which the folder lacks now; put back what was "
-            "there, or give --overwrite to replace it by an evaluation without."
+            f"{run.path / EVALUATION} was made with {' and '.join(lost)}, which the folder lacks now; put back what "
+            "was there, or give --overwrite to replace it by an evaluation without."
         )
     stored = judged_on(record.get("data") or {})
     if stored != wanted:
@@ -177,6 +177,8 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     if trained.others:
         result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
         result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
+    if run.has(TRAINED) and not run.has(UNTRAINED):  # which every training leaves
+        result.record["notes"].append(f"{UNTRAINED}, the model before training, is not there any more to set beside.")
     if run.weights() != weights:
         raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
     result.record["weights"] = weights

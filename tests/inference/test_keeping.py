@@ -79,6 +79,22 @@ def test_better_weights_of_a_later_epoch_are_not_lost_to_an_earlier_checkpoint(t
     assert (folder / "best.ckpt").read_bytes() == best
 
 
+@pytest.mark.parametrize("lies", ["beside the file", "beside the link"])
+def test_the_best_weights_are_found_behind_a_link(lies: str, tmp_path: Path) -> None:
+    """A link to the last checkpoint, and checkpoints that are links into a store, as a version control makes them."""
+    link, folder = tmp_path / "latest.ckpt", tmp_path / "1" / "checkpoints"
+    fit(*start(), directory=tmp_path / "1", max_epochs=1, **WORSE)
+    if lies == "beside the link":
+        link = folder / "last.ckpt"
+        (tmp_path / "store").mkdir()
+        link.rename(tmp_path / "store" / "0a1b")
+        link.symlink_to(tmp_path / "store" / "0a1b")
+    else:
+        link.symlink_to(folder / "last.ckpt")
+    best = fit(*start(), directory=tmp_path / "1", resume=link, max_epochs=3, **WORSE).best_checkpoint
+    assert torch.load(best, weights_only=True)["epoch"] == 0
+
+
 def test_the_best_weights_come_along_into_another_folder(tmp_path: Path) -> None:
     """Where they stayed behind, a fit that was stopped twice would miss them."""
     last = fit(*start(), directory=tmp_path / "1", max_epochs=1, **WORSE).last_checkpoint
