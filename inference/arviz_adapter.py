@@ -232,6 +232,9 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
     for name in names if groups is None else groups:
         group = open_dataset(path, group=name, engine=engine, **options) if held is None else _of_held(held, name)
         # Else a lazy file stays open and could not be written again.
+        for value in group.variables.values():
+            if "scale_factor" in value.encoding:  # else xarray would write other values of it as whole numbers
+                value.encoding = {}
         made[name] = group if lazy else group.load()
         if not lazy:
             group.close()

@@ -78,7 +78,7 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
     memory first, and what would not come back the same is refused by name.
 
     Warns:
-        UserWarning: a class is the running script's own.
+        UserWarning: a class is the running script's own; a module has a hook, or a method that was replaced.
 
     Raises:
         TypeError: a part was built from something that is not plain data.
@@ -351,6 +351,17 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
             if key in vars(twin) and _plain(value) != _plain(vars(twin)[key]):
                 remedy = f"give {type(module).__name__} that value when it is built"
                 raise _refusal(f"{path}.{key}", "is not what the constructors' arguments make", remedy)
+        hooks = ("_forward_hooks", "_forward_pre_hooks")
+        hooked = any(len(vars(module)[key]) > len(vars(twin)[key]) for key in hooks)
+        replaced = [key for key, value in _attributes(module).items() if callable(value) and key not in vars(twin)]
+        replaced = [key for key in replaced if hasattr(type(module), key)]
+        if hooked or replaced:
+            what = "a hook" if hooked else f"a {replaced[0]!r} of its own"
+            warnings.warn(
+                f"save: {path} has {what}, which is code that no file holds, so that what is loaded does without; "
+                "where it changes what the module gives, write it into a class of your own.",
+                stacklevel=4,
+            )
         for table in ("_pyro_params", "_pyro_samples"):
             if isinstance(module, PyroModule) and isinstance(twin, PyroModule):
                 extra = {*getattr(module, table)} ^ {*getattr(twin, table)}

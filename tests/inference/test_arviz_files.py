@@ -83,6 +83,20 @@ def test_a_home_folder_is_where_files_are_written_and_read(tmp_path: Path, monke
     assert {file.name for file in tmp_path.iterdir()} == names
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_was_kept_as_whole_numbers_may_become_others(lazy: bool, tmp_path: Path) -> None:
+    """Written by xarray, as ArviZ does, which writes what it has read as it was."""
+    model = TVAE((1, 4, 4), 3, 1, 3)
+    data = to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4, path=tmp_path / "a.nc")
+    close(data)
+    group = from_netcdf(tmp_path / "a.nc", lazy=lazy)["posterior_predictive"]
+    x = 0.37 * Dataset(group.data_vars).x
+    x.encoding = dict(group.x.encoding)
+    Dataset({"x": x}).to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
+    with xarray.open_dataset(tmp_path / "b.nc", engine="h5netcdf") as again:
+        assert {*np.unique(again.x.values)} == {np.float32(0), np.float32(0.37)}
+
+
 def test_two_calls_do_not_write_one_file_of_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that began later ends at once, and not the other one in vain when its draws are made."""
     path, model = tmp_path / "new" / "posterior.nc", TVAE((1, 4, 4), 3, 1, 3)

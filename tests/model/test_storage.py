@@ -483,6 +483,18 @@ def test_a_class_of_the_running_script_is_told_of(tmp_path: Path, monkeypatch: p
         save(tmp_path / "mine.safetensors", model, default_guide(model))
 
 
+@pytest.mark.parametrize("how", ["hook", "method"])
+def test_code_that_was_put_into_a_module_is_told_of(how: str, tmp_path: Path) -> None:
+    model = TVAE((1, 4, 4), 3, 1, 3, CapsuleRoll(3))
+    if how == "hook":
+        model.decoder.register_forward_hook(lambda module, inputs, output: 2 * output)
+    else:
+        model.likelihood.forward = lambda *_: None  # type: ignore[method-assign]
+    said = "model.decoder has a hook" if how == "hook" else "model.likelihood has a 'forward' of its own"
+    with pytest.warns(UserWarning, match=f"save: {said}, which is code that no file holds"):
+        save(tmp_path / "a", model, MeanFieldGuide(model))
+
+
 def test_an_unknown_part(saved: Path) -> None:
     description = described(saved)
     description["model"]["arguments"]["topography"] = {"part": "somebody.Else", "arguments": {}}
