@@ -43,7 +43,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file tha
 RECORDS = "Kept records, whose seeds are not run again. Default: experiments/results, where there is one."
 STUDY = (
     "table1, table2, fig1, fig3, fig4, fig6, fig22, fig23, all of these; radial, guides, priors; recipe, recipe_short, "
-    "recipe_long, recipe_hour."
+    "recipe_long, recipe_likelihood, recipe_hour."
 )
 HYDRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 

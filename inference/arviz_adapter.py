@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Collection, Hashable, Mapping
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_tvae.files import check_room
+from pyro_tvae.wording import in_words
 
-from .labels import Layout
+from .labels import Coordinates, Layout
 
 if TYPE_CHECKING:
     from xarray import Dataset, Variable
@@ -30,6 +32,7 @@ __all__ = [
     "InFile",
     "InMemory",
     "assemble",
+    "check_holds",
     "close",
     "diagnose",
     "groups_of",
@@ -138,6 +141,25 @@ class InFile:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def check_holds(coords: Coordinates, attributes: Mapping[str, Any]) -> None:
+    """Raise ValueError where a NetCDF file cannot hold a coordinate or an attribute, before anything is computed."""
+    import h5netcdf
+    from xarray import Dataset
+    from xarray.backends import H5NetCDFStore
+
+    parts: dict[str, dict[str, Any]] = {f"the coordinate {name!r}": {"coords": {name: coords[name]}} for name in coords}
+    parts |= {f"the attribute {name!r}": {"attrs": {name: value}} for name, value in attributes.items()}
+    for name, part in parts.items():
+        with h5netcdf.File(BytesIO(), "w") as file:
+            try:
+                Dataset(**part).dump_to_store(H5NetCDFStore(file))
+            except Exception as error:  # of many kinds
+                raise ValueError(
+                    f"to_arviz: no NetCDF file holds {name} ({in_words(error).rstrip('.')}); expected numbers or text, "
+                    "under a name without '/'."
+                ) from None
 
 
 class _Place:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from pyro_tvae.files import atomic_write
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 from pyro_tvae.parts import dotted
 
 from .course import other_part, parts_of
@@ -148,7 +148,7 @@ class Keeper(ModelCheckpoint):
                 return none, True
             return stored["callbacks"][self.state_key]["best_model_score"], False
         except Exception as error:  # damaged in whatever way, which is said when its weights are needed
-            if no_memory(error):
+            if exhausted(error):
                 raise
             return None, False
 
@@ -199,7 +199,7 @@ def _check_read_again(file: Path | io.BytesIO, checkpoint: Mapping[str, Any]) ->
     try:
         torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path) or None)
     except Exception as error:  # of many kinds, by the version of torch
-        if isinstance(error, OSError) or no_memory(error):
+        if isinstance(error, OSError) or exhausted(error):
             return  # of which the file is not the cause
         name, value = next(((name, value) for name, value in _leaves(checkpoint) if not _is_plain(value)), ("", None))
         raise ValueError(
@@ -301,7 +301,7 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
             f"fit: cannot {purpose}, {path} cannot be read ({error.strerror or error}); see to it that it can."
         ) from None
     except Exception as error:  # a damaged or hostile file may fail in any way; each means the same to its owner
-        if no_memory(error):  # which says nothing about the file
+        if exhausted(error):  # which says nothing about the file
             raise
         best = path.with_name("best.ckpt")
         remedy = "To start again, leave resume out; in the folder of a run, move the file away."

@@ -25,7 +25,7 @@ from pyro_tvae.locks import lock, unlock
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
-from .arviz_adapter import ArvizData, InFile, InMemory, assemble, close, names_of, read, write, write_zarr
+from .arviz_adapter import ArvizData, InFile, InMemory, assemble, check_holds, close, names_of, read, write, write_zarr
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
@@ -184,7 +184,10 @@ def to_arviz(
         _check_variables(following, variables)
     with ExitStack() as stack:
         if path is not None:
+            # All that may fail in writing does so before the draws, which would be lost.
             stack.enter_context(_held(path := Path(path).expanduser(), overwrite))
+            check_holds(names, attributes or {})
+            partial = stack.enter_context(atomic_write(path))
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
         if method == "nuts":
@@ -220,7 +223,7 @@ def to_arviz(
             **sampled.facts,
             **(attributes or {}),
         }
-        target = InMemory() if path is None else InFile(stack.enter_context(atomic_write(path)))
+        target = InMemory() if path is None else InFile(partial)
         stack.callback(target.close)  # before the file is named
 
         def lay(group: str, values: Mapping[str, Tensor], shape: tuple[int, ...] | None) -> Mapping[str, Any]:

@@ -7,11 +7,12 @@ gradients and activations: measured at the paper's size, 7,500 page faults and a
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import sys
 
-__all__ = ["keep_freed_memory", "no_memory"]
+__all__ = ["exhausted", "keep_freed_memory", "no_memory"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc accepts no more
@@ -35,6 +36,12 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # another C library
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD))
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether the process got no more memory, or no more open files, so that what it read is not to blame."""
+    files = isinstance(error, OSError | RuntimeError) and os.strerror(errno.EMFILE).lower() in str(error).lower()
+    return files or getattr(error, "errno", None) in (errno.ENOMEM, errno.ENFILE) or no_memory(error)
 
 
 def no_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import torch
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
@@ -152,7 +152,7 @@ def _read(path: Path, request: dict[str, Any], *, lenient: bool) -> dict[str, to
             names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
             return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
     except Exception as error:  # which HDF5 says in any way
-        if no_memory(error):
+        if exhausted(error):
             raise
         if lenient:
             return {}

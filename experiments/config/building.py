@@ -18,7 +18,7 @@ from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
 from pyro_tvae.inference.course import other_part, parts_of
 from pyro_tvae.inference.optimizers import unscales
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 from pyro_tvae.wording import in_words
 
 from ..datasets import SequenceDataModule
@@ -157,7 +157,7 @@ def _leave_best(last: Path) -> None:
     try:
         of_first = torch.load(best, weights_only=True, mmap=True)["epoch"] == 0
     except Exception as error:  # damaged in whatever way
-        if no_memory(error):
+        if exhausted(error):
             raise
         of_first = False
     if not of_first:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 
 from .errors import DataNotFound, Unsuitable
 from .silhouettes import latents
@@ -62,7 +62,7 @@ def packed_images(path: str | Path, wanted: Tensor, sha256: str | None = None) -
         raise ValueError(f"dsprites: {path} {error}; expected the published .npz file.") from None
     # A hostile or truncated file may fail in any way; each means the same to its owner.
     except Exception as error:
-        if no_memory(error):
+        if exhausted(error):
             raise
         raise ValueError(
             f"dsprites: {path} cannot be read as the published .npz file, and nothing is ever unpickled; fetch it "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 
 from .errors import DataNotFound
 from .splits import Images, Splits, split
@@ -72,7 +72,7 @@ def mnist(root: str | Path = "data", download: bool = False, validation: float =
     try:
         first, second = MNIST(str(root), train=True, download=download), MNIST(str(root), train=False)
     except Exception as error:
-        if no_memory(error):  # which says nothing about the files
+        if exhausted(error):  # which says nothing about the files
             raise
         if _complete(raw):
             raise ValueError(f"mnist: files in {raw.absolute()} are damaged; delete and fetch them again.") from error

@@ -22,7 +22,7 @@ from pyro_tvae.files import (
     refusal,
     staying,
 )
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 from pyro_tvae.wording import in_words
 
 from .files import read_record
@@ -171,7 +171,7 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
         with open_dataset(path, engine="h5netcdf") as data:
             added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
     except Exception as error:  # which HDF5 says in any way
-        if no_memory(error):
+        if exhausted(error):
             raise
         raise FileExistsError(damaged(path, error)) from None
     if added:

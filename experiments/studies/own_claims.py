@@ -11,7 +11,7 @@ from ..reports.tables import format_number, format_seconds
 from .comparison import collapsed_seeds
 from .records import Record, Row, RunInfo, curve
 from .samples import LIKELIHOOD_COUNTS, Claim, at, caveat, listed, ranked, row_of, sample, spelled
-from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, greater, interval_of_difference, same
+from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN, Verdict, above, greater, interval_of_difference, same
 
 __all__ = ["catching_up", "guide_claims", "prior_claims", "rankings", "recipe_claims"]
 
@@ -169,7 +169,8 @@ def _lead(record: Record) -> list[Claim]:
     own, plain = ([best for run in row["runs"] if (best := _bound(run)) is not None] if row else [] for row in rows)
     if not own or not plain:
         return []
-    verdict, said = NOT_DECIDED, ""
+    verdict: Verdict = NOT_DECIDED
+    said = ""
     if min(len(own), len(plain)) > 1:
         lead, half = interval_of_difference(own, plain)
         if lead >= LEAD and lead > half:

@@ -333,6 +333,15 @@ def test_a_damaged_file_of_ranks_is_replaced_where_that_is_asked_for_and_what_wa
             calibrate_run(run, **FEW)
     assert begun.exists()
 
+    def no_files(*_: object, **__: object) -> None:
+        raise OSError("Unable to synchronously open file (errno = 24, error message = 'Too many open files')")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xarray.open_dataset", no_files)
+        with pytest.raises(OSError, match="Too many open files"):
+            calibrate_run(run, **FEW)
+    assert begun.exists()
+
     def damaged(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to get group info (incorrect metadata checksum after all read attempts)")
 

@@ -83,6 +83,34 @@ def test_a_home_folder_is_where_files_are_written_and_read(tmp_path: Path, monke
     assert {file.name for file in tmp_path.iterdir()} == names
 
 
+NO_FILES: dict[str, tuple[dict[str, Any], str]] = {
+    "a path as attribute": ({"attributes": {"run": Path("a")}}, "no NetCDF file holds the attribute 'run'"),
+    "a truth as attribute": ({"attributes": {"good": True}}, "no NetCDF file holds the attribute 'good'"),
+    "paths as coordinate": ({"coords": {"file": [Path("a"), Path("b")]}}, "no NetCDF file holds the coordinate 'file'"),
+    "a name with a stroke": ({"coords": {"a/b": [1, 2]}}, "no NetCDF file holds the coordinate 'a/b'"),
+    "below a file": ({"path": "file/a.nc"}, "file/a.nc cannot be written"),
+    "a folder": ({"path": "folder"}, "folder cannot be written"),
+    "a link to nothing": ({"path": "link"}, "link cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+def test_what_no_file_can_hold_is_named_before_the_draws(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("link").symlink_to("nowhere")
+    before = {*tmp_path.rglob("*")}
+    options, said = NO_FILES[case]
+    model, x = TVAE((1, 4, 4), 3, 1, 3), torch.rand(2, 3, 1, 4, 4)
+    monkeypatch.setattr(posterior, "guide_draws", lambda *_: pytest.fail("draws were made"))
+    with pytest.raises((ValueError, OSError), match=said):
+        to_arviz(model, default_guide(model), x, draws=4, **{"path": "a.nc", **options})
+    assert {*tmp_path.rglob("*")} == before
+
+
 @pytest.mark.parametrize("lazy", [False, True])
 def test_what_was_kept_as_whole_numbers_may_become_others(lazy: bool, tmp_path: Path) -> None:
     """Written by xarray, as ArviZ does, which writes what it has read as it was."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from pyro_tvae.memory import no_memory
+from pyro_tvae.memory import exhausted
 
 from ..errors import DataNotFound, Unsuitable
 
@@ -39,6 +39,8 @@ def complaints(path: Path, module: ModuleType) -> Iterator[None]:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            if exhausted(error):
+                raise
             raise ValueError(
                 f"{path} cannot be read ({error.strerror}); give the path of {what} that can be."
             ) from error
@@ -51,6 +53,6 @@ def complaints(path: Path, module: ModuleType) -> Iterator[None]:
             raise ValueError(
                 f"{path} says that it holds more than there is memory for, and may be damaged; give a smaller file."
             ) from error
-        if no_memory(error):
+        if exhausted(error):
             raise
         raise ValueError(f"{path} cannot be read as {what} and may be damaged; write it again with {how}.") from error
