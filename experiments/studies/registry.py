@@ -201,8 +201,8 @@ STUDIES: dict[str, Study] = {
     "recipe_likelihood": _learning_curves(
         "Fitted for the likelihood alone, all frames shown: the paper's MNIST size, 20,000 training sequences",
         {
-            # The KL to a χ² energy grows exponentially in what the guide says of its logarithm: one sequence in thousands
-            # has a gradient of 10⁴ times the others', and without a clip a run of two ended in no number.
+            # The KL to a χ² energy grows exponentially in what the guide says of its logarithm: one sequence in
+            # thousands has a gradient of 10⁴ times the others', and without a clip a run of two ended in no number.
             "orbits": ("orbits, the orbit guide", (*NOW, *LONG, *WHOLE, "fit.gradient_clip=1000")),
             "plain_vae": ("plain VAE", (*NOW, *LONG, *WHOLE, *NO_TOPOGRAPHY)),
         },
