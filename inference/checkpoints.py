@@ -22,7 +22,7 @@ from pyro_tvae.files import atomic_write
 from pyro_tvae.memory import exhausted
 from pyro_tvae.parts import dotted
 
-from .course import other_part, parts_of
+from .course import differing, other_part, parts_of
 
 __all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "in_plain", "read_checkpoint", "restored"]
 
@@ -63,6 +63,7 @@ class Keeper(ModelCheckpoint):
         self.beside = list(dict.fromkeys(places))
         self.told = False  # whether weights that are lost were warned of
         self.fit: str | None = None  # which one's checkpoint is gone on from
+        self.restored = False  # whether that says what was the best
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -76,6 +77,7 @@ class Keeper(ModelCheckpoint):
             self.best_model_score, self.kth_value, self.told = None, torch.tensor(-torch.inf), True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = True
         kept = self._beside(state_dict["best_model_path"])
         if kept is None:
             return
@@ -106,8 +108,37 @@ class Keeper(ModelCheckpoint):
             brought = {part: held for part, held in checkpoint.items() if part not in ("state_dict", OPTIMIZERS)}
             torch.save(brought, trial := io.BytesIO())
             _check_read_again(trial, brought)
-        if self.monitor is None or not self.best_model_path:
+        if self.monitor is not None and self.best_model_path:
+            self._bring_along(trainer)
+
+    def adopt(self, trainer: lightning.Trainer, course: Mapping[str, Any]) -> None:
+        """Take what lies beside the checkpoint that is gone on from for the best, where its fit was not validated.
+
+        Args:
+            trainer: of the fit.
+            course: what the fit is told and shown: only of the same validation data values compare.
+        """
+        kept = None if self.monitor is None or self.restored else self._beside(f"{self.filename}.ckpt")
+        if kept is None or not kept.is_file():
             return
+        score, foreign = self._score_of(kept)
+        if score is None or foreign:
+            return
+        then = torch.load(kept, weights_only=True, mmap=True)[KEY].get("course", {})
+        if "validation" in differing(course, then):
+            warnings.warn(
+                f"fit: {kept} is the best of other validation data; of these the best begins anew.", stacklevel=2
+            )
+            self.told = True
+        else:
+            self.best_model_path = self.kth_best_model_path = str(kept)
+            self.best_model_score, self.kth_value = score, score
+            self.best_k_models = {str(kept): score}
+            if self.dirpath is not None:
+                self._bring_along(trainer)
+
+    def _bring_along(self, trainer: lightning.Trainer) -> None:
+        """Copy the best weights into the fit's own folder, where they are not in it."""
         assert self.dirpath is not None
         own = os.path.join(self.dirpath, os.path.basename(self.best_model_path))
         if os.path.realpath(own) != os.path.realpath(self.best_model_path):

@@ -330,6 +330,9 @@ class Fitting(lightning.LightningModule):
             check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
             if "validation" in differing(self._course, self._former):
                 self._forget_the_best()
+            for callback in cast(Any, self.trainer).callbacks:
+                if hasattr(callback, "adopt"):
+                    callback.adopt(self.trainer, self._course)
             self._former = None
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
@@ -393,6 +396,9 @@ class Fitting(lightning.LightningModule):
             "warmup_steps": self.warmup_steps,
             "gradient_clip": self.trainer.gradient_clip_val,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "frozen": [
+                name.removeprefix("objective.") for name, value in self.named_parameters() if not value.requires_grad
+            ],
             **described(self.trainer.train_dataloader),
             **({"validation": shown} if (shown := described(validation).get("data")) else {}),
         }

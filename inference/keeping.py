@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,15 @@ class BestWeights(Callback):
         self.before.load_state_dict(state_dict)
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self._take(module)
+
+    def adopt(self, trainer: lightning.Trainer, course: Mapping[str, Any]) -> None:
+        """As :meth:`.Keeper.adopt`."""
+        if not self.weights:
+            self.before.adopt(trainer, course)
+            self._take(trainer.lightning_module)
+
+    def _take(self, module: lightning.LightningModule) -> None:
         if self.before.best_model_path:
             checkpoint = read_checkpoint(self.before.best_model_path, module, TAKE)
             self.elbo, self.weights = float(self.before.best_model_score or -math.inf), checkpoint["state_dict"]

@@ -353,6 +353,17 @@ def test_another_course_is_warned_of_with_what_it_was(setting: str, stopped: Pat
     ]
 
 
+def test_what_is_trained_no_more_or_again_is_told_of(tmp_path: Path) -> None:
+    def trained(frozen: bool, **options: Any) -> Path | None:
+        model, guide = start()
+        model.mu.requires_grad_(not frozen)
+        return fit(model, guide, sequences(), directory=tmp_path, seed=1, progress=False, **options).last_checkpoint
+
+    last = trained(True, max_epochs=1)
+    with pytest.warns(UserWarning, match=r"goes on with frozen=\[\], which was \['model.mu'\]: from here on it is not"):
+        trained(False, max_epochs=2, resume=last)
+
+
 def test_the_same_course_is_no_matter_of_rounding_or_of_length(stopped: Path) -> None:
     assert otherwise(stopped, {}, {"data": sequences() * (1 + 1e-7), "max_epochs": 4, "patience": 3}) == []
 

@@ -95,6 +95,31 @@ def test_the_best_weights_are_found_behind_a_link(lies: str, tmp_path: Path) -> 
     assert torch.load(best, weights_only=True)["epoch"] == 0
 
 
+@pytest.mark.parametrize("place", ["the same folder", "another one", "memory"])
+def test_the_best_weights_outlast_a_part_of_the_fit_without_validation(place: str, tmp_path: Path) -> None:
+    last = tmp_path / "1" / "checkpoints" / "last.ckpt"
+    fit(*start(), directory=tmp_path / "1", max_epochs=1, **WORSE)
+    fit(*start(), directory=tmp_path / "1", resume=last, max_epochs=2, **WORSE | {"validation": None})
+    folder = {"the same folder": tmp_path / "1", "another one": tmp_path / "2", "memory": None}[place]
+    model, guide = start()
+    best = fit(model, guide, directory=folder, resume=last, max_epochs=4, **WORSE).best_checkpoint
+    stored = torch.load(tmp_path / "1" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert stored["epoch"] == 0
+    assert best == (None if folder is None else folder / "checkpoints" / "best.ckpt")
+    if best is not None:
+        assert torch.load(best, weights_only=True)["epoch"] == 0
+    weights = {name.removeprefix("objective.model."): value for name, value in stored["state_dict"].items()}
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    # Of other validation data it is no better and no worse.
+    if folder == tmp_path / "1":
+        fit(*start(), directory=folder, resume=last, max_epochs=5, **WORSE | {"validation": None})
+        with pytest.warns(
+            UserWarning, match=r"best.ckpt is the best of other validation data; of these the best begins"
+        ):
+            fit(*start(), directory=folder, resume=last, max_epochs=7, **WORSE | {"validation": X[5:]})
+        assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 5
+
+
 def test_the_best_weights_come_along_into_another_folder(tmp_path: Path) -> None:
     """Where they stayed behind, a fit that was stopped twice would miss them."""
     last = fit(*start(), directory=tmp_path / "1", max_epochs=1, **WORSE).last_checkpoint
