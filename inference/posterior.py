@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import atomic_write, check_readable, check_stays, folder_beside, refusal
+from pyro_tvae.files import atomic_write, check_readable, check_room, check_stays, folder_beside, refusal
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.locks import lock, unlock
@@ -188,6 +188,10 @@ def to_arviz(
             stack.enter_context(_held(path := Path(path).expanduser(), overwrite))
             check_holds(names, attributes or {})
             partial = stack.enter_context(atomic_write(path))
+            if method == "nuts" and result is None:
+                given: dict[str, Any] = {"observed": observed, "covariates": covariates}
+                given |= {"groups": groups, "variables": variables, "draws": draws, "num_chains": num_chains}
+                check_room(partial, expected_size(model, guide, x, **given))
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
         if method == "nuts":

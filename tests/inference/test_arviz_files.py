@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -109,6 +110,18 @@ def test_what_no_file_can_hold_is_named_before_the_draws(
     with pytest.raises((ValueError, OSError), match=said):
         to_arviz(model, default_guide(model), x, draws=4, **{"path": "a.nc", **options})
     assert {*tmp_path.rglob("*")} == before
+
+
+def test_room_for_draws_by_nuts_is_looked_for_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(partial: Path, size: int) -> None:
+        assert 2e5 < size < 2e6
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(posterior, "check_room", full)
+    monkeypatch.setattr(posterior, "nuts", lambda *_, **__: pytest.fail("draws were made"))
+    model, x = TVAE((1, 4, 4), 3, 1, 3), torch.rand(2, 3, 1, 4, 4)
+    with pytest.raises(OSError, match=r"a.nc cannot be written \(No space left on device\); make room"):
+        to_arviz(model, default_guide(model), x, method="nuts", draws=300, path=tmp_path / "a.nc")
 
 
 @pytest.mark.parametrize("lazy", [False, True])
