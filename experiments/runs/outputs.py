@@ -7,7 +7,9 @@ command takes up again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -84,11 +86,27 @@ def shown_on(path: Path, *pages: Path) -> Iterator[Path]:
     """Yield where a file is written that pages show; those of the old file go just before the new one takes its place.
 
     So no page lies beside a file that it does not show, whenever the process is killed: it is written afterwards.
+
+    Raises:
+        ValueError: something else wrote the file meanwhile; what was made has another name then.
     """
     with atomic_write(path) as partial:
+        before = _written(path)
         yield partial
+        if _written(path) != before:
+            kept = next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
+            os.replace(partial, kept)
+            raise ValueError(f"{path} was written by something else meanwhile, and stays; what was made is {kept}.")
         for page in pages:
             page.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> tuple[int, int, int] | None:
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def request_of(path: Path) -> dict[str, Any] | None:

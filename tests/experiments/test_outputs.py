@@ -30,7 +30,7 @@ from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.commands.train import resume_run
 from pyro_tvae.experiments.reports import figures
-from pyro_tvae.experiments.runs.outputs import check_replaceable
+from pyro_tvae.experiments.runs.outputs import check_replaceable, shown_on
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies.cells import judged
 from pyro_tvae.files import atomic_write
@@ -201,6 +201,30 @@ def test_what_another_one_is_making_is_not_made_twice(name: str, tmp_path: Path)
     with pytest.raises(FileExistsError, match="was made with other seed"):
         command(run, seed=1)
     assert not [*run.glob(".*.lock")]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_something_else_writes_meanwhile_stays_and_so_does_what_was_made(
+    there: bool, tmp_path: Path
+) -> None:
+    path, page = tmp_path / "posterior.nc", tmp_path / "posterior.html"
+    page.touch()
+    if there:
+        path.write_text("old")
+
+    def write() -> None:
+        with shown_on(path, page) as partial:
+            partial.write_text("made")
+            path.write_text("copied in")
+
+    for name in ("posterior-1.nc", "posterior-2.nc"):
+        with pytest.raises(
+            ValueError, match=rf"posterior.nc was written by something else meanwhile, .* is .*{name}\.$"
+        ):
+            write()
+        assert (tmp_path / name).read_text() == "made"
+    assert path.read_text() == "copied in"
+    assert {file.name for file in tmp_path.iterdir()} == {"posterior.nc", "posterior.html", *("posterior-1.nc", name)}
 
 
 @pytest.mark.usefixtures("plain_pages")
