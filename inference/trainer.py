@@ -33,6 +33,13 @@ COPIES = (
     "strategy='ddp', in a notebook devices=1."
 )
 
+VARIABLE = "PL_TRAINER_"  # of defaults of Lightning's Trainer
+COURSE = (
+    *("FAST_DEV_RUN", "OVERFIT_BATCHES", "LIMIT_TRAIN_BATCHES", "LIMIT_VAL_BATCHES", "MAX_STEPS", "MIN_STEPS"),
+    *("MIN_EPOCHS", "MAX_TIME", "VAL_CHECK_INTERVAL", "CHECK_VAL_EVERY_N_EPOCH", "RELOAD_DATALOADERS_EVERY_N_EPOCHS"),
+    *("GRADIENT_CLIP_ALGORITHM", "BAREBONES", "NUM_NODES"),
+)
+
 
 @dataclass(frozen=True)
 class TrainerOptions:
@@ -94,6 +101,7 @@ def make_trainer(
         ValueError: see :func:`check_strategy`.
     """
     check_strategy(options.strategy)
+    _check_environment()
     loggers: Any = options.logger
     make = partial(
         lightning.Trainer,
@@ -122,6 +130,16 @@ def make_trainer(
         if "interactive" in str(error):  # it recommends copies of this process
             raise ValueError(f"fit: the strategy {options.strategy!r} {COPIES}") from None
         raise
+
+
+def _check_environment() -> None:
+    """Raise ValueError where a variable would make Lightning train otherwise than it is told and than is recorded."""
+    for name, value in os.environ.items():
+        if name.startswith(VARIABLE) and name.removeprefix(VARIABLE) in COURSE:
+            raise ValueError(
+                f"fit: {name}={value} in the environment would make Lightning train another course than this one, "
+                f"which no file would say; leave it out (env -u {name} …), or make a Trainer of your own."
+            )
 
 
 def check_strategy(given: str | Strategy) -> None:

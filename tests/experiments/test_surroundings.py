@@ -123,6 +123,16 @@ def test_what_lightning_finds_to_go_on_from_is_refused_where_nobody_asked(
     assert len(fit_tiny(callbacks=callbacks, resume=Path(name), max_epochs=8).rows) == 1
 
 
+def test_a_variable_of_lightning_s_changes_no_course_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_TRAINER_DETERMINISTIC", "1")  # what is trained stays the same
+    fit_tiny()
+    monkeypatch.setenv("PL_TRAINER_FAST_DEV_RUN", "1")
+    with pytest.raises(
+        ValueError, match=r"^fit: PL_TRAINER_FAST_DEV_RUN=1 in the environment would make Lightning train"
+    ):
+        fit_tiny()
+
+
 def fit_tiny(callbacks: Sequence[lightning.Callback] = (), **options: Any) -> History:
     torch.manual_seed(0)
     model = pyro_tvae.TVAE((1, 4, 4), 3, 1, 3, mu=1.0)
