@@ -130,7 +130,8 @@ def fit(
         compile: compile a step with all that Python decides in it, by ``torch.compile``, which takes 15 seconds to two
             minutes and needs a C++ compiler; for a CPU, and in the place of ``capture``. Draws are those of a fit
             without, and losses and weights are to the rounding of sums: one step is compared, and where its gradients
-            differ by more, or it cannot be compiled, a warning says why, and steps run one operation at a time.
+            differ by more, or it cannot be compiled, a warning says why, and steps run one operation at a time. A fit
+            that is resumed compiles anew, after three steps without, and so is alike to that rounding, not bit by bit.
         progress: show a progress bar with ELBO, reconstruction and KL in nats per frame.
         trainer: devices, precision, callbacks and loggers as :class:`TrainerOptions`; or a Trainer of Lightning's,
             whose own epochs, gradient clipping, loggers, callbacks and progress bar are then the fit's. It has all else
