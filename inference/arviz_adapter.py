@@ -5,6 +5,7 @@ In 0.x groups of data are an ``InferenceData``, in 1.x an ``xarray.DataTree``, a
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 import weakref
@@ -50,6 +51,7 @@ ENGINE: Literal["h5netcdf"] = "h5netcdf"
 CHUNK = 2**20  # bytes of an array that are compressed as one
 LEAST_CHUNK = 2**16  # below, finding them costs more than it saves
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
+FILES = "pyro_tvae_files"  # of a Zarr folder: how many files each group has
 PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
 
 
@@ -235,6 +237,31 @@ def write_zarr(data: ArvizData, path: Path) -> None:
         # Format 2 has strings of fixed length, which format 3 has not yet agreed on.
         texts = {key: value.astype(str) for key, value in group.variables.items() if value.dtype.kind in "OT"}
         group.assign(texts).to_zarr(path, mode="a", group=name, zarr_format=2, consolidated=False)
+    # A chunk that is not there reads as nan or 0, and a group as if it had never been.
+    file = path / ".zattrs"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    counts = {name: _count(path / name) for name in groups_of(data)}
+    file.write_text(json.dumps({**told, FILES: counts}), encoding="utf-8")
+
+
+def _count(folder: Path) -> int:
+    """Files in a folder and those below it."""
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def _tell_of_lost(path: Path, counts: Mapping[str, int]) -> None:
+    """Warn where a Zarr folder holds fewer files of a group than were written."""
+    lost = [
+        f"{there} of {count} files of {name}"
+        for name, count in counts.items()
+        if (there := _count(path / name)) < count
+    ]
+    if lost:
+        warnings.warn(
+            f"{path} holds {', '.join(lost)}: it was copied in part, or written in since; what is missing reads as nan "
+            "or 0, or not at all.",
+            stacklevel=4,
+        )
 
 
 def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) -> ArvizData:
@@ -249,7 +276,8 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
         raise KeyError(unknown[0])
     made = {}
     with open_dataset(path, engine=engine, **options) as root:
-        attributes = root.attrs
+        attributes = dict(root.attrs)
+    _tell_of_lost(path, attributes.pop(FILES, {}))
     held = _held(path) if lazy and engine == ENGINE else None
     for name in names if groups is None else groups:
         group = open_dataset(path, group=name, engine=engine, **options) if held is None else _of_held(held, name)

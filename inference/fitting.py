@@ -321,7 +321,9 @@ class Fitting(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self._stored is not None:
             scheduler = next((config.scheduler for config in self.trainer.lr_scheduler_configs), None)
-            take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
+            told = take_over(self.trainer.optimizers[0], scheduler, self._built, self._stored)
+            if told:
+                warnings.warn(f"fit: the optimizer goes on with {'; '.join(told)}.", stacklevel=2)
             self._stored = None
         if self.trainer.checkpoint_callbacks or self._former is not None:
             self._course = self._described()

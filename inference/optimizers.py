@@ -191,12 +191,12 @@ def check_resumed(built: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
         )
 
 
-def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    """Let what was built otherwise than in the checkpoint win; what was run goes on from there.
+def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Let what was built otherwise than in the checkpoint win, which is returned in words; what was run goes on.
 
     The checkpoint's state of optimizer and scheduler was loaded before, and with it the settings of then.
     """
-    moved = False
+    moved, told = False, dict[str, None]()
     for group, new, old in zip(optimizer.param_groups, built["groups"], stored["groups"], strict=True):
         for name, value in new.items():
             if name in old and old[name] == value:
@@ -204,6 +204,9 @@ def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], st
             if name == "lr" and scheduler is not None and "initial_lr" in new:
                 continue  # where the schedule has led to: moves with the rate that it began at
             moved = moved or name == "initial_lr"
+            if name in old:  # other versions of torch know others
+                now, was = (f"{one:.6g}" if isinstance(one, float) else str(one) for one in (value, old[name]))
+                told |= {f"{name}={now}, which was {was}": None}
             if name == "initial_lr" and old.get(name):
                 group["lr"] = group["lr"] * (value / old[name])
             if isinstance(group.get(name), Tensor):
@@ -211,12 +214,13 @@ def take_over(optimizer: Optimizer, scheduler: Any, built: Mapping[str, Any], st
             else:
                 group[name] = value
     if scheduler is None:
-        return
+        return [*told]
     if stored["scheduler"] is not None and built["scheduler"] is not None:
         moved = _renew(scheduler, built["scheduler"], stored["scheduler"]) or moved
     if moved and isinstance(scheduler, LRScheduler) and hasattr(scheduler, "_get_closed_form_lr"):
         for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
             group["lr"] = rate
+    return [*told]
 
 
 def _renew(part: Any, built: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +75,10 @@ def run_suite(
     )
 
     if output is not None:
+        if Path(output).is_file() and not _is_record(Path(output)):
+            raise FileExistsError(
+                f"{output} is there already, and is no record of benchmarks; choose another --output, or move it away."
+            )
         check_replaceable(Path(output), {}, overwrite=True)
     part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
 
@@ -103,6 +108,15 @@ def run_suite(
         part.unlink()
         console.print(f"record: {output}", highlight=False)
     return record
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a benchmark's, which a newer one may replace."""
+    from ..runs.files import read_record
+
+    with suppress(OSError, ValueError):
+        return read_record(path, dict[str, Any]).get("kind") == "benchmark"
+    return False
 
 
 def remaining(names: Sequence[str], position: int, spent: float) -> str:

@@ -156,6 +156,7 @@ def _making_room(run: Run) -> Iterator[None]:
 
 def _trained(run: Run, config: DictConfig, parts: Parts, put_back: Callable[[], None]) -> dict[str, Any]:
     """The step of training; its history. What was removed meanwhile is put back before the run's files are tied."""
+    run.check_can_go_on()
     if not run.has(PICTURE):
         _show_data(run, parts.data, config.evaluation.channels)
     if not run.has(UNTRAINED):

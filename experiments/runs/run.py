@@ -30,6 +30,7 @@ from .data import Splits, fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
 from .names import (
+    CHECKPOINTS,
     CONFIG,
     DATA,
     EVALUATION,
@@ -375,8 +376,23 @@ class Run:
 
     def check_trained(self) -> None:
         """Raise FileNotFoundError where the training has not ended."""
-        if not self.has(WEIGHTS):
-            raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
+        if self.has(WEIGHTS):
+            return
+        if self.has(TRAINED):
+            self.check_can_go_on()
+            raise FileNotFoundError(
+                f"{self} holds no {WEIGHTS}, with which its training ended; put it back, or have it made again from "
+                f"the last checkpoint by: {self.resume}"
+            )
+        raise FileNotFoundError(f"{self} holds no {WEIGHTS}: its training has not ended; go on with: {self.resume}")
+
+    def check_can_go_on(self) -> None:
+        """Raise FileNotFoundError where a training that had ended would begin again from nothing."""
+        if self.has(TRAINED) and not self.has(f"{CHECKPOINTS}/last.ckpt"):
+            raise FileNotFoundError(
+                f"{self} has lost both {WEIGHTS} and {CHECKPOINTS}/last.ckpt, and its training had ended; put one of "
+                "them back, or move the folder away to train anew."
+            )
 
     def lacking(self) -> list[str]:
         """What its evaluation was to measure or draw, and could not for a cause that may pass."""

@@ -501,14 +501,18 @@ def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypat
     from pyro_tvae.experiments.benchmarks import startup
 
     output = tmp_path / "record.json"
-    output.write_text("of another time")
+    output.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"record.json is there already, and is no record of benchmarks; choose"):
+        run_suite(["startup"], output=output, progress=False)
+    of_before = json.dumps({"kind": "benchmark", "startup": {}})
+    output.write_text(of_before)
     monkeypatch.setattr(startup, "run", lambda **_: {"seconds": 1.0})
     monkeypatch.setattr(startup, "print_record", lambda *_: None)
     with pytest.MonkeyPatch.context() as patch:
         killed_at(patch, startup, "run", 1)
         with pytest.raises(KeyboardInterrupt):
             run_suite(["startup"], output=output, progress=False)
-    assert output.read_text() == "of another time"
+    assert output.read_text() == of_before
     run_suite(["startup"], output=output, progress=False)
     assert json.loads(output.read_text())["startup"] == {"seconds": 1.0}
     assert [*tmp_path.iterdir()] == [output]

@@ -64,6 +64,25 @@ def test_what_is_missing_is_made_again_as_it_was(missing: str, run: Path) -> Non
     assert not half.exists()
 
 
+def test_a_training_that_had_ended_does_not_begin_again_where_its_weights_are_lost(run: Path, tmp_path: Path) -> None:
+    """As where they were moved away, and the checkpoints were removed to save room."""
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="put it back, or have it made again from the last checkpoint by: pyro"):
+        evaluate.evaluate_run(copied)
+    shutil.rmtree(copied / "checkpoints")
+    before = stamps(copied)
+    for command in (resume_run, evaluate.evaluate_run):
+        with pytest.raises(
+            FileNotFoundError, match=r"has lost both model.safetensors and checkpoints/last.ckpt, and its"
+        ):
+            command(copied)
+    assert {name: stamp for name, stamp in stamps(copied).items() if name != ".lock"} == {
+        name: stamp for name, stamp in before.items() if name != ".lock"
+    }
+
+
 def test_a_new_run_does_not_overwrite_an_old_one(run: Path) -> None:
     before = stamps(run)
     with pytest.raises(FileExistsError, match="holds a run already, which is left as it is") as caught:

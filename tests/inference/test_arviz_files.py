@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,20 @@ def test_a_home_folder_is_where_files_are_written_and_read(tmp_path: Path, monke
         assert torch.as_tensor(from_netcdf(f"~/{name}")["posterior"]["t"].shape)[1] == 4
     names = {"posterior.nc", "copy.nc", "copy.zarr", "pair.safetensors"}
     assert {file.name for file in tmp_path.iterdir()} == names
+
+
+def test_a_zarr_folder_that_was_copied_in_part_is_told_of(tmp_path: Path) -> None:
+    model, path = TVAE((1, 4, 4), 3, 1, 3), tmp_path / "a.zarr"
+    to_zarr(to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not from_netcdf(path).attrs
+    next(file for file in (path / "posterior" / "t").iterdir() if not file.name.startswith(".")).unlink()
+    shutil.rmtree(path / "prior")
+    with pytest.warns(
+        UserWarning, match=r"a.zarr holds \d+ of \d+ files of posterior, 0 of \d+ files of prior: it was"
+    ):
+        from_netcdf(path)
 
 
 NO_FILES: dict[str, tuple[dict[str, Any], str]] = {

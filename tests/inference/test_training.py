@@ -517,7 +517,8 @@ def test_another_learning_rate_is_taken_as_a_number_and_as_a_tensor(on_the_devic
 
     last = quick(*start(), optimizer=adam(1e-3), directory=tmp_path).last_checkpoint
     effect = Effect()
-    quick(*start(), optimizer=adam(1e-4), max_epochs=3, resume=last, callbacks=[effect], directory=tmp_path)
+    with pytest.warns(UserWarning, match=r"^fit: the optimizer goes on with lr=0.0001, which was 0.001\.$"):
+        quick(*start(), optimizer=adam(1e-4), max_epochs=3, resume=last, callbacks=[effect], directory=tmp_path)
     assert float(effect.rate) == pytest.approx(1e-4)
 
 
