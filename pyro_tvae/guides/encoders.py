@@ -14,7 +14,21 @@ from ..distributions import Normal
 from ..model import TVAE, frame_mask
 from ..networks import Network, last_linear
 
-__all__ = ["Coordinate", "Coupling", "FrameEncoder", "coordinates", "encoder", "shown", "z_coordinate"]
+__all__ = [
+    "LOG_PARAMETERS",
+    "MOST_PRECISE",
+    "Coordinate",
+    "Coupling",
+    "FrameEncoder",
+    "coordinates",
+    "encoder",
+    "shown",
+    "z_coordinate",
+]
+
+# Of logarithms: of a vote's precision, of variances, of a Gamma's parameters. Beyond these one sequence in thousands
+# would end a training in no number.
+MOST_PRECISE, LOG_VARIANCES, LOG_PARAMETERS = 15.0, (-60.0, 30.0), (-20.0, 20.0)
 
 
 def shown(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -101,7 +115,7 @@ class Coordinate:
     def locate(self, outputs: Sequence[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Location and scale of the coordinate from an encoder's two outputs, those of the prior in unseen frames."""
         shift, log_variance = outputs
-        loc, scale = shift + self.loc if self.loc else shift, (0.5 * log_variance).exp()
+        loc, scale = shift + self.loc if self.loc else shift, (0.5 * log_variance.clamp(*LOG_VARIANCES)).exp()
         if mask is not None:  # a frame that was not seen tells nothing: its posterior is the prior
             loc, scale = torch.where(mask, loc, self.loc), torch.where(mask, scale, self.scale)
         return loc, scale

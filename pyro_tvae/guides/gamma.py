@@ -9,7 +9,7 @@ from torch import Tensor
 from ..model import TVAE
 from ..posteriors import Posterior
 from ..priors import GammaEnergy
-from .encoders import energies_of, shown
+from .encoders import LOG_PARAMETERS, energies_of, shown
 from .frames import FrameGuide
 
 __all__ = ["GammaGuide"]
@@ -55,6 +55,7 @@ class GammaGuide(FrameGuide):
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         x, mask = shown(x, observed)
         *of_z, a, b = self.outputs(x)
+        a, b = a.clamp(*LOG_PARAMETERS), b.clamp(*LOG_PARAMETERS)
         if mask is not None:
             a, b = torch.where(mask, a, 0), torch.where(mask, b, 0)
         e = dist.Gamma(self.alpha * b.exp(), 0.5 * (b - a).exp())

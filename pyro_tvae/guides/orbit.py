@@ -16,13 +16,18 @@ from ..networks import Network, last_linear
 from ..posteriors import Posterior
 from ..priors import OrbitEnergy
 from ..topographies.orbits import spread, summed
-from .encoders import Coupling, encoder, energies_of, shown
+from .encoders import MOST_PRECISE, Coupling, encoder, energies_of, shown
 from .frames import EncoderGuide
 
 __all__ = ["ConditionalOrbitGuide", "OrbitCovarianceGuide", "OrbitGuide"]
 
 
 PRODUCT = 2**20  # latents x orbits up to which votes are summed by one product, whose order is the same on every device
+
+
+# Of a vote, from the prior's location: energies of 3,000 times what the prior expects, or a billionth of it, mean
+# nothing, and a KL grows exponentially in a location. Now and then an encoder says 30 of one sequence in thousands.
+SHIFTS = (-20.0, 8.0)
 
 
 class PooledGuide(EncoderGuide):
@@ -80,7 +85,7 @@ class PooledGuide(EncoderGuide):
     def read(self, x: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Location and scale of z, and of every frame's votes the shift and the precision: each (B, S, C, D)."""
         *of_z, shift, log_precision = self.outputs(x)
-        vote = log_precision.exp()
+        shift, vote = shift.clamp(*SHIFTS), log_precision.clamp(max=MOST_PRECISE).exp()
         return self.z.locate(of_z, mask), shift, vote if mask is None else vote * mask
 
     def pooled(self, shift: Tensor, vote: Tensor) -> tuple[Tensor, Tensor]:

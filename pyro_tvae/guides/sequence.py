@@ -9,7 +9,7 @@ from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior
 from .base import Guide
-from .encoders import FrameEncoder, coordinates, shown
+from .encoders import MOST_PRECISE, FrameEncoder, coordinates, shown
 
 __all__ = ["SequenceGuide"]
 
@@ -73,7 +73,7 @@ class SequenceGuide(Guide):
         mask = torch.ones_like(first[..., :1, :1])
         if observed_frames is not None:
             mask = observed_frames.to(first).expand(n, -1, -1, -1)
-        vote = log_precision.exp() * mask
+        vote = log_precision.clamp(max=MOST_PRECISE).exp() * mask
         evidence = self.transposed.sum(self.w, torch.stack([vote, vote * first, vote * second]))
         total = evidence[0]
         own = [first * mask, second * mask, vote]
