@@ -241,7 +241,7 @@ def write_zarr(data: ArvizData, path: Path) -> None:
     file = path / ".zattrs"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     counts = {name: _count(path / name) for name in groups_of(data)}
-    file.write_text(json.dumps({**told, FILES: counts}), encoding="utf-8")
+    file.write_text(json.dumps({**told, FILES: json.dumps(counts)}), encoding="utf-8")
 
 
 def _count(folder: Path) -> int:
@@ -277,7 +277,7 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
     made = {}
     with open_dataset(path, engine=engine, **options) as root:
         attributes = dict(root.attrs)
-    _tell_of_lost(path, attributes.pop(FILES, {}))
+    _tell_of_lost(path, json.loads(attributes.pop(FILES, "{}")))
     held = _held(path) if lazy and engine == ENGINE else None
     for name in names if groups is None else groups:
         group = open_dataset(path, group=name, engine=engine, **options) if held is None else _of_held(held, name)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,11 @@ def claimed(directory: str | Path | None, resume: str | Path | None, first: bool
     if directory is None or not first:
         yield None if directory is None else Path(directory) / FOLDER
         return
-    file = Path(directory if resume is None else resume).resolve()
-    goes_on = file.name == f"{LAST}.ckpt" and file.parents[1] == Path(directory).resolve() and _is_ours(file.parent)
-    names = [file.parent.name] if goes_on else (f"{FOLDER}-v{n}" if n else FOLDER for n in itertools.count())
+    own = (
+        [] if resume is None else [name for name in _ours(Path(directory)) if _lies_in(resume, Path(directory) / name)]
+    )
+    goes_on = bool(own)
+    names = own[:1] or (f"{FOLDER}-v{n}" if n else FOLDER for n in itertools.count())
     for name in names:
         folder = Path(directory) / name
         made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -97,13 +99,25 @@ def _locked(folder: Path) -> int:
             raise type(error)(refusal(folder, error)) from error
 
 
-def _paths(kept: ModelCheckpoint) -> list[str]:
+def _paths(kept: ModelCheckpoint, default: str = "") -> list[str]:
+    """The files that are written under fixed names; none where the folder is not known."""
+    folder = kept.dirpath or default
+    if not folder:
+        return []
     names = [kept.filename, *([kept.CHECKPOINT_NAME_LAST] if kept.save_last else [])]
-    return [os.path.join(os.path.realpath(str(kept.dirpath)), f"{name}.ckpt") for name in names]
+    return [os.path.join(os.path.realpath(str(folder)), f"{name}.ckpt") for name in names]
 
 
-def _is_ours(folder: Path) -> bool:
-    return re.fullmatch(rf"{FOLDER}(-v\d+)?", folder.name) is not None
+def _ours(directory: Path) -> list[str]:
+    """Names of the folders of checkpoints in a directory."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return [name for name in names if re.fullmatch(rf"{FOLDER}(-v\d+)?", name)]
+
+
+def _lies_in(file: str | Path, folder: Path) -> bool:
+    """Whether a file is the last checkpoint in a folder, where either of them may be a link."""
+    files = (Path(file).resolve(), Path(file).absolute())
+    return any(one.name == f"{LAST}.ckpt" and one.parent.resolve() == folder.resolve() for one in files)
 
 
 class BestWeights(Callback):
@@ -186,11 +200,14 @@ class Keeping:
             self.best = BestWeights(Keeper(**best))
         self.callbacks: list[Callback] = [one for one in (self.best, self.last) if one is not None]
 
-    def check_no_other(self, callbacks: Sequence[Callback]) -> None:
+    def check_no_other(self, trainer: lightning.Trainer) -> None:
         """Raise ValueError where a callback of the user's would write over what is kept here."""
         ours = {path for kept in (self.best, self.last) if isinstance(kept, Keeper) for path in _paths(kept)}
-        for other in callbacks:
-            taken = ours.intersection(_paths(other)) if isinstance(other, ModelCheckpoint) and other.dirpath else None
+        default = (
+            "" if trainer.loggers else os.path.join(trainer.default_root_dir, "checkpoints")
+        )  # as Lightning has it
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            taken = ours.intersection(_paths(other, default)) if isinstance(other, ModelCheckpoint) else None
             if taken:
                 raise ValueError(
                     f"fit: {type(other).__name__} writes {taken.pop()}, which fit keeps itself; give it another "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +19,7 @@ from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, refuse_inference_mode, seeded
 from pyro_tvae.model import frame_mask, tvae_of
+from pyro_tvae.parts import describe
 from pyro_tvae.posteriors import draw, moments
 from pyro_tvae.programs import call, untouched_store
 
@@ -211,7 +214,7 @@ def nuts(
     latents = identified(tvae, draws)
     rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     lp, energy, depth, step_size, acceptance_rate = recorded.unbind(-1)
-    given = _given(tvae, x, observed)
+    given = _given(tvae, x, observed, covariates)
     return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate, given)
 
 
@@ -266,27 +269,36 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def check_drawn(
-    result: NUTSResult, model: TVAE, x: Tensor, observed: Tensor | None, shared: Collection[str], what: str
+    result: NUTSResult,
+    model: TVAE,
+    x: Tensor,
+    observed: Tensor | None,
+    covariates: Mapping[str, Tensor] | None,
+    shared: Collection[str],
+    what: str,
 ) -> None:
     """Raise ValueError where a result is of other sequences than these, other frames of them, or another model."""
     of_sequences = (value.shape[2] for name, value in result.draws.items() if name not in shared)
     drawn = next((n for n in of_sequences if n != len(x)), None)
     if drawn is not None:
         raise ValueError(f"{what}: the draws are of {drawn} sequences, x has {len(x)}; expected the same sequences.")
-    if result.given is not None and not alike(result.given, _given(model, x, observed)):
+    if result.given is not None and not alike(result.given, _given(model, x, observed, covariates)):
         raise ValueError(
-            f"{what}: the draws are of other sequences than x, of other frames of them, or of a model with other "
-            "weights; expected the model, x and 'observed' that nuts was given."
+            f"{what}: the draws are of other sequences than x, of other frames or covariates of them, or of another "
+            "model; expected the model, x, 'observed' and 'covariates' that nuts was given."
         )
 
 
-def _given(model: TVAE, x: Tensor, observed: Tensor | None) -> Fingerprint:
-    """The fingerprint of the frames that are scored, of which they are, and of the model's weights."""
+def _given(model: TVAE, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None) -> Fingerprint:
+    """The fingerprint of the frames that are scored, of which they are, of covariates, and of the model."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if observed is not None:
         mask = mask & frame_mask(observed, *mask.shape).to(x.device)
     seen = torch.where(mask[..., None, None, None], x.double(), 0.0)
-    return fingerprint([seen, mask, *(weight.double() for weight in model.parameters())])
+    beside = [torch.as_tensor(value) for _, value in sorted((covariates or {}).items())]
+    with suppress(TypeError):  # of parts that no file can describe
+        beside.append(torch.frombuffer(bytearray(json.dumps(describe(model)).encode()), dtype=torch.uint8))
+    return fingerprint([seen, mask, *beside, *(weight.double() for weight in model.parameters())])
 
 
 @dataclass(frozen=True)
@@ -342,7 +354,7 @@ def guide_quality(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
     shared = shared_sites(model, x, covariates)
-    check_drawn(result, tvae, x, observed, shared, "guide_quality")
+    check_drawn(result, tvae, x, observed, covariates, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, observed, covariates)
         values, log_w = weighted_particles(model, posterior, x, num_particles, covariates, observed)

@@ -178,7 +178,7 @@ def to_arviz(
             "its own weights; use method='guide' or 'nuts'."
         )
     if result is not None:
-        check_drawn(result, tvae, x, observed, shared, "to_arviz")
+        check_drawn(result, tvae, x, observed, covariates, shared, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     if variables is not None:
         _check_variables(following, variables)

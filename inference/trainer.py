@@ -251,7 +251,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",
-            ".*exists and is not empty.*",
+            "Checkpoint directory .* exists and is not empty.*",
             ".*litlogger.*",
             ".*number of training batches.*smaller than the logging interval.*",
             ".*LeafSpec.*is deprecated.*",

@@ -231,7 +231,7 @@ def fit(
             _warn_of_ended(read_checkpoint(resume, module), trainer.max_epochs)
         with claimed(directory, resume, trainer.is_global_zero) as folder:
             keeping = Keeping(folder, resume, validates)
-            keeping.check_no_other(cast(Any, trainer).callbacks)
+            keeping.check_no_other(trainer)
             if logs_to_files and folder is not None:
                 trainer.loggers = file_loggers(folder)
             before = [Settings(), _Recorder(keeping.history), RandomStates(generators_of(data))]

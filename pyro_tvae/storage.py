@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -379,6 +380,10 @@ def _plain(value: Any) -> Any:
     """Numbers, strings, sequences and descriptions of parts as something to compare; what is none of these as None."""
     if isinstance(value, bool | int | float | str):
         return repr(value)
+    if isinstance(value, Tensor):
+        return [str(value.dtype), value.shape, value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).tolist()]
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [str(value.dtype), value.shape, value.tobytes()]
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

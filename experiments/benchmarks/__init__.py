@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -88,6 +89,10 @@ def run_suite(
         if path is not None:
             write_text(path, json.dumps(record, indent=2) + "\n")
 
+    if part is not None and part.exists():  # of one that was interrupted, whose measurements took their time
+        former = next(other for n in itertools.count(1) if not (other := part.with_stem(f"{part.stem}-{n}")).exists())
+        part.rename(former)
+        print(f"what was finished before is in {former}", flush=True)
     write()
     console = wide_console()
     here = record["machine"]

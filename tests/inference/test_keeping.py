@@ -95,6 +95,28 @@ def test_the_best_weights_are_found_behind_a_link(lies: str, tmp_path: Path) -> 
     assert torch.load(best, weights_only=True)["epoch"] == 0
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "of a run"])
+def test_a_folder_of_checkpoints_that_is_a_link_is_gone_on_in(name: str, tmp_path: Path) -> None:
+    """As where they lie on a larger disk."""
+    (tmp_path / "scratch" / name).mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch" / name)
+    last = fit(*start(), directory=tmp_path / "run", max_epochs=1, **LEARNING).last_checkpoint
+    again = fit(*start(), directory=tmp_path / "run", resume=last, max_epochs=2, **LEARNING)
+    assert again.last_checkpoint == last
+    assert [path.name for path in (tmp_path / "run").iterdir() if "checkpoints" in path.name] == ["checkpoints"]
+
+
+def test_a_callback_whose_folder_lightning_chooses_is_refused_too(tmp_path: Path) -> None:
+    kept = ModelCheckpoint(filename="best", every_n_epochs=1)
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path, logger=False, callbacks=[kept], max_epochs=1, accelerator="cpu"
+    )
+    options = {name: value for name, value in LEARNING.items() if name != "progress"}
+    with pytest.raises(ValueError, match=r"ModelCheckpoint writes .*checkpoints/best.ckpt, which fit keeps itself"):
+        fit(*start(), directory=tmp_path, trainer=trainer, progress=False, **options)
+
+
 @pytest.mark.parametrize("place", ["the same folder", "another one", "memory"])
 def test_the_best_weights_outlast_a_part_of_the_fit_without_validation(place: str, tmp_path: Path) -> None:
     last = tmp_path / "1" / "checkpoints" / "last.ckpt"

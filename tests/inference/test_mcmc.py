@@ -176,21 +176,37 @@ def test_draws_of_other_sequences_are_refused() -> None:
         guide_quality(model, default_guide(model), torch.rand(2, 3, *FRAME), result)
 
 
-@pytest.mark.parametrize("other", ["sequences", "order", "frames", "model"])
+@pytest.mark.parametrize("other", ["sequences", "order", "frames", "model", "mask"])
 def test_draws_of_as_many_other_sequences_are_refused(other: str) -> None:
     model = MODELS["plain"]()
     guide, x, observed = default_guide(model), torch.rand(2, 3, *FRAME), torch.tensor([True, True, False])
     result = nuts(model, x, init=guide, observed=observed, num_samples=2, warmup_steps=2, num_chains=1)
     unseen = torch.cat([x[:, :2], torch.rand(2, 1, *FRAME)], 1)  # what nobody saw may be anything
     assert to_arviz(model, guide, unseen, observed=observed.expand(2, 3), result=result).posterior.sizes["draw"] == 2
-    given = {"sequences": torch.rand(2, 3, *FRAME), "order": x.flip(0), "frames": x, "model": x}[other]
+    given = {
+        "sequences": torch.rand(2, 3, *FRAME),
+        "order": x.flip(0),
+        "frames": x,
+    }.get(other, x)
+    covariates = None
+    if other == "mask":
+        covariates = {"measured": torch.rand(2, 3, *FRAME) < 0.5}
     if other == "model":
         with torch.no_grad():
             next(model.decoder.parameters()).add_(1e-3)
     seen = observed.flip(0) if other == "frames" else observed
     for function in (to_arviz, guide_quality):
-        with pytest.raises(ValueError, match="of other sequences than x, of other frames of them, or of a model with"):
-            function(model, guide, given, observed=seen, result=result)
+        with pytest.raises(ValueError, match="of other sequences than x, of other frames or covariates of them, or"):
+            function(model, guide, given, observed=seen, covariates=covariates, result=result)
+
+
+def test_draws_of_another_model_of_the_same_weights_are_refused() -> None:
+    one, two = (TVAE(FRAME, 3, 1, 3, CapsuleRoll(kernel, 0), mu=1.0) for kernel in (3, 1))
+    two.load_state_dict(one.state_dict(), strict=False)
+    x = torch.rand(2, 3, *FRAME)
+    result = nuts(one, x, init=default_guide(one), num_samples=2, warmup_steps=2, num_chains=1)
+    with pytest.raises(ValueError, match="or of another model; expected the model, x, 'observed' and 'covariates'"):
+        to_arviz(two, default_guide(two), x, result=result)
 
 
 @pytest.mark.parametrize("kind", MODELS)

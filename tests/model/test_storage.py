@@ -333,6 +333,16 @@ def altered(model: TVAE, guide: Guide) -> None:
     model.eps = 0.5
 
 
+class Scaled(MeanFieldGuide):
+    def __init__(self, model: TVAE) -> None:
+        super().__init__(model)
+        self.sizes = torch.ones(2)
+
+
+def scaled(model: TVAE, guide: Guide) -> None:
+    guide.sizes = torch.zeros(2)
+
+
 def sampled(model: TVAE, guide: Guide) -> None:
     model.scale = PyroSample(dist.Normal(0.0, 1.0))
 
@@ -352,11 +362,12 @@ def added(model: TVAE, guide: Guide) -> None:
         (untied, Tied, "tied to another tensor by the constructor"),
         (viewed, MeanFieldGuide, "shares its memory with"),
         (altered, MeanFieldGuide, "model.eps is not what the constructors' arguments make"),
+        (scaled, Scaled, "guide.sizes is not what the constructors' arguments make"),
         (sampled, MeanFieldGuide, "model.scale was set after it was built"),
         (added, MeanFieldGuide, "model"),
         (rebuffered, SequenceGuide, "guide.w has a value that the constructors' arguments do not make"),
     ],
-    ids=["replaced", "untied", "views", "attribute", "sample", "added", "buffer"],
+    ids=["replaced", "untied", "views", "attribute", "tensor", "sample", "added", "buffer"],
 )
 def test_what_would_not_come_back_is_refused_and_nothing_is_written(
     spoil: Callable[[TVAE, Guide], None], make: Callable[[TVAE], Guide], words: str, tmp_path: Path
