@@ -195,6 +195,13 @@ def groups_of(data: ArvizData) -> dict[str, Dataset]:
     """Name -> group, whatever the version of ArviZ."""
     if is_legacy():
         return {name: data[name] for name in data.groups()}
+    inner = [f"{name}/{deeper}" for name, node in data.children.items() for deeper in node.children]
+    inner += [str(name) for name in data.data_vars]
+    if inner:
+        raise ValueError(
+            f"the data hold {', '.join(sorted(inner))} beside groups, or in groups of groups, where ArviZ looks for "
+            "nothing; keep them in a group of their own at the first level, or take xarray's own functions."
+        )
     return {name: node.to_dataset() for name, node in data.children.items()}
 
 
@@ -334,13 +341,25 @@ def _same_file(path: str, written: tuple[int, int], mode: str) -> Any:
 
 
 def names_of(path: Path) -> list[str]:
-    """Names of the groups in a NetCDF file or Zarr folder."""
+    """Names of the groups in a NetCDF file or Zarr folder; warns of what is in none of them, or deeper."""
     if path.is_dir():
-        return sorted(entry.name for entry in path.iterdir() if (entry / ".zgroup").exists())
-    import h5netcdf
+        entries = [entry for entry in path.iterdir() if entry.is_dir()]
+        names = sorted(entry.name for entry in entries if (entry / ".zgroup").exists())
+        others = [entry.name for entry in entries if entry.name not in names]
+        others += [f"{name}/{entry.parent.name}" for name in names for entry in (path / name).glob("*/.zgroup")]
+    else:
+        import h5netcdf
 
-    with h5netcdf.File(path, "r") as file:
-        return list(file.groups)
+        with h5netcdf.File(path, "r") as file:
+            names, others = list(file.groups), list(file.variables)
+            others += [f"{name}/{inner}" for name in names for inner in file.groups[name].groups]
+    if others:
+        warnings.warn(
+            f"{path} holds {', '.join(sorted(others))}, which is in no group at the first level and not read; take "
+            "xarray.open_datatree for that.",
+            stacklevel=3,
+        )
+    return names
 
 
 def diagnose(kind: str, draws: Tensor) -> Tensor:

@@ -100,6 +100,23 @@ def test_a_zarr_folder_that_was_copied_in_part_is_told_of(tmp_path: Path) -> Non
         from_netcdf(path)
 
 
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+def test_what_lies_beside_or_below_the_groups_is_told_of(suffix: str, tmp_path: Path) -> None:
+    model, path = TVAE((1, 4, 4), 3, 1, 3), tmp_path / f"a.{suffix}"
+    data = to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4)
+    (to_netcdf if suffix == "nc" else to_zarr)(data, path)
+    mine = Dataset({"mine": ("x", np.arange(3.0))})
+    for group in ("posterior/deep", None):
+        if suffix == "nc":
+            mine.to_netcdf(path, mode="a", engine="h5netcdf", group=group)
+        else:
+            mine.to_zarr(path, mode="a", group=group, zarr_format=2, consolidated=False)
+    with pytest.warns(
+        UserWarning, match=rf"a.{suffix} holds mine, posterior/deep, .*which is in no group at the first"
+    ):
+        assert "posterior" in from_netcdf(path).groups()
+
+
 NO_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "a path as attribute": ({"attributes": {"run": Path("a")}}, "no NetCDF file holds the attribute 'run'"),
     "a truth as attribute": ({"attributes": {"good": True}}, "no NetCDF file holds the attribute 'good'"),
