@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.judging import as_they_were, in_turn, refuse_inference_mode
+from pyro_tvae.naming import NamedModule, check_store
 from pyro_tvae.programs import untouched_store
 
 from .batches import Batch, batch_of, peek
@@ -182,6 +183,16 @@ def fit(
         raise ValueError(f"fit: compile is {compile!r}; expected True or False.")
     check_optimizer(optimizer)
     check_makers(schedule, objective)
+    check_store(guide)
+    for part in (model, guide):
+        others = part.claim_store() if isinstance(part, NamedModule) else []
+        if others:
+            warnings.warn(
+                f"fit: Pyro's parameter store held other values of {others[0]}, of a former module of that name or "
+                f"loaded from a file; this {type(part).__name__}'s own are trained. Call it once before, to take those "
+                "over.",
+                stacklevel=2,
+            )
     validates = check_data({"data": data, "validation": validation}, patience)
     # Programs that are called as Pyro calls them put their parameters into its store, where the next one of the same
     # name, such as a second AutoNormal, would find them.

@@ -17,7 +17,7 @@ from pyro.nn.module import _Context
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor, nn
 
-__all__ = ["NamedModule", "restoring"]
+__all__ = ["NamedModule", "check_store", "restoring"]
 
 _Self = TypeVar("_Self", bound="NamedModule")
 
@@ -108,6 +108,20 @@ class NamedModule(PyroModule):
                 del store[name]  # the module's own takes its place at the next statement
             in_store[name] = parameter
 
+    def claim_store(self) -> list[str]:
+        """Let the module's own parameters stand, whatever the store holds under their names; those that were others."""
+        store: Any = pyro.get_param_store()
+        in_store: dict[str, Tensor] = self.__dict__.setdefault("_in_store", {})
+        others = []
+        for name, parameter in _named(self, self._pyro_name):
+            stored = store._params.get(name)
+            if stored is not None and stored is not parameter:
+                if stored is not in_store.get(name):
+                    others.append(name)
+                del store[name]
+            in_store[name] = parameter
+        return others
+
     def _state(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_in_store"}
 
@@ -134,6 +148,31 @@ class NamedModule(PyroModule):
         twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self._state().items()})
         twin._settle()
         return twin
+
+
+def check_store(program: object) -> None:
+    """Raise ValueError where Pyro would put other parameters from its store in the place of a module's own.
+
+    As of two autoguides, which are all called ``AutoNormal`` or the like: the one that is called later becomes the
+    other one. Modules with names of their own are none of them.
+    """
+    if not isinstance(program, PyroModule) or isinstance(program, NamedModule):
+        return
+    if program._pyro_context.active or pyro.settings.get("module_local_params"):
+        return
+    params: Any = pyro.get_param_store()._params  # type: ignore[attr-defined]
+    for part in program.modules():
+        if not isinstance(part, PyroModule) or isinstance(part, NamedModule):
+            continue
+        for key, parameter in part._parameters.items():
+            name = f"{part._pyro_name}.{key.removesuffix('_unconstrained')}"
+            stored = params.get(name)
+            if parameter is not None and stored is not None and stored is not parameter:
+                raise ValueError(
+                    f"Pyro's parameter store holds another {name} than this {type(program).__name__} has, such as that "
+                    "of another module of its class, and would put it in its place; call pyro.clear_param_store() to "
+                    f"keep the module's own, or call the {type(program).__name__} once to take over what is stored."
+                )
 
 
 @contextmanager

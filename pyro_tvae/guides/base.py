@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model import TVAE, check_finite
-from ..naming import NamedModule
+from ..naming import NamedModule, check_store
 from ..parts import Part
 from ..posteriors import Posterior, Program, draw, for_sequences
 from ..programs import accepted, check_covariates, is_bayesian, keywords
@@ -133,6 +133,7 @@ def check_judged(
     model.check(x)
     if isinstance(guide, Guide):
         guide.check(model)
+    check_store(guide)
     check_covariates(model, guide, covariates, x.shape[-5])
     x = shown(x, covariates)
     check_finite(x, observed)

@@ -10,13 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -40,6 +43,7 @@ from pyro_tvae import (
     save,
 )
 from pyro_tvae.guides.orbit import ConditionalOrbitGuide
+from pyro_tvae.inference import TrainerOptions, fit, log_likelihood, to_arviz
 
 FRAME = (1, 2, 3)
 Pair = tuple[TVAE, Guide]
@@ -180,6 +184,7 @@ def test_a_copy_of_a_used_module_with_pyro_modules_inside() -> None:
 SCRIPT = """
 import sys, pyro, torch
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide
 folder, what = sys.argv[1:]
 torch.manual_seed(0)
@@ -336,3 +341,53 @@ def test_a_file_keeps_a_chosen_name_where_it_is_free(tmp_path: Path) -> None:
     del again, its_guide
     pyro.clear_param_store()
     assert [module._pyro_name for module in load(path)] == ["mine", "mine_guide"]
+
+
+def tiny(name: str | None = None) -> TVAE:
+    return TVAE((1, 4, 4), 3, 1, 3, CapsuleRoll(3, 0), mu=1.0, name=name)
+
+
+def test_what_fit_trains_stays_whatever_a_former_module_of_its_name_left() -> None:
+    """As in a loop over folds, and in a notebook whose cells run again."""
+    x = torch.rand(8, 3, 1, 4, 4)
+    options: dict[str, Any] = {"max_epochs": 1, "progress": False, "trainer": TrainerOptions("cpu")}
+    for fold in range(2):
+        model = tiny(f"fold of {id(x)}".replace(" ", "_"))
+        guide = MeanFieldGuide(model)
+        if fold:
+            with pytest.warns(
+                UserWarning, match=r"^fit: Pyro's parameter store held other values of fold_of_.*own are"
+            ):
+                fit(model, guide, x, **options)
+        else:
+            fit(model, guide, x, **options)
+        trained = [parameter.clone() for parameter in model.parameters()]
+        model(n_sequences=1)
+        assert all(map(torch.equal, trained, model.parameters()))
+        model = guide = None  # type: ignore[assignment]
+        gc.collect()
+
+
+@pytest.mark.parametrize("use", ["fit", "log_likelihood", "to_arviz"])
+def test_an_autoguide_does_not_become_another_one_of_its_class(use: str) -> None:
+    x = torch.rand(8, 3, 1, 4, 4)
+    one, two = tiny(), tiny()
+    guides = AutoNormal(one), AutoNormal(two)
+    pyro.clear_param_store()
+    guides[1](x)
+    pyro.clear_param_store()
+    before = [parameter.clone() for parameter in guides[1].parameters()]
+    SVI(one, guides[0], pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(x)
+    function = {
+        "fit": partial(fit, max_epochs=1, progress=False),
+        "log_likelihood": log_likelihood,
+        "to_arviz": to_arviz,
+    }
+    with pytest.raises(
+        ValueError, match=r"^Pyro's parameter store holds another AutoNormal\..* than this AutoNormal has"
+    ):
+        function[use](two, guides[1], x)
+    assert all(map(torch.equal, before, guides[1].parameters()))
+    pyro.clear_param_store()
+    log_likelihood(two, guides[1], x, 2)
+    assert all(map(torch.equal, before, guides[1].parameters()))
