@@ -368,6 +368,10 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
                 extra = {*getattr(module, table)} ^ {*getattr(twin, table)}
                 if extra:
                     raise _refusal(f"{path}.{min(extra)}", "was set after it was built", "set it in the constructor")
+        if isinstance(module, PyroModule) and isinstance(twin, PyroModule):
+            for key, (constraint, _) in module._pyro_params.items():
+                if str(constraint) != str(twin._pyro_params[key][0]):
+                    raise _refusal(f"{path}.{key}", "has another constraint", "give it in the constructor")
     if others:
         raise _refusal(min(others), "was taken away after it was built", "build the pair without it")
 
@@ -384,6 +388,8 @@ def _plain(value: Any) -> Any:
         return [str(value.dtype), value.shape, value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).tolist()]
     if isinstance(value, np.ndarray) and value.dtype != object:
         return [str(value.dtype), value.shape, value.tobytes()]
+    if inspect.isroutine(value):
+        return [getattr(value, "__module__", ""), getattr(value, "__qualname__", "")]
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -337,10 +337,20 @@ class Scaled(MeanFieldGuide):
     def __init__(self, model: TVAE) -> None:
         super().__init__(model)
         self.sizes = torch.ones(2)
+        self.bend = torch.relu
+        self.width = PyroParam(torch.tensor(0.25), constraint=constraints.positive)
 
 
 def scaled(model: TVAE, guide: Guide) -> None:
     guide.sizes = torch.zeros(2)
+
+
+def bent(model: TVAE, guide: Guide) -> None:
+    guide.bend = torch.tanh
+
+
+def constrained(model: TVAE, guide: Guide) -> None:
+    guide.width = PyroParam(torch.tensor(0.25), constraint=constraints.unit_interval)
 
 
 def sampled(model: TVAE, guide: Guide) -> None:
@@ -363,11 +373,13 @@ def added(model: TVAE, guide: Guide) -> None:
         (viewed, MeanFieldGuide, "shares its memory with"),
         (altered, MeanFieldGuide, "model.eps is not what the constructors' arguments make"),
         (scaled, Scaled, "guide.sizes is not what the constructors' arguments make"),
+        (bent, Scaled, "guide.bend is not what the constructors' arguments make"),
+        (constrained, Scaled, "guide.width has another constraint"),
         (sampled, MeanFieldGuide, "model.scale was set after it was built"),
         (added, MeanFieldGuide, "model"),
         (rebuffered, SequenceGuide, "guide.w has a value that the constructors' arguments do not make"),
     ],
-    ids=["replaced", "untied", "views", "attribute", "tensor", "sample", "added", "buffer"],
+    ids=["replaced", "untied", "views", "attribute", "tensor", "function", "constraint", "sample", "added", "buffer"],
 )
 def test_what_would_not_come_back_is_refused_and_nothing_is_written(
     spoil: Callable[[TVAE, Guide], None], make: Callable[[TVAE], Guide], words: str, tmp_path: Path
