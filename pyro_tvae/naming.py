@@ -160,7 +160,7 @@ def check_store(program: object) -> None:
         return
     if program._pyro_context.active or pyro.settings.get("module_local_params"):
         return
-    params: Any = pyro.get_param_store()._params  # type: ignore[attr-defined]
+    params: Any = pyro.get_param_store()._params
     for part in program.modules():
         if not isinstance(part, PyroModule) or isinstance(part, NamedModule):
             continue
