@@ -388,10 +388,14 @@ class Run:
 
     def check_can_go_on(self) -> None:
         """Raise FileNotFoundError where a training that had ended would begin again from nothing."""
-        if self.has(TRAINED) and not self.has(f"{CHECKPOINTS}/last.ckpt"):
+        if not self.has(TRAINED):
+            return
+        with reading(folder := self.path / CHECKPOINTS):
+            begun = any((folder / f"{name}.ckpt").is_file() for name in ("last", "best"))
+        if not begun:
             raise FileNotFoundError(
-                f"{self} has lost both {WEIGHTS} and {CHECKPOINTS}/last.ckpt, and its training had ended; put one of "
-                "them back, or move the folder away to train anew."
+                f"{self} has lost {WEIGHTS} and its checkpoints, and its training had ended; put either of them back, "
+                "or move the folder away to train anew."
             )
 
     def lacking(self) -> list[str]:
