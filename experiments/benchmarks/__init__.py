@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ def run_suite(
     from ..provenance import machine
     from ..reports.tables import wide_console
     from ..runs.files import write_text
-    from ..runs.outputs import check_replaceable, unfinished
+    from ..runs.outputs import check_replaceable, free_name, unfinished
 
     names = list(dict.fromkeys(names or [name for name in NAMES if name not in EXTRA]))
     unknown = [name for name in names if name not in NAMES]
@@ -90,8 +89,7 @@ def run_suite(
             write_text(path, json.dumps(record, indent=2) + "\n")
 
     if part is not None and part.exists():  # of one that was interrupted, whose measurements took their time
-        former = next(other for n in itertools.count(1) if not (other := part.with_stem(f"{part.stem}-{n}")).exists())
-        part.rename(former)
+        former = part.rename(free_name(part))
         print(f"what was finished before is in {former}", flush=True)
     write()
     console = wide_console()

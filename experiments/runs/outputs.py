@@ -38,6 +38,7 @@ __all__ = [
     "check_replaceable",
     "damaged",
     "digest",
+    "free_name",
     "replacing",
     "request_of",
     "shown_on",
@@ -94,11 +95,15 @@ def shown_on(path: Path, *pages: Path) -> Iterator[Path]:
         before = _written(path)
         yield partial
         if _written(path) != before:
-            kept = next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
-            os.replace(partial, kept)
+            os.replace(partial, kept := free_name(path))
             raise ValueError(f"{path} was written by something else meanwhile, and stays; what was made is {kept}.")
         for page in pages:
             page.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """The first of ``name-1``, ``name-2``, … beside a file that nothing has."""
+    return next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
 
 
 def _written(path: Path) -> tuple[int, int, int] | None:
