@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .checkpoints import WholeFiles
 
@@ -175,17 +176,19 @@ def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) ->
     """A Trainer with further callbacks before and after its own, and checkpoints that are written whole or not at all.
 
     What writes checkpoints comes last of all, so that they hold what the others did. A checkpoint plugin of the
-    Trainer's stays.
+    Trainer's stays. A process that trains alone writes its logs whatever SLURM_PROCID, as in one task of many, says.
     """
-    own, strategy = trainer.callbacks, trainer.strategy
+    own, strategy, rank = trainer.callbacks, trainer.strategy, rank_zero_only.rank
     plugin = strategy.checkpoint_io
+    if trainer.world_size == 1:
+        rank_zero_only.rank = 0
     trainer.callbacks = sorted([*before, *own, *after], key=lambda one: isinstance(one, Checkpoint))
     if type(plugin) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeFiles()
     try:
         yield
     finally:
-        trainer.callbacks, strategy.checkpoint_io = own, plugin
+        trainer.callbacks, strategy.checkpoint_io, rank_zero_only.rank = own, plugin, rank
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_tvae.files import atomic_write
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
@@ -16,15 +17,7 @@ from pyro_tvae.memory import exhausted
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
-from ..runs.outputs import (
-    REQUEST,
-    check_nothing_added,
-    damaged,
-    replacing,
-    request_of,
-    shown_on,
-    unfinished,
-)
+from ..runs.outputs import REQUEST, check_nothing_added, damaged, replacing, request_of, unfinished
 from ..runs.run import Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
@@ -95,7 +88,7 @@ def calibrate_run(
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
     file = output or own.path / CALIBRATION
     page = file.with_suffix(".html")
-    with replacing(file, request, overwrite, page=page):
+    with replacing(file, request, overwrite, page=page) as written:
         begun = unfinished(file, request)
         stored = _read(file, request, lenient=overwrite)
         ranks = max(stored, _read(begun, request, lenient=True), key=_number)
@@ -120,10 +113,12 @@ def calibrate_run(
                 ranks = {
                     name: torch.cat([ranks[name], value]) if ranks else value for name, value in part.ranks.items()
                 }
-                _write(begun, ranks, request)
+                with atomic_write(begun) as partial:
+                    _write(partial, ranks, request)
                 bar.update(min(size, simulations - start))
         if _number(ranks) > _number(stored):
-            _write(file, ranks, request, page)
+            with written(page) as partial:
+                _write(partial, ranks, request)
         begun.unlink(missing_ok=True)
         result = Calibration({name: value[:simulations] for name, value in ranks.items()}, draws)
         facts = {
@@ -169,11 +164,10 @@ def _number(ranks: dict[str, torch.Tensor]) -> int:
     return len(next(iter(ranks.values()), ()))
 
 
-def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any], *pages: Path) -> None:
+def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any]) -> None:
     from xarray import Dataset
 
     variables = {name: (_dims(name, value.dim()), value.numpy().astype(np.int32)) for name, value in ranks.items()}
     attributes = {REQUEST: json.dumps(request), DRAWS: request["draws"], RANKS: json.dumps([*ranks])}
     data = Dataset(variables, attrs=attributes)
-    with shown_on(path, *pages) as partial:
-        data.to_netcdf(partial, engine="h5netcdf", encoding={name: {"zlib": True} for name in variables})
+    data.to_netcdf(path, engine="h5netcdf", encoding={name: {"zlib": True} for name in variables})

@@ -81,7 +81,7 @@ def compare_runs(
         "seed": seed,
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
-    with nullcontext() if output is None else replacing(output, request, overwrite):
+    with nullcontext() if output is None else replacing(output, request, overwrite) as written:
         first, *further = (next(one.data.batches(split, one.device, batch_size=sequences)) for one in loaded)
         for run, batch in zip(stored[1:], further, strict=True):
             if not all(_equal(first.get(name), batch.get(name)) for name in ("x", "observed", "measured")):
@@ -99,7 +99,7 @@ def compare_runs(
             seed=seed,
             progress=any(bool(one.config.fit.progress) for one in loaded),
         )
-        if output is not None:
+        if written is not None:
             record: dict[str, Any] = {
                 "kind": "comparison",
                 REQUEST: request,
@@ -110,7 +110,8 @@ def compare_runs(
                 "log_p": dict(zip(result.names, result.log_p.tolist(), strict=True)),
                 "pareto_k": dict(zip(result.names, result.pareto_k.tolist(), strict=True)),
             }
-            write_text(output, json.dumps(finite(record), indent=1))
+            with written() as partial:
+                write_text(partial, json.dumps(finite(record), indent=1))
         return result
 
 

@@ -150,7 +150,7 @@ def likelihood_run(
         **({"data": loaded.others} if loaded.others else {}),
     }
     file = output or run / LIKELIHOOD
-    with replacing(file, request, overwrite):
+    with replacing(file, request, overwrite) as written:
         begun = unfinished(file, request)
         done, first = _begun(begun)
         record: LikelihoodRecord = {
@@ -209,7 +209,8 @@ def likelihood_run(
                 "gap_error": bounds.mean_gap_error,
                 "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
             }
-        _write(file, record)
+        with written() as partial:
+            _write(partial, record)
         begun.unlink(missing_ok=True)
         return record
 

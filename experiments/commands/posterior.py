@@ -24,7 +24,7 @@ from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
 from ..datasets.splits import masks_of, scored_in_words
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, replacing, shown_on
+from ..runs.outputs import REQUEST, replacing
 from ..runs.run import Run
 
 __all__ = ["posterior_run"]
@@ -106,7 +106,7 @@ def posterior_run(
     }
     page = file.with_suffix(".html")
     whole = {*groups} >= FOR_THE_PAGE and not variables
-    with replacing(file, request, overwrite, page=page):
+    with replacing(file, request, overwrite, page=page) as written:
         # Somebody may have added to it; what was asked for otherwise has been refused.
         kept = not overwrite and file.exists()
         batch = next(judged.batches("test", loaded.device, batch_size=sequences))
@@ -129,7 +129,7 @@ def posterior_run(
                     of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
                     size = expected_size(model, guide, batch["x"], **of_file, **masks)
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
-            with nullcontext(file) if kept else shown_on(file, page) as partial:
+            with nullcontext(file) if kept else written(page) as partial:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it
                     drawn = to_arviz(

@@ -10,10 +10,11 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro_tvae.files import (
     atomic_write,
@@ -55,6 +56,14 @@ def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+class Written(NamedTuple):
+    """A file's number, size and time."""
+
+    number: int = 0
+    size: int = 0
+    time: int = 0
+
+
 def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
     """Where a file is written until all that was asked for is in it; another request's has another name.
 
@@ -83,19 +92,24 @@ def aside(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def shown_on(path: Path, *pages: Path) -> Iterator[Path]:
+def shown_on(path: Path, *pages: Path, since: Written | None = None) -> Iterator[Path]:
     """Yield where a file is written that pages show; those of the old file go just before the new one takes its place.
 
     So no page lies beside a file that it does not show, whenever the process is killed: it is written afterwards.
 
+    Args:
+        path: of the file.
+        pages: that show it.
+        since: how the file was when what goes into it was begun, see :func:`written`; by default, how it is now.
+
     Raises:
         ValueError: something else wrote the file meanwhile; what was made has another name then.
     """
-    with atomic_write(path) as partial:
-        before = _written(path)
-        yield partial
-        if _written(path) != before:
-            os.replace(partial, kept := free_name(path))
+    with atomic_write(path) as place:
+        before = since or written(path)
+        yield place
+        if written(path) != before:
+            os.replace(place, kept := free_name(path))
             raise ValueError(f"{path} was written by something else meanwhile, and stays; what was made is {kept}.")
         for page in pages:
             page.unlink(missing_ok=True)
@@ -106,12 +120,13 @@ def free_name(path: Path) -> Path:
     return next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
 
 
-def _written(path: Path) -> tuple[int, int, int] | None:
+def written(path: Path) -> Written:
+    """What tells a file from one that is written in its place or over it; nothing where there is none."""
     try:
         state = os.stat(path)
     except FileNotFoundError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
+        return Written()
+    return Written(state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 def request_of(path: Path) -> dict[str, Any] | None:
@@ -205,11 +220,17 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
 
 
 @contextmanager
-def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None) -> Iterator[None]:
+def replacing(
+    path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None
+) -> Iterator[Callable[..., AbstractContextManager[Path]]]:
     """Hold a file that may be written, while what goes into it is computed; for the rest see :func:`check_replaceable`.
 
     So nobody else writes it meanwhile, whose result would be replaced unasked. The lock is a file beside it, which is
     not left behind.
+
+    Yields:
+        What takes the pages that show the file and yields where it is written, as :func:`shown_on`; what something
+        else has written since stays.
 
     Raises:
         BlockingIOError: another process is making it.
@@ -226,7 +247,7 @@ def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: 
         try:
             check_replaceable(path, request, overwrite, page=page)  # another may have ended just now
             with staying(path.parent):
-                yield
+                yield partial(shown_on, path, since=written(path))
         finally:
             lock.unlink(missing_ok=True)
 

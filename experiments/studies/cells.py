@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -17,10 +17,20 @@ from ..runs.names import EVALUATION, SELECTIVITY
 from ..runs.run import Run
 from .records import Cell, Values
 
-__all__ = ["ANNEALED", "POINTS", "REFITTED", "judged", "measured"]
+__all__ = ["ANNEALED", "POINTS", "REFITTED", "Refitted", "judged", "measured"]
 
 ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
 DIGITS = 7  # more would be noise in the files' diffs
+
+
+class Refitted(TypedDict):
+    """The content of ``refitted.json``: nats per frame, and the digest of the reference's weights, ``of``."""
+
+    elbo: float
+    iwae: float
+    best: float
+    gap: float
+    of: NotRequired[str | None]
 
 
 def judged(run: Run) -> EvaluationRecord:
@@ -78,9 +88,11 @@ def measured(run: Run) -> Cell:
         if took is not None:
             seconds["annealing"] = took
         values |= {f"few/{key}": value for key, value in annealed.items()}
-    for file, prefix in ((REFITTED, "held"), (SELECTIVITY, "map")):
-        if run.has(file):
-            values |= {f"{prefix}/{key}": value for key, value in run.read(file, Values).items()}
+    if run.has(REFITTED):
+        refitted = run.read(REFITTED, Refitted)
+        values |= {f"held/{key}": refitted[key] for key in ("elbo", "iwae", "best", "gap")}
+    if run.has(SELECTIVITY):
+        values |= {f"map/{key}": value for key, value in run.read(SELECTIVITY, Values).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     left_out = [
         f"{name} is left out: {said}"

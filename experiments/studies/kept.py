@@ -14,9 +14,9 @@ from ..config.former_names import current_settings
 from ..runs.files import MEND, finite, read_record, write_text
 from ..runs.holding import holding
 from ..runs.schema import problem
-from .records import LEARNING_CURVES, SCHEMA, TABLE, Record, digest_of, kept_cells
+from .records import LEARNING_CURVES, SCHEMA, TABLE, Record, Row, digest_of, kept_cells
 
-__all__ = ["FOLDER", "check_kept", "held", "read_kept", "write_record"]
+__all__ = ["FOLDER", "check_kept", "held", "read_kept", "with_additions", "write_record"]
 
 KINDS = (TABLE, LEARNING_CURVES)
 FEW = 5  # different numbers of a run at least, for those of another to be a copy
@@ -74,6 +74,16 @@ def check_kept(path: Path, record: Record) -> None:
             f"{path} is left as it was, since what the runs give for it cannot be: {problem}; move the folder of the "
             "run that is a copy away, or run that seed anew."
         )
+
+
+def with_additions(record: Record, path: Path) -> Record:
+    """A record with what hands have added to the one that it takes the place of, such as captions and notes of rows."""
+    if not path.is_file():
+        return record
+    former = read_kept(path)
+    own = {row["name"]: row for row in former["rows"]}
+    rows = [cast(Row, {**own.get(row["name"], {}), **row}) for row in record["rows"]]
+    return cast(Record, {**former, **record, "rows": rows})
 
 
 def _problem(record: Mapping[str, Any]) -> str | None:

@@ -18,11 +18,11 @@ from ..interruption import command
 from ..runs.data import Splits, made_fingerprints, other_splits
 from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
-from ..runs.outputs import shown_on
+from ..runs.outputs import free_name, shown_on
 from ..runs.run import Run
 from .cells import ANNEALED, POINTS, REFITTED, measured
 from .comparison import as_csv, markdown
-from .kept import check_kept, held, read_kept, write_record
+from .kept import check_kept, held, read_kept, with_additions, write_record
 from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
 from .settings import Settings, check_settings, settings_of
@@ -47,6 +47,7 @@ class Ledger:
         homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
         needed: the files that the folder of a run has that is done; training makes the first of them.
         unreadable: runs that are in no table, since a file of theirs is damaged or none of theirs: why, in a sentence.
+        told: what :meth:`write` has to say, a sentence each, since it was last asked.
         allow: what the runs' configurations may call.
 
     Raises:
@@ -88,6 +89,7 @@ class Ledger:
         self.settings = {row: settings_of(config) for row, config in configurations.items()}
         self.without = {row: settings_of(config) for row, config in (without or configurations).items()}
         self.unreadable: dict[tuple[str, int], str] = {}
+        self.told: list[str] = []
         self.kept = self._read()
         for folder in {self.folder, *self.homes.values()}:
             check_inside(folder)
@@ -186,7 +188,8 @@ class Ledger:
                 record["figures"] = sorted(path.name for path in self.folder.glob("*.png"))
             if self.target is not None:
                 check_kept(self.target, record)
-                write_record(self.target, record)
+                write_record(self.target, with_additions(record, self.target))
+            self._keep_gone(shown, cells)
             if self.study.labels is not None:
                 write_record(shown, record)
             else:
@@ -200,6 +203,20 @@ class Ledger:
                     with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
                         partial.write_bytes(picture.read_bytes())
         return record
+
+    def _keep_gone(self, shown: Path, cells: Iterable[tuple[str, int]]) -> None:
+        """Put a former table aside that has runs whose folders are gone: their numbers stand nowhere else."""
+        former = dict[tuple[str, int], Cell]()
+        with suppress(OSError, ValueError):  # none, or one that shows nothing
+            former = kept_cells(read_kept(shown))
+        lost = former.keys() - {*cells}
+        there = {cell for cell in lost if cell[0] in self.homes and self.run(*cell).path.is_dir()}
+        gone = sorted(f"{row}, seed {seed}" for row, seed in lost - there)
+        if gone:
+            other = free_name(shown)
+            with atomic_write(other) as partial:
+                partial.write_bytes(shown.read_bytes())
+            self.told.append(f"{shown} leaves out {'; '.join(gone)}, whose folders are gone, and {other} has them.")
 
     def _local(self, wanted: Callable[[tuple[str, int]], bool]) -> dict[tuple[str, int], Cell]:
         """What those of the runs measured that are wanted, here and done, asked for or not."""

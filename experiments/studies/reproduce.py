@@ -25,10 +25,10 @@ from ..config.composition import PLACES, compose, fitting_overrides, located, pa
 from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
 from ..runs.files import finite, read_record, write_text
-from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
+from ..runs.names import CONFIG, EVALUATION, SELECTIVITY, WEIGHTS
 from ..runs.outputs import digest
 from ..runs.run import Run
-from .cells import ANNEALED, REFITTED
+from .cells import ANNEALED, REFITTED, Refitted
 from .learning_curves import follow
 from .ledger import Ledger
 from .paper_figures import draw_run
@@ -131,6 +131,8 @@ def reproduce_all(
                 check_stays(output)
                 ledger.write()
             record = ledger.write()
+            for told in ledger.told:
+                progress(told)
             for (row, seed), why in ledger.unreadable.items():
                 failures.setdefault(f"{name}: {row}, seed {seed}", why)
         yield record
@@ -174,10 +176,14 @@ def _cell(
         start = time.monotonic()
         annealed = _anneal(run, **study.annealing)
         run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
-    if study.reference and study.annealing and not run.has(REFITTED):
-        progress(f"{said}, its guide fitted to the model of {study.reference}")
+    if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
-        run.write(REFITTED, json.dumps(finite(refit(run, reference, study.annealing["sequences"]))))
+        weights = reference.weights().get(WEIGHTS)
+        of = run.read(REFITTED, Refitted).get("of") if run.has(REFITTED) else None  # which older files do not say
+        if not run.has(REFITTED) or (None not in (of, weights) and of != weights):  # a reference that was run anew
+            progress(f"{said}, its guide fitted to the model of {study.reference}")
+            values = finite(refit(run, reference, study.annealing["sequences"]))
+            run.write(REFITTED, json.dumps({**values, "of": weights}))
     if study.drawing:
         _draw(study, run, stem, said, progress)
 

@@ -181,8 +181,8 @@ def test_what_another_one_is_making_is_not_made_twice(name: str, tmp_path: Path)
     if command is None:
         output = run / file
 
-        def command(run: Path, seed: int = 0) -> object:
-            return compare_runs([run, other], particles=2, sequences=2, seed=seed, output=output)
+        def command(run: Path, **options: Any) -> object:
+            return compare_runs([run, other], particles=2, sequences=2, output=output, **options)
 
     whole, answers = getattr(module, function), list[BaseException | None]()
 
@@ -201,6 +201,17 @@ def test_what_another_one_is_making_is_not_made_twice(name: str, tmp_path: Path)
     with pytest.raises(FileExistsError, match="was made with other seed"):
         command(run, seed=1)
     assert not [*run.glob(".*.lock")]
+
+    def copied_in(*given: object, **options: object) -> object:  # by what asks for no lock
+        (run / file).write_text("copied in")
+        return whole(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, function, copied_in)
+        with pytest.raises(ValueError, match=f"{file} was written by something else meanwhile, and stays"):
+            command(run, seed=1, overwrite=True)
+    assert (run / file).read_text() == "copied in"
+    assert (run / file).with_stem(f"{Path(file).stem}-1").stat().st_size > 100
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -582,6 +582,42 @@ def test_a_seed_that_another_keeps_during_a_run_is_not_lost(
 
 @pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("name", TRAINED_BY)
+def test_what_a_hand_adds_to_a_record_outlasts_the_next_seed(name: str, ran: list[str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"records": tmp_path / "kept", "keep": True, "progress": quietly}
+    reproduce(name, seeds=[0], output=tmp_path / "runs", **options)
+    file = tmp_path / "kept" / f"{name}.json"
+    record = json.loads(file.read_text())
+    added = {"command": "pyro-tvae reproduce …", "pictures": {"a.png": "Of my own"}, "remark": "in the winter"}
+    record["rows"][0]["remark"] = "of the first laptop"
+    file.write_text(json.dumps(record | added))
+    reproduce(name, seeds=[1], output=tmp_path / "runs", **options)
+    record = json.loads(file.read_text())
+    assert {key: record[key] for key in added} == added
+    assert record["rows"][0]["remark"] == "of the first laptop"
+    assert record["rows"][0]["seeds"] == [0, 1]
+
+
+@pytest.mark.usefixtures("curves")
+@pytest.mark.parametrize("name", TRAINED_BY)
+def test_runs_whose_folders_are_gone_stay_in_a_former_table(name: str, ran: list[str], tmp_path: Path) -> None:
+    said: list[str] = []
+    reproduce(name, seeds=[0, 1], output=tmp_path, progress=quietly)
+    table = tmp_path / name / ("table.json" if name == "small" else "record.json")
+    before = table.read_bytes()
+    [row] = json.loads(before)["rows"]
+    for folder in tmp_path.glob("*/*/seed0"):
+        shutil.rmtree(folder)
+    for _ in range(2):  # the second has nothing to tell
+        reproduce(name, seeds=[1], output=tmp_path, progress=said.append)
+    other = table.with_stem(f"{table.stem}-1")
+    assert said == [f"{table} leaves out {row['name']}, seed 0, whose folders are gone, and {other} has them."]
+    assert other.read_bytes() == before
+    assert json.loads(table.read_text())["rows"][0]["seeds"] == [1]
+    assert {*table.parent.glob(f"{table.stem}*.json")} == {table, other}
+
+
+@pytest.mark.usefixtures("curves")
+@pytest.mark.parametrize("name", TRAINED_BY)
 def test_keepers_that_finish_at_the_same_moment_lose_no_seed(
     name: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

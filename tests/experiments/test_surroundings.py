@@ -123,6 +123,14 @@ def test_what_lightning_finds_to_go_on_from_is_refused_where_nobody_asked(
     assert len(fit_tiny(callbacks=callbacks, resume=Path(name), max_epochs=8).rows) == 1
 
 
+def test_a_fit_of_its_own_in_one_task_of_many_writes_its_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes the rank of whoever logs from SLURM_PROCID when it is imported."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    fit_tiny(directory=Path("mine"))
+    assert len([*Path("mine").rglob("metrics.csv")]) == 1
+    assert rank_zero_only.rank == 1
+
+
 def test_a_variable_of_lightning_s_changes_no_course_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_TRAINER_DETERMINISTIC", "1")  # what is trained stays the same
     fit_tiny()
