@@ -260,6 +260,9 @@ def fit(
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
                 keeping.finish(module)
+    for part in (model, guide):
+        if isinstance(part, NamedModule):
+            part.enter_store()
     module.zero_grad()  # as large as the weights, like each of Adam's moments, which the trainer would go on holding
     if ours:
         trainer.strategy.optimizers = []

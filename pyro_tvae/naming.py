@@ -122,6 +122,17 @@ class NamedModule(PyroModule):
             in_store[name] = parameter
         return others
 
+    def enter_store(self) -> None:
+        """Put the parameters of a module of a chosen name into the store, as calls do, for whoever saves that."""
+        if self._chosen != self._pyro_name or self._pyro_context.active or pyro.settings.get("module_local_params"):
+            return
+        self.claim_store()
+        with self._pyro_context, torch.no_grad():
+            for part in self.modules():
+                if isinstance(part, PyroModule):
+                    for key in (*part._parameters, *part._pyro_params, *part._modules):
+                        getattr(part, key)  # which is a statement
+
     def _state(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_in_store"}
 

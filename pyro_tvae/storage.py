@@ -352,6 +352,14 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
             if key in vars(twin) and _plain(value) != _plain(vars(twin)[key]):
                 remedy = f"give {type(module).__name__} that value when it is built"
                 raise _refusal(f"{path}.{key}", "is not what the constructors' arguments make", remedy)
+        for key in _private(module).keys() & _private(twin).keys():
+            made = _plain(vars(twin)[key])
+            if made is not None and _plain(vars(module)[key]) != made:  # a constant as well as what a method counts
+                warnings.warn(
+                    f"save: {path}.{key} is not what the constructors' arguments make, and no file holds it, so that "
+                    "what is loaded has what they make; where it changes what the module gives, make it an argument.",
+                    stacklevel=4,
+                )
         hooks = ("_forward_hooks", "_forward_pre_hooks")
         hooked = any(len(vars(module)[key]) > len(vars(twin)[key]) for key in hooks)
         replaced = [key for key, value in _attributes(module).items() if callable(value) and key not in vars(twin)]
@@ -372,12 +380,22 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
             for key, (constraint, _) in module._pyro_params.items():
                 if str(constraint) != str(twin._pyro_params[key][0]):
                     raise _refusal(f"{path}.{key}", "has another constraint", "give it in the constructor")
+            for key, prior in module._pyro_samples.items():
+                if _plain(prior) != _plain(twin._pyro_samples[key]):
+                    raise _refusal(f"{path}.{key}", "has another prior", "give it in the constructor")
     if others:
         raise _refusal(min(others), "was taken away after it was built", "build the pair without it")
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+
+
+def _private(module: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if key.startswith("_") and key not in _INTERNAL}
+
+
+_INTERNAL = {*vars(nn.Module()), *vars(PyroModule())}
 
 
 def _plain(value: Any) -> Any:
@@ -392,6 +410,11 @@ def _plain(value: Any) -> Any:
         return [getattr(value, "__module__", ""), getattr(value, "__qualname__", "")]
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, torch.distributions.Distribution):
+        own = {name: _plain(getattr(value, name, None)) for name in value.arg_constraints}
+        return [dotted(type(value)), value.batch_shape, own, _plain(getattr(value, "base_dist", None))]
     if isinstance(value, dict):
         return {repr(key): _plain(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):

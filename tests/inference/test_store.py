@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 import pyro_tvae
@@ -131,3 +132,34 @@ def test_every_public_function_is_placed() -> None:
         if isinstance(getattr(inference, name), type) and issubclass(getattr(inference, name), inference.Objective)
     }
     assert objectives - {"Objective"} <= {*USES}
+
+
+def test_a_store_that_is_saved_after_a_fit_holds_a_named_pair(tmp_path: Path) -> None:
+    """As after steps of SVI; of pairs without chosen names nothing is left in it."""
+
+    def make() -> tuple[TVAE, MeanFieldGuide]:
+        model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3), mu=1.0, name="patches")
+        return model, MeanFieldGuide(model, name="patches_guide")
+
+    pyro.clear_param_store()
+    x = torch.rand(8, 3, 1, 2, 2)
+    model, guide = make()
+    SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    names = {*pyro.get_param_store()}
+    del model, guide
+    gc.collect()
+    pyro.clear_param_store()
+    model, guide = make()
+    inference.fit(model, guide, x, max_epochs=1, progress=False)
+    assert {*pyro.get_param_store()} == names
+    pyro.get_param_store().save(tmp_path / "store.pt")
+    weights = [parameter.detach().clone() for parameter in (*model.parameters(), *guide.parameters())]
+    del model, guide
+    gc.collect()
+    pyro.clear_param_store()
+    model, guide = make()
+    pyro.get_param_store().load(tmp_path / "store.pt")
+    model()
+    guide(x)
+    parameters = [*model.parameters(), *guide.parameters()]
+    assert all(map(torch.equal, weights, parameters))

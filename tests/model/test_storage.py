@@ -338,6 +338,9 @@ class Scaled(MeanFieldGuide):
         super().__init__(model)
         self.sizes = torch.ones(2)
         self.bend = torch.relu
+        self.parts = {"z", "u"}
+        self.offset = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        self._seen = 0
         self.width = PyroParam(torch.tensor(0.25), constraint=constraints.positive)
 
 
@@ -347,6 +350,14 @@ def scaled(model: TVAE, guide: Guide) -> None:
 
 def bent(model: TVAE, guide: Guide) -> None:
     guide.bend = torch.tanh
+
+
+def grouped(model: TVAE, guide: Guide) -> None:
+    guide.parts = {"z"}
+
+
+def wider(model: TVAE, guide: Guide) -> None:
+    guide.offset = PyroSample(dist.Normal(torch.zeros(2), 2.0).to_event(1))
 
 
 def constrained(model: TVAE, guide: Guide) -> None:
@@ -374,12 +385,27 @@ def added(model: TVAE, guide: Guide) -> None:
         (altered, MeanFieldGuide, "model.eps is not what the constructors' arguments make"),
         (scaled, Scaled, "guide.sizes is not what the constructors' arguments make"),
         (bent, Scaled, "guide.bend is not what the constructors' arguments make"),
+        (grouped, Scaled, "guide.parts is not what the constructors' arguments make"),
+        (wider, Scaled, "guide.offset has another prior"),
         (constrained, Scaled, "guide.width has another constraint"),
         (sampled, MeanFieldGuide, "model.scale was set after it was built"),
         (added, MeanFieldGuide, "model"),
         (rebuffered, SequenceGuide, "guide.w has a value that the constructors' arguments do not make"),
     ],
-    ids=["replaced", "untied", "views", "attribute", "tensor", "function", "constraint", "sample", "added", "buffer"],
+    ids=[
+        "replaced",
+        "untied",
+        "views",
+        "attribute",
+        "tensor",
+        "function",
+        "set",
+        "prior",
+        "constraint",
+        "sample",
+        "added",
+        "buffer",
+    ],
 )
 def test_what_would_not_come_back_is_refused_and_nothing_is_written(
     spoil: Callable[[TVAE, Guide], None], make: Callable[[TVAE], Guide], words: str, tmp_path: Path
@@ -392,6 +418,18 @@ def test_what_would_not_come_back_is_refused_and_nothing_is_written(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_class_keeps_to_itself_is_told_of_where_it_has_changed(tmp_path: Path) -> None:
+    """It may be a setting or a count, so that the weights of hours are written all the same."""
+    model = MODELS["roll"]()
+    guide = Scaled(model)
+    save(tmp_path / "as_built.safetensors", model, guide)  # a warning would be an error
+    guide._seen = 7
+    with pytest.warns(UserWarning, match=r"^save: guide._seen is not what the constructors' arguments make, and no"):
+        save(tmp_path / "m.safetensors", model, guide)
+    _, twin = load(tmp_path / "m.safetensors")
+    assert twin._seen == 0
 
 
 def test_a_param_statement_of_a_part_is_refused_by_name(tmp_path: Path) -> None:
