@@ -157,11 +157,34 @@ def check_holds(coords: Coordinates, attributes: Mapping[str, Any]) -> None:
         with h5netcdf.File(BytesIO(), "w") as file:
             try:
                 Dataset(**part).dump_to_store(H5NetCDFStore(file))
+                _check_comes_back(Dataset(**part), "every group")
             except Exception as error:  # of many kinds
                 raise ValueError(
                     f"to_arviz: no NetCDF file holds {name} ({in_words(error).rstrip('.')}); expected numbers or text, "
                     "under a name without '/'."
                 ) from None
+
+
+def _check_comes_back(data: Dataset, name: str) -> None:
+    """Raise ValueError where a reader would take attributes for how the values are to be decoded, and give others."""
+    from xarray import decode_cf
+
+    first = data.isel(dict.fromkeys(data.dims, slice(0, 1)))
+    try:
+        decoded = decode_cf(first)
+    except Exception as error:  # of many kinds
+        raise ValueError(
+            f"{name} has attributes by which no reader could decode its values ({in_words(error).rstrip('.')}); give "
+            "them other names."
+        ) from None
+    parts = [(name, first.attrs, decoded.attrs)]
+    parts += [(f"{name}[{key!r}]", one.attrs, decoded.variables[key].attrs) for key, one in first.variables.items()]
+    for place, before, after in parts:
+        for lost in before.keys() - after.keys():
+            raise ValueError(
+                f"{place} has the attribute {lost!r} ({before[lost]!r}), by which whoever reads the file would decode "
+                "it into something else; give that attribute another name."
+            )
 
 
 class _Place:
@@ -192,9 +215,14 @@ def _chunks(dims: tuple[str, ...], shape: tuple[int, ...], itemsize: int, rows: 
 
 
 def groups_of(data: ArvizData) -> dict[str, Dataset]:
-    """Name -> group, whatever the version of ArviZ."""
-    if is_legacy():
+    """Name -> group, whatever the version of ArviZ; TypeError for what is of none."""
+    if callable(getattr(data, "groups", None)):
         return {name: data[name] for name in data.groups()}
+    if not hasattr(data, "children"):
+        raise TypeError(
+            f"the data are of type {type(data).__name__}; expected what to_arviz makes, an InferenceData of ArviZ 0.x "
+            "or an xarray.DataTree."
+        )
     inner = [f"{name}/{deeper}" for name, node in data.children.items() for deeper in node.children]
     inner += [str(name) for name in data.data_vars]
     if inner:
@@ -213,6 +241,8 @@ def close(data: ArvizData) -> None:
 
 def write(data: ArvizData, path: Path) -> None:
     """Write all groups into one NetCDF file, numbers compressed; OSError where they would not fit uncompressed."""
+    for name, group in groups_of(data).items():
+        _check_comes_back(group, name)
     check_room(path, sum(group.nbytes for group in groups_of(data).values()) + OVERHEAD)
     from xarray import Dataset
 
@@ -237,6 +267,8 @@ def write_zarr(data: ArvizData, path: Path) -> None:
     """Write all groups into one Zarr folder; ModuleNotFoundError without the package zarr."""
     from xarray import Dataset
 
+    for name, group in groups_of(data).items():
+        _check_comes_back(group, name)
     Dataset(attrs=dict(data.attrs)).to_zarr(path, mode="a", zarr_format=2, consolidated=False)
     for name, group in groups_of(data).items():
         for value in group.variables.values():

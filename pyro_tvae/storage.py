@@ -353,8 +353,7 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
                 remedy = f"give {type(module).__name__} that value when it is built"
                 raise _refusal(f"{path}.{key}", "is not what the constructors' arguments make", remedy)
         for key in _private(module).keys() & _private(twin).keys():
-            made = _plain(vars(twin)[key])
-            if made is not None and _plain(vars(module)[key]) != made:  # a constant as well as what a method counts
+            if _plain(vars(module)[key]) != _plain(vars(twin)[key]):  # a constant as well as what a method counts
                 warnings.warn(
                     f"save: {path}.{key} is not what the constructors' arguments make, and no file holds it, so that "
                     "what is loaded has what they make; where it changes what the module gives, make it an argument.",
@@ -392,7 +391,11 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _private(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if key.startswith("_") and key not in _INTERNAL}
+    """What a class keeps to itself, but for containers, which are caches as a rule."""
+    own = {key: value for key, value in vars(module).items() if key.startswith("_") and key not in _INTERNAL}
+    return {
+        key: value for key, value in own.items() if isinstance(value, bool | int | float | str | Tensor | np.ndarray)
+    }
 
 
 _INTERNAL = {*vars(nn.Module()), *vars(PyroModule())}

@@ -121,6 +121,10 @@ NO_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "a path as attribute": ({"attributes": {"run": Path("a")}}, "no NetCDF file holds the attribute 'run'"),
     "a truth as attribute": ({"attributes": {"good": True}}, "no NetCDF file holds the attribute 'good'"),
     "paths as coordinate": ({"coords": {"file": [Path("a"), Path("b")]}}, "no NetCDF file holds the coordinate 'file'"),
+    "a word of the format's": (
+        {"attributes": {"coordinates": "z"}},
+        "no NetCDF file holds the attribute 'coordinates'",
+    ),
     "a name with a stroke": ({"coords": {"a/b": [1, 2]}}, "no NetCDF file holds the coordinate 'a/b'"),
     "below a file": ({"path": "file/a.nc"}, "file/a.nc cannot be written"),
     "a folder": ({"path": "folder"}, "folder cannot be written"),
@@ -143,6 +147,42 @@ def test_what_no_file_can_hold_is_named_before_the_draws(
     with pytest.raises((ValueError, OSError), match=said):
         to_arviz(model, default_guide(model), x, draws=4, **{"path": "a.nc", **options})
     assert {*tmp_path.rglob("*")} == before
+
+
+# attributes by which readers decode values -> what is said of them
+DECODED: dict[str, tuple[Any, str]] = {
+    "missing_value": (3, r"mine\['a'\] has the attribute 'missing_value' \(3\), by which whoever reads the file would"),
+    "units": ("days since 2000-01-01", r"mine\['a'\] has the attribute 'units' \('days since 2000-01-01'\), by which"),
+    "dtype": ("bool", r"mine\['a'\] has the attribute 'dtype' \('bool'\), by which"),
+}
+
+
+@pytest.mark.parametrize("write_to", [to_netcdf, to_zarr])
+def test_attributes_that_would_change_values_when_they_are_read_are_refused(
+    write_to: Callable[[ArvizData, Path], Path], tmp_path: Path
+) -> None:
+    values = Dataset({"a": ("n", np.array([1.0, 2.0, 3.0]), {"unit": "nats", "comment": "of mine"})})
+    for name, (value, said) in DECODED.items():
+        spoiled = values.copy()
+        spoiled["a"].attrs[name] = value
+        with pytest.raises(ValueError, match=said):
+            write_to(assemble({"mine": spoiled}, {}), tmp_path / "spoiled")
+    spoiled["a"].attrs = {"units": "frames since the start"}
+    with pytest.raises(ValueError, match=r"^mine has attributes by which no reader could decode its values \(.*\);"):
+        write_to(assemble({"mine": spoiled}, {}), tmp_path / "spoiled")
+    assert not [*tmp_path.iterdir()]
+    again = from_netcdf(write_to(assemble({"mine": values}, {}), tmp_path / "sound"))["mine"]
+    assert values["a"].identical(again["a"])
+
+
+def test_a_tree_of_xarray_s_is_written_under_either_version_and_nothing_else(tmp_path: Path) -> None:
+    made = groups()
+    again = from_netcdf(to_netcdf(xarray.DataTree.from_dict(made), tmp_path / "a.nc"))
+    assert made["posterior"]["t"].equals(again["posterior"]["t"])
+    for other in (made, made["posterior"], None):
+        with pytest.raises(TypeError, match=f"^the data are of type {type(other).__name__}; expected what to"):
+            to_netcdf(other, tmp_path / "b.nc")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nc"]
 
 
 def test_room_for_draws_by_nuts_is_looked_for_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
