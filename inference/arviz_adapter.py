@@ -51,7 +51,7 @@ ENGINE: Literal["h5netcdf"] = "h5netcdf"
 CHUNK = 2**20  # bytes of an array that are compressed as one
 LEAST_CHUNK = 2**16  # below, finding them costs more than it saves
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
-FILES = "pyro_tvae_files"  # of a Zarr folder: how many files each group has
+FILES = "pyro_tvae_files"  # of a Zarr folder: how many files each group and variable has
 PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
 
 
@@ -279,21 +279,25 @@ def write_zarr(data: ArvizData, path: Path) -> None:
     # A chunk that is not there reads as nan or 0, and a group as if it had never been.
     file = path / ".zattrs"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    counts = {name: _count(path / name) for name in groups_of(data)}
+    groups = groups_of(data).items()
+    counts = {name: _count(path / name) for name, _ in groups}
+    counts |= {
+        f"{name}/{own}": _count(path / name / own) for name, group in groups for own in map(str, group.variables)
+    }
     file.write_text(json.dumps({**told, FILES: json.dumps(counts)}), encoding="utf-8")
 
 
 def _count(folder: Path) -> int:
-    """Files in a folder and those below it."""
-    return sum(path.is_file() for path in folder.rglob("*"))
+    """Files in a folder, such as an array's chunks."""
+    return sum(path.is_file() for path in folder.glob("*"))
 
 
 def _tell_of_lost(path: Path, counts: Mapping[str, int]) -> None:
-    """Warn where a Zarr folder holds fewer files of a group than were written."""
+    """Warn where a Zarr folder holds fewer files of a group or variable than were written."""
     lost = [
         f"{there} of {count} files of {name}"
         for name, count in counts.items()
-        if (there := _count(path / name)) < count
+        if (there := _count(path / name)) < count and (path / name).parent.is_dir()  # else its group is named
     ]
     if lost:
         warnings.warn(

@@ -94,8 +94,12 @@ def test_a_zarr_folder_that_was_copied_in_part_is_told_of(tmp_path: Path) -> Non
         assert not from_netcdf(path).attrs
     next(file for file in (path / "posterior" / "t").iterdir() if not file.name.startswith(".")).unlink()
     shutil.rmtree(path / "prior")
+    # Nor do variables that were added since make up for what is lost.
+    Dataset({"mine": ("x", np.arange(3.0))}).to_zarr(
+        path, mode="a", group="posterior", zarr_format=2, consolidated=False
+    )
     with pytest.warns(
-        UserWarning, match=r"a.zarr holds \d+ of \d+ files of posterior, 0 of \d+ files of prior: it was"
+        UserWarning, match=r"a.zarr holds 0 of \d+ files of prior, \d+ of \d+ files of posterior/t: it was copied"
     ):
         from_netcdf(path)
 
