@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_tvae.files import check_room
+from pyro_tvae.files import check_room, state_of
 from pyro_tvae.wording import in_words
 
 from .labels import Coordinates, Layout
@@ -343,7 +343,7 @@ def _held(path: Path) -> Any:
     from xarray.backends import CachingFileManager
 
     path, files = path.absolute(), dict[Any, Any]()
-    held = CachingFileManager(_same_file, str(path), _written(path), mode="r", cache=files)
+    held = CachingFileManager(_same_file, str(path), state_of(path), mode="r", cache=files)
     weakref.finalize(held, _close_unread, files)  # at the latest while HDF5 can still be asked to
     return held
 
@@ -360,18 +360,13 @@ def _of_held(held: Any, group: str) -> Dataset:
     return open_dataset(H5NetCDFStore(held, group=group))
 
 
-def _written(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
 def _same_file(path: str, written: tuple[int, int], mode: str) -> Any:
     import h5netcdf
 
-    if _written(Path(path)) != tuple(written):
+    if state_of(Path(path)) != tuple(written):
         raise ValueError(
-            f"{path} was written anew since these data were read from it; read them again, or read with lazy=False "
-            "what is to outlast its file."
+            f"{path} was written anew, or removed, since these data were read from it; read them again, or read with "
+            "lazy=False what is to outlast its file."
         )
     return h5netcdf.File(path, mode, decode_vlen_strings=True, phony_dims="access")
 

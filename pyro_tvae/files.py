@@ -34,6 +34,7 @@ __all__ = [
     "reading",
     "refusal",
     "start_of_partial",
+    "state_of",
     "staying",
 ]
 
@@ -138,6 +139,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """Size and time of a file, by which what was written over it or in its place is noticed; -1, -1 of none."""
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 @contextmanager

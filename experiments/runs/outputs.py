@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyro_tvae.files import (
     atomic_write,
@@ -23,6 +23,7 @@ from pyro_tvae.files import (
     folder_beside,
     reading,
     refusal,
+    state_of,
     staying,
 )
 from pyro_tvae.memory import exhausted
@@ -56,14 +57,6 @@ def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-class Written(NamedTuple):
-    """A file's number, size and time."""
-
-    number: int = 0
-    size: int = 0
-    time: int = 0
-
-
 def unfinished(path: Path, request: Mapping[str, Any]) -> Path:
     """Where a file is written until all that was asked for is in it; another request's has another name.
 
@@ -92,7 +85,7 @@ def aside(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def shown_on(path: Path, *pages: Path, since: Written | None = None) -> Iterator[Path]:
+def shown_on(path: Path, *pages: Path, since: tuple[int, int] | None = None) -> Iterator[Path]:
     """Yield where a file is written that pages show; those of the old file go just before the new one takes its place.
 
     So no page lies beside a file that it does not show, whenever the process is killed: it is written afterwards.
@@ -100,15 +93,15 @@ def shown_on(path: Path, *pages: Path, since: Written | None = None) -> Iterator
     Args:
         path: of the file.
         pages: that show it.
-        since: how the file was when what goes into it was begun, see :func:`written`; by default, how it is now.
+        since: how the file was when what goes into it was begun, see :func:`.state_of`; by default, how it is now.
 
     Raises:
         ValueError: something else wrote the file meanwhile; what was made has another name then.
     """
     with atomic_write(path) as place:
-        before = since or written(path)
+        before = since or state_of(path)
         yield place
-        if written(path) != before:
+        if state_of(path) != before:
             os.replace(place, kept := free_name(path))
             raise ValueError(f"{path} was written by something else meanwhile, and stays; what was made is {kept}.")
         for page in pages:
@@ -118,15 +111,6 @@ def shown_on(path: Path, *pages: Path, since: Written | None = None) -> Iterator
 def free_name(path: Path) -> Path:
     """The first of ``name-1``, ``name-2``, … beside a file that nothing has."""
     return next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
-
-
-def written(path: Path) -> Written:
-    """What tells a file from one that is written in its place or over it; nothing where there is none."""
-    try:
-        state = os.stat(path)
-    except FileNotFoundError:
-        return Written()
-    return Written(state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 def request_of(path: Path) -> dict[str, Any] | None:
@@ -247,7 +231,7 @@ def replacing(
         try:
             check_replaceable(path, request, overwrite, page=page)  # another may have ended just now
             with staying(path.parent):
-                yield partial(shown_on, path, since=written(path))
+                yield partial(shown_on, path, since=state_of(path))
         finally:
             lock.unlink(missing_ok=True)
 

@@ -288,7 +288,7 @@ def test_data_that_are_read_lazily_stay_those_of_their_file(tmp_path: Path) -> N
         assert [float(other.posterior["t"].sum()) for other in others] == [88.0] * 3
         assert float(part.sum()) == 2.0
         assert float(before.posterior["t"].sum()) == 4.0
-    with pytest.raises(ValueError, match=r"same.nc was written anew since these data were read from it; read them"):
+    with pytest.raises(ValueError, match=r"same.nc was written anew, or removed, since these data were read"):
         pickle.loads(kept)["t"].sum()
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_tvae.files import state_of
+
 from ..axes import choose
 from ..errors import Unsuitable
 
@@ -172,23 +174,15 @@ class Unchanged:
 
     def __init__(self, *paths: Path) -> None:
         self.paths = paths
-        self.states = [_state(path) for path in paths]
+        self.states = [state_of(path) for path in paths]
 
     def check(self) -> None:
         """Raise Unsuitable where one of them is another one now."""
-        if [_state(path) for path in self.paths] != self.states:
+        if [state_of(path) for path in self.paths] != self.states:
             raise Unsuitable(
                 "it was changed or replaced while it was being read; leave it as it is until what reads it "
                 "has ended, and begin anew with what is there now."
             )
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        state = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 class Raw:
