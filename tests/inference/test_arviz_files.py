@@ -24,7 +24,7 @@ from xarray import Dataset
 
 from pyro_tvae import TVAE, default_guide, load, save
 from pyro_tvae.inference import posterior
-from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, names_of, write
+from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, groups_of, names_of, write
 from pyro_tvae.inference.draws import guide_draws
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf, to_zarr
 
@@ -118,7 +118,7 @@ def test_what_lies_beside_or_below_the_groups_is_told_of(suffix: str, tmp_path: 
     with pytest.warns(
         UserWarning, match=rf"a.{suffix} holds mine, posterior/deep, .*which is in no group at the first"
     ):
-        assert "posterior" in from_netcdf(path).groups()
+        assert "posterior" in groups_of(from_netcdf(path))
 
 
 NO_FILES: dict[str, tuple[dict[str, Any], str]] = {
