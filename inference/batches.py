@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
+
+from pyro_tvae.opening import unopened
 
 from .randomness import random_states, restore
 
-__all__ = ["Batch", "batch_of", "peek", "same_randomness"]
+__all__ = ["Batch", "batch_of", "n_sequences", "peek", "same_randomness", "tell_of_mask"]
 
 
 class Batch(NamedTuple):
@@ -60,8 +64,34 @@ def peek(loader: object) -> Any:
         items = next(iter(loader.batch_sampler), None)
         if items is None:
             return None
-        fetch = getattr(loader.dataset, "__getitems__", None)
-        return loader.collate_fn(fetch(items) if fetch is not None else [loader.dataset[item] for item in items])
+        dataset = unopened(loader.dataset)
+        fetch = getattr(dataset, "__getitems__", None)
+        try:
+            return loader.collate_fn(fetch(items) if fetch is not None else [dataset[item] for item in items])
+        except Exception:
+            if loader.num_workers:  # a data set may work in workers alone, which say by themselves what is wrong
+                return None
+            raise
+
+
+def n_sequences(loader: object) -> int | None:
+    """Of how many sequences the batches of a loader are, as far as it says."""
+    if not isinstance(loader, DataLoader) or loader.batch_sampler is loader.batch_size is None:
+        return None  # as of data that come in batches of their own
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    return len(sampler) if isinstance(sampler, SubsetRandomSampler) else sized_len(loader.dataset)
+
+
+def tell_of_mask(batch: object) -> None:
+    """Warn of a batch whose second item may be meant to say which frames exist, and is not taken for that."""
+    if isinstance(batch, list | tuple) and len(batch) > 1 and all(isinstance(one, Tensor) for one in batch[:2]):
+        x, second = batch[:2]
+        if second.dtype != torch.bool and second.shape == x.shape[:2] and {*second.unique().tolist()} == {0, 1}:
+            warnings.warn(
+                f"fit: the second item of a batch, {tuple(second.shape)} of {second.dtype}, is left alone, and every "
+                "frame is taken for observed; where it says which frames exist, make it booleans.",
+                stacklevel=5,
+            )
 
 
 @contextmanager

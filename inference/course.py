@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from pyro_tvae.former_names import current
 from pyro_tvae.marks import TOPOGRAPHY, marks
+from pyro_tvae.opening import unopened
 from pyro_tvae.parts import describe
 
 from .batches import same_randomness
@@ -92,14 +93,25 @@ def described(loader: object) -> dict[str, Any]:
             data |= fingerprint(dataset.tensors)
         elif length:
             data |= _of_items(loader, sorted({(length - 1) * n // (LOOKED_AT - 1) for n in range(LOOKED_AT)}))
+        if data:
+            data["chosen"] = _chosen(loader)
     return ({"data": data} if data else {}) | ({"batch_size": loader.batch_size} if loader.batch_size else {})
+
+
+def _chosen(loader: DataLoader) -> str:
+    """Which of the items a loader takes, as of a fold of cross-validation: a digest, or all."""
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not isinstance(sampler, SubsetRandomSampler):
+        return "all"
+    return hashlib.sha256(str(sorted(map(int, sampler.indices))).encode()).hexdigest()[:16]
 
 
 def _of_items(loader: DataLoader, numbers: Sequence[int]) -> Mapping[str, Any]:
     """The fingerprint of these items of a loader's data; nothing where reading them is no use."""
     try:
         with same_randomness(loader):
-            one, two = (fingerprint(part for n in numbers for part in _tensors(loader.dataset[n])) for _ in range(2))
+            dataset = unopened(loader.dataset)
+            one, two = (fingerprint(part for n in numbers for part in _tensors(dataset[n])) for _ in range(2))
     except Exception:  # data of which only their sampler knows the items, or that fail: the first batch tells of that
         return {}
     return {**one, "items": len(numbers)} if alike(one, two) else {}
@@ -149,7 +161,9 @@ def _same(now: Any, then: Any) -> bool:
     if not isinstance(now, Mapping):
         return bool(now == then)
     fingerprints = "exact" in now and "exact" in then and now.get("items") == then.get("items")
-    return now.get("sequences") == then.get("sequences") and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
+    chosen = then.get("chosen", now.get("chosen")) == now.get("chosen")  # which older checkpoints do not say
+    alike_numbers = chosen and now.get("sequences") == then.get("sequences")
+    return alike_numbers and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
 
 
 def _said(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
+from pyro_tvae.programs import is_bayesian
 
-from .batches import Batch, batch_of, peek
+from .batches import Batch, batch_of, n_sequences, peek
 from .callbacks import ProgressBar
 from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
 from .checkpoints import KEY, VERSION, Patience, holdings, in_plain
@@ -338,9 +339,15 @@ class Fitting(lightning.LightningModule):
             self._former = None
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
-        loader = self.trainer.train_dataloader
-        if isinstance(loader, DataLoader) and loader.batch_size is not None:
-            self.objective.dataset_size = sized_len(loader.dataset) or self.objective.dataset_size
+        number = n_sequences(self.trainer.train_dataloader)
+        if number:
+            self.objective.dataset_size = number
+        elif getattr(self.objective, "dataset_size", None) is None and is_bayesian(self.objective.model):
+            warnings.warn(
+                "fit: these data do not say how many sequences they are, so that the KL of random weights counts whole "
+                "in every batch; give objective=partial(ELBO, dataset_size=…), or a DataLoader of data with a length.",
+                stacklevel=2,
+            )
         self._before = [(p, _bits(p)) for p in self.parameters() if p.requires_grad]
         self._begin_capture()
         self._stop_at_the_limit()

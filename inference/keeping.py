@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 
 from pyro_tvae.files import check_stays, make_folder, refusal
@@ -207,6 +207,12 @@ class Keeping:
             "" if trainer.loggers else os.path.join(trainer.default_root_dir, "checkpoints")
         )  # as Lightning has it
         for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, StochasticWeightAveraging) and self.best is not None:
+                raise ValueError(
+                    "fit: StochasticWeightAveraging puts its average in place after the last validation, where fit "
+                    "leaves the best weights that were validated; take WeightAveraging, whose averages are validated, "
+                    "or leave validation out."
+                )
             taken = ours.intersection(_paths(other, default)) if isinstance(other, ModelCheckpoint) else None
             if taken:
                 raise ValueError(

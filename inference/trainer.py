@@ -13,6 +13,7 @@ from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -27,7 +28,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from .checkpoints import WholeFiles
 
-__all__ = ["TrainerOptions", "check_strategy", "file_loggers", "lent", "like", "make_trainer", "plain_ends", "quiet"]
+__all__ = [
+    "TrainerOptions",
+    "check_strategy",
+    "file_loggers",
+    "lent",
+    "like",
+    "make_trainer",
+    "plain_ends",
+    "quiet",
+    "tell_of_used",
+]
 
 COPIES = (
     "trains in copies of this process, from which neither the history nor the best weights come home; in a script use "
@@ -169,6 +180,21 @@ def file_loggers(folder: Path) -> list[Logger]:
     """Loggers beside a folder of checkpoints: those of ``checkpoints-v1`` are in ``logs-v1``."""
     logs = folder.with_name("logs" + folder.name.removeprefix("checkpoints"))
     return [CSVLogger(logs, "csv"), TensorBoardLogger(logs, "tensorboard")]
+
+
+_begun: WeakKeyDictionary[Callback, str] = WeakKeyDictionary()  # the states of callbacks before their first fits
+
+
+def tell_of_used(callbacks: Sequence[Callback], *, resumed: bool) -> None:
+    """Warn of callbacks that go on with the state of another fit, as one EarlyStopping for several seeds does."""
+    for callback in callbacks:
+        state = repr(callback.state_dict())
+        if _begun.setdefault(callback, state) != state and not resumed:  # a checkpoint brings a state of its own
+            warnings.warn(
+                f"fit: {type(callback).__name__} has been in a fit before, and goes on from its state of then; make "
+                "one for each fit.",
+                stacklevel=3,
+            )
 
 
 @contextmanager

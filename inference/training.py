@@ -19,7 +19,7 @@ from pyro_tvae.judging import as_they_were, in_turn, refuse_inference_mode
 from pyro_tvae.naming import NamedModule, check_store
 from pyro_tvae.programs import untouched_store
 
-from .batches import Batch, batch_of, peek
+from .batches import Batch, batch_of, peek, tell_of_mask
 from .callbacks import History, MatmulPrecision, ProgressBar, Settings, _Recorder
 from .checkpoints import KEY, Patience, read_checkpoint, restored
 from .checks import (
@@ -38,7 +38,7 @@ from .keeping import Keeping, claimed
 from .objectives import ELBO
 from .optimizers import Optimizers, check_optimizer
 from .randomness import RandomStates, generators_of, own_randomness
-from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet
+from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet, tell_of_used
 
 __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
 
@@ -213,6 +213,8 @@ def fit(
                 shares_data=not isinstance(data, lightning.LightningDataModule),
             )
         check_strategy(trainer.strategy)  # what "auto" led to
+        if ours:  # a Trainer of the user's may be told to go on
+            tell_of_used(cast(Any, trainer).callbacks, resumed=resume is not None)
         module = Fitting(
             model,
             guide,
@@ -293,6 +295,7 @@ def _sources(module: Fitting, data: Any, validation: Any, batch_size: int, devic
     if validation is not None:
         sources["val_dataloaders"] = _loader(validation, model, batch_size, shuffle=False, what="validation")
     first = peek(sources["train_dataloaders"])
+    tell_of_mask(first)
     if first is not None:
         module.rehearse(first)
     return sources
@@ -308,6 +311,7 @@ def _loader(
 ) -> DataLoader:
     if not isinstance(data, Tensor):
         first = peek(data)
+        tell_of_mask(first)
         if first is not None and what != "data":
             check_batch(model, batch_of(first), what)
         return data

@@ -81,6 +81,9 @@ class Decoder(nn.Module):
 
     Shapes: t (B, S, C, D) to pixels (B, S, channel, height, width).
 
+    Raises:
+        ValueError: the model has random weights.
+
     Example:
         >>> Decoder(TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6))(torch.rand(4, 6, 2, 6)).shape
         torch.Size([4, 6, 1, 8, 8])
@@ -89,6 +92,12 @@ class Decoder(nn.Module):
     def __init__(self, model: TVAE) -> None:
         super().__init__()
         self.model = _without(model, [name for name in model._modules if name not in ("decoder", "likelihood")])
+        random = [site for site, (_, name) in self.model.weight_sites().items() if name != "mu"]
+        if random:  # each call would draw another one, and an exported program hold one draw
+            raise ValueError(
+                f"Decoder: the model has a random weight {random[0]!r}, of which no exported program has a value; give "
+                "the model a torch.nn.Parameter of its posterior's mean in its place."
+            )
 
     def forward(self, t: Tensor) -> Tensor:
         with pyro.validation_enabled(False):

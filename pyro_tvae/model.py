@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 from typing import Any
+from weakref import WeakSet
 
 import pyro
 import torch
@@ -28,6 +30,8 @@ from .topographies.base import Topography, roll
 from .topographies.published import CapsuleRoll, NoTopography
 
 __all__ = ["TVAE"]
+
+_owned: WeakSet[nn.Module] = WeakSet()  # learned parts that are in a model
 
 
 class TVAE(Part, NamedModule):
@@ -139,6 +143,20 @@ class TVAE(Part, NamedModule):
             if centered:
                 self.decoder = nn.Sequential(Shift(-self.center()), self.decoder)
         self.latent.look_at(self)
+        for part in (self.topography, self.prior, self.likelihood, self.latent):
+            self._own(part)
+
+    def _own(self, part: nn.Module | None) -> None:
+        """Warn where a part that is learned is another model's too: what trains one changes the other."""
+        if part is None or not any(parameter.requires_grad for parameter in part.parameters()):
+            return
+        if part in _owned:
+            warnings.warn(
+                f"TVAE: this {type(part).__name__} is part of another model too, and the weights that it learns are of "
+                "both; make one for each model, where they are not to share them.",
+                stacklevel=4,
+            )
+        _owned.add(part)
 
     @property
     def like(self) -> Tensor:
@@ -411,12 +429,23 @@ class TVAE(Part, NamedModule):
         return roll(t, shift, entering)
 
     def decode(self, t: Tensor) -> TorchDistribution:
-        """The distribution of frames given t (..., C, D): batch shape (...), event shape (channel, height, width)."""
+        """The distribution of frames given t (..., C, D): batch shape (...), event shape (channel, height, width).
+
+        Raises:
+            ValueError: t has another shape; or random weights have no value here, see :meth:`held`.
+        """
         if t.shape[-2:] != self.latent_shape[1:]:
             raise ValueError(
                 f"decode: t has shape {tuple(t.shape)}; expected (..., {self.n_capsules} capsules, "
                 f"{self.capsule_dim} positions)."
             )
+        if not self._pyro_context.active:
+            random = [site for site, (_, name) in self.weight_sites().items() if name != "mu"]
+            if random:  # else Pyro would draw it from its prior here
+                raise ValueError(
+                    f"decode: the model has a random weight {random[0]!r}, and no value of it holds here; decode "
+                    "within 'with model.held({site: value, …}):', with a draw of the guide's."
+                )
         return self.likelihood(self._decoder_outputs(t.flatten(-2))).to_event(3)
 
     def check(self, x: Tensor) -> None:
@@ -483,7 +512,7 @@ def check_finite(x: Tensor, observed: Tensor | None) -> None:
         sequence, frame = (~sound).nonzero()[0].tolist()
         raise ValueError(
             f"frame {frame} of sequence {sequence} of x holds nan or infinity; expected finite pixels: mend them, or "
-            "say by observed that the frame was not seen."
+            "say by observed that the frame was not seen; pixels that were not measured may hold any other number."
         )
 
 

@@ -346,6 +346,13 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
                 f"is a {type(module).__name__} where the constructors' arguments make {made}",
                 "build it by a Network or another part that is an argument, or in a constructor of your own class",
             )
+        if _kind(twin) is not _kind(module):
+            warnings.warn(
+                f"save: the class {type(module).__name__} was defined anew since {path} was built, as by a cell that "
+                "is run again, and what is loaded is of the new one; where that computes something else, go back to "
+                "the definition of then before you load.",
+                stacklevel=4,
+            )
     for path, module in one.named_modules(prefix=prefix, remove_duplicate=False):
         twin = twins[path]
         for key, value in _attributes(module).items():

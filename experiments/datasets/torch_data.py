@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
+
+from pyro_tvae.opening import Opened, unopened
 
 from .axes import Axes, parse
 from .errors import Unsuitable
@@ -124,11 +126,13 @@ def _gone_through(
     budget, again = reading.bytes, _again(data)
 
     def rows(item: Any, part: str | int) -> list[NDArray[Any]]:
-        array = _array(_part(item, part, name))
+        array = np.array(_array(_part(item, part, name)))  # of its own: some sources fill one array again and again
         return [*array] if batched else [array]
 
-    unending = again is data and not hasattr(data, "__iter__")  # a Dataset may say by its length alone where it ends
-    for item in _by_length(again) if unending else data:
+    if isinstance(data, Dataset):
+        data = unopened(data)
+    unending = not hasattr(data, "__iter__")  # a Dataset may say by its length alone where it ends
+    for item in _by_length(again) if unending and again is not None else data:
         for one in (own := rows(item, key)):
             shapes.append(one.shape)
             if one.shape[ragged:] != shapes[0][ragged:] or one.ndim != len(shapes[0]):
@@ -165,14 +169,15 @@ def _gone_through(
 def _again(data: Any) -> Any:
     """What the same items can be read from once more, by their places; None where there is no such thing."""
     if not isinstance(data, DataLoader):
-        return data if _by_place(data) else None
+        return Opened(data) if _by_place(data) else None
     orders = isinstance(data.sampler, SequentialSampler) or (
         isinstance(data.sampler, RandomSampler) and not data.sampler.replacement
     )
-    if not (orders and _by_place(data.dataset) and data.collate_fn is default_collate) or data.drop_last:
+    own_batches = getattr(data.batch_sampler, "sampler", data.sampler) is not data.sampler
+    if not (orders and _by_place(data.dataset) and data.collate_fn is default_collate) or own_batches or data.drop_last:
         return None
     own: Any = data.dataset
-    return own if len(data.sampler) == len(own) else None  # type: ignore[arg-type]
+    return Opened(own) if len(data.sampler) == len(own) else None  # type: ignore[arg-type]
 
 
 def _by_length(data: Any) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,30 @@ class Ending(Dataset[Any]):
 
     def __getitem__(self, item: int) -> NDArray[Any]:
         return next(self.reader)
+
+
+def refilled(x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """One tensor that is filled again and again, as some readers of videos do."""
+    frames = torch.empty_like(x[0])
+    for one in x:
+        yield frames.copy_(one)
+
+
+def test_a_source_that_fills_one_tensor_again_and_again_is_read_item_by_item() -> None:
+    x = torch.rand(10, S, 1, 8, 8)
+    parts = from_torch(refilled(x), n_frames=S)
+    pixels = torch.cat([torch.as_tensor(part.pixels[:]) for part in (parts.train, parts.validation, parts.test)])
+    assert {*pixels.flatten(1).sum(1).tolist()} == {*x.flatten(1).sum(1).tolist()}
+
+
+@pytest.mark.parametrize("memory", [1.0, 1e-9])
+def test_a_loader_with_batches_of_its_own_hands_out_what_it_hands_out(memory: float) -> None:
+    data = torch.utils.data.TensorDataset(torch.rand(10, S, 1, 8, 8), torch.arange(10))
+    twice = torch.utils.data.BatchSampler([0, 1, 2, 3, 4, 0, 1, 2, 3, 4], 5, drop_last=False)
+    loader = torch.utils.data.DataLoader(data, batch_sampler=twice)
+    parts = from_torch(loader, labels_key=1, n_frames=S, axes="NSCHW", memory=memory)
+    labels = [part.labels for part in (parts.train, parts.validation, parts.test)]
+    assert sorted(int(label) for part in labels for label in part) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: DataLoader(data, 1)], ids=["data set", "loader"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,24 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroSample
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    get_worker_info,
+)
 
 from pyro_tvae import (
     TVAE,
     CapsuleRoll,
     ContinuousBernoulli,
+    Decoder,
     Encoder,
     Guide,
     GuideList,
@@ -38,6 +52,7 @@ from pyro_tvae import (
     encode,
     reconstruct,
 )
+from pyro_tvae.experiments.datasets import from_torch
 from pyro_tvae.inference import (
     ELBO,
     Annealing,
@@ -50,9 +65,11 @@ from pyro_tvae.inference import (
     log_likelihood,
     log_weights,
     nuts,
+    predictive_check,
     to_arviz,
 )
 from pyro_tvae.inference.progress import progress_bar
+from pyro_tvae.opening import Opened
 
 FRAME = (1, 2, 3)
 
@@ -555,6 +572,151 @@ def test_random_weights_are_judged_by_particles_whatever_the_store_holds() -> No
     assert second.iwae.isfinite().all()
     with pytest.raises(ValueError, match=f"latent site '{site}' that the guide lacks"):
         log_likelihood(model, default_guide(model), sequences(), 3)
+
+
+def pair_of_random_weights(model: TVAE) -> GuideList:
+    weights = AutoNormal(poutine.block(model, expose=[*model.weight_sites()]), init_scale=0.01)
+    return GuideList(default_guide(model), weights)
+
+
+class Asked(ELBO):
+    """Notes of how many sequences it was told."""
+
+    told: list[int | None]
+
+    def __init__(self, *pair: Any) -> None:
+        super().__init__(*pair)
+        self.told = []
+
+    def forward(self, *given: Any, **options: Any) -> Any:
+        self.told.append(self.dataset_size)
+        return super().forward(*given, **options)
+
+
+def test_random_weights_count_once_for_the_sequences_that_are_trained_on() -> None:
+    data, some = TensorDataset(sequences(40)), [*range(16)]
+    loaders = {
+        "subset": DataLoader(Subset(data, some), 8, shuffle=True),
+        "sampler": DataLoader(data, 8, sampler=SubsetRandomSampler(some)),
+        "batches": DataLoader(Subset(data, some), batch_sampler=BatchSampler(RandomSampler(some), 8, False)),
+    }
+    for loader in loaders.values():
+        made: list[Asked] = []
+        model, _ = bayesian()
+        fit(
+            *(model, pair_of_random_weights(model), loader),
+            objective=lambda *pair, made=made: made.append(Asked(*pair)) or made[-1],
+            max_epochs=1,
+            progress=False,
+        )
+        assert made[0].told[-2:] == [16, 16]
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(sequences(16))
+
+
+def test_where_nobody_says_how_many_sequences_there_are_random_weights_are_told_of() -> None:
+    model, _ = bayesian()
+    for objective in (ELBO, partial(ELBO, dataset_size=16)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            fit(
+                *(model, pair_of_random_weights(model), DataLoader(Stream(), 8)),
+                objective=objective,
+                max_epochs=1,
+                progress=False,
+            )
+        said = [str(one.message) for one in told if "random weights counts whole in every batch" in str(one.message)]
+        assert len(said) == (objective is ELBO)
+
+
+def test_an_export_holds_no_draw_of_a_random_weight() -> None:
+    model, site = bayesian()
+    with pytest.raises(ValueError, match=f"^Decoder: the model has a random weight '{site}', of which no exported"):
+        Decoder(model)
+    t = torch.rand(16, *model.latent_shape)
+    with pytest.raises(ValueError, match=rf"^decode: the model has a random weight '{site}', and no value of it holds"):
+        predictive_check(model, t, sequences())
+    with model.held({site: torch.zeros(8, 4)}):
+        assert predictive_check(model, t, sequences(), 19).n_replicates == 19
+    model, guide = start()
+    model.mu = PyroSample(dist.Normal(1.0, 0.1))
+    Decoder(model)  # which leaves it out
+    with pytest.raises(ValueError, match=r"random weight '.*mu' that the guide lacks"):
+        Encoder(model, guide)
+
+
+def test_a_second_item_that_may_be_a_mask_is_told_of() -> None:
+    x, mask = sequences(8), torch.ones(8, 4)
+    mask[:, 2] = 0
+    for other, told in ((mask, True), (mask.byte(), True), (mask.bool(), False), (mask + 0.5, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(*start(), DataLoader(TensorDataset(x, other), 4), max_epochs=1, progress=False)
+        assert any("where it says which frames exist" in str(one.message) for one in caught) == told
+
+
+class Opening(Dataset[Tensor]):
+    """Opens its file when it is first asked, so that every worker has one of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file = path, None
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, item: int) -> Tensor:
+        if self.file is None:
+            self.file = self.path.open("rb")
+        self.file.seek(item * 96)
+        return torch.frombuffer(bytearray(self.file.read(96)), dtype=torch.float32).reshape(4, 1, 2, 3)
+
+
+def test_files_that_workers_are_to_open_stay_closed_in_this_process(tmp_path: Path) -> None:
+    """Open ones would be shared by workers that are forked, and with them the place that is read at."""
+    (tmp_path / "frames").write_bytes(sequences(16).numpy().tobytes())
+    one, two = Opening(tmp_path / "frames"), Opening(tmp_path / "frames")
+    data = ConcatDataset([Subset(one, range(8)), two])
+    workers = {"num_workers": 1, "multiprocessing_context": "fork"}
+    fit(*start(), DataLoader(data, 8, **workers), max_epochs=1, directory=tmp_path / "fit", progress=False)
+    assert one.file is two.file is None
+
+
+class Place(Opening):
+    """Each item is where its file was read at before."""
+
+    def __getitem__(self, item: int) -> Any:
+        place = 0 if self.file is None else self.file.tell()
+        super().__getitem__(item)
+        return place
+
+
+def test_data_that_are_read_again_are_opened_in_every_process_that_reads(tmp_path: Path) -> None:
+    (tmp_path / "frames").write_bytes(sequences(16).numpy().tobytes())
+    places = Opened(Place(tmp_path / "frames"))
+    assert [places[3], places[3]] == [0, 4 * 96]
+    loader: Any = DataLoader(places, 1, num_workers=1, multiprocessing_context="fork")  # type: ignore[arg-type]
+    assert [int(place) for place in loader][:2] == [0, 96]
+    films = Opening(tmp_path / "frames")
+    parts = from_torch(films, n_frames=4, memory=1e-9)
+    first = parts.train.pixels[0]
+    assert any(torch.equal(first, one) for one in sequences(16))
+    assert films.file is None
+
+
+class InWorkers(Opening):
+    def __getitem__(self, item: int) -> Tensor:
+        assert get_worker_info().id >= 0
+        return super().__getitem__(item)
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_data_that_only_workers_can_read_are_trained_on(how: str, tmp_path: Path) -> None:
+    (tmp_path / "frames").write_bytes(sequences(16).numpy().tobytes())
+    loader = DataLoader(InWorkers(tmp_path / "frames"), 8, num_workers=1, multiprocessing_context=how)
+    assert fit(*start(), loader, max_epochs=1, progress=False).seconds > 0
 
 
 def test_guides_that_cannot_be_had_are_named() -> None:

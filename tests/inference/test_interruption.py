@@ -19,7 +19,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pyro_tvae import TVAE, CapsuleRoll, Guide, Matrix, MeanFieldGuide, Stationary, Topography, default_guide
 from pyro_tvae.experiments.datasets import Images, SequenceDataModule, Splits, Transformations
@@ -439,6 +446,17 @@ def test_data_that_are_others_at_every_reading_are_told_by_their_number(tmp_path
     assert otherwise(tmp_path, then, {"data": DataLoader(Diced(1), 8)}) == []
     (said,) = otherwise(tmp_path, then, {"data": sequences(24)})
     assert "other data, 24 sequences, which were 20" in said
+
+
+@pytest.mark.parametrize("which", ["data", "validation"])
+def test_another_fold_of_the_same_data_is_told_of(which: str, tmp_path: Path) -> None:
+    def fold(start: int) -> dict[str, Any]:
+        sampler = SubsetRandomSampler(range(start, start + 12))
+        return {which: DataLoader(TensorDataset(sequences(20)), 4, sampler=sampler)}
+
+    assert otherwise(tmp_path, fold(0), fold(0)) == []
+    (said,) = otherwise(tmp_path, fold(0), fold(8))
+    assert said.startswith(f"fit: goes on with other {'validation ' * (which != 'data')}data, 20 other sequences")
 
 
 @pytest.mark.parametrize("item", [0, 8, -1])

@@ -15,7 +15,7 @@ import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -281,6 +281,13 @@ def test_averaged_weights_are_left_in_place_where_a_callback_averages(folder: st
     expected = [value.flatten() for part in (averaged.model, averaged.guide) for value in part.state_dict().values()]
     assert history.column("val/elbo")[1][-1] == max(history.column("val/elbo")[1])
     assert torch.equal(left, torch.cat(expected))
+
+
+def test_averages_that_the_best_weights_would_replace_are_refused() -> None:
+    averages = StochasticWeightAveraging(swa_lrs=0.01)
+    options = {**LEARNING, "trainer": TrainerOptions(callbacks=[averages])}
+    with pytest.raises(ValueError, match=r"^fit: StochasticWeightAveraging puts its average in place after the last"):
+        fit(*start(), **options)
 
 
 class Holds(Callback):

@@ -13,7 +13,7 @@ import lightning.pytorch as lightning
 import pyro.optim
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -121,6 +121,17 @@ def test_a_fit_with_a_ready_trainer_is_gone_on_with_bit_by_bit(file: str, tmp_pa
     again = fit(*parts, x, resume=tmp_path / file, trainer=own_trainer(tmp_path / "again"), **options)
     assert equal(weights(*parts), weights(*whole))
     assert again.rows == history.rows
+
+
+def test_a_callback_that_goes_on_from_another_fit_is_told_of() -> None:
+    """As of seeds that share one EarlyStopping, of which all but the first end after an epoch."""
+    x, stopping = sequences(), EarlyStopping("val/elbo", patience=1, mode="max")
+    options: dict[str, Any] = {"validation": x[:8], "max_epochs": 3, "progress": False}
+    worse = torch.optim.SGD
+    options["optimizer"] = lambda parameters: worse(parameters, lr=0.01, maximize=True)
+    fit(*start(), x, trainer=TrainerOptions("cpu", callbacks=[stopping, Witness()]), **options)
+    with pytest.warns(UserWarning, match=r"^fit: EarlyStopping has been in a fit before, and goes on from its state"):
+        fit(*start(), x, trainer=TrainerOptions("cpu", callbacks=[stopping, Witness()]), **options)
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -420,6 +420,24 @@ def test_what_would_not_come_back_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_class_that_was_defined_anew_is_told_of(tmp_path: Path) -> None:
+    """As by a cell of a notebook that is run again, with or without a change."""
+
+    def cell(bend: float) -> type[MeanFieldGuide]:
+        class Bent(MeanFieldGuide):
+            def posterior(self, x: Tensor, observed: Tensor | None = None) -> Any:
+                return super().posterior(bend * x, observed)
+
+        return Bent
+
+    model = MODELS["roll"]()
+    guide = cell(1.0)(model)
+    save(tmp_path / "m.safetensors", model, guide)
+    cell(0.5)
+    with pytest.warns(UserWarning, match="^save: the class Bent was defined anew since guide was built, as by a cell"):
+        save(tmp_path / "m.safetensors", model, guide)
+
+
 def test_what_a_class_keeps_to_itself_is_told_of_where_it_has_changed(tmp_path: Path) -> None:
     """It may be a setting or a count, so that the weights of hours are written all the same."""
     model = MODELS["roll"]()
