@@ -64,7 +64,7 @@ def roll(t: Tensor, shift: int | Tensor, entering: Tensor | None = None) -> Tens
         return torch.where((source >= 0) & (source < t.shape[-1]), moved, entering)
     if isinstance(shift, int):
         return torch.roll(t, shift, dims=-1)
-    if not isinstance(shift, Tensor) or shift.is_floating_point():
+    if not isinstance(shift, Tensor) or shift.is_floating_point() or shift.dtype == torch.bool:
         what = f"has dtype {shift.dtype}" if isinstance(shift, Tensor) else f"is {shift!r}"
         raise TypeError(f"roll: shift {what}; expected whole positions (int or an integer tensor).")
     size = t.shape[-1]

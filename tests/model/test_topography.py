@@ -209,9 +209,10 @@ def test_roll_by_one_shift_per_row_is_torch_roll_row_by_row() -> None:
     assert torch.equal(roll(t[0, 0], torch.arange(5)), torch.stack([torch.roll(t[0, 0], s) for s in range(5)]))
 
 
-def test_roll_refuses_fractions_of_positions() -> None:
+@pytest.mark.parametrize("shift", [0.5, True])
+def test_roll_refuses_fractions_of_positions_and_truths(shift: float) -> None:
     with pytest.raises(TypeError, match="whole positions"):
-        roll(torch.randn(5), torch.tensor(0.5))
+        roll(torch.randn(5), torch.tensor(shift))
 
 
 @pytest.mark.parametrize(
