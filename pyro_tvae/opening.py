@@ -24,7 +24,7 @@ def unopened(dataset: Any) -> Any:
         for name, value in vars(twin).items():
             if isinstance(value, Dataset):
                 vars(twin)[name] = unopened(value)
-            elif isinstance(value, list):
+            elif isinstance(value, list) and any(isinstance(one, Dataset) for one in value):
                 vars(twin)[name] = [*map(unopened, value)]
     except Exception:  # one that cannot be copied is looked at itself
         return dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -23,14 +23,14 @@ ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # 
 DIGITS = 7  # more would be noise in the files' diffs
 
 
-class Refitted(TypedDict):
+class Refitted(TypedDict, total=False):
     """The content of ``refitted.json``: nats per frame, and the digest of the reference's weights, ``of``."""
 
     elbo: float
     iwae: float
     best: float
     gap: float
-    of: NotRequired[str | None]
+    of: str | None
 
 
 def judged(run: Run) -> EvaluationRecord:
@@ -90,7 +90,7 @@ def measured(run: Run) -> Cell:
         values |= {f"few/{key}": value for key, value in annealed.items()}
     if run.has(REFITTED):
         refitted = run.read(REFITTED, Refitted)
-        values |= {f"held/{key}": refitted[key] for key in ("elbo", "iwae", "best", "gap")}
+        values |= {f"held/{key}": refitted[key] for key in ("elbo", "iwae", "best", "gap") if key in refitted}
     if run.has(SELECTIVITY):
         values |= {f"map/{key}": value for key, value in run.read(SELECTIVITY, Values).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
