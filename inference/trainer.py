@@ -204,17 +204,18 @@ def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) ->
     What writes checkpoints comes last of all, so that they hold what the others did. A checkpoint plugin of the
     Trainer's stays. A process that trains alone writes its logs whatever SLURM_PROCID, as in one task of many, says.
     """
-    own, strategy, rank = trainer.callbacks, trainer.strategy, rank_zero_only.rank
-    plugin = strategy.checkpoint_io
+    own, strategy = trainer.callbacks, trainer.strategy
+    logs: Any = rank_zero_only
+    plugin, rank = strategy.checkpoint_io, logs.rank
     if trainer.world_size == 1:
-        rank_zero_only.rank = 0
+        logs.rank = 0
     trainer.callbacks = sorted([*before, *own, *after], key=lambda one: isinstance(one, Checkpoint))
     if type(plugin) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeFiles()
     try:
         yield
     finally:
-        trainer.callbacks, strategy.checkpoint_io, rank_zero_only.rank = own, plugin, rank
+        trainer.callbacks, strategy.checkpoint_io, logs.rank = own, plugin, rank
 
 
 @contextmanager

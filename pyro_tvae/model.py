@@ -292,6 +292,9 @@ class TVAE(Part, NamedModule):
             values: site -> value: z, (..., S, C, D), and that of the energies, (..., S, C, D) in the paper's model;
                 other sites are left alone.
             u: as ``compose(z, u)``, the former way, which goes with the next version.
+
+        Raises:
+            ValueError: a site has no value; or a random μ has none here, see :meth:`held`.
         """
         if isinstance(values, Tensor):
             values = sites_of(self, values, u)
@@ -302,6 +305,8 @@ class TVAE(Part, NamedModule):
                     f"compose needs a value of site {site!r}; expected a mapping of {' and '.join(sites)}."
                 )
         t = values["z"]
+        if sites[1:]:
+            self._check_held("compose", of_mu=True)
         for site in sites[1:]:
             t = (t + self._mu) * (self.energy(values[site]) + self.eps).rsqrt()
         return t
@@ -356,6 +361,17 @@ class TVAE(Part, NamedModule):
                 value = values[site]
                 self._pyro_context.set(site, value.squeeze(0) if value.dim() == _weight_dim(part, name) + 1 else value)
             yield
+
+    def _check_held(self, owner: str, *, of_mu: bool) -> None:
+        """Raise ValueError where Pyro would draw a random weight from its prior, since nothing holds a value of it."""
+        if self._pyro_context.active:
+            return
+        random = [site for site, (_, name) in self.weight_sites().items() if (name == "mu") == of_mu]
+        if random:
+            raise ValueError(
+                f"{owner}: the model has a random weight {random[0]!r}, and no value of it holds here; {owner} within "
+                "'with model.held({site: value, …}):', with a draw of the guide's."
+            )
 
     def _decoder_outputs(self, t: Tensor) -> Tensor:
         """What the decoder says of t (..., C·D), under one set of random weights for each particle."""
@@ -439,13 +455,7 @@ class TVAE(Part, NamedModule):
                 f"decode: t has shape {tuple(t.shape)}; expected (..., {self.n_capsules} capsules, "
                 f"{self.capsule_dim} positions)."
             )
-        if not self._pyro_context.active:
-            random = [site for site, (_, name) in self.weight_sites().items() if name != "mu"]
-            if random:  # else Pyro would draw it from its prior here
-                raise ValueError(
-                    f"decode: the model has a random weight {random[0]!r}, and no value of it holds here; decode "
-                    "within 'with model.held({site: value, …}):', with a draw of the guide's."
-                )
+        self._check_held("decode", of_mu=False)
         return self.likelihood(self._decoder_outputs(t.flatten(-2))).to_event(3)
 
     def check(self, x: Tensor) -> None:

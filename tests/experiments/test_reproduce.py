@@ -84,14 +84,14 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
         held = [row["values"][f"held/{key}"] for key in ("best", "elbo", "gap")]
         assert all(gap == pytest.approx(best - elbo, abs=1e-3) for best, elbo, gap in zip(*held, strict=True))
     # A guide that was fitted to the model of a reference that was run anew since is fitted again.
-    file, count = folder / "conditional" / "seed0" / "refitted.json", len(said)
-    refitted = json.loads(file.read_text())
-    file.write_text(json.dumps(refitted | {"of": "0" * 16, "gap": -1.0}))
+    path, count = folder / "conditional" / "seed0" / "refitted.json", len(said)
+    refitted = json.loads(path.read_text())
+    path.write_text(json.dumps(refitted | {"of": "0" * 16, "gap": -1.0}))
     reproduce("tiny", output=tmp_path, progress=said.append)
     assert [line.split(": ")[1] for line in said[count:]] == [
         "conditional, seed 0, its guide fitted to the model of mean field"
     ]
-    assert json.loads(file.read_text())["of"] == refitted["of"]
+    assert json.loads(path.read_text())["of"] == refitted["of"]
 
 
 @pytest.mark.parametrize("given", [{"data.n_test": 9}, None])

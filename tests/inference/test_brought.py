@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as lightning
 import pyro
@@ -644,6 +645,9 @@ def test_an_export_holds_no_draw_of_a_random_weight() -> None:
     model, guide = start()
     model.mu = PyroSample(dist.Normal(1.0, 0.1))
     Decoder(model)  # which leaves it out
+    values = {site: torch.ones(4, 1, 4) for site in ("z", *model.energies)}
+    with pytest.raises(ValueError, match=r"^compose: the model has a random weight '.*mu', and no value of it holds"):
+        model.compose(values)
     with pytest.raises(ValueError, match=r"random weight '.*mu' that the guide lacks"):
         Encoder(model, guide)
 
@@ -662,7 +666,7 @@ class Opening(Dataset[Tensor]):
     """Opens its file when it is first asked, so that every worker has one of its own."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, None
+        self.path, self.file = path, cast("BufferedReader | None", None)
 
     def __len__(self) -> int:
         return 16
@@ -678,7 +682,7 @@ def test_files_that_workers_are_to_open_stay_closed_in_this_process(tmp_path: Pa
     """Open ones would be shared by workers that are forked, and with them the place that is read at."""
     (tmp_path / "frames").write_bytes(sequences(16).numpy().tobytes())
     one, two = Opening(tmp_path / "frames"), Opening(tmp_path / "frames")
-    data = ConcatDataset([Subset(one, range(8)), two])
+    data: ConcatDataset[Tensor] = ConcatDataset([Subset(one, range(8)), two])
     workers = {"num_workers": 1, "multiprocessing_context": "fork"}
     fit(*start(), DataLoader(data, 8, **workers), max_epochs=1, directory=tmp_path / "fit", progress=False)
     assert one.file is two.file is None
