@@ -82,15 +82,17 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
 
     Args:
         t: (N, S, C, D), codes it is fitted to.
-        labels: (N,), whole numbers.
+        labels: (N,), whole numbers; below 0 where it is not known, which leaves the sequence out.
         test_t: (M, S, C, D), codes it is judged on.
-        test_labels: (M,).
+        test_labels: (M,), likewise.
 
     Returns:
-        The accuracy; nan where there are fewer than two classes.
+        The accuracy; nan where there are fewer than two classes, or nothing to judge on.
     """
+    known, judged = labels >= 0, test_labels >= 0
+    t, labels, test_t, test_labels = t[known], labels[known], test_t[judged], test_labels[judged]
     classes = labels.unique()
-    if len(classes) < 2:
+    if len(classes) < 2 or not len(test_t):
         return math.nan
     hits = 0
     targets = 2.0 * (labels.unsqueeze(-1) == classes).double() - 1

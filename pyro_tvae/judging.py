@@ -101,7 +101,7 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 
 def _modules(program: object) -> Iterator[nn.Module]:
     """Those of a module, of one inside Pyro's handlers, and of pairs and tables of such."""
-    if isinstance(program, Mapping | tuple):
+    if isinstance(program, Mapping | tuple | list):
         for inner in program.values() if isinstance(program, Mapping) else program:
             yield from _modules(inner)
     elif callable(program) and isinstance(module := inspect.unwrap(program), nn.Module):

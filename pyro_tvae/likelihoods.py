@@ -239,7 +239,9 @@ class BinarizedBernoulli(Likelihood):
         if key not in self._drawn:  # on the CPU, whose draws all devices share
             with torch.inference_mode(False):
                 generator = torch.Generator().manual_seed(self.seed)
-                self._drawn[key] = torch.rand(like.shape[-3:], generator=generator).to(like)
+                # In single precision, whatever the default is: others would be drawn in double.
+                drawn = torch.rand(like.shape[-3:], generator=generator, dtype=torch.float32)
+                self._drawn[key] = drawn.to(like)
         return self._drawn[key]
 
     def binarize(self, x: Tensor) -> Tensor:

@@ -70,11 +70,17 @@ def _posterior_means_of(
 ) -> dict[str, Tensor]:
     """The posterior means given x: of a guide of single frames in pieces, so that x may be larger than memory."""
     n_frames, length = x.shape[1], max(1, PIECE // len(x))
-    if n_frames <= SHORT or n_frames <= length or not vars(type(guide)).get("by_frame") or is_bayesian(guide):
+    masks = covariates or {}
+    by_frame = vars(type(guide)).get("by_frame") and masks.keys() <= {"measured"}  # which of others are, is not known
+    if n_frames <= SHORT or n_frames <= length or not by_frame or is_bayesian(guide):
         return posterior_means(model, posterior_of(guide, x, observed, covariates))
     pieces = [slice(start, start + length) for start in range(0, n_frames, length)]
     seen = [None if observed is None else observed[..., piece] for piece in pieces]
-    means = [posterior_means(model, posterior_of(guide, x[:, piece], s)) for piece, s in zip(pieces, seen, strict=True)]
+    parts = [{name: mask.expand(x.shape)[:, piece] for name, mask in masks.items()} for piece in pieces]
+    means = [
+        posterior_means(model, posterior_of(guide, x[:, piece], frames, part or None))
+        for piece, frames, part in zip(pieces, seen, parts, strict=True)
+    ]
     return {site: torch.cat([one[site] for one in means], 1) for site in means[0]}
 
 

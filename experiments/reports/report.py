@@ -23,7 +23,7 @@ __all__ = ["write_report"]
 
 FLOORS = {
     "model": "t of the last seen frame, rolled by the horizon and decoded",
-    "repeat last frame": "the last seen frame, unchanged",
+    "repeat last frame": "the last seen frame, mixed with the mean frame as is best for every horizon",
     "mean frame": "the mean frame of the training set",
     "hold": "t of the last seen frame, decoded without a roll",
     "plain VAE, rolled": "the plain VAE's code of the last seen frame, rolled and decoded",

@@ -62,6 +62,13 @@ def test_probes_read_what_is_there_and_nothing_else() -> None:
 
     t, test_t = code(labels, index), code(test_labels, test_index)
     assert probe(t, labels, test_t, test_labels) == 1
+    unknown = (
+        torch.cat([labels, labels.new_full((len(t),), -1)]),
+        torch.cat([test_labels, test_labels.new_full((1,), -1)]),
+    )
+    noise = torch.cat([t, torch.randn_like(t)]), torch.cat([test_t, test_t[:1]])
+    assert probe(noise[0], unknown[0], noise[1], unknown[1]) == 1  # of those whose class is known
+    assert math.isnan(probe(t, labels, test_t, torch.full_like(test_labels, -1)))
     assert pose_probe(t, index, test_t, test_index, 6) > 0.999
     # Controls: noise alone is at chance, 1/4, and below an R² of 0 up to its error.
     empty, test_empty = torch.randn(300, 5, 2, 6, generator=generator), torch.randn(200, 5, 2, 6, generator=generator)

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray
 from gaussian import Affine
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, MeanFieldGuide, Normal, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, Bernoulli, CapsuleRoll, Guide, MeanFieldGuide, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
 from pyro_tvae.inference.draws import systematic
 from pyro_tvae.inference.mcmc import nuts
@@ -535,6 +537,21 @@ def test_pixels_of_zeros_and_ones_take_a_byte_and_are_read_as_before(tmp_path: P
         frames = from_netcdf(path)["posterior_predictive"]["x"]
         assert frames.dtype == np.float32
         assert set(np.unique(frames.values)) == {0.0, 1.0}
+
+
+class Gray(Bernoulli):
+    """Draws gray frames, as an own likelihood may."""
+
+    def forward(self, parameters: Tensor) -> TorchDistribution:
+        return dist.ContinuousBernoulli(logits=parameters)
+
+
+def test_gray_draws_of_a_subclass_of_bernoulli_are_not_packed(tmp_path: Path) -> None:
+    model = TVAE((1, 4, 4), 3, 1, 3, likelihood=Gray())
+    x = torch.rand(2, 3, 1, 4, 4)
+    to_arviz(model, default_guide(model), x, draws=4, seed=0, path=tmp_path / "a.nc")
+    frames = from_netcdf(tmp_path / "a.nc")["posterior_predictive"]["x"].values
+    assert ((frames > 0) & (frames < 1)).all()
 
 
 def test_zarr_holds_what_netcdf_does(tmp_path: Path) -> None:

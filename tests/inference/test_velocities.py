@@ -125,3 +125,17 @@ def test_wrong_arguments_get_one_sentence(options: dict[str, object], sentence: 
         roll_velocity_test(model, guide, torch.rand(2, 5, 1, 3, 3), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="have 1 position; expected two or more"):
         roll_velocity(torch.rand(2, 3, 4, 1))
+
+
+def test_pixels_that_were_not_measured_count_in_no_order_of_the_frames() -> None:
+    torch.manual_seed(0)
+    model = TVAE((1, 4, 4), 6, 1, 6)
+    guide, x, measured = MeanFieldGuide(model), torch.rand(8, 6, 1, 4, 4), torch.rand(8, 6, 1, 4, 4) > 0.4
+    one, two = (
+        roll_velocity_test(
+            model, guide, torch.where(measured, x, junk), n_shuffles=9, covariates={"measured": measured}
+        )
+        for junk in (0.0, 1.0)
+    )
+    torch.testing.assert_close(one.null, two.null)
+    assert one.concentration == two.concentration

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from combinations import FRAME, GUIDES, ORBITS, C, D, S, build
@@ -87,15 +89,17 @@ def test_long_sequences_are_encoded_in_pieces(guide: str, masked: bool, monkeypa
     longer, own = with_n_frames(model, GUIDES[guide](model), LONG)
     x = torch.rand(2, LONG, *FRAME)
     observed = torch.rand(2, LONG) > 0.3 if masked else None
-    whole, mean = encode(longer, own, x, observed), reconstruct(longer, own, x, observed)
+    covariates = {"measured": torch.rand(x.shape) > 0.3} if masked else None
+    given: dict[str, Any] = {"observed": observed, "covariates": covariates}
+    whole, mean = encode(longer, own, x, **given), reconstruct(longer, own, x, **given)
     seen: list[int] = []
     for part in own.modules():
         if isinstance(part, FrameEncoder):
             part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     monkeypatch.setattr(verbs, "SHORT", 1)
     monkeypatch.setattr(verbs, "PIECE", 8)
-    torch.testing.assert_close(encode(longer, own, x, observed), whole)
-    torch.testing.assert_close(reconstruct(longer, own, x, observed), mean)
+    torch.testing.assert_close(encode(longer, own, x, **given), whole)
+    torch.testing.assert_close(reconstruct(longer, own, x, **given), mean)
     assert {*seen} == {4, 1}
 
 

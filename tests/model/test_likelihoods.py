@@ -169,6 +169,11 @@ def test_a_seed_binarises_once_and_for_all() -> None:
     x = torch.rand(6, 4, 1, 8, 8)
     bits = BinarizedBernoulli(seed=1).binarize(x)
     assert torch.equal(bits, BinarizedBernoulli(seed=1).binarize(x))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(bits, BinarizedBernoulli(seed=1).binarize(x))
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert torch.equal(bits[2:3, 1:2], BinarizedBernoulli(seed=1).binarize(x[2:3, 1:2]))
     assert torch.equal(bits.double(), BinarizedBernoulli(seed=1).binarize(x.double()))
     assert not torch.equal(bits, BinarizedBernoulli(seed=2).binarize(x))
