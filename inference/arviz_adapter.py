@@ -165,6 +165,14 @@ def check_holds(coords: Coordinates, attributes: Mapping[str, Any]) -> None:
                 ) from None
 
 
+def _coming_back(data: ArvizData) -> dict[str, Dataset]:
+    """Name -> group, for a file; ValueError where one would not be read as it is."""
+    groups = groups_of(data)
+    for name, group in groups.items():
+        _check_comes_back(group, name)
+    return groups
+
+
 def _check_comes_back(data: Dataset, name: str) -> None:
     """Raise ValueError where a reader would take attributes for how the values are to be decoded, and give others."""
     from xarray import decode_cf
@@ -241,16 +249,16 @@ def close(data: ArvizData) -> None:
 
 def write(data: ArvizData, path: Path) -> None:
     """Write all groups into one NetCDF file, numbers compressed; OSError where they would not fit uncompressed."""
-    for name, group in groups_of(data).items():
-        _check_comes_back(group, name)
-    check_room(path, sum(group.nbytes for group in groups_of(data).values()) + OVERHEAD)
     from xarray import Dataset
+
+    groups = _coming_back(data)
+    check_room(path, sum(group.nbytes for group in groups.values()) + OVERHEAD)
 
     mode: Literal["w", "a"] = "w"
     if data.attrs:
         Dataset(attrs=dict(data.attrs)).to_netcdf(path, engine=ENGINE)
         mode = "a"
-    for name, group in groups_of(data).items():
+    for name, group in groups.items():
         numbers = {key: value for key, value in group.variables.items() if value.dtype.kind in "biufc"}
         encoding = {key: _encoding(name, key, value) for key, value in numbers.items()}
         group.to_netcdf(path, mode=mode, group=name, engine=ENGINE, encoding=encoding)
@@ -267,10 +275,9 @@ def write_zarr(data: ArvizData, path: Path) -> None:
     """Write all groups into one Zarr folder; ModuleNotFoundError without the package zarr."""
     from xarray import Dataset
 
-    for name, group in groups_of(data).items():
-        _check_comes_back(group, name)
+    groups = _coming_back(data)
     Dataset(attrs=dict(data.attrs)).to_zarr(path, mode="a", zarr_format=2, consolidated=False)
-    for name, group in groups_of(data).items():
+    for name, group in groups.items():
         for value in group.variables.values():
             value.encoding = {}  # that of a NetCDF file, where it was read from one
         # Format 2 has strings of fixed length, which format 3 has not yet agreed on.
@@ -279,11 +286,8 @@ def write_zarr(data: ArvizData, path: Path) -> None:
     # A chunk that is not there reads as nan or 0, and a group as if it had never been.
     file = path / ".zattrs"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    groups = groups_of(data).items()
-    counts = {name: _count(path / name) for name, _ in groups}
-    counts |= {
-        f"{name}/{own}": _count(path / name / own) for name, group in groups for own in map(str, group.variables)
-    }
+    places = [*groups, *(f"{name}/{key}" for name, group in groups.items() for key in group.variables)]
+    counts = {place: _count(path / place) for place in places}
     file.write_text(json.dumps({**told, FILES: json.dumps(counts)}), encoding="utf-8")
 
 

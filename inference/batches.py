@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pyro_tvae.opening import unopened
 
 from .randomness import random_states, restore
 
-__all__ = ["Batch", "batch_of", "n_sequences", "peek", "same_randomness", "tell_of_mask"]
+__all__ = ["Batch", "batch_of", "chosen", "n_sequences", "peek", "same_randomness", "tell_of_mask"]
 
 
 class Batch(NamedTuple):
@@ -74,12 +74,18 @@ def peek(loader: object) -> Any:
             raise
 
 
+def chosen(loader: DataLoader) -> Sequence[int] | None:
+    """Which items of its data a loader takes, as of a fold of cross-validation; None for all."""
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    return sampler.indices if isinstance(sampler, SubsetRandomSampler) else None
+
+
 def n_sequences(loader: object) -> int | None:
     """Of how many sequences the batches of a loader are, as far as it says."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is loader.batch_size is None:
         return None  # as of data that come in batches of their own
-    sampler = getattr(loader.batch_sampler, "sampler", None)
-    return len(sampler) if isinstance(sampler, SubsetRandomSampler) else sized_len(loader.dataset)
+    some = chosen(loader)
+    return sized_len(loader.dataset) if some is None else len(some)
 
 
 def tell_of_mask(batch: object) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_tvae.former_names import current
 from pyro_tvae.marks import TOPOGRAPHY, marks
 from pyro_tvae.opening import unopened
 from pyro_tvae.parts import describe
 
-from .batches import same_randomness
+from .batches import chosen, same_randomness
 from .fingerprints import alike, fingerprint
 
 __all__ = ["check_course", "described", "differing", "other_part", "parts_of"]
@@ -68,7 +68,11 @@ def _flat(node: Any, name: str) -> dict[str, Any]:
         inner = [_flat(value, f"{name}.{key}") for key, value in node["arguments"].items() if not _begins(key)]
         return {name: node["part"]} | {key: value for part in inner for key, value in part.items()}
     text = json.dumps(node)
-    return {name: node if len(text) <= 80 else hashlib.sha256(text.encode()).hexdigest()[:16]}
+    return {name: node if len(text) <= 80 else _digest(text)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _begins(argument: str) -> bool:
@@ -94,16 +98,9 @@ def described(loader: object) -> dict[str, Any]:
         elif length:
             data |= _of_items(loader, sorted({(length - 1) * n // (LOOKED_AT - 1) for n in range(LOOKED_AT)}))
         if data:
-            data["chosen"] = _chosen(loader)
+            some = chosen(loader)
+            data["chosen"] = "all" if some is None else _digest(str(sorted(map(int, some))))
     return ({"data": data} if data else {}) | ({"batch_size": loader.batch_size} if loader.batch_size else {})
-
-
-def _chosen(loader: DataLoader) -> str:
-    """Which of the items a loader takes, as of a fold of cross-validation: a digest, or all."""
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if not isinstance(sampler, SubsetRandomSampler):
-        return "all"
-    return hashlib.sha256(str(sorted(map(int, sampler.indices))).encode()).hexdigest()[:16]
 
 
 def _of_items(loader: DataLoader, numbers: Sequence[int]) -> Mapping[str, Any]:
@@ -161,9 +158,9 @@ def _same(now: Any, then: Any) -> bool:
     if not isinstance(now, Mapping):
         return bool(now == then)
     fingerprints = "exact" in now and "exact" in then and now.get("items") == then.get("items")
-    chosen = then.get("chosen", now.get("chosen")) == now.get("chosen")  # which older checkpoints do not say
-    alike_numbers = chosen and now.get("sequences") == then.get("sequences")
-    return alike_numbers and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
+    items = then.get("chosen", now.get("chosen")) == now.get("chosen")  # which older checkpoints do not say
+    number = now.get("sequences") == then.get("sequences")
+    return items and number and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
 
 
 def _said(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:

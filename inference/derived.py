@@ -89,8 +89,8 @@ class FromDistributions:
         self.x = x if pixels is None else torch.where(pixels, x, model.likelihood.blank)
         self.site = next(iter(model.energies), None)
         self.constants = {} if self.site is None else {"mu": model.mu.detach()}
-        kind = type(model.likelihood)  # a subclass of somebody's may draw others than zeros and ones
-        self.binary = issubclass(kind, Bernoulli) and kind.__module__ == Bernoulli.__module__
+        law = model.likelihood(torch.zeros_like(x[:1, :1]))  # of a subclass it may be another one
+        self.binary = isinstance(model.likelihood, Bernoulli) and isinstance(law, torch.distributions.Bernoulli)
 
     def prior(self, draws: int) -> dict[str, Tensor]:
         """Draws of the latents from their prior, each (1, draws, …)."""

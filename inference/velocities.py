@@ -134,7 +134,8 @@ def roll_velocity_test(
         row = row.to(x.device)
         given = {name: value[row.to(value.device)] for name, value in (covariates or {}).items()}
         if "measured" in given:  # which pixels of a frame were measured goes with the frame
-            given["measured"] = given["measured"].expand(len(row), *x.shape[1:])[torch.arange(len(row))[:, None], order]
+            measured = (covariates or {})["measured"].to(x.device).expand(x.shape)
+            given["measured"] = measured[row.unsqueeze(-1), order]
         t = encode(model, guide, x[row.unsqueeze(-1), order], covariates=given)
         phasors = torch.cat([_phasors(t[piece], ends) for piece in _chunks(t)])
         shuffled = shuffled + phasors.new_zeros(1 + n_shuffles, phasors.shape[1]).index_add(0, which, phasors)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import Dataset
 
-__all__ = ["Opened", "unopened"]
+__all__ = ["Opened", "PerProcess", "unopened"]
 
 
 def unopened(dataset: Any) -> Any:
@@ -31,6 +32,27 @@ def unopened(dataset: Any) -> Any:
     return twin
 
 
+class PerProcess:
+    """What a function makes, made anew in every process that asks; sent to another one it goes without.
+
+    Args:
+        make: a function of a module's top level, so that workers can be sent it.
+        arguments: of it.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self.make, self.arguments = make, arguments
+        self._made: tuple[int, Any] | None = None
+
+    def __call__(self) -> Any:
+        if self._made is None or self._made[0] != os.getpid():
+            self._made = os.getpid(), self.make(*self.arguments)
+        return self._made[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": None}
+
+
 class Opened:
     """The items of a data set by their places, which opens what it opens anew in every process that asks.
 
@@ -40,15 +62,10 @@ class Opened:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = unopened(dataset)
-        self._own: tuple[int, Any] | None = None
+        self._own = PerProcess(unopened, self.dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, place: int) -> Any:
-        if self._own is None or self._own[0] != os.getpid():
-            self._own = os.getpid(), unopened(self.dataset)
-        return self._own[1][place]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_own": None}
+        return self._own()[place]

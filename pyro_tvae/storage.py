@@ -169,6 +169,7 @@ def record(model: TVAE, guide: Guide) -> Record:
 
 _DTYPES = {str(one).removeprefix("torch."): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
 _LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+_INTERNAL = {*vars(nn.Module()), *vars(PyroModule())}
 
 
 def _refusal(name: str, what: str, remedy: str) -> ValueError:
@@ -403,9 +404,6 @@ def _private(module: nn.Module) -> dict[str, Any]:
     return {
         key: value for key, value in own.items() if isinstance(value, bool | int | float | str | Tensor | np.ndarray)
     }
-
-
-_INTERNAL = {*vars(nn.Module()), *vars(PyroModule())}
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from pyro_tvae.opening import Opened, unopened
 
@@ -129,8 +129,7 @@ def _gone_through(
         array = np.array(_array(_part(item, part, name)))  # of its own: some sources fill one array again and again
         return [*array] if batched else [array]
 
-    if isinstance(data, Dataset):
-        data = unopened(data)
+    data = unopened(data)
     unending = not hasattr(data, "__iter__")  # a Dataset may say by its length alone where it ends
     for item in _by_length(again) if unending and again is not None else data:
         for one in (own := rows(item, key)):

@@ -47,7 +47,7 @@ class Ledger:
         homes: row -> the folder of its runs, ``seed0``, ``seed1``, …
         needed: the files that the folder of a run has that is done; training makes the first of them.
         unreadable: runs that are in no table, since a file of theirs is damaged or none of theirs: why, in a sentence.
-        told: what :meth:`write` has to say, a sentence each, since it was last asked.
+        told: what :meth:`write` had to say, a sentence each.
         allow: what the runs' configurations may call.
 
     Raises:

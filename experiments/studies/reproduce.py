@@ -178,9 +178,10 @@ def _cell(
         run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
     if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
-        weights = reference.weights().get(WEIGHTS)
-        of = run.read(REFITTED, Refitted).get("of") if run.has(REFITTED) else None  # which older files do not say
-        if not run.has(REFITTED) or (None not in (of, weights) and of != weights):  # a reference that was run anew
+        weights = digest(reference.path / WEIGHTS) if reference.has(WEIGHTS) else None
+        done = run.has(REFITTED)
+        of = run.read(REFITTED, Refitted).get("of") if done else None  # which older files do not say
+        if not done or (None not in (of, weights) and of != weights):  # the reference was run anew
             progress(f"{said}, its guide fitted to the model of {study.reference}")
             values = finite(refit(run, reference, study.annealing["sequences"]))
             run.write(REFITTED, json.dumps({**values, "of": weights}))

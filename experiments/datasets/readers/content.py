@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_tvae.files import state_of
+from pyro_tvae.opening import PerProcess
 
 from ..axes import choose
 from ..errors import Unsuitable
@@ -225,23 +226,17 @@ class Reopened:
     """
 
     def __init__(self, unchanged: Unchanged, open: Callable[..., Any], *arguments: Any) -> None:
-        self.unchanged, self.open, self.arguments = unchanged, open, arguments
-        self._opened: tuple[int, Any] | None = None
+        self.unchanged, self._opened = unchanged, PerProcess(open, *arguments)
         self.shape, self.dtype = tuple(self.array.shape), self.array.dtype
 
     @property
     def array(self) -> Any:
         """The array, of this process."""
         self.unchanged.check()
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), self.open(*self.arguments)
-        return self._opened[1]
+        return self._opened()
 
     def __getitem__(self, index: Any) -> Any:
         return self.array[index]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
 
 
 def choose_names(arrays: Mapping[str, Sequence[int]], request: Request) -> tuple[str, str | None]:
