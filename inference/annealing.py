@@ -7,7 +7,7 @@ the posterior, ``log f_β = (1 − β) log q(z, u | x) + β log p(x, z, u)`` for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import check_judged
 from pyro_tvae.judging import check_whole, judges, refuse_inference_mode, seeded
 from pyro_tvae.model import mask_of
+from pyro_tvae.programs import accepted
 from pyro_tvae.verbs import ancestral_sample
 
 from .chunks import in_chunks
@@ -162,6 +163,7 @@ def annealed_importance(
     *,
     observed: Tensor | None = None,
     measured: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
     annealing: Annealing | None = None,
     seed: int | None = 0,
     progress: bool = False,
@@ -181,6 +183,7 @@ def annealed_importance(
         x: (N, S, channel, height, width).
         observed: (S,) or (N, S) booleans: of these frames alone. None means all.
         measured: (N, S, channel or 1, height, width) booleans: of these pixels alone.
+        covariates: what the guide takes beside x by name, (N, …); ``measured`` may be among them.
         annealing: chains, temperatures and transitions; ``Annealing()`` by default.
         seed: of all draws; None uses torch's global generator.
         progress: show a progress bar.
@@ -190,7 +193,7 @@ def annealed_importance(
 
     Raises:
         ValueError: x or the guide does not fit the model, the guide is not mean-field, or the model has
-            further sites, such as random weights or factors, which the path would leave out.
+            further sites, such as random weights or factors, or takes a covariate, which the path would leave out.
 
     Example:
         >>> import pyro_tvae
@@ -200,7 +203,14 @@ def annealed_importance(
         >>> annealed_importance(model, guide, x, annealing=short).log_p.shape
         torch.Size([2])
     """
-    return _run(model, guide, x, None, observed, measured, annealing, seed, progress)[0]
+    given = dict(covariates or {})
+    measured = given.pop("measured", measured)
+    if refused := sorted({*given} & accepted(model)):
+        raise ValueError(
+            f"annealed_importance: {type(model).__name__} takes the covariate {refused[0]!r}, and the path would leave "
+            "out what its program makes of that; leave it out, or use log_likelihood, which runs the program."
+        )
+    return _run(model, guide, x, None, observed, measured, annealing, seed, progress, given)[0]
 
 
 @gathered("annealing", Annealing)
@@ -347,12 +357,14 @@ def _run(
     annealing: Annealing | None,
     seed: int | None,
     progress: bool,
+    covariates: Mapping[str, Tensor] | None = None,
     *,
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
     refuse_inference_mode("annealing")
-    check_judged(model, guide, x, observed, None if measured is None else {"measured": measured})
+    covariates = dict(covariates or {})
+    check_judged(model, guide, x, observed, covariates | ({} if measured is None else {"measured": measured}))
     whole = mask_of(observed, x, each=True)
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
@@ -362,7 +374,9 @@ def _run(
 
         def of_batch(start: int, size: int) -> dict[int, tuple[Tensor, Tensor]]:
             rows, made = slice(start, start + size), {}
-            path = Path(model, guide, x[rows], *(None if one is None else one[rows] for one in (whole, measured)))
+            frames, pixels = (None if one is None else one[rows] for one in (whole, measured))
+            given = {name: value[rows] for name, value in covariates.items()}
+            path = Path(model, guide, x[rows], frames, pixels, given)
             steps = _pilot(path, betas, n_steps, bar.update)
             for direction in directions:
                 y = path.draw(annealing.num_chains)

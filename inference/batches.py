@@ -14,11 +14,12 @@ from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
+from pyro_tvae.guides.base import blanked
 from pyro_tvae.opening import unopened
 
 from .randomness import random_states, restore
 
-__all__ = ["Batch", "batch_of", "chosen", "n_sequences", "peek", "same_randomness", "tell_of_mask"]
+__all__ = ["Batch", "batch_of", "chosen", "is_mask", "n_sequences", "peek", "same_randomness", "tell_of_mask"]
 
 
 class Batch(NamedTuple):
@@ -38,19 +39,33 @@ class Batch(NamedTuple):
 def batch_of(batch: Any) -> Batch:
     """A batch in parts: x is a tensor, the entry of that name in a mapping, or the first item of a tuple.
 
-    ``observed`` is the entry of that name, or a tuple's second item if it is (B, S) booleans.
+    ``observed`` is the entry of that name, or a tuple's second item if it is (B, S) booleans. Pixels that were not
+    ``measured`` may hold anything, and are zeros in x.
     """
     if isinstance(batch, Mapping):
         if "x" not in batch:
             raise ValueError(f"fit: a batch has the entries {', '.join(map(str, batch))}; expected one called x.")
         others = {str(name): value for name, value in batch.items() if name not in ("x", "observed")}
-        return Batch(batch["x"], batch.get("observed"), others)
+        x: Any = batch["x"]
+        if is_mask(others.get("measured")) and _fits(others["measured"], x):
+            x = blanked(x, others)
+        return Batch(x, batch.get("observed"), others)
     x = batch[0] if isinstance(batch, list | tuple) else batch
     if isinstance(batch, list | tuple) and len(batch) > 1 and isinstance(x, Tensor):
         second = batch[1]
         if isinstance(second, Tensor) and second.dtype == torch.bool and second.shape == x.shape[:2]:
             return Batch(x, second, {})
     return Batch(x, None, {})
+
+
+def is_mask(value: object) -> bool:
+    """Whether an entry called ``measured`` says of pixels whether they were, and is not something else of that name."""
+    return isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 5
+
+
+def _fits(mask: Tensor, x: object) -> bool:
+    sizes = x.shape if isinstance(x, Tensor) else ()
+    return len(sizes) == mask.dim() and all(own in (1, size) for own, size in zip(mask.shape, sizes, strict=True))
 
 
 def peek(loader: object) -> Any:

@@ -22,7 +22,7 @@ from pyro_tvae import TVAE
 from pyro_tvae.model import check_finite, frame_mask
 from pyro_tvae.programs import SEQUENCE, accepted, call, untouched_store
 
-from .batches import Batch
+from .batches import Batch, is_mask
 from .inspection import holds_sequences
 from .randomness import random_states, restore
 from .trainer import TrainerOptions
@@ -192,7 +192,7 @@ def covariates(others: Mapping[str, Any], model: object, guide: object) -> dict[
                 f"that are mappings with an entry {lacking[0]!r}."
             )
     mask = others.get("measured")
-    if "measured" not in taken and isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 5:
+    if "measured" not in taken and is_mask(mask):
         raise ValueError(
             f"fit: a batch says which pixels were measured, and {type(model).__name__} has no place for that, so that "
             "the others would be scored; give its forward a keyword argument measured, as that of TVAE has."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,15 +16,16 @@ from torch import Tensor
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
-from pyro_tvae.likelihoods import seen_pixels
+from pyro_tvae.likelihoods import scored_alike, seen_pixels
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import JOINT, Program, draw
-from pyro_tvae.programs import untouched_store
+from pyro_tvae.programs import accepted, check_covariates, untouched_store
 
 from .annealing import Annealing, Simulated, annealed_importance, bracket, simulate
 from .chunks import chunk_of
+from .densities import counts_plainly, scored
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
-from .inspection import plain_program
+from .inspection import plain_program, prior_trace
 from .likelihood import log_likelihood, log_weights
 from .pareto import RELIABLE_PARETO_K
 
@@ -193,8 +194,9 @@ def compare(
         frame_averages: try those too where a model has them, and not weights of whole sequences alone.
         observed: (S,) or (N, S) booleans: log p of these frames alone. None means all. Looseness is then that of
             simulated sequences of which as much is seen, the masks of x taken in turn.
-        covariates: what the programs take beside x by name, (N, …). Models of such programs have no looseness, but for
-            ``measured``, (N, S, channel or 1, height, width) booleans: log p of these pixels alone.
+        covariates: what the programs take beside x by name, (N, …); each pair is given what it takes. A pair that takes
+            other than ``measured``, (N, S, channel or 1, height, width) booleans: log p of these pixels alone, has no
+            looseness, since nothing tells what belongs to simulated sequences.
         batch_size: sequences per pass.
         level: that all intervals together hold the differences.
         seed: of all draws; every model has its own.
@@ -225,8 +227,15 @@ def compare(
         raise ValueError(
             f"compare: {len(fitted)} models, level={level}; expected two models or more, and a level between 0 and 1."
         )
-    _check_measures({name: tvae_of(model) for name, (model, _) in fitted.items()}, x)
-    measured = (covariates or {}).get("measured")
+    covariates = dict(covariates or {})
+    taken = [_taken(pair, covariates) for pair in fitted.values()]
+    for_all = {
+        name: value for name, value in covariates.items() if name == "measured" or not any(name in t for t in taken)
+    }
+    for pair, given in zip(fitted.values(), taken, strict=True):
+        check_covariates(*pair, for_all | given, len(x))
+    _check_measures({name: model for name, (model, _) in fitted.items()}, x, taken)
+    measured = covariates.get("measured")
     whole = None if observed is None else frame_mask(observed, *x.shape[:2]).expand(len(x), -1)
     masks: dict[str, Any] = {"observed": whole, "measured": measured}
     if (seen := seen_pixels(whole, measured)) is not None and not bool((some := seen.flatten(1).any(1)).all()):
@@ -239,25 +248,31 @@ def compare(
         name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
     }
     bounds, ks, gaps = [], [], []
-    for index, (model, guide) in enumerate(fitted.values()):
+    for index, ((model, guide), given) in enumerate(zip(fitted.values(), taken, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
+        unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
+        simulable = plain_program(model) and given.keys() <= {"measured"}
         if annealing is None:
             tried = {
                 numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index, **of_simulated)
-                for numbers in _numbers(model, guide, x, num_particles, frame_averages)
+                if simulable
+                else unknown
+                for numbers in _numbers(model, guide, x, num_particles, frame_averages and simulable)
             }
             k, m = min(tried, key=lambda numbers: float(tried[numbers].mean()))
-            given: dict[str, Any] = {"observed": observed, "covariates": covariates, "batch_size": batch_size, **own}
-            found = log_likelihood(model, guide, x, k, frame_particles=m, **given)
+            own |= {"observed": observed, "covariates": given, "batch_size": batch_size}
+            found = log_likelihood(model, guide, x, k, frame_particles=m, **own)
             bounds.append(found.iwae)
             ks.append(found.pareto_k)
             gaps.append(tried[k, m])
         else:
             walked: Any = model  # annealing refuses what it cannot walk
             by: Any = guide
-            bounds.append(annealed_importance(walked, by, x, **masks, annealing=annealing, **own).log_p)
+            own["annealing"] = annealing
+            bounds.append(annealed_importance(walked, by, x, observed=whole, covariates=given, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            gaps.append(bracket(walked, by, n_simulations, **of_simulated, annealing=annealing, **own).gap)
+            told = given.keys() <= {"measured"}
+            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if told else unknown)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),
@@ -269,18 +284,37 @@ def compare(
     )
 
 
-def _check_measures(models: Mapping[str, TVAE], x: Tensor) -> None:
+def _taken(pair: Pair, covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The covariates that a model or its guide takes."""
+    names = frozenset[str]().union(*map(accepted, pair))
+    return {name: value for name, value in covariates.items() if name in names}
+
+
+def _check_measures(models: Mapping[str, Any], x: Tensor, taken: Sequence[Mapping[str, Tensor]]) -> None:
     """Raise ValueError where two likelihoods score x in another measure: their nats are of different things."""
     for (one, first), (other, second) in combinations(models.items(), 2):
-        a: Any = first.likelihood
-        b: Any = second.likelihood
-        binary = [likelihood.binarize(x) for likelihood in (a, b) if hasattr(likelihood, "binarize")]
-        if a.remark != b.remark or (len(binary) == 2 and not torch.equal(*binary)):
+        a, b = tvae_of(first).likelihood, tvae_of(second).likelihood
+        if not scored_alike(a, b, x):
             raise ValueError(
                 f"compare: {one!r} scores pixels by {type(a).__name__} and {other!r} by {type(b).__name__}, whose nats "
                 "are of different things (mass, density, or other binarized pixels); expected models that score the "
                 "same pixels alike."
             )
+    scaled = {name: _scales(model, x, given) for (name, model), given in zip(models.items(), taken, strict=True)}
+    if len({*scaled.values()}) > 1:
+        name = next(name for name, value in scaled.items() if value)
+        raise ValueError(
+            f"compare: {name!r} scales or masks site 'x' and others do not, so that nats are of different things; "
+            "expected models that count all of x, or all the same part."
+        )
+
+
+def _scales(model: Any, x: Tensor, given: Mapping[str, Tensor]) -> bool:
+    """Whether a program counts other than all of x, or more of it than it is."""
+    if plain_program(model):
+        return False
+    first = {name: value[:1] for name, value in given.items() if name != "measured"}
+    return any(name == "x" and not counts_plainly(site) for name, site in scored(prior_trace(model, x[:1], first)))
 
 
 def _numbers(model: Any, guide: Any, x: Tensor, num_particles: int, frame_averages: bool) -> list[tuple[int, int]]:
@@ -307,9 +341,7 @@ def _gap(
     observed: Tensor | None = None,
     measured: Tensor | None = None,
 ) -> Tensor:
-    """Gaps on simulated sequences (n,); nan where the model or the guide has what cannot be simulated or scored."""
-    if not plain_program(model):
-        return torch.full((n,), math.nan, dtype=torch.float64)
+    """Gaps on simulated sequences (n,); nan where the guide has what cannot be scored."""
     simulated = simulate(model, n, seed=seed)
     parts = []
     for start in range(0, n, batch_size):

@@ -18,6 +18,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyro_tvae.guides.base import blanked
 from pyro_tvae.posteriors import JOINT
 from pyro_tvae.programs import SEQUENCE, auxiliary, call, is_plate, propose
 
@@ -72,7 +73,7 @@ def run(
         covariates: what the programs take beside these, by name.
         subsample: frames that the model scores in place of all, see :class:`~pyro_tvae.TVAE`.
     """
-    proposal = propose(call(guide, x, both(observed, shown), covariates), x)
+    proposal = propose(call(guide, blanked(x, covariates), both(observed, shown), covariates), x)
     program: Any = call(model, x, observed, covariates)
     return proposal, replay(program if subsample is None else partial(program, subsample=subsample), proposal)
 

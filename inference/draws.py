@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyro
@@ -38,11 +38,6 @@ class Draws:
     stats: dict[str, Tensor] = field(default_factory=dict)
     sequence_stats: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-
-    def thinned(self, thin: int) -> Draws:
-        """Every ``thin``-th draw of every chain."""
-        latents, stats = ({k: v[:, thin - 1 :: thin] for k, v in of.items()} for of in (self.latents, self.stats))
-        return replace(self, latents=latents, stats=stats)
 
 
 def guide_draws(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_tvae.guides.base import Guide, check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
-from pyro_tvae.likelihoods import of_seen, seen_pixels
+from pyro_tvae.likelihoods import of_seen, scored_alike, seen_pixels
 from pyro_tvae.model import TVAE, mask_of
 from pyro_tvae.verbs import posterior_means, weights_at
 
@@ -174,11 +174,17 @@ def forward_roll(
         raise ValueError(
             f"forward_roll: mean_frame has shape {tuple(mean_frame.shape)}; expected one frame, {tuple(x.shape[2:])}."
         )
-    if baseline is not None and type(baseline[0].likelihood) is not type(model.likelihood):
+    if bounds is not None and bounds.shape != (n,):
         raise ValueError(
-            f"forward_roll: the baseline's likelihood is {type(baseline[0].likelihood).__name__}, the model's is "
-            f"{type(model.likelihood).__name__}; nats of two families do not compare: give both the same likelihood."
+            f"forward_roll: bounds has shape {tuple(bounds.shape)}; expected one for each of {n} sequences."
         )
+    if baseline is not None:
+        own, its = model.likelihood, baseline[0].likelihood
+        if type(its) is not type(own) or not scored_alike(own, its, x):
+            raise ValueError(
+                f"forward_roll: the baseline's likelihood is {type(its).__name__}, the model's is {type(own).__name__}"
+                "; nats of two families, or of other binarized pixels, do not compare: give both the same one."
+            )
     mask = mask_of(observed, x, each=True)
     measured = (covariates or {}).get("measured")
     seen = seen_pixels(mask, measured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,18 +47,25 @@ class Path:
     """The densities between q(z, u | x) and p(x, z, u) over unconstrained coordinates y of all sites, side by side.
 
     Real sites stand for themselves and positive ones for their logarithm; both ends carry the Jacobian. With masks,
-    (B, S) of frames and (B, S, channel or 1, height, width) of pixels, x is what was seen of it.
+    (B, S) of frames and (B, S, channel or 1, height, width) of pixels, x is what was seen of it. Covariates are the
+    guide's.
     """
 
     def __init__(
-        self, model: TVAE, guide: Guide, x: Tensor, observed: Tensor | None = None, measured: Tensor | None = None
+        self,
+        model: TVAE,
+        guide: Guide,
+        x: Tensor,
+        observed: Tensor | None = None,
+        measured: Tensor | None = None,
+        covariates: Mapping[str, Tensor] | None = None,
     ) -> None:
         model.check(x)
         refuse_own_terms(model, x, "annealing")
         self.model, self.prior_distributions = model, model.prior_distributions()
         self.observed, self.measured, seen = observed, measured, seen_pixels(observed, measured)
         self.x = x if seen is None else torch.where(seen, x, model.likelihood.blank)
-        given = None if measured is None else {"measured": measured}
+        given = {**(covariates or {}), **({} if measured is None else {"measured": measured})}
         posterior = (
             standalone(posterior_of(guide, x, observed, given))
             if isinstance(guide, Guide) and guide.mean_field

@@ -24,7 +24,7 @@ from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import of_seen, seen_pixels
 from pyro_tvae.model import frame_mask, mask_of, tvae_of
 from pyro_tvae.posteriors import Posterior, Program, draw, standalone
-from pyro_tvae.programs import accepted, call, check_covariates, propose, untouched_store
+from pyro_tvae.programs import accepted, call, propose, untouched_store
 
 from .chunks import chunk_of, in_chunks
 from .densities import INNER_PLATE, log_weight, refuse_plates, replay
@@ -81,7 +81,7 @@ def log_weights(
         ValueError: x does not fit the model, a number of particles is below one, a term belongs to no single sequence,
             or frames are coupled by more than the energies.
     """
-    check_judged(tvae_of(model), guide, x, observed)
+    check_judged(tvae_of(model), guide, x, observed, covariates)
     with seeded(seed), untouched_store():
         chunks = _chunks(
             model,
@@ -120,7 +120,6 @@ def _chunks(
     """Log-weights (k, B), or (k, B, S) per frame, in chunks that make up all the particles."""
     tvae_of(model).check(x)
     check_whole("log_weights", num_particles=num_particles, frame_particles=frame_particles)
-    check_covariates(model, guide, covariates, x.shape[-5])
     chunk = chunk_of(x, chunk_bytes)
     posterior = posterior_of(guide, x, observed, covariates) if posterior is None else posterior
     by_site: Any = posterior  # frame averages refuse a program
@@ -411,8 +410,7 @@ def log_likelihood(
     numbers = {"num_particles": num_particles, "frame_particles": frame_particles, "batch_size": batch_size}
     check_whole("log_likelihood", **numbers)
     tvae = tvae_of(model)
-    check_judged(tvae, guide, x, observed)
-    check_covariates(model, guide, covariates, len(x))
+    check_judged(tvae, guide, x, observed, covariates)
     if estimator not in ESTIMATORS:
         raise ValueError(f"log_likelihood: estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}.")
     per_frame = estimator != "sequence"

@@ -19,13 +19,14 @@ RIDGE = 1.0  # penalty of the probes, on standardised features
 CHUNK = 2**20  # numbers per intermediate tensor, 8 MiB in float64
 
 
-def active_latents(mean: Tensor) -> int:
+def active_latents(mean: Tensor, observed: Tensor | None = None) -> int:
     """How many latents vary with the data: ``Var_x(E_q[z | x]) > 0.01``, of C·D in all.
 
     `Burda et al. 2016, Importance weighted autoencoders <https://arxiv.org/abs/1509.00519>`__.
 
     Args:
         mean: posterior means (N, S, C, D); sequences and frames are the data.
+        observed: (N, S) booleans, frames that count; None means all.
 
     Example:
         >>> active_latents(torch.stack([torch.zeros(2, 3, 1, 2), torch.ones(2, 3, 1, 2)]).flatten(0, 1)[..., :1])
@@ -36,6 +37,10 @@ def active_latents(mean: Tensor) -> int:
             f"active_latents: the means have shape {tuple(mean.shape)}; expected (sequence, frame, capsule, position) "
             "with two frames or more in all."
         )
+    if observed is not None:
+        mean = mean[observed.to(mean.device)].unsqueeze(1)
+        if len(mean) < 2:
+            raise ValueError(f"active_latents: {len(mean)} frames were observed; expected two or more.")
     return int((_moments(mean)[1].square() > ACTIVE).sum())
 
 
@@ -82,23 +87,30 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
 
     Args:
         t: (N, S, C, D), codes it is fitted to.
-        labels: (N,), whole numbers; below 0 where it is not known, which leaves the sequence out.
+        labels: (N,) or (N, S), whole numbers; below 0 where it is not known, which leaves the sequence or frame out.
         test_t: (M, S, C, D), codes it is judged on.
-        test_labels: (M,), likewise.
+        test_labels: (M,) or (M, S), likewise.
 
     Returns:
         The accuracy; nan where there are fewer than two classes, or nothing to judge on.
     """
-    known, judged = labels >= 0, test_labels >= 0
-    t, labels, test_t, test_labels = t[known], labels[known], test_t[judged], test_labels[judged]
-    classes = labels.unique()
+    of_frames = [
+        (own if own.dim() == 2 else own.unsqueeze(-1)).expand(codes.shape[:2]).cpu()
+        for own, codes in ((labels, t), (test_labels, test_t))
+    ]
+    (t, labels), (test_t, test_labels) = (
+        (codes[some], own[some])
+        for codes, own in zip((t, test_t), of_frames, strict=True)
+        for some in [(own >= 0).any(1)]
+    )
+    classes = labels[labels >= 0].unique()
     if len(classes) < 2 or not len(test_t):
         return math.nan
     hits = 0
     targets = 2.0 * (labels.unsqueeze(-1) == classes).double() - 1
-    for rows, scores in _predictions(t, targets.unsqueeze(1).expand(-1, t.shape[1], -1), test_t):
-        hits += int((classes[scores.argmax(-1)] == test_labels[rows].unsqueeze(-1)).sum())
-    return hits / (len(test_t) * test_t.shape[1])
+    for rows, scores in _predictions(t, torch.where(labels.unsqueeze(-1) < 0, math.nan, targets), test_t):
+        hits += int((classes[scores.argmax(-1)] == test_labels[rows]).sum())  # none is −1
+    return hits / int((test_labels >= 0).sum())
 
 
 def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, period: float | None) -> float:

@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import init_to_value
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_tvae import TVAE, GaussianEnergy, Guide
 from pyro_tvae.guides.base import check_judged, posterior_of
@@ -56,6 +56,7 @@ class NUTSResult:
             to bring to 0.8.
         given: what tells the sequences that were seen, and the weights of the model, from others; None, in results of
             one's own making, fits all.
+        seed: of the draws, where there was one.
     """
 
     draws: dict[str, Tensor]
@@ -68,6 +69,15 @@ class NUTSResult:
     step_size: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     acceptance_rate: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     given: Fingerprint | None = None
+    seed: int | None = None
+
+    def thinned(self, model: TVAE, thin: int) -> NUTSResult:
+        """Every ``thin``-th draw of every chain, with what R-hat and ESS are of these."""
+        if thin == 1:
+            return self
+        draws = {name: value[:, thin - 1 :: thin] for name, value in self.draws.items()}
+        stats: dict[str, Any] = {name: value[:, thin - 1 :: thin] for name, value in self.stats.items()}
+        return replace(self, draws=draws, **_diagnosed(model, draws), **stats)
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -211,11 +221,25 @@ def nuts(
             runs.append({name: value.detach().cpu() for name, value in sampled.items()})
             diverging[chain, divergences] = True
     draws = {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-    latents = identified(tvae, draws)
-    rhat, ess = ({name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess"))
     lp, energy, depth, step_size, acceptance_rate = recorded.unbind(-1)
-    given = _given(tvae, x, observed, covariates)
-    return NUTSResult(draws, rhat, ess, diverging, lp, energy, depth.long(), step_size, acceptance_rate, given)
+    return NUTSResult(
+        draws,
+        **_diagnosed(tvae, draws),
+        diverging=diverging,
+        lp=lp,
+        energy=energy,
+        tree_depth=depth.long(),
+        step_size=step_size,
+        acceptance_rate=acceptance_rate,
+        given=_given(model, x, observed, covariates),
+        seed=seed,
+    )
+
+
+def _diagnosed(model: TVAE, draws: Mapping[str, Tensor]) -> dict[str, Any]:
+    """R-hat and ESS of what the draws identify."""
+    latents = identified(model, draws)
+    return {kind: {name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess")}
 
 
 @torch.no_grad()
@@ -270,7 +294,7 @@ def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
 
 def check_drawn(
     result: NUTSResult,
-    model: TVAE,
+    model: Any,
     x: Tensor,
     observed: Tensor | None,
     covariates: Mapping[str, Tensor] | None,
@@ -289,16 +313,27 @@ def check_drawn(
         )
 
 
-def _given(model: TVAE, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None) -> Fingerprint:
-    """The fingerprint of the frames that are scored, of which they are, of covariates, and of the model."""
+def _given(
+    model: Any, x: Tensor, observed: Tensor | None, covariates: Mapping[str, Tensor] | None, guide: Any = None
+) -> Fingerprint:
+    """The fingerprint of the frames that are scored, of which they are, of covariates, and of the model.
+
+    Of a model in a handler also how much each site counts; with a guide of its weights too.
+    """
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if observed is not None:
         mask = mask & frame_mask(observed, *mask.shape).to(x.device)
     seen = torch.where(mask[..., None, None, None], x.double(), 0.0)
     beside = [torch.as_tensor(value) for _, value in sorted((covariates or {}).items())]
+    tvae = tvae_of(model)
     with suppress(TypeError):  # of parts that no file can describe
-        beside.append(torch.frombuffer(bytearray(json.dumps(describe(model)).encode()), dtype=torch.uint8))
-    return fingerprint([seen, mask, *beside, *(weight.double() for weight in model.parameters())])
+        beside.append(torch.frombuffer(bytearray(json.dumps(describe(tvae)).encode()), dtype=torch.uint8))
+    if model is not tvae:
+        sites = [site for _, site in scored(prior_trace(model, x, covariates))]
+        beside += [torch.as_tensor(site["scale"]).double() for site in sites]
+        beside.append(torch.tensor([site["mask"] is not None for site in sites]))
+    weights = [*tvae.parameters(), *(guide.parameters() if isinstance(guide, nn.Module) else ())]
+    return fingerprint([seen, mask, *beside, *(weight.double() for weight in weights)])
 
 
 @dataclass(frozen=True)
@@ -310,11 +345,30 @@ class GuideQuality:
             deviation; 0 is exact.
         variance_ratio: identified latent -> (B, *site): guide's variance / posterior's; below 1 it is overconfident.
         pareto_k: (B,), of the guide's importance weights; below 0.7 they can be trusted.
+        given: what tells the sequences, the model and the guide from others; None, of one's own making, fits all.
     """
 
     mean_difference: dict[str, Tensor]
     variance_ratio: dict[str, Tensor]
     pareto_k: Tensor
+    given: Fingerprint | None = None
+
+
+def check_quality(
+    quality: GuideQuality,
+    model: Any,
+    guide: Any,
+    x: Tensor,
+    observed: Tensor | None,
+    covariates: Mapping[str, Tensor] | None,
+    what: str,
+) -> None:
+    """Raise ValueError where a quality is that of another guide or model, or on other sequences."""
+    if quality.given is not None and not alike(quality.given, _given(model, x, observed, covariates, guide)):
+        raise ValueError(
+            f"{what}: 'quality' is of other sequences than x, of another model or of another guide; expected what "
+            "guide_quality says of these."
+        )
 
 
 @judges
@@ -354,7 +408,7 @@ def guide_quality(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
     shared = shared_sites(model, x, covariates)
-    check_drawn(result, tvae, x, observed, covariates, shared, "guide_quality")
+    check_drawn(result, model, x, observed, covariates, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, observed, covariates)
         values, log_w = weighted_particles(model, posterior, x, num_particles, covariates, observed)
@@ -365,4 +419,5 @@ def guide_quality(
         exact = draws.flatten(0, 1).double()
         difference[name] = (proposed[name].mean(0) - exact.mean(0)) / exact.std(0)
         ratio[name] = proposed[name].var(0) / exact.var(0)
-    return GuideQuality(difference, ratio, summarize(log_w, tvae.n_frames).pareto_k)
+    given = _given(model, x, observed, covariates, guide)
+    return GuideQuality(difference, ratio, summarize(log_w, tvae.n_frames).pareto_k, given)

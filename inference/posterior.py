@@ -29,7 +29,7 @@ from .arviz_adapter import ArvizData, InFile, InMemory, assemble, check_holds, c
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
-from .mcmc import GuideQuality, NUTSResult, check_drawn, nuts
+from .mcmc import GuideQuality, NUTSResult, check_drawn, check_quality, nuts
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
 __all__ = ["expected_size", "from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
@@ -132,7 +132,7 @@ def to_arviz(
             sequence and frame (B, S), such as labels and factors. The latter stand in every group whose variables all
             have these dimensions; select draws by ``data.posterior.sel(sequence=data.observed_data.label == 3)``.
         attributes: what to say of every group beside the method, the seed, num_particles, …, such as a run's name.
-        seed: of all draws; None uses torch's global generator.
+        seed: of all draws but those of ``result``, whose own is then the attribute; None uses torch's global generator.
         chunk_bytes: bound on the decoded pixels of one pass; None sizes it by the memory there is.
         path: of a NetCDF file to write, whole or not at all. It is filled draw by draw, so that memory holds the
             latents and one pass alone.
@@ -178,7 +178,9 @@ def to_arviz(
             "its own weights; use method='guide' or 'nuts'."
         )
     if result is not None:
-        check_drawn(result, tvae, x, observed, covariates, shared, "to_arviz")
+        check_drawn(result, model, x, observed, covariates, shared, "to_arviz")
+    if quality is not None:
+        check_quality(quality, model, guide, x, observed, covariates, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     if variables is not None:
         _check_variables(following, variables)
@@ -192,6 +194,7 @@ def to_arviz(
                 given: dict[str, Any] = {"observed": observed, "covariates": covariates}
                 given |= {"groups": groups, "variables": variables, "draws": draws, "num_chains": num_chains}
                 check_room(partial, expected_size(model, guide, x, **given))
+        told_seed = seed if result is None else result.seed  # of the draws of the posterior
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
         if method == "nuts":
@@ -208,7 +211,7 @@ def to_arviz(
                     progress=progress,
                     **number,
                 )
-            sampled = nuts_draws(result, len(x), shared, quality).thinned(thin)
+            sampled = nuts_draws(result.thinned(tvae, thin), len(x), shared, quality)
         else:
             resample = method == "importance"
             n = num_particles if num_particles is not None else draws * (10 if resample else 1)
@@ -221,7 +224,7 @@ def to_arviz(
             "inference_library": "pyro-tvae",
             "inference_library_version": version("pyro-tvae"),
             "method": method,
-            "seed": "none" if seed is None else seed,
+            "seed": "none" if told_seed is None else told_seed,
             "thinning": thin,
             "dtype": str(x.dtype).removeprefix("torch."),
             **sampled.facts,

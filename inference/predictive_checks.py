@@ -5,6 +5,7 @@ A check whose false-alarm rate is known: each sequence gets one draw of its post
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 from pyro_tvae.judging import check_whole, judges, seeded
-from pyro_tvae.likelihoods import of_seen
+from pyro_tvae.likelihoods import binarized, of_seen
 
 from .chunks import chunk_of, in_chunks
 from .simulation_based_calibration import Calibration, rank_among
@@ -71,10 +72,21 @@ class PredictiveCheck:
         return self.ranks.n_draws
 
     def outside(self, name: str, level: float = 0.05) -> tuple[int, int]:
-        """How many of the ranks lie in the outer tails of this probability, and how many there are."""
+        """How many of the ranks lie in the outer tails, of at most this probability together, and how many there are.
+
+        Of exactly this one where ``(R + 1) · level / 2`` is a whole number, as with 199 replicates.
+
+        Raises:
+            ValueError: so few replicates have no such tails.
+        """
         ranks = self.ranks.ranks[name]
         n = self.n_replicates + 1
-        each = round(n * level / 2)
+        each = math.floor(n * level / 2 + 1e-9)
+        if not 1 <= each <= n / 2:
+            raise ValueError(
+                f"outside: level is {level!r}, and {self.n_replicates} replicates have no tails of half of that; "
+                "expected at least 2 / level − 1 replicates, and a level between 0 and 1."
+            )
         return int(((ranks < each) | (ranks >= n - each)).sum()), ranks.numel()
 
 
@@ -115,15 +127,20 @@ def predictive_check(
         torch.Size([5, 3])
     """
     check_whole("predictive_check", 2, n_replicates=n_replicates)
+    model.check(x)
+    if t.shape != (len(x), *model.latent_shape):
+        raise ValueError(
+            f"predictive_check: t has shape {tuple(t.shape)}; expected one draw for each sequence of x, "
+            f"{(len(x), *model.latent_shape)}."
+        )
     with seeded(seed):
         frames, seen = model.decode(t.to(x)), ~x.isnan()
         some = seen.flatten(2).any(-1)  # frames of which something was seen
         whole = bool(seen.all())
         scored = frames if whole else of_seen(frames, None, seen)
         x = x if whole else torch.where(seen, x, model.likelihood.blank)
-        likelihood: Any = model.likelihood
-        if hasattr(likelihood, "binarize"):
-            x = likelihood.binarize(x)
+        if (binary := binarized(model.likelihood, x)) is not None:
+            x = binary
         elif _is_binary(frames):
             x = torch.bernoulli(x.clamp(0, 1))
         observed = frame_statistics(x) | {"log_likelihood": scored.log_prob(x)}

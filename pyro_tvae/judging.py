@@ -13,10 +13,19 @@ from numbers import Integral
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.lift_messenger import LiftMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.scale_messenger import ScaleMessenger
+from pyro.poutine.substitute_messenger import SubstituteMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
+
+from .naming import NamedModule
 
 __all__ = [
     "as_they_were",
@@ -33,6 +42,15 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
+CHANGING = (
+    ConditionMessenger,
+    LiftMessenger,
+    MaskMessenger,
+    ReparamMessenger,
+    ReplayMessenger,
+    ScaleMessenger,
+    SubstituteMessenger,
+)
 SEEDS = 2**62  # torch takes 64 bits, and some measures add to a seed
 LONG = 60  # seconds
 _turn = threading.RLock()
@@ -84,10 +102,12 @@ def as_they_were(*programs: object) -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def evaluating(*programs: object) -> Iterator[None]:
-    """All modules of these programs in evaluation mode."""
+    """All modules of these programs in evaluation mode, with what was loaded into Pyro's store since."""
     with as_they_were(*programs) as modules:
         for module in modules:
             _set_mode(module, False)
+            if isinstance(module, NamedModule):
+                module.follow_store()
         yield
 
 
@@ -112,8 +132,9 @@ def judges(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator of a measure: every module among its arguments is in evaluation mode for as long as it lasts.
 
     Numbers are so the same before and after ``save`` and ``load``, whatever mode a pair is in; a module in the closure
-    of a function stays in its own. No gradients are kept, and threads take turns. A measure that draws in a plate of
-    its own is refused inside one of Pyro's, or inside a trace.
+    of a function stays in its own. What was loaded into Pyro's store is taken over, as by a call. No gradients are
+    kept, and threads take turns. A measure that draws in a plate of its own is refused inside one of Pyro's, inside a
+    trace, and inside any other handler, which would change what it draws or counts.
     """
     return _measure(function, draws=True)
 
@@ -146,6 +167,12 @@ def _refuse_surroundings(owner: str, given: tuple[object, ...], draws: bool) -> 
             raise ValueError(
                 f"{owner}: called inside {where} of Pyro's, where its own draws have no place; call it outside, with "
                 "all sequences at once."
+            )
+        if isinstance(handler, CHANGING):
+            name = type(handler).__name__.removesuffix("Messenger").lower()
+            raise ValueError(
+                f"{owner}: called inside Pyro's handler {name!r}, which would change what is drawn or counted in part; "
+                "put the handler around the model, and call it outside."
             )
 
 

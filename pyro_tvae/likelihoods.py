@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -17,8 +18,10 @@ __all__ = [
     "ContinuousBernoulli",
     "Likelihood",
     "Normal",
+    "binarized",
     "of_measured",
     "of_seen",
+    "scored_alike",
     "seen_pixels",
 ]
 
@@ -98,6 +101,29 @@ class Likelihood(Part, nn.Module):
             f"{_remedy(least, most, (low, high))}, or choose a likelihood for such pixels, such as Normal "
             "(likelihood=normal)."
         )
+
+
+def binarized(likelihood: Any, x: Tensor) -> Tensor | None:
+    """The zeros and ones that a likelihood scores in the place of x; None of one that scores x itself."""
+    return likelihood.binarize(x) if hasattr(likelihood, "binarize") else None
+
+
+def scored_alike(one: Likelihood, other: Likelihood, x: Tensor) -> bool:
+    """Whether two likelihoods score sequences in the same measure: as mass or density, of the same pixels."""
+    binary = [pixels for likelihood in (one, other) if (pixels := binarized(likelihood, x)) is not None]
+    if one.remark != other.remark or (len(binary) == 2 and not torch.equal(*binary)):
+        return False
+    masses = {_is_mass(likelihood, x) for likelihood in (one, other)} - {None}
+    return len(masses) < 2
+
+
+@torch.no_grad()
+def _is_mass(likelihood: Likelihood, x: Tensor) -> bool | None:
+    """Whether what it says of a pixel is a probability; None where its distribution does not tell."""
+    try:
+        return bool(likelihood(torch.zeros_like(x[:1, :1])).support.is_discrete)
+    except Exception:  # a distribution of one's own may have no support
+        return None
 
 
 def of_measured(frames: TorchDistribution, measured: Tensor) -> TorchDistribution:

@@ -229,8 +229,9 @@ class TVAE(Part, NamedModule):
             subsample: (B, n) numbers of the frames that are decoded and scored, each S / n times, as Pyro's plates
                 scale a subsample: where they were drawn uniformly, log p(x | t) is right in expectation, for a part of
                 the price.
-            measured: (B, S, channel or 1, height, width) booleans: only these pixels of x are scored, likewise. The
-                guide is not told which they are: give it an x that is blank in the others.
+            measured: (B, S, channel or 1, height, width) booleans: only these pixels of x are scored, likewise. A
+                guide of this package is shown zeros in place of the others; one that is a function of your own, in an
+                ``SVI`` of Pyro's, has to see to that itself.
             covariates: handed to :meth:`heads`.
 
         Returns:

@@ -108,6 +108,19 @@ class NamedModule(PyroModule):
                 del store[name]  # the module's own takes its place at the next statement
             in_store[name] = parameter
 
+    def follow_store(self) -> None:
+        """Take over what was loaded into the store since, as a call would, and stand there in its place."""
+        if self._pyro_context.active or pyro.settings.get("module_local_params"):
+            return
+        params: Any = pyro.get_param_store()._params
+        in_store = self.__dict__.get("_in_store", {})
+        for name, parameter in _named(self, self._pyro_name):
+            stored = params.get(name)
+            if stored is not None and stored is not parameter and stored is not in_store.get(name):
+                self.agree_with_store()
+                self._state_parameters()
+                return
+
     def claim_store(self) -> list[str]:
         """Let the module's own parameters stand, whatever the store holds under their names; those that were others."""
         store: Any = pyro.get_param_store()
@@ -127,6 +140,9 @@ class NamedModule(PyroModule):
         if self._chosen != self._pyro_name or self._pyro_context.active or pyro.settings.get("module_local_params"):
             return
         self.claim_store()
+        self._state_parameters()
+
+    def _state_parameters(self) -> None:
         with self._pyro_context, torch.no_grad():
             for part in self.modules():
                 if isinstance(part, PyroModule):

@@ -132,6 +132,8 @@ def record(model: TVAE, guide: Guide) -> Record:
         ValueError: something of it would not come back the same.
     """
     guide.check(model)
+    for part in (model, guide):
+        part.follow_store()
     description = {"model": describe(model), "guide": describe(guide, {"model": model})}
     pair = _pair(model, guide)
     state = pair.state_dict()

@@ -17,7 +17,7 @@ from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
-from ..datasets.splits import masks_of, scored_in_words
+from ..datasets.splits import given_by, scored_in_words
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
 from ..runs.outputs import REQUEST, replacing
@@ -83,8 +83,11 @@ def compare_runs(
     }
     with nullcontext() if output is None else replacing(output, request, overwrite) as written:
         first, *further = (next(one.data.batches(split, one.device, batch_size=sequences)) for one in loaded)
+        given = given_by(first, *(program for one in loaded for program in (one.model, one.guide)))
         for run, batch in zip(stored[1:], further, strict=True):
-            if not all(_equal(first.get(name), batch.get(name)) for name in ("x", "observed", "measured")):
+            if not all(
+                _equal(first.get(name), batch.get(name)) for name in ("x", "observed", "measured", *given["covariates"])
+            ):
                 raise ValueError(
                     f"compare: the {split} sequences of {run} are not those of {stored[0]}; expected runs with the "
                     "same data and seed of the data."
@@ -93,7 +96,7 @@ def compare_runs(
             {str(run): (one.model, one.guide) for run, one in zip(stored, loaded, strict=True)},
             first["x"],
             particles,
-            **masks_of(first),
+            **given,
             annealing=Annealing(num_chains=chains, num_temperatures=temperatures) if temperatures else None,
             n_simulations=len(first["x"]),
             seed=seed,

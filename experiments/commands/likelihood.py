@@ -22,7 +22,7 @@ from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
-from ..datasets.splits import masks_of, scored_in_words
+from ..datasets.splits import given_by, scored_in_words
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
 from ..runs.outputs import replacing, unfinished
@@ -137,7 +137,7 @@ def likelihood_run(
     loaded = stored.load()
     model, guide = loaded.model, loaded.guide
     batch = next(loaded.data.batches(split, loaded.device, batch_size=sequences))
-    x, masks, scored = batch["x"], masks_of(batch), scored_in_words(batch)
+    x, given, scored = batch["x"], given_by(batch, model, guide), scored_in_words(batch)
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,
@@ -168,7 +168,7 @@ def likelihood_run(
         if scored:
             record["scored"] = scored
         show = bool(loaded.config.fit.progress)
-        observed = torch.ones(x.shape[:2]) if masks["observed"] is None else masks["observed"]
+        observed = torch.ones(x.shape[:2]) if given["observed"] is None else given["observed"]
         lengths = observed.expand(x.shape[:2]).sum(1).double().cpu()
         for k in sorted(set(particles)):
             m = min(frame_particles if model.energies else k, k) if frame_particles > 1 else 1
@@ -177,7 +177,7 @@ def likelihood_run(
                 if what not in done:
                     since = time.perf_counter()
                     bound = log_likelihood(
-                        model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show, **masks
+                        model, guide, x, draws, frame_particles=of_frame, seed=seed + k, progress=show, **given
                     )
                     first = bound.iwae.double().cpu() if first is None else first
                     row = _row(what, bound.iwae, first, bound.standard_error, bound.ess, since, lengths, draws)
@@ -188,8 +188,6 @@ def likelihood_run(
                 _write(begun, record, first)
         if temperatures:
             options: dict[str, Any] = {
-                "observed": masks["observed"],
-                "measured": batch.get("measured"),
                 "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
                 "seed": seed,
                 "progress": show,
@@ -197,18 +195,21 @@ def likelihood_run(
             what = f"AIS, {temperatures} temperatures"
             if what not in done:
                 since = time.perf_counter()
-                annealed = annealed_importance(model, guide, x, **options)
+                annealed = annealed_importance(model, guide, x, **given, **options)
                 log_p, error = annealed.log_p, annealed.standard_error
                 assert first is not None
                 done[what] = _row(what, log_p, first, error, annealed.ess, since, lengths)
             record["rows"].append(done[what])
             _write(begun, record, first)
-            bounds = bracket(model, guide, len(x), **options)
-            record["bracket"] = {
-                "gap": bounds.mean_gap,
-                "gap_error": bounds.mean_gap_error,
-                "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per sequence",
-            }
+            masks = {"observed": given["observed"], "measured": given["covariates"].get("measured")}
+            if given["covariates"].keys() <= {"measured"}:  # nothing tells what else belongs to simulated sequences
+                bounds = bracket(model, guide, len(x), **masks, **options)
+                record["bracket"] = {
+                    "gap": bounds.mean_gap,
+                    "gap_error": bounds.mean_gap_error,
+                    "what": "upper minus lower bound of log p(x) on sequences simulated from the model, nats per "
+                    "sequence",
+                }
         with written() as partial:
             _write(partial, record)
         begun.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import data_settings
 from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
-from ..datasets.splits import masks_of, scored_in_words
+from ..datasets.splits import given_by, scored_in_words
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
 from ..runs.outputs import REQUEST, replacing
 from ..runs.run import Run
@@ -110,7 +110,7 @@ def posterior_run(
         # Somebody may have added to it; what was asked for otherwise has been refused.
         kept = not overwrite and file.exists()
         batch = next(judged.batches("test", loaded.device, batch_size=sequences))
-        masks = masks_of(batch)
+        given = given_by(batch, model, guide)
         if kept:
             print(f"{file} was made by this command, and stays as it is; its page is written anew", flush=True)
         if not (kept and whole):  # of a file that holds a part the page needs the rest
@@ -118,8 +118,8 @@ def posterior_run(
             options: dict[str, Any] = {"draws": draws, "method": method}
             if nuts:
                 options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
-                result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options, **masks)
-                quality = guide_quality(model, guide, batch["x"], result, seed=seed, **masks)
+                result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options, **given)
+                quality = guide_quality(model, guide, batch["x"], result, seed=seed, **given)
                 options = {"result": result, "thin": thin, "quality": quality}
             elif method == "guide":
                 options["num_particles"] = max(draws, FOR_K)
@@ -127,7 +127,7 @@ def posterior_run(
                 with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
                     n_chains = chains if nuts else 1
                     of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
-                    size = expected_size(model, guide, batch["x"], **of_file, **masks)
+                    size = expected_size(model, guide, batch["x"], **of_file, **given)
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
             with nullcontext(file) if kept else written(page) as partial:
                 with warnings.catch_warnings():
@@ -136,7 +136,7 @@ def posterior_run(
                         model,
                         guide,
                         batch["x"],
-                        **masks,
+                        **given,
                         **options,
                         groups={*groups} | FOR_THE_PAGE,
                         coords=coords,

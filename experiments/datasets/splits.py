@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae.likelihoods import seen_pixels
+from pyro_tvae.programs import accepted
 
 from .errors import Unsuitable
 from .factors import Factors
@@ -26,7 +27,7 @@ __all__ = [
     "Splits",
     "check_seed",
     "cuts",
-    "masks_of",
+    "given_by",
     "scored_in_words",
     "split",
 ]
@@ -35,10 +36,17 @@ Batch = dict[str, Tensor]
 SPLITS = ("train", "validation", "test")
 
 
-def masks_of(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What functions of a model, a guide and x are told of what was seen: ``observed`` frames, ``measured`` pixels."""
-    covariates = {"measured": batch["measured"]} if "measured" in batch else {}
-    return {"observed": batch.get("observed"), "covariates": covariates}
+def given_by(batch: Mapping[str, Tensor], *programs: object) -> dict[str, Any]:
+    """What functions of a model, a guide and x are told beside them, as in training.
+
+    That is ``observed`` frames and, as ``covariates``, ``measured`` pixels and whatever else of a batch these programs
+    take by its name, such as ``label``.
+    """
+    names = frozenset({"measured"}).union(*map(accepted, programs)) - {"x", "observed"}
+    return {
+        "observed": batch.get("observed"),
+        "covariates": {name: value for name, value in batch.items() if name in names},
+    }
 
 
 def scored_in_words(batch: Mapping[str, Tensor]) -> str:

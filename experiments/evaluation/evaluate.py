@@ -15,9 +15,10 @@ from pyro_tvae import TVAE, Bernoulli, Guide
 from pyro_tvae.inference import ForwardRoll, forward_roll
 from pyro_tvae.inference.two_levels import few_of
 from pyro_tvae.judging import judges
+from pyro_tvae.programs import accepted
 
 from ..datasets import SequenceDataModule
-from ..datasets.splits import Batch, masks_of
+from ..datasets.splits import Batch, given_by
 from ..provenance import hardware, versions
 from .attempts import Attempts
 from .measures import COLLAPSED, Scores, score
@@ -104,14 +105,14 @@ def evaluate(
             attempts.add(own, f" ({role})")  # what the data are to blame for is said once
     device = model.like.device
     sequences = _sequences(data, split, device)
-    x = sequences["x"]
+    x, given = sequences["x"], given_by(sequences, model, guide)
 
     def forecasts() -> ForwardRoll:
         return forward_roll(
             model,
             guide,
             x,
-            **masks_of(sequences),
+            **given,
             context=context,
             mean_frame=data.mean_frame(device),
             baseline=plain_vae,
@@ -136,7 +137,8 @@ def evaluate(
         },
         "rows": rows(scores, num_particles),
         "measures": scores,
-        "notes": attempts("remarks", lambda: remarks(model, x), list[str]()) + _fewer(n_all, len(x), split),
+        "notes": attempts("remarks", lambda: remarks(model, x, given["covariates"]), list[str]())
+        + _fewer(n_all, len(x), split),
         "failed": attempts.failed,
         "transient": sorted(attempts.transient),
         "seed": seed,
@@ -162,13 +164,12 @@ def most_judged(model: TVAE) -> int:
 
 
 def _sequences(data: SequenceDataModule, split: str, device: torch.device) -> Batch:
-    """All sequences of a split, and what of them was seen."""
+    """All sequences of a split, and what is known of them."""
     n, kept = len(data.datasets[split]), Batch()
     for row, batch in zip(range(0, n, data.eval_batch_size), data.batches(split, device), strict=True):
-        for name in ("x", "observed", "measured"):
-            if name in batch:  # a list of batches would be a second copy
-                whole = kept.setdefault(name, batch[name].new_ones(n, *batch[name].shape[1:]))
-                whole[row : row + data.eval_batch_size] = batch[name]
+        for name, value in batch.items():  # a list of batches would be a second copy
+            whole = kept.setdefault(name, value.new_ones(n, *value.shape[1:]))
+            whole[row : row + data.eval_batch_size] = value
     return kept
 
 
@@ -232,8 +233,11 @@ def _of_velocity(trained: Scores, untrained: Scores | None) -> str:
     )
 
 
-def remarks(model: TVAE, x: Tensor) -> list[str]:
+def remarks(model: TVAE, x: Tensor, covariates: Mapping[str, Tensor] | None = None) -> list[str]:
     """What must be said beside the numbers; of zeros and ones a Bernoulli is the likelihood itself."""
     remark = model.likelihood.remark
     moot = type(model.likelihood) is Bernoulli and bool(((x == 0) | (x == 1)).all())
-    return [remark] if remark and not moot else []
+    said = [remark] if remark and not moot else []
+    if taken := sorted(accepted(model) & {*(covariates or ())} - {"measured"}):
+        said.append(f"The model is given {', '.join(taken)} beside x: what it observes of that is in its likelihoods.")
+    return said

@@ -31,14 +31,14 @@ from pyro_tvae.inference.objectives import divergence
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.inference.two_levels import TwoLevels
 from pyro_tvae.judging import judges, seeded
-from pyro_tvae.likelihoods import seen_pixels
+from pyro_tvae.likelihoods import binarized, seen_pixels
 from pyro_tvae.posteriors import Moments, moments
 from pyro_tvae.programs import is_bayesian
 from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule, SequenceDataset
 from ..datasets.factors import NOTHING, Factors, signed
-from ..datasets.splits import masks_of
+from ..datasets.splits import given_by
 from .attempts import Attempts
 from .measures import Scores, score
 
@@ -122,7 +122,8 @@ def measure(
         """Those of k particles, of which some may have been weighed frame by frame already."""
         drawn = [] if by_frame is None else [by_frame[:k].sum(-1)]
         if lacking := k - sum(map(len, drawn)):
-            drawn.append(log_weights(model, guide, batch["x"], lacking, posterior=posterior, **masks_of(batch)))
+            given = given_by(batch, model, guide)
+            drawn.append(log_weights(model, guide, batch["x"], lacking, posterior=posterior, **given))
         return levels.bounds(torch.cat(drawn))
 
     def all_particles() -> None:
@@ -134,10 +135,10 @@ def measure(
 
     def scored(batch: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
         """What is kept of a batch, in the order in which it draws."""
-        x, (observed, masks) = batch["x"], masks_of(batch).values()
-        posterior, marginals = posterior_of(guide, x, observed, masks), cache(lambda: moments(posterior))
+        x, (observed, given) = batch["x"], given_by(batch, model, guide).values()
+        posterior, marginals = posterior_of(guide, x, observed, given), cache(lambda: moments(posterior))
         kinds: dict[str, Callable[[], Any]] = {"likelihood": lambda: bounds(batch, levels.first, posterior)}
-        if published and not masks and observed is None and has_frame_weights(model, posterior):
+        if published and not given and observed is None and has_frame_weights(model, posterior):
             by_frame = cache(lambda: log_weights_by_frame(model, guide, x, PUBLISHED_K, posterior))
             kinds = {
                 "likelihood": lambda: bounds(batch, levels.first, posterior, by_frame()),
@@ -149,13 +150,14 @@ def measure(
             "t": lambda: point_estimate(model, posterior),
             "z": lambda: marginals()["z"].mean,
             **{name: partial(batch.__getitem__, name) for name in ("index", "moving", "label")},
-            "kl": lambda: divergence(model, posterior) if published else program(x, observed, **masks).kl,
-            "ends": lambda: torch.stack(ends_of_explained(model, mean_frame, x, observed, masks.get("measured")), -1),
+            "kl": lambda: divergence(model, posterior) if published else program(x, observed, **given).kl,
+            "ends": lambda: torch.stack(ends_of_explained(model, mean_frame, x, observed, given.get("measured")), -1),
         }
         if model.energies:
             kinds["energy"] = lambda: _energy(model, marginals())
         if n_frames > 1 and (further := dataset.moved_on(batch)) is not None:
-            kinds["further"] = lambda: point_estimate(model, posterior_of(guide, further["x"]))
+            moved = given_by(further, model, guide)["covariates"]
+            kinds["further"] = lambda: point_estimate(model, posterior_of(guide, further["x"], None, moved))
         return kinds
 
     with torch.inference_mode(), seeded(seed):
@@ -216,6 +218,14 @@ def measure(
         assert factors is not None
         return _observed(factors, n_frames, whole("observed") if has("observed") else None)
 
+    def active(means: Tensor) -> int:
+        some = whole("observed") if has("observed") and means.shape[1] == n_frames else None  # orbits are of no frame
+        return active_latents(means, some)
+
+    def labels() -> Tensor:
+        """The class of every frame, (N, S); that of frames that were not observed is as good as unknown."""
+        return _of_frames(whole("label"), whole("observed") if has("observed") else torch.ones(len(dataset), n_frames))
+
     def poses() -> dict[str, float]:
         if (own := codes()) is None:
             return {}
@@ -248,7 +258,7 @@ def measure(
         of_sequences["bounds"] = kept["likelihood"][:, 1]
     makers: dict[str, Callable[[], Any]] = {
         # First, since nothing else needs these two.
-        "active": lambda: {name: active_latents(taken(name)) for name in ("z", "energy") if has(name)},
+        "active": lambda: {name: active(taken(name)) for name in ("z", "energy") if has(name)},
         "elbo": lambda: likelihood().elbo / frames(),
         "kl": lambda: mean(whole("kl")),
         "reconstruction": lambda: score(scores, "elbo") + score(scores, "kl"),
@@ -264,7 +274,7 @@ def measure(
         "commutation": lambda: (
             _commutations(whole("t"), whole("further"), whole("moving"), dataset, boundary) if has("further") else {}
         ),
-        "probe": lambda: math.nan if (own := codes()) is None else probe(own.t, own.label, whole("t"), whole("label")),
+        "probe": lambda: math.nan if (own := codes()) is None else probe(own.t, own.label, whole("t"), labels()),
         "pose": poses,
         "frame_unnormalised": lambda: mean(whole("published")) if has("published") else math.nan,
     }
@@ -308,12 +318,12 @@ def explained_share(elbo: float, mean: float, best: float) -> float:
 def ends_of_explained(
     model: TVAE, mean_frame: Tensor, x: Tensor, observed: Tensor | None = None, measured: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Nats per sequence, each (B,), where ``explained`` is 0 (the mean frame) and 1 (the pixels themselves).
+    """Nats per sequence, each (B,), where ``explained`` is 0 (the mean frame) and 1 (the pixels as scored).
 
     Of the frames that were observed, (B, S), and the pixels that were measured, (B, S, channel or 1, height, width).
     """
-    seen = seen_pixels(observed, measured)
-    nats = (model.likelihood.at_mean(frames).log_prob(x) for frames in (mean_frame, x))
+    seen, binary = seen_pixels(observed, measured), binarized(model.likelihood, x)
+    nats = (model.likelihood.at_mean(frames).log_prob(x) for frames in (mean_frame, x if binary is None else binary))
     mean, best = ((one if seen is None else torch.where(seen, one, 0)).flatten(1).sum(-1) for one in nats)
     return mean, best
 
@@ -322,17 +332,19 @@ def _velocity(
     model: TVAE, guide: Guide, data: SequenceDataModule, split: str, seed: int, boundary: str
 ) -> RollVelocity:
     """Of the first sequences of a split that were observed in all their frames, against their shuffled frames."""
-    parts, lacking = list[Tensor](), SHUFFLED
+    parts, lacking = list[dict[str, Tensor]](), SHUFFLED
     for batch in data.batches(split, model.like.device, batch_size=SHUFFLED):
-        x = batch["x"][batch["observed"].all(1)] if "observed" in batch else batch["x"]
-        parts.append(x[:lacking])
-        lacking -= len(parts[-1])
+        given = {"x": batch["x"]} | given_by(batch, model, guide)["covariates"]
+        whole = batch["observed"].all(1) if "observed" in batch else slice(None)
+        parts.append({name: value[whole][:lacking] for name, value in given.items()})
+        lacking -= len(parts[-1]["x"])
         if not lacking:
             break
     if lacking == SHUFFLED:
         raise ValueError(UNSEEN)
+    covariates = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     options: dict[str, Any] = {"boundary": boundary, "batch_size": SHUFFLED, "seed": seed}
-    return roll_velocity_test(model, guide, torch.cat(parts), **options)
+    return roll_velocity_test(model, guide, covariates.pop("x"), covariates=covariates, **options)
 
 
 def _read(velocity: Callable[[], RollVelocity], field: str) -> float:
@@ -411,12 +423,17 @@ def _commutations(t: Tensor, further: Tensor, moving: Tensor, data: SequenceData
 
 
 class Codes(NamedTuple):
-    """What linear probes are fitted on: t, drawn index and label of sequences, and the values of a user's factors."""
+    """What linear probes are fitted on: t, index and label of frames, and the values of a user's factors."""
 
     t: Tensor
     drawn: Tensor
     label: Tensor
     values: Tensor
+
+
+def _of_frames(label: Tensor, observed: Tensor) -> Tensor:
+    """Labels (N,) as those of frames (N, S), −1 where these were not observed."""
+    return torch.where(observed.bool().cpu(), label.cpu().unsqueeze(-1), -1)
 
 
 @torch.inference_mode()
@@ -427,7 +444,7 @@ def _codes(model: TVAE, guide: Guide, data: SequenceDataModule, judged: Sequence
         return None
     parts = [
         (
-            point_estimate(model, posterior_of(guide, batch["x"], batch.get("observed"))).cpu(),
+            point_estimate(model, posterior_of(guide, batch["x"], *given_by(batch, model, guide).values())).cpu(),
             batch["index"].cpu(),
             batch["label"].cpu(),
             batch["observed"].cpu() if "observed" in batch else torch.ones(batch["x"].shape[:2], dtype=torch.bool),
@@ -436,6 +453,7 @@ def _codes(model: TVAE, guide: Guide, data: SequenceDataModule, judged: Sequence
     ]
     t, index, label, observed = (torch.cat(column) for column in zip(*parts, strict=True))
     factors = fitted.factors
+    label = _of_frames(label, observed)
     return Codes(t, index, label, torch.empty(0) if factors is None else _observed(factors, t.shape[1], observed))
 
 

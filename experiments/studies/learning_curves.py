@@ -24,7 +24,7 @@ from pyro_tvae.inference.progress import progress_bar
 from ..config.building import build, fit_parts
 from ..config.composition import located
 from ..datasets import SequenceDataModule
-from ..datasets.splits import masks_of
+from ..datasets.splits import given_by
 from ..evaluation.scoring import ends_of_explained, explained_share
 from ..provenance import hardware, versions
 from ..runs.data import fingerprints
@@ -85,7 +85,7 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
     """
     device = model.like.device
     batch = next(data.batches("test", device, batch_size=sequences))
-    x, masks, mean_frame = batch["x"], masks_of(batch), data.mean_frame(device)
+    x, masks, mean_frame = batch["x"], given_by(batch, model, guide), data.mean_frame(device)
     bound = log_likelihood(model, guide, x, num_particles, seed=0, progress=False, **masks)
     ends = ends_of_explained(model, mean_frame, x, batch.get("observed"), batch.get("measured"))
     mean, best = (float(end.double().mean()) / bound.n_frames for end in ends)

@@ -11,6 +11,7 @@ from pyro_tvae.inference import log_likelihood
 
 from ..config.building import Parts, fit_parts
 from ..config.composition import make
+from ..datasets.splits import given_by
 from ..runs.run import Run
 from .cells import ANNEALED
 from .records import Values
@@ -70,8 +71,8 @@ def refit(run: Run, reference: Run, sequences: int) -> dict[str, float]:
     with warnings.catch_warnings():  # Pyro notes every weight that is held
         warnings.filterwarnings("ignore", "(?s).*because requires_grad=False")
         fit_parts(config, Parts(held, guide, own.data))
-    x = next(own.data.batches("test", own.device, batch_size=sequences))["x"]
-    bound = log_likelihood(held.eval(), guide.eval(), x, 1000, seed=0)
-    elbo, iwae = float(bound.elbo.mean()) / held.n_frames, bound.per_frame
+    batch = next(own.data.batches("test", own.device, batch_size=sequences))
+    bound = log_likelihood(held, guide, batch["x"], 1000, **given_by(batch, held, guide), seed=0)
+    elbo, iwae = float(bound.elbo.mean()) / bound.n_frames, bound.per_frame
     best = max(value for value in (annealed["ais"], annealed["iwae"], iwae) if value is not None)
     return {"elbo": elbo, "iwae": iwae, "best": best, "gap": best - elbo}

@@ -24,6 +24,7 @@ from ..config.allowlist import Allowlist
 from ..config.composition import PLACES, compose, fitting_overrides, located, parsed
 from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
+from ..datasets.splits import given_by
 from ..runs.files import finite, read_record, write_text
 from ..runs.names import CONFIG, EVALUATION, SELECTIVITY, WEIGHTS
 from ..runs.outputs import digest
@@ -233,13 +234,14 @@ def _anneal(run: Run, sequences: int, num_chains: int, num_temperatures: int) ->
     """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
     loaded = run.load()
     model, guide = loaded.model, loaded.guide
-    x = next(loaded.data.batches("test", loaded.device, batch_size=sequences))["x"]
-    bound = log_likelihood(model, guide, x, 1000, seed=0)
-    elbo, ais = float(bound.elbo.mean()) / model.n_frames, None
+    batch = next(loaded.data.batches("test", loaded.device, batch_size=sequences))
+    x, given = batch["x"], given_by(batch, model, guide)
+    bound = log_likelihood(model, guide, x, 1000, **given, seed=0)
+    elbo, ais = float(bound.elbo.mean()) / bound.n_frames, None
     if guide.mean_field:
         with torch.enable_grad():
             annealed = annealed_importance(
-                model, guide, x, annealing=Annealing(num_chains, num_temperatures), seed=0, progress=True
+                model, guide, x, **given, annealing=Annealing(num_chains, num_temperatures), seed=0, progress=True
             )
         ais = annealed.per_frame
     best = bound.per_frame if ais is None else max(bound.per_frame, ais)

@@ -17,6 +17,7 @@ from pyro_tvae.posteriors import draw
 from pyro_tvae.verbs import point_estimate
 
 from ..datasets import SequenceDataModule
+from ..datasets.splits import given_by
 from ..evaluation.handwriting import slant, stroke_width
 from ..runs.names import UNTRAINED
 from ..runs.run import Run
@@ -64,7 +65,7 @@ def map_units(model: TVAE, guide: Guide, data: SequenceDataModule) -> UnitMap:
     kept: list[tuple[Tensor, ...]] = []
     with seeded(0):  # draws from the guide, one per image
         for batch in data.batches("test", model.like.device):
-            posterior = posterior_of(guide, batch["x"])
+            posterior = posterior_of(guide, batch["x"], *given_by(batch, model, guide).values())
             drawn = draw(posterior)
             means, draws = point_estimate(model, posterior), model.compose(drawn)
             kept.append(tuple(value.cpu() for value in (means, draws, batch["label"], batch["x"][:, 0])))

@@ -18,7 +18,7 @@ from ..parts import Part
 from ..posteriors import Posterior, Program, draw, for_sequences
 from ..programs import accepted, check_covariates, is_bayesian, keywords
 
-__all__ = ["Guide", "Posterior", "check_judged", "posterior_of"]
+__all__ = ["Guide", "Posterior", "blanked", "check_judged", "posterior_of"]
 
 
 class Guide(Part, NamedModule):
@@ -76,9 +76,12 @@ class Guide(Part, NamedModule):
         return keywords(type(self).posterior) | keywords(type(self).forward)
 
     def forward(self, x: Tensor, observed: Tensor | None = None, **covariates: Any) -> dict[str, Tensor]:
-        """The Pyro program: one draw of every site. Covariates that only the model takes are left to it."""
+        """The Pyro program: one draw of every site. Covariates that only the model takes are left to it.
+
+        As of ``measured``, but for what x holds in the other pixels, in place of which a guide is shown zeros.
+        """
         taken = {name: value for name, value in covariates.items() if name in self.covariates}
-        posterior = self.posterior(x, observed, **taken)
+        posterior = self.posterior(blanked(x, covariates), observed, **taken)
         return self.draw(posterior if isinstance(posterior, Program) else for_sequences(posterior, x.shape[-5]))
 
     def draw(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -98,7 +101,7 @@ def posterior_of(
     A posterior with a batch of one, which says the same of every sequence, is taken for each of them. A guide is not
     told which pixels were measured, and is shown zeros in place of the others, as in training.
     """
-    x = shown(x, covariates)
+    x = blanked(x, covariates)
     takes = accepted(guide)
     given = {name: value for name, value in (covariates or {}).items() if name in takes}
     plain = type(guide).forward is Guide.forward if isinstance(guide, Guide) else hasattr(guide, "posterior")
@@ -107,7 +110,7 @@ def posterior_of(
     return for_sequences(guide.posterior(x, observed, **given), x.shape[-5])
 
 
-def shown(x: Tensor, covariates: Mapping[str, Tensor] | None) -> Tensor:
+def blanked(x: Tensor, covariates: Mapping[str, Tensor] | None) -> Tensor:
     """What a guide is shown of sequences: zeros in place of the pixels that were not ``measured``."""
     measured = (covariates or {}).get("measured")
     return x if measured is None else torch.where(measured, x, 0)
@@ -135,6 +138,6 @@ def check_judged(
         guide.check(model)
     check_store(guide)
     check_covariates(model, guide, covariates, x.shape[-5])
-    x = shown(x, covariates)
+    x = blanked(x, covariates)
     check_finite(x, observed)
     model.likelihood.check(x, observed)

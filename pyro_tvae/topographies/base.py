@@ -106,6 +106,7 @@ class Topography(Part, nn.Module):
             )
         self.boundary = boundary
         self._cache: dict[tuple[object, ...], Tensor] = {}
+        self._made_of: tuple[tuple[int, int], ...] = ()
         self._sums: dict[tuple[object, ...], Sums] = {}
         # log(e - 1) is where softplus gives exactly the paper's weight of one.
         self.raw_weight = nn.Parameter(torch.full((len(self.offsets()),), 0.5413248546129181)) if learned else None
@@ -166,9 +167,14 @@ class Topography(Part, nn.Module):
         return self._kept(key, lambda: self.neighborhood(n_frames, n_positions).to(like))
 
     def _kept(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-        """What is made of the weights, once unless they are learned."""
-        if self.raw_weight is not None:
+        """What is made of the weights, once unless they are learned; anew where what an own one is made of changed."""
+        own = [*self.parameters(), *self.buffers()]
+        if any(value.requires_grad for value in own):
             return make()
+        made_of = tuple((id(value), 0 if value.is_inference() else value._version) for value in own)
+        if made_of != self._made_of:
+            self._made_of = made_of
+            self._cache.clear()
         if key not in self._cache:
             # Made outside inference mode, so that what an evaluation needs first also serves training.
             with torch.inference_mode(False):

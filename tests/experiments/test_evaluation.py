@@ -6,9 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
 import pyro_tvae
 from pyro_tvae import (
@@ -34,7 +38,7 @@ from pyro_tvae.experiments.reports.tables import print_evaluation
 from pyro_tvae.experiments.runs.files import finite
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies.cells import measured
-from pyro_tvae.inference import ELBO, equivariance_error, forward_roll, log_likelihood
+from pyro_tvae.inference import ELBO, equivariance_error, fit, forward_roll, log_likelihood
 from pyro_tvae.verbs import encode
 
 
@@ -307,3 +311,60 @@ def test_energies_of_either_sign_count_by_their_squares() -> None:
     radial, frames = pyro_tvae.RadialGuide(model).posterior(x), pyro_tvae.MeanFieldGuide(model).posterior(x)
     torch.testing.assert_close(scoring._energy(model, radial), radial["u"].variance.log())  # type: ignore[arg-type, union-attr]
     torch.testing.assert_close(scoring._energy(model, frames), frames["u"].mean)  # type: ignore[arg-type, union-attr]
+
+
+def test_a_perfect_code_explains_all_of_binarized_pixels(data: SequenceDataModule) -> None:
+    """Which are zeros and ones: the pixels themselves cost next to nothing, whatever gray they were."""
+    x = torch.cat([batch["x"] for batch in data.batches("test")])
+    assert bool(((x > 0.1) & (x < 0.9)).any())
+    for likelihood in (BinarizedBernoulli(), BinarizedBernoulli(seed=3)):
+        model = TVAE((1, 8, 8), 6, 2, 6, NoTopography(), likelihood=likelihood)
+        mean, best = scoring.ends_of_explained(model, data.mean_frame(), x)
+        assert float(best.min()) > -1e-5 * x[0].numel()
+        assert float(mean.max()) < -1
+
+
+class Told(MeanFieldGuide):
+    """Moves its means by the label, without which it is lost."""
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None, label: Tensor | None = None) -> Any:
+        found: Any = super().posterior(x, observed)
+        off = torch.full((len(x),), 50.0) if label is None else 0.1 * label
+        z = found["z"]
+        return {**found, "z": dist.Normal(z.loc + off.reshape(-1, 1, 1, 1), z.scale)}
+
+
+def test_a_guide_is_judged_with_the_labels_that_it_was_fitted_with(data: SequenceDataModule) -> None:
+    """The validation ELBO of a fit is that of an evaluation, up to both errors; without labels it is far below."""
+    torch.manual_seed(0)
+    model = TVAE((1, 8, 8), 6, 2, 6, NoTopography())
+    guide = Told(model)
+    fitted = fit(model, guide, data, max_epochs=1, progress=False, seed=0).column("val/elbo")[1][-1]
+    scores = flat(measure(model, guide, data, split="validation", num_particles=20, progress=False))
+    assert scores["elbo"] == pytest.approx(fitted, rel=0.05)
+    record = evaluate(model, guide, data, untrained=make(), num_particles=4, progress=False).record
+    assert not record["failed"]
+    assert not any("beside x" in note for note in record["notes"])
+    batch = next(data.batches("test"))
+    without = log_likelihood(model, guide, batch["x"], 20).elbo.mean() / 6
+    assert float(without) < 2 * fitted
+    assert record["measures"]["trained"]["elbo"] > 1.5 * fitted
+
+
+class Labelling(TVAE):
+    """Observes the label as well."""
+
+    def heads(self, t: Tensor, label: Tensor | None = None) -> None:
+        if label is not None:
+            pyro.sample("label", dist.Categorical(logits=t.flatten(-3)[..., :10]), obs=label)
+
+
+def test_a_model_that_observes_labels_is_judged_with_them_and_says_so(data: SequenceDataModule) -> None:
+    torch.manual_seed(0)
+    model = Labelling((1, 8, 8), 6, 2, 6, NoTopography())
+    guide = MeanFieldGuide(model)
+    record = evaluate(model, guide, data, num_particles=4, progress=False).record
+    assert any(note.startswith("The model is given label beside x") for note in record["notes"])
+    x, label = (torch.cat([batch[name] for batch in data.batches("test")]) for name in ("x", "label"))
+    expected = log_likelihood(model, guide, x, 50, covariates={"label": label})
+    assert record["measures"]["trained"]["elbo"] == pytest.approx(float(expected.elbo.mean()) / 6, rel=0.02)

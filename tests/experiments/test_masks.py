@@ -17,7 +17,7 @@ from pyro_tvae.experiments.commands.likelihood import likelihood_run, print_like
 from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.config.building import build
 from pyro_tvae.experiments.config.composition import compose
-from pyro_tvae.experiments.datasets.splits import masks_of, scored_in_words
+from pyro_tvae.experiments.datasets.splits import given_by, scored_in_words
 from pyro_tvae.experiments.evaluation.evaluate import evaluate
 from pyro_tvae.experiments.runs.files import write_text
 from pyro_tvae.experiments.runs.run import Run
@@ -77,7 +77,9 @@ def test_likelihoods_count_what_was_measured(runs: list[Path], capsys: pytest.Ca
     assert numbers(first) == numbers(second)
     loaded = Run(runs[0]).load()
     batch = next(loaded.data.batches("test", batch_size=4))
-    bound = log_likelihood(loaded.model, loaded.guide, batch["x"], 4, seed=4, **masks_of(batch))
+    bound = log_likelihood(
+        loaded.model, loaded.guide, batch["x"], 4, seed=4, **given_by(batch, loaded.model, loaded.guide)
+    )
     frames = float(batch["observed"].sum(1).double().mean())
     assert frames < S
     assert first["rows"][0]["per_frame"] == pytest.approx(float(bound.iwae.mean()) / frames)
@@ -103,7 +105,14 @@ def test_a_posterior_is_given_what_was_measured(runs: list[Path]) -> None:
     file, page = posterior_run(runs[0], draws=6, sequences=3)
     first, loaded = from_netcdf(file), Run(runs[1]).load()
     batch = next(loaded.data.batches("test", batch_size=3))
-    second = to_arviz(loaded.model, loaded.guide, batch["x"], draws=6, num_particles=100, **masks_of(batch))
+    second = to_arviz(
+        loaded.model,
+        loaded.guide,
+        batch["x"],
+        draws=6,
+        num_particles=100,
+        **given_by(batch, loaded.model, loaded.guide),
+    )
     seen = (batch["measured"] & batch["observed"][..., None, None, None]).numpy()
     shown = first["observed_data"]["x"].values
     assert np.array_equal(np.isnan(shown), ~seen)
@@ -124,7 +133,13 @@ def test_an_evaluation_forecasts_what_was_observed(runs: list[Path]) -> None:
         assert records[0][name] == records[1][name]  # type: ignore[literal-required]
     data = loaded[0].data
     batch = next(data.batches("test"))
-    alone = forward_roll(loaded[0].model, loaded[0].guide, batch["x"], mean_frame=data.mean_frame(), **masks_of(batch))
+    alone = forward_roll(
+        loaded[0].model,
+        loaded[0].guide,
+        batch["x"],
+        mean_frame=data.mean_frame(),
+        **given_by(batch, loaded[0].model, loaded[0].guide),
+    )
     assert records[0]["forward_roll"]["log_likelihood"]["model"] == pytest.approx(
         alone.log_likelihood["model"].tolist()
     )

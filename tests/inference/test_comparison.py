@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from gaussian import Affine
+from pyro import poutine
 from scipy import stats
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -19,6 +20,7 @@ from pyro_tvae import (
     TVAE,
     BinarizedBernoulli,
     CapsuleRoll,
+    Likelihood,
     MeanFieldGuide,
     Normal,
     NoTopography,
@@ -248,3 +250,61 @@ def test_orbits_are_compared() -> None:
     fitted = {name: (model, default_guide(model)) for name, model in models.items()}
     table = compare(fitted, torch.rand(4, 3, 1, 2, 2), 30, n_simulations=4).table
     assert table["looseness"].notna().all()
+
+
+class Labelled(MeanFieldGuide):
+    """Moves its means by the label."""
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None, label: Tensor | None = None) -> Any:
+        found = super().posterior(x, observed)
+        off = torch.zeros(len(x)) if label is None else label
+        z: Any = found["z"]
+        return {**found, "z": dist.Normal(z.loc + off.reshape(-1, 1, 1, 1).to(x), z.scale)}
+
+
+@pytest.mark.parametrize("annealing", [None, Annealing(num_chains=4, num_temperatures=4)])
+def test_every_pair_is_given_the_covariates_that_it_takes(annealing: Annealing | None) -> None:
+    """A label that spoils a guide is seen in its bound alone, and its looseness is not known."""
+    toy = Toy(0.1)
+    guide = Labelled(toy.model).double()
+    guide.load_state_dict(toy.guide.state_dict())
+    x = toy.sequences(6)
+    options: dict[str, Any] = {"annealing": annealing, "n_simulations": 2}
+    fitted = {"told": (toy.model, guide), "plain": (toy.model, toy.guide)}
+    without = compare(fitted, x, 5, **options)
+    told = compare(fitted, x, 5, covariates={"label": torch.full((6,), 9.0)}, **options)
+    assert torch.equal(told.log_p[1], without.log_p[1])
+    assert float((without.log_p[0] - told.log_p[0]).mean()) > 5
+    assert told.looseness.isnan().tolist() == [True, False]
+    assert not without.looseness.isnan().any()
+    assert told.difference("told", "plain").warning == "looseness not known"
+    with pytest.raises(ValueError, match="covariate 'lable' is taken neither by the model nor by the guide"):
+        compare(fitted, x, 5, covariates={"lable": torch.zeros(6)}, **options)
+
+
+class Sharp(Likelihood):
+    """Pixels of an own family, as mass or as density."""
+
+    def __init__(self, mass: bool) -> None:
+        super().__init__()
+        self.mass = mass
+
+    def forward(self, parameters: Tensor) -> Any:
+        return dist.Geometric(logits=parameters) if self.mass else dist.Normal(parameters, 1.0)
+
+
+def test_masses_and_densities_and_scaled_models_are_not_compared() -> None:
+    def fitted(**options: Any) -> Any:
+        model = TVAE((1, 2, 2), 3, 1, 3, NoTopography(), **options)
+        return model, default_guide(model)
+
+    x = torch.randint(3, (4, 3, 1, 2, 2)).float()
+    with pytest.raises(ValueError, match=r"by Sharp and 'b' by Normal, whose nats .*\(mass, density"):
+        compare({"a": fitted(likelihood=Sharp(True)), "b": fitted(likelihood=Normal(1.0))}, x, 2, n_simulations=2)
+    compare({"a": fitted(likelihood=Sharp(False)), "b": fitted(likelihood=Normal(1.0))}, x, 2, n_simulations=2)
+    model, guide = fitted(likelihood=Normal(1.0))
+    for handler in (poutine.scale(model, 0.1), poutine.mask(model, mask=torch.tensor(False))):
+        with pytest.raises(ValueError, match="'b' scales or masks site 'x' and others do not"):
+            compare({"a": (model, guide), "b": (handler, guide)}, x, 2, n_simulations=2)
+    both = compare({"a": (poutine.scale(model, 0.1), guide), "b": (poutine.scale(model, 0.1), guide)}, x, 2)
+    assert both.looseness.isnan().all()

@@ -80,3 +80,22 @@ def test_probes_of_what_never_changes_are_undefined() -> None:
     t = torch.randn(4, 3, 1, 2)
     assert math.isnan(probe(t, torch.ones(4), t, torch.ones(4)))
     assert math.isnan(pose_probe(t, torch.ones(4, 3), t, torch.ones(4, 3), 6))
+
+
+def test_frames_that_were_not_observed_count_for_nothing() -> None:
+    """Codes of other frames may be anything: neither a class is read from them, nor is a latent active by them."""
+    torch.manual_seed(0)
+    labels = torch.arange(40) % 2
+    t = torch.zeros(40, 4, 1, 2)
+    t[..., 0] = (2.0 * labels - 1)[:, None, None]
+    there = torch.arange(4) < torch.arange(40)[:, None] % 4 + 1
+    t = torch.where(there[..., None, None], t, -t)
+    known = torch.where(there, labels[:, None], -1)
+    assert probe(t, known, t, known) == 1
+    assert probe(t, labels, t, labels) < 0.9
+    assert probe(t, known, t[:, :0], known[:, :0]) != 1  # nothing to judge on
+    mean = torch.where(there[..., None, None], torch.zeros(40, 4, 1, 2), torch.randn(40, 4, 1, 2))
+    assert active_latents(mean, there) == 0
+    assert active_latents(mean) == 2
+    with pytest.raises(ValueError, match="1 frames were observed; expected two or more"):
+        active_latents(mean, torch.arange(160).reshape(40, 4) == 3)

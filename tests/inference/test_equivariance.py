@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from pyro_tvae import (
     TVAE,
+    BinarizedBernoulli,
     CapsuleRoll,
     ContinuousBernoulli,
     MeanFieldGuide,
@@ -557,3 +558,17 @@ def test_every_pair_is_as_likely() -> None:
 def test_too_few_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="max_pairs is 1; expected at least 2"):
         equivariance_error(torch.randn(1, 4, 1, 4), max_pairs=1)
+
+
+def test_forward_roll_takes_bounds_and_baselines_of_the_same_pixels_alone() -> None:
+    def pair(threshold: float) -> Any:
+        model = TVAE((1, 2, 3), 4, 1, 4, CapsuleRoll(3), likelihood=BinarizedBernoulli(threshold))
+        return model, MeanFieldGuide(model)
+
+    x = torch.rand(3, 4, 1, 2, 3)
+    with pytest.raises(ValueError, match="nats of two families, or of other binarized pixels, do not compare"):
+        forward_roll(*pair(0.5), x, baseline=pair(0.2))
+    forward_roll(*pair(0.5), x, baseline=pair(0.5))
+    for bounds in (torch.zeros(1), torch.zeros(3, 1), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"bounds has shape .*; expected one for each of 3 sequences"):
+            forward_roll(*pair(0.5), x, num_particles=2, bounds=bounds)

@@ -260,9 +260,17 @@ INSIDE: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "log_likelihood in a trace": ("called inside a trace", lambda m, g: traced(lambda: log_likelihood(m, g, X, 2))),
     "log_likelihood in a plate": ("inside the plate 'd'", lambda m, g: plated(lambda: log_likelihood(m, g, X, 2))),
     "sample in a plate": ("inside the plate 'd'", lambda m, g: plated(lambda: pyro_tvae.sample(m, 2, mean=True))),
+    "log_likelihood in a scale": ("handler 'scale'", lambda m, g: within(poutine.scale(scale=0.1), m, g)),
+    "log_likelihood in a mask": ("handler 'mask'", lambda m, g: within(poutine.mask(mask=torch.tensor(False)), m, g)),
+    "log_likelihood in a condition": ("handler 'condition'", lambda m, g: within(poutine.condition(data={}), m, g)),
     "encode in vmap": ("torch.vmap", lambda m, g: torch.vmap(lambda x: pyro_tvae.encode(m, g, x[None]))(X)),
     "log_likelihood in vmap": ("torch.vmap", lambda m, g: torch.vmap(lambda x: log_likelihood(m, g, x[None]).iwae)(X)),
 }
+
+
+def within(handler: Any, model: Any, guide: Any) -> None:
+    with handler:
+        log_likelihood(model, guide, X, 2)
 
 
 def traced(call: Callable[[], object]) -> None:

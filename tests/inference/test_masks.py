@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from gaussian import FRAME, Toy
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pyro_tvae import TVAE, CapsuleRoll, OrbitEnergy, OrbitGuide
+from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, OrbitEnergy, OrbitGuide
 from pyro_tvae.inference import (
+    ELBO,
     Annealing,
     annealed_importance,
     bound_gap,
     bracket,
     compare,
+    fit,
     forward_roll,
     log_likelihood,
     log_weights,
@@ -321,3 +327,58 @@ def test_the_error_per_frame_is_of_a_ratio_and_unseen_sequences_count_for_nothin
     both = {"a": (toy.model, toy.guide), "b": (toy.model, toy.guide)}
     with pytest.raises(ValueError, match=r"nothing of \d+ of the 100 sequences was observed"):
         compare(both, x[:100], 2, observed=observed[:100], n_simulations=2)
+
+
+class Listening(MeanFieldGuide):
+    """Remembers what it was shown."""
+
+    def posterior(self, x: Tensor, observed: Tensor | None = None) -> Any:
+        self.__dict__.setdefault("shown", []).append(x.detach().clone())
+        return super().posterior(x, observed)
+
+
+def listening() -> tuple[TVAE, Listening, Tensor, Tensor]:
+    torch.manual_seed(4)
+    model = TVAE((1, 2, 2), 2, 1, 2, CapsuleRoll(2))
+    x = torch.rand(3, 2, 1, 2, 2)
+    return model, Listening(model), x, junk(x, None, MEASURED)
+
+
+WAYS: dict[str, Callable[[TVAE, Listening, Tensor], object]] = {
+    "ELBO": lambda m, g, x: ELBO(m, g)(x, measured=MEASURED).elbo.tolist(),
+    "SVI": lambda m, g, x: SVI(m, g, Adam({"lr": 1e-3}), Trace_ELBO()).step(x, measured=MEASURED),
+    "fit": lambda m, g, x: fit(m, g, batches(x), validation=batches(x), max_epochs=1, progress=False, seed=0).column(
+        "val/elbo"
+    ),
+    "log_likelihood": lambda m, g, x: log_likelihood(m, g, x, 5, covariates={"measured": MEASURED}).iwae.tolist(),
+}
+
+
+def batches(x: Tensor) -> DataLoader:
+    return DataLoader([{"x": one, "measured": mask} for one, mask in zip(x, MEASURED, strict=True)], batch_size=3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_not_measured_is_shown_as_zeros_in_training_as_in_judging(way: str) -> None:
+    """The very same numbers, whatever the other pixels hold; of the likelihood's kind or not numbers at all."""
+    found = []
+    for fill in (0.0, 5.0, math.nan):
+        model, guide, x, _ = listening()
+        torch.manual_seed(5)
+        found.append(WAYS[way](model, guide, torch.where(MEASURED, x, fill)))
+        assert guide.shown
+        for shown in guide.shown:
+            rows = [int((x - one).abs().where(MEASURED, 0).sum((-1, -2, -3, -4)).argmin()) for one in shown]
+            assert torch.equal(shown, torch.where(MEASURED[rows], x[rows], 0))
+    assert found[0] == found[1] == found[2]
+
+
+def test_annealing_takes_masks_among_covariates_and_what_the_guide_takes_alone() -> None:
+    toy = Toy(0.5)
+    x = toy.model(n_sequences=3)
+    short: dict[str, Any] = {"annealing": Annealing(num_chains=4, num_temperatures=4), "seed": 3}
+    own = annealed_importance(toy.model, toy.guide, x, measured=MEASURED, **short)
+    beside = annealed_importance(toy.model, toy.guide, x, covariates={"measured": MEASURED}, **short)
+    assert torch.equal(own.log_p, beside.log_p)
+    with pytest.raises(ValueError, match="covariate 'label' is taken neither"):
+        annealed_importance(toy.model, toy.guide, x, covariates={"label": torch.arange(3)}, **short)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyro
@@ -269,3 +270,45 @@ def test_trees_steps_and_acceptance(exact: tuple[Toy, Tensor, NUTSResult]) -> No
     assert abs(float(result.acceptance_rate.mean()) - 0.8) < 0.15  # what the step size is adapted to
     shallow = nuts(toy.model, x, init=toy.guide, num_samples=20, warmup_steps=5, num_chains=1, max_tree_depth=1)
     assert (shallow.tree_depth == 1).all()
+
+
+def test_thinned_draws_are_diagnosed_as_those_that_are_kept_and_say_their_seed() -> None:
+    model = MODELS["roll"]()
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    result = nuts(model, x, init=guide, num_samples=40, warmup_steps=8, seed=7)
+    data = to_arviz(model, guide, x, result=result, thin=4)
+    kept = {name: value[:, 3::4] for name, value in result.draws.items()}
+    latents = identified(model, kept)
+    ess = torch.cat([diagnose("ess", value).flatten(1) for value in latents.values()], 1).amin(1)
+    assert torch.allclose(torch.from_numpy(data["sequence_stats"]["ess"].values), ess, equal_nan=True)
+    assert data["sample_stats"]["lp"].shape == (2, 10)
+    assert data["posterior"].attrs["seed"] == 7
+    assert to_arviz(model, guide, x, draws=3, seed=5)["posterior"].attrs["seed"] == 5
+
+
+@pytest.mark.parametrize("other", ["x", "guide", "model"])
+def test_the_quality_of_another_guide_model_or_data_is_refused(other: str) -> None:
+    model = MODELS["roll"]()
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    result = nuts(model, x, init=guide, num_samples=4, warmup_steps=4)
+    quality = guide_quality(model, guide, x, result, num_particles=20)
+    with torch.no_grad():
+        if other == "x":
+            x, result = x.flip(0), replace(result, given=None)
+        else:
+            for p in {"guide": guide, "model": model}[other].parameters():
+                p.add_(0.1)
+            result = replace(result, given=None)
+    with pytest.raises(ValueError, match="'quality' is of other sequences than x"):
+        to_arviz(model, guide, x, result=result, quality=quality)
+
+
+def test_draws_of_a_scaled_model_are_none_of_the_plain_one() -> None:
+    model = MODELS["roll"]()
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    scaled = poutine.scale(model, 0.1)
+    result = nuts(scaled, x, init=guide, num_samples=4, warmup_steps=4)
+    to_arviz(scaled, guide, x, result=result)
+    for another in (model, poutine.scale(model, 0.2)):
+        with pytest.raises(ValueError, match="or of another model"):
+            to_arviz(another, guide, x, result=result)

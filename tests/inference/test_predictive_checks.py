@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_tvae import TVAE, Bernoulli, BinarizedBernoulli, CapsuleRoll, ContinuousBernoulli, Likelihood, Normal
 from pyro_tvae.inference import frame_statistics, predictive_check, simulate
-from pyro_tvae.inference.predictive_checks import STATISTICS
+from pyro_tvae.inference.predictive_checks import STATISTICS, PredictiveCheck
+from pyro_tvae.inference.simulation_based_calibration import Calibration
 
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": Bernoulli,
@@ -124,3 +125,22 @@ def test_a_statistic_without_spread_scores_nothing_or_everything() -> None:
         last(model).bias.fill_(-200.0)  # every replicate is black
     assert predictive_check(model, t, x * 0, 19).scores["ink"].eq(0).all()
     assert predictive_check(model, t, x * 0 + 1, 19).scores["ink"].eq(math.inf).all()
+
+
+@pytest.mark.parametrize(("n_replicates", "each"), [(39, 1), (59, 1), (99, 2), (199, 5)])
+def test_tails_hold_at_most_the_probability_that_was_asked_for(n_replicates: int, each: int) -> None:
+    """Of every possible rank once: both tails, whole ranks, no more than 5 % of R + 1."""
+    ranks = Calibration({"ink": torch.arange(n_replicates + 1)}, n_replicates)
+    assert PredictiveCheck({}, ranks).outside("ink") == (2 * each, n_replicates + 1)
+    assert 2 * each <= 0.05 * (n_replicates + 1) < 2 * (each + 1)
+
+
+def test_too_few_replicates_have_no_tails_and_codes_of_other_sequences_are_refused() -> None:
+    ranks = Calibration({"ink": torch.arange(20)}, 19)
+    with pytest.raises(ValueError, match=r"level is 0.05, and 19 replicates have no tails"):
+        PredictiveCheck({}, ranks).outside("ink")
+    assert PredictiveCheck({}, ranks).outside("ink", 0.1) == (2, 20)
+    model = born()
+    x, t = drawn(model)
+    with pytest.raises(ValueError, match=r"t has shape \(1, .*expected one draw for each sequence"):
+        predictive_check(model, t[:1], x, 19)

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyro
@@ -21,8 +22,10 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
+from pyro.optim import Adam
 from torch import Tensor, nn
 
+import pyro_tvae
 from pyro_tvae import (
     TVAE,
     CapsuleRoll,
@@ -391,3 +394,42 @@ def test_an_autoguide_does_not_become_another_one_of_its_class(use: str) -> None
     pyro.clear_param_store()
     log_likelihood(two, guides[1], x, 2)
     assert all(map(torch.equal, before, guides[1].parameters()))
+
+
+USES: dict[str, Callable[[TVAE, MeanFieldGuide, Tensor], Tensor]] = {
+    "encode": pyro_tvae.encode,
+    "log_likelihood": lambda model, guide, x: log_likelihood(model, guide, x, 4).iwae,
+    "sample": lambda model, guide, x: _drawn(model),
+    "save": lambda model, guide, x: _saved(model, guide, x),
+}
+
+
+def _drawn(model: TVAE) -> Tensor:
+    torch.manual_seed(2)
+    return pyro_tvae.sample(model, 2, mean=True)
+
+
+def _saved(model: TVAE, guide: MeanFieldGuide, x: Tensor) -> Tensor:
+    with TemporaryDirectory() as folder:
+        return pyro_tvae.encode(*pyro_tvae.load(pyro_tvae.save(Path(folder) / "m.safetensors", model, guide)), x)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_was_loaded_into_the_store_is_judged_before_any_call(use: str) -> None:
+    """As a call would take it over; and the store goes on holding it."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    model = TVAE((1, 4, 4), 4, 2, 4, CapsuleRoll(4, 0), name="judged_model")
+    guide, x = MeanFieldGuide(model, name="judged_guide"), torch.rand(3, 4, 1, 4, 4)
+    svi = SVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO())
+    svi.step(x)
+    before, stored = USES[use](model, guide, x), pyro.get_param_store().get_state()
+    stored = copy.deepcopy(stored)
+    for _ in range(5):
+        svi.step(x)
+    assert not torch.equal(USES[use](model, guide, x), before)
+    pyro.get_param_store().set_state(stored)
+    assert torch.equal(USES[use](model, guide, x), before)
+    assert {*pyro.get_param_store().keys()} == {*stored["params"]}
+    svi.step(x)
+    assert not torch.equal(USES[use](model, guide, x), before)

@@ -295,3 +295,40 @@ def test_orbits_of_frames_that_do_not_wrap_need_not_be_as_many_as_positions(n_po
     assert orbits.size.tolist() == [5] * n_positions
     if n_positions == 5:
         assert torch.equal(topography.neighborhood(5, 5), CapsuleRoll(5, 0).neighborhood(5, 5))
+
+
+class OwnOffsets(CapsuleRoll):
+    """Offsets that count as much as a number of its own says."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__(3, 0)
+        self.raw = torch.nn.Parameter(torch.zeros(()), requires_grad=trained)
+
+    def weight(self) -> Tensor:
+        return self.raw.exp() * torch.ones(len(self.offsets()))
+
+
+class OwnMatrix(OwnOffsets):
+    """The same as a matrix."""
+
+    def neighborhood(self, n_frames: int, n_positions: int) -> Tensor:
+        return self.raw.exp() * CapsuleRoll(3, 0).neighborhood(n_frames, n_positions)
+
+
+@pytest.mark.parametrize("kind", [OwnOffsets, OwnMatrix])
+@pytest.mark.parametrize("n_frames", [4, 300])
+def test_what_an_own_topography_is_made_of_counts_as_it_is_now(kind: type[OwnOffsets], n_frames: int) -> None:
+    if kind is OwnMatrix and n_frames > 4:
+        return  # no list of offsets to be summed over
+    u, trained, frozen = torch.randn(n_frames, 1, 4), kind(True), kind(False)
+    expected = CapsuleRoll(3, 0).energy(u)
+    for _ in range(2):  # a second step, through a graph of its own
+        (gradient,) = torch.autograd.grad(trained.energy(u).sum(), trained.raw)
+        assert float(gradient) == pytest.approx(float(expected.sum()), rel=1e-4)
+    assert torch.allclose(frozen.energy(u), expected)
+    frozen.load_state_dict({"raw": torch.tensor(2.0).log()})
+    assert torch.allclose(frozen.energy(u), 2 * expected)
+    with torch.no_grad():
+        frozen.raw.copy_(torch.tensor(3.0).log())
+    assert torch.allclose(frozen.energy(u), 3 * expected, rtol=1e-4)
+    assert len(frozen._cache) == 1
