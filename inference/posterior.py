@@ -163,6 +163,11 @@ def to_arviz(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
     check_whole("to_arviz", thin=thin)
+    if torch.bfloat16 in (x.dtype, tvae.like.dtype):
+        raise ValueError(
+            "to_arviz: the model's numbers or those of x are of type bfloat16, which NumPy and files do not have; "
+            "expected single or double precision: model.float(), guide.float() and x.float()."
+        )
     if result is not None and method in ("guide", "nuts"):  # the first by default
         method, draws = "nuts", result.diverging.shape[1] // thin
     if method != "nuts" and (result is not None or quality is not None):

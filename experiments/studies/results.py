@@ -55,8 +55,11 @@ def write_results(folder: Path) -> Path:
     check_own(folder)
     for stem, record in _records(folder).items():
         figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
+        picture = folder / _drawn(stem, record)[0]
         if figure is not None:
-            save(figure, folder / _drawn(stem, record)[0])
+            save(figure, picture)
+        else:  # of what the record held before
+            picture.unlink(missing_ok=True)
     return write_text(folder / NAME, results_text(folder))
 
 

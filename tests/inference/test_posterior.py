@@ -596,3 +596,10 @@ def test_a_fresh_process_with_arviz_alone_reads_it(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "forest.png").stat().st_size > 5000
+
+
+def test_numbers_that_no_file_has_get_one_sentence() -> None:
+    model = TVAE((1, 2, 2), 2, 1, 2, CapsuleRoll(2))
+    guide = MeanFieldGuide(model).bfloat16()
+    with pytest.raises(ValueError, match="of type bfloat16, which NumPy and files do not have; expected single"):
+        to_arviz(model.bfloat16(), guide, torch.rand(2, 2, 1, 2, 2).bfloat16(), draws=2)
