@@ -120,12 +120,17 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 
 
 def _modules(program: object) -> Iterator[nn.Module]:
-    """Those of a module, of one inside Pyro's handlers, and of pairs and tables of such."""
+    """Those of a module, in a handler of Pyro's, a partial or a method of it, and of pairs and tables of such."""
     if isinstance(program, Mapping | tuple | list):
         for inner in program.values() if isinstance(program, Mapping) else program:
             yield from _modules(inner)
-    elif callable(program) and isinstance(module := inspect.unwrap(program), nn.Module):
-        yield from module.modules()
+    elif callable(program):
+        program = inspect.unwrap(program)
+        owner = getattr(program, "__self__", program) if inspect.ismethod(program) else program
+        if isinstance(program, functools.partial):
+            yield from _modules((program.func, program.args, program.keywords))
+        elif isinstance(owner, nn.Module):
+            yield from owner.modules()
 
 
 def judges(function: Callable[P, T]) -> Callable[P, T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ from pyro_tvae.guides.base import posterior_of
 from pyro_tvae.inference import ForwardRoll
 from pyro_tvae.posteriors import moments
 
+from ..datasets.splits import given_by
 from ..evaluation.attempts import Attempts
 from ..evaluation.evaluate import Evaluation
 from ..runs.run import Trained
@@ -50,25 +52,26 @@ def draw(
     channels = trained.config.evaluation.channels
 
     @cache
-    def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """A few sequences of all motions, their places in the batch, t, their reconstruction, and what was observed."""
+    def shown() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """A few sequences of all motions, their places in the batch, t, reconstruction, and what is told beside x."""
         batch = next(trained.data.batches(split, model.like.device, batch_size=8))
         order = figures.interleaved(batch["moving"])
-        x, observed = batch["x"][order], batch["observed"][order] if "observed" in batch else None
-        t = pyro_tvae.encode(model, guide, x, observed)
-        return x, order.cpu(), t, model.decode(t).mean.cpu(), observed
+        batch = {name: value[order] for name, value in batch.items()}
+        x, given = batch["x"], given_by(batch, model, guide)
+        t = pyro_tvae.encode(model, guide, x, **given)
+        return x, order.cpu(), t, model.decode(t).mean.cpu(), given
 
     def stripes() -> Figure:
-        x, _, t, _, observed = shown()
-        return figures.capsule_stripes(t[0].cpu(), _energy(model, guide, x, observed))
+        x, _, t, _, given = shown()
+        return figures.capsule_stripes(t[0].cpu(), _energy(model, guide, x, **given))
 
     def reconstructions() -> Figure:
         x, _, _, reconstruction, _ = shown()
         return figures.reconstructions(x.cpu(), reconstruction, channels)
 
     def traversal() -> Figure:
-        x, _, _, reconstruction, observed = shown()
-        rolled = pyro_tvae.traverse(model, guide, x, observed=observed).cpu()
+        x, _, _, reconstruction, given = shown()
+        rolled = pyro_tvae.traverse(model, guide, x, **given).cpu()
         return figures.capsule_traversal(x.cpu(), reconstruction, rolled, channels)
 
     def strip(forecast: ForwardRoll) -> Figure:
@@ -101,7 +104,7 @@ def _save(figure: Callable[[], Figure], path: Path) -> None:
     figures.save(figure(), path)
 
 
-def _energy(model: TVAE, guide: Guide, x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor | None:
+def _energy(model: TVAE, guide: Guide, x: torch.Tensor, **given: Any) -> torch.Tensor | None:
     for site, prior in model.energies.items():
-        return model.energy(prior.point(moments(posterior_of(guide, x, observed))[site]))[0].cpu()
+        return model.energy(prior.point(moments(posterior_of(guide, x, **given))[site]))[0].cpu()
     return None

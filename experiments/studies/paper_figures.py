@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pyro_tvae
 
+from ..datasets.splits import given_by
 from ..evaluation.measures import flat
 from ..reports.mosaics import MAX_COLUMNS, Floats, as_array, as_frames, mosaic, pick, stack
 from ..reports.style import WIDTH, canvas, save, wrap
@@ -56,12 +57,14 @@ def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
 @torch.inference_mode()
 def _forecast(run: Trained, numbers: Mapping[str, float], title: str) -> Figure:
     """Fig. 1: encode the first frames, roll t of the last of them, decode; beside the true continuation."""
-    x = next(run.data.batches("test", run.device, batch_size=2))["x"]
+    batch = next(run.data.batches("test", run.device, batch_size=2))
+    x, covariates = batch["x"], given_by(batch, run.model, run.guide)["covariates"]
     n_frames = x.shape[1]
     context = run.config.evaluation.context or n_frames // 2
     observed = torch.arange(n_frames, device=run.device) < context
     # Zeros in place of the unseen frames: nothing of them can reach the guide.
-    t = pyro_tvae.encode(run.model, run.guide, x * observed.reshape(-1, 1, 1, 1), observed=observed)
+    context_alone = x * observed.reshape(-1, 1, 1, 1)
+    t = pyro_tvae.encode(run.model, run.guide, context_alone, observed=observed, covariates=covariates)
     ahead = torch.arange(1, n_frames - context + 1, device=run.device)
     t = torch.cat([t[:, :context], run.model.rolled(t[:, context - 1 : context], ahead.unsqueeze(-1))], dim=1)
     truth, decoded = as_frames(x), as_frames(run.model.decode(t).mean)
@@ -91,11 +94,12 @@ def _traversals(run: Trained, numbers: Mapping[str, float], title: str) -> Figur
     # One sequence of every factor that moves alone, or the first few where there is one motion only.
     each = 1 if len(names) > 1 else N_SEQUENCES
     chosen = [int(n) for k in range(len(names)) for n in (batch["moving"] == k).nonzero()[:each]]
-    x = batch["x"][chosen]
+    shown = {name: value[chosen] for name, value in batch.items()}
+    x, given = shown["x"], given_by(shown, run.model, run.guide)
     parts = {
         "true": x,
-        "reconstructed": pyro_tvae.reconstruct(run.model, run.guide, x),
-        "frame 0, rolled": pyro_tvae.traverse(run.model, run.guide, x),
+        "reconstructed": pyro_tvae.reconstruct(run.model, run.guide, x, **given),
+        "frame 0, rolled": pyro_tvae.traverse(run.model, run.guide, x, **given),
     }
     return stack(parts, title, len(x), [names[int(batch["moving"][n])] for n in chosen])
 

@@ -169,7 +169,7 @@ class Topography(Part, nn.Module):
     def _kept(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         """What is made of the weights, once unless they are learned; anew where what an own one is made of changed."""
         own = [*self.parameters(), *self.buffers()]
-        if any(value.requires_grad for value in own):
+        if self.raw_weight is not None or any(value.requires_grad for value in own):
             return make()
         made_of = tuple((id(value), 0 if value.is_inference() else value._version) for value in own)
         if made_of != self._made_of:

@@ -8,6 +8,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,25 @@ def test_a_handler_around_the_model_does_not_hide_its_modules() -> None:
     model, guide = pair()
     scaled = poutine.scale(model, scale=1.0)
     assert log_likelihood(scaled, guide, X, 5).per_frame == log_likelihood(model.eval(), guide.eval(), X, 5).per_frame
+
+
+def propose(guide: Any, x: Tensor) -> Any:
+    return guide(x)
+
+
+@pytest.mark.parametrize("kind", ["partial", "partial by name", "method"])
+def test_a_guide_that_is_a_partial_or_a_method_hides_no_modules(kind: str) -> None:
+    model, guide = pair()
+    program: Any = {
+        "partial": partial(propose, guide),
+        "partial by name": partial(lambda x, guide: guide(x), guide=guide),
+        "method": guide.forward,
+    }[kind]
+    found = log_likelihood(model, program, X, 5).per_frame
+    assert guide.training
+    assert found == log_likelihood(model, program, X, 5).per_frame
+    guide.eval()
+    assert found == log_likelihood(model, program, X, 5).per_frame
 
 
 def test_threads_take_turns_so_that_the_same_seed_gives_the_same_number() -> None:
