@@ -50,6 +50,7 @@ def outlasting(*, tells: bool = True) -> Iterator[None]:
     Raises:
         SystemExit: something that was printed was lost to a full disk or the like, where the command had ended well.
     """
+    _stand_in()
     own = {name: stream for name in ("stdout", "stderr") if _is_own(stream := getattr(sys, name))}
     outlets: list[Outlet] = []
     for name, stream in own.items():
@@ -82,6 +83,21 @@ def outlasting(*, tells: bool = True) -> Iterator[None]:
             with suppress(OSError, ValueError):
                 getattr(sys, name).flush()
             setattr(sys, name, stream)
+
+
+def _stand_in() -> None:
+    """Give a process that was started without them (``2>&-``, some schedulers) outlets that take everything.
+
+    Otherwise a file that is opened next gets such an outlet's number, and what a library prints lands in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)  # a file has it already
+                nowhere = os.open(os.devnull, os.O_RDWR)
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_RDWR)  # which gets the lowest free number, that one
+            setattr(sys, name, os.fdopen(nowhere, "r" if number == 0 else "w", closefd=False))
 
 
 def _is_own(stream: object) -> bool:

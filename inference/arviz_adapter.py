@@ -32,6 +32,7 @@ __all__ = [
     "ArvizData",
     "InFile",
     "InMemory",
+    "arviz",
     "assemble",
     "check_holds",
     "close",
@@ -56,10 +57,22 @@ PACKED = {"scale_factor": np.float32(1)}  # integers that are read as float32
 
 
 def arviz() -> Any:
-    """The arviz module, imported when first needed and without its announcement of version 1."""
+    """The arviz module, imported when first needed and without its announcement of version 1.
+
+    Raises:
+        FileNotFoundError: it looks for a home folder, and there is none.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return import_module("arviz")
+        try:
+            return import_module("arviz")
+        except RuntimeError as error:
+            if "home" not in str(error):
+                raise
+            raise FileNotFoundError(
+                "ArviZ cannot be imported by a user without a home folder, as of a container; set HOME to a folder "
+                "that is there (HOME=/tmp)."
+            ) from error
 
 
 def is_legacy() -> bool:

@@ -25,7 +25,19 @@ from pyro_tvae.locks import lock, unlock
 from pyro_tvae.model import tvae_of
 from pyro_tvae.programs import untouched_store
 
-from .arviz_adapter import ArvizData, InFile, InMemory, assemble, check_holds, close, names_of, read, write, write_zarr
+from .arviz_adapter import (
+    ArvizData,
+    InFile,
+    InMemory,
+    arviz,
+    assemble,
+    check_holds,
+    close,
+    names_of,
+    read,
+    write,
+    write_zarr,
+)
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
@@ -163,6 +175,7 @@ def to_arviz(
     tvae = tvae_of(model)
     check_judged(tvae, guide, x, observed, covariates)
     check_whole("to_arviz", thin=thin)
+    arviz()  # what fails in it does so before the draws, which would be lost
     if torch.bfloat16 in (x.dtype, tvae.like.dtype):
         raise ValueError(
             "to_arviz: the model's numbers or those of x are of type bfloat16, which NumPy and files do not have; "

@@ -20,8 +20,9 @@ def progress_bar(total: float | None, what: str, *, shown: bool = True, **option
         options: further ones of tqdm.
     """
     # A terminal or a notebook is redrawn often; a log file gets a line every ten seconds.
-    pause = 0.5 if sys.stderr.isatty() or _in_notebook() else 10.0
-    return tqdm(total=total, desc=what, disable=not shown, mininterval=pause, **options)
+    there: Any = sys.stderr  # None in a process that was started without
+    pause = 0.5 if (there is not None and there.isatty()) or _in_notebook() else 10.0
+    return tqdm(total=total, desc=what, disable=not shown or there is None, mininterval=pause, **options)
 
 
 def _in_notebook() -> bool:

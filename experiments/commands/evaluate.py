@@ -30,7 +30,7 @@ from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
 from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS
-from ..runs.outputs import aside, digest, shown_on
+from ..runs.outputs import aside, digest, free_name, shown_on
 from ..runs.run import Run, Trained
 
 __all__ = ["check_judgeable", "check_whole", "evaluate_run", "judge", "report_run", "standing", "write_page"]
@@ -113,6 +113,17 @@ def standing(run: Run) -> EvaluationRecord | None:
     record = _of_these_weights(run)
     by_hand = record is not None and judged_on(record.get("data") or {}) != judged_on({})
     return record if by_hand or _is_whole(run, record) else None
+
+
+def set_aside(run: Run) -> None:
+    """Put an evaluation that was asked for by hand, of other data or another split, aside, and say where it is."""
+    with suppress(OSError, ValueError):  # none, or a damaged one
+        path = run.path / EVALUATION
+        what = judged_on(run.read(EVALUATION, EvaluationRecord).get("data") or {})
+        if what != judged_on({}):
+            other = free_name(path)
+            os.replace(path, other)
+            print(f"{path} was of {what}, and is {other} now", flush=True)
 
 
 def _of_these_weights(run: Run) -> EvaluationRecord | None:

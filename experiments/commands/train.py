@@ -25,7 +25,7 @@ from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
 from ..runs.names import EVALUATION, HISTORY, PICTURE, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS
 from ..runs.run import Run, claimed
-from .evaluate import check_judgeable, check_whole, judge, standing, write_page
+from .evaluate import check_judgeable, check_whole, judge, set_aside, standing, write_page
 
 __all__ = ["measured", "resume_run", "train_run"]
 
@@ -195,6 +195,7 @@ def _first() -> bool:
 
 def _save(run: Run, name: str, parts: Parts) -> None:
     if _first():
+        set_aside(run)
         for judged in (REPORT, EVALUATION):  # of other weights, or before the run had ended
             (run.path / judged).unlink(missing_ok=True)
         pyro_tvae.save(run.path / name, parts.model, parts.guide)

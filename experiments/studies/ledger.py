@@ -205,18 +205,18 @@ class Ledger:
         return record
 
     def _keep_gone(self, shown: Path, cells: Iterable[tuple[str, int]]) -> None:
-        """Put a former table aside that has runs whose folders are gone: their numbers stand nowhere else."""
+        """Put a former table aside that has runs whose files are gone: their numbers stand nowhere else."""
         former = dict[tuple[str, int], Cell]()
         with suppress(OSError, ValueError):  # none, or one that shows nothing
             former = kept_cells(read_kept(shown))
         lost = former.keys() - {*cells}
-        there = {cell for cell in lost if cell[0] in self.homes and self.run(*cell).path.is_dir()}
+        there = {cell for cell in lost if cell[0] in self.homes and all(map(self.run(*cell).has, self.needed))}
         gone = sorted(f"{row}, seed {seed}" for row, seed in lost - there)
         if gone:
             other = free_name(shown)
             with atomic_write(other) as partial:
                 partial.write_bytes(shown.read_bytes())
-            self.told.append(f"{shown} leaves out {'; '.join(gone)}, whose folders are gone, and {other} has them.")
+            self.told.append(f"{shown} leaves out {'; '.join(gone)}, whose files are gone, and {other} has them.")
 
     def _local(self, wanted: Callable[[tuple[str, int]], bool]) -> dict[tuple[str, int], Cell]:
         """What those of the runs measured that are wanted, here and done, asked for or not."""

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run, standing
 from pyro_tvae.experiments.commands.train import resume_run
+from pyro_tvae.experiments.config.building import Parts
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import LeftOut, transient
 from pyro_tvae.experiments.evaluation.attempts import Attempts
@@ -184,6 +185,26 @@ def test_what_was_judged_by_hand_is_made_again_by_hand(run: Run, monkeypatch: py
     assert content(run)["data"]["split"] == "validation"
     evaluate_run(run.path, "validation", data=["data.n_test=5"])
     assert content(run)["transient"] == []
+
+
+def test_what_was_judged_by_hand_is_put_aside_where_the_run_is_judged_anew(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where its plain VAE was removed and is trained once more; an evaluation of its own kind makes room for it."""
+    files = [run.path / f"evaluation{n}.json" for n in ("", "-1", "-2")]
+    for split, kept in (("validation", 1), ("test", 1), ("validation", 2)):
+        evaluate_run(run.path, split, overwrite=True)
+        before, there = files[0].read_bytes(), [path.exists() for path in files[1:]]
+        capsys.readouterr()
+        train._save(run, "plain_vae.safetensors", cast(Parts, run.load()))
+        assert [path.exists() for path in files[1:]] == [n < kept for n in range(2)]
+        assert not files[0].exists()
+        said = capsys.readouterr().out
+        if split == "validation":
+            assert f"{files[0]} was of the validation split, and is {files[kept]} now" in said
+            assert files[kept].read_bytes() == before
+        else:
+            assert (said, there) == ("", [True, False])
 
 
 @pytest.mark.parametrize("call", [1, 3])

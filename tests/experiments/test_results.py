@@ -29,8 +29,10 @@ from typer.testing import CliRunner
 from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.runs.holding import holding
+from pyro_tvae.experiments.runs.names import EVALUATION
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.experiments.studies import reproduce as reproducing
+from pyro_tvae.experiments.studies.cells import POINTS
 from pyro_tvae.experiments.studies.comparison import table
 from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
 from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
@@ -599,18 +601,24 @@ def test_what_a_hand_adds_to_a_record_outlasts_the_next_seed(name: str, ran: lis
 
 @pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("name", TRAINED_BY)
-def test_runs_whose_folders_are_gone_stay_in_a_former_table(name: str, ran: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["folder", "all in it", "what was measured"])
+def test_runs_whose_files_are_gone_stay_in_a_former_table(name: str, lost: str, ran: list[str], tmp_path: Path) -> None:
     said: list[str] = []
     reproduce(name, seeds=[0, 1], output=tmp_path, progress=quietly)
     table = tmp_path / name / ("table.json" if name == "small" else "record.json")
     before = table.read_bytes()
     [row] = json.loads(before)["rows"]
     for folder in tmp_path.glob("*/*/seed0"):
-        shutil.rmtree(folder)
+        if lost == "what was measured":
+            (folder / (EVALUATION if name == "small" else POINTS)).unlink()
+        else:
+            shutil.rmtree(folder)
+        if lost == "all in it":
+            folder.mkdir()
     for _ in range(2):  # the second has nothing to tell
         reproduce(name, seeds=[1], output=tmp_path, progress=said.append)
     other = table.with_stem(f"{table.stem}-1")
-    assert said == [f"{table} leaves out {row['name']}, seed 0, whose folders are gone, and {other} has them."]
+    assert said == [f"{table} leaves out {row['name']}, seed 0, whose files are gone, and {other} has them."]
     assert other.read_bytes() == before
     assert json.loads(table.read_text())["rows"][0]["seeds"] == [1]
     assert {*table.parent.glob(f"{table.stem}*.json")} == {table, other}

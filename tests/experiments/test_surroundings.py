@@ -327,6 +327,30 @@ def test_a_terminal_that_is_closed_ends_a_command_as_sigterm_does_and_none_under
     assert Path("done").exists() is (how == "nohup")
 
 
+WITHOUT = """
+import os, sys
+from pyro_tvae.experiments.outlets import outlasting
+from pyro_tvae.inference.progress import progress_bar
+progress_bar(3, "before").close()
+with outlasting():
+    with open("kept.txt", "w") as file:
+        for _ in progress_bar(3, "at work", iterable=range(3)):
+            print("a sentence")
+            print("another one", file=sys.stderr)
+            os.system("echo of a library; echo of a library >&2")
+            file.write("mine\\n")
+        assert sys.stdin.read() == ""
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it has another shell")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "<&-"])
+def test_a_process_without_outlets_works_and_prints_into_none_of_its_files(closed: str) -> None:
+    done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, WITHOUT], timeout=120)
+    assert done.returncode == 0
+    assert Path("kept.txt").read_text() == "mine\n" * 3
+
+
 def test_letters_that_are_unknown_there_stop_no_command() -> None:
     ended = printing(subprocess.PIPE, PYTHONIOENCODING="ascii")
     assert (ended.returncode, ended.stderr) == (0, "")

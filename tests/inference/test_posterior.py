@@ -603,3 +603,38 @@ def test_numbers_that_no_file_has_get_one_sentence() -> None:
     guide = MeanFieldGuide(model).bfloat16()
     with pytest.raises(ValueError, match="of type bfloat16, which NumPy and files do not have; expected single"):
         to_arviz(model.bfloat16(), guide, torch.rand(2, 2, 1, 2, 2).bfloat16(), draws=2)
+
+
+HOMELESS = """
+import os, pwd
+os.environ.pop("HOME", None)
+
+def unknown(*_):
+    raise KeyError("uid not found")
+
+pwd.getpwuid = unknown  # as in a container that runs as any user
+import torch
+from pyro_tvae import TVAE, MeanFieldGuide
+from pyro_tvae.inference import nuts, to_arviz
+model = TVAE((1, 2, 2), 2, 1, 2)
+guide, x = MeanFieldGuide(model), torch.rand(2, 2, 1, 2, 2)
+guide.posterior = lambda *_: print("drawn")
+for call in (lambda: to_arviz(model, guide, x, draws=2), lambda: nuts(model, x, init=guide)):
+    try:
+        call()
+    except FileNotFoundError as error:
+        print(error)
+    except Exception as error:  # of the guide that is none
+        print("imported")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pwd")
+def test_without_a_home_arviz_is_missed_before_the_draws() -> None:
+    """Some of its versions look for a cache in it when they are imported; others do not mind."""
+    done = subprocess.run([sys.executable, "-c", HOMELESS], capture_output=True, text=True, timeout=300)
+    sentence = (
+        "ArviZ cannot be imported by a user without a home folder, as of a container; set HOME to a folder that is "
+        "there (HOME=/tmp).\n"
+    )
+    assert done.stdout in (sentence * 2, "drawn\nimported\n" * 2), done.stderr
