@@ -72,12 +72,12 @@ class NUTSResult:
     seed: int | None = None
 
     def thinned(self, model: TVAE, thin: int) -> NUTSResult:
-        """Every ``thin``-th draw of every chain, with what R-hat and ESS are of these."""
+        """Every ``thin``-th draw of every chain, with the ESS of these; R-hat, of the chains, stays that of all."""
         if thin == 1:
             return self
         draws = {name: value[:, thin - 1 :: thin] for name, value in self.draws.items()}
         stats: dict[str, Any] = {name: value[:, thin - 1 :: thin] for name, value in self.stats.items()}
-        return replace(self, draws=draws, **_diagnosed(model, draws), **stats)
+        return replace(self, draws=draws, ess=_diagnosed(model, draws, "ess"), **stats)
 
     @property
     def stats(self) -> dict[str, Tensor]:
@@ -225,7 +225,8 @@ def nuts(
     lp, energy, depth, step_size, acceptance_rate = recorded.unbind(-1)
     return NUTSResult(
         draws,
-        **_diagnosed(tvae, draws),
+        rhat=_diagnosed(tvae, draws, "rhat"),
+        ess=_diagnosed(tvae, draws, "ess"),
         diverging=diverging,
         lp=lp,
         energy=energy,
@@ -237,10 +238,9 @@ def nuts(
     )
 
 
-def _diagnosed(model: TVAE, draws: Mapping[str, Tensor]) -> dict[str, Any]:
-    """R-hat and ESS of what the draws identify."""
-    latents = identified(model, draws)
-    return {kind: {name: diagnose(kind, value) for name, value in latents.items()} for kind in ("rhat", "ess")}
+def _diagnosed(model: TVAE, draws: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """R-hat or ESS of what the draws identify."""
+    return {name: diagnose(kind, value) for name, value in identified(model, draws).items()}
 
 
 @torch.no_grad()

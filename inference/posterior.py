@@ -93,7 +93,8 @@ def to_arviz(
       ``pareto_k`` (above 0.7 the guide misses so much of the posterior that no reweighting repairs it, see
       :func:`.pareto_shape`); of importance also ``distinct_draws``, since draws of heavy weights are copied, and
       ``ess`` is that of the draws: a mean over them has the standard error ``sd / √ess``, whatever ``az.summary`` says,
-      which takes copies for draws; of NUTS ``ess`` (smallest bulk ESS of a latent) and ``rhat`` (largest).
+      which takes copies for draws; of NUTS ``ess`` (smallest bulk ESS of a latent, of the draws that are kept) and
+      ``rhat`` (largest, of all draws).
     - ``prior``, ``prior_predictive``: as the first two. Where they are the same for all sequences, they have no
       dimension of them.
     - ``observed_data``, and ``constant_data``: the point estimate μ.

@@ -22,7 +22,7 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL, atomic_write, check_stays, clear, leave, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import ELSEWHERE, PLACES, compose, flat, keys, located, make
+from ..config.composition import CONF, ELSEWHERE, PLACES, compose, flat, keys, located, make
 from ..config.errors import first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
@@ -361,11 +361,20 @@ class Run:
         part = next((name for name in WRITTEN if os.path.lexists(self.path / name)), None)
         if part == DATA and self._holds_splits():  # of a process that was killed before it wrote anything else
             part = next((name for name in WRITTEN if name != DATA and os.path.lexists(self.path / name)), None)
+        if part is None and self._holds_others_hydra():
+            part = f"{HYDRA} of another program"
         if part is not None:
             raise FileExistsError(
                 f"{self} holds {part} and no {CONFIG}: a new run would write over it; choose another folder, or move "
                 "that away."
             )
+
+    def _holds_others_hydra(self) -> bool:
+        """Whether Hydra wrote its settings there for another program, and not for a run that was killed right then."""
+        try:
+            return CONF not in (self.path / HYDRA / "hydra.yaml").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
 
     def _holds_splits(self) -> bool:
         """Whether the fingerprints of data are a run's, and not another file by that name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .run import Run, runs_in
 __all__ = ["Failure", "Sweep", "begun"]
 
 RECORD, FAILED = "sweep.json", ".failed.json"
+OF_HYDRA = "multirun.yaml"  # which it writes after the record
 
 
 class SweepRecord(TypedDict, total=False):
@@ -82,7 +84,7 @@ class Sweep:
             path.unlink(missing_ok=True)
 
     def _failed(self) -> Iterator[Path]:
-        return self.path.glob(f"*{FAILED}")
+        return (path for path in self.path.glob(f"*{FAILED}") if path.name.removesuffix(FAILED).isdecimal())
 
     def progress(self, jobs: int | None) -> str:
         """How many of so many jobs, which not every sweeper tells, are done, and how many begun, in words."""
@@ -117,7 +119,7 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
 
     Raises:
         BlockingIOError: another process is at work in the folder that was given.
-        FileExistsError: that folder holds another sweep.
+        FileExistsError: that folder holds another sweep, or one of another program.
     """
     with ExitStack() as stack:
         if fixed:
@@ -127,6 +129,11 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
                 raise FileExistsError(
                     f"{folder / RECORD} is no record of a sweep, and is left as it is; choose another hydra.sweep.dir, "
                     "or move it away."
+                )
+            if os.path.lexists(folder / OF_HYDRA) and not (folder / RECORD).exists():
+                raise FileExistsError(
+                    f"{folder} holds {OF_HYDRA} of a sweep of another program, over which Hydra would write; choose "
+                    "another hydra.sweep.dir, or move it away."
                 )
             if sweep.record().get("overrides", [*overrides]) != [*overrides]:
                 raise FileExistsError(

@@ -199,10 +199,23 @@ class Ledger:
                 for path, text in texts.items():
                     write_text(path, text)
             if self.target is not None:
+                others_pictures = self._others_pictures()
                 for picture in self.folder.glob("*.png"):
-                    with atomic_write(self.target.with_name(f"{self.target.stem}-{picture.name}")) as partial:
+                    kept = self.target.with_name(f"{self.target.stem}-{picture.name}")
+                    if kept.exists() and picture.stem in others_pictures:
+                        continue
+                    with atomic_write(kept) as partial:
                         partial.write_bytes(picture.read_bytes())
         return record
+
+    def _others_pictures(self) -> set[str]:
+        """Names of the pictures of kept cells that are of other runs than those here, as of another machine's."""
+        here = self._local(lambda cell: cell in self.kept)
+        return {
+            f"{row.replace(' ', '_')}-seed{seed}"
+            for (row, seed), cell in self.kept.items()
+            if (row, seed) not in here or _numbers(here[row, seed]) != _numbers(cell)
+        }
 
     def _keep_gone(self, shown: Path, cells: Iterable[tuple[str, int]]) -> None:
         """Put a former table aside that has runs whose files are gone: their numbers stand nowhere else."""

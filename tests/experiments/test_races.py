@@ -233,3 +233,19 @@ def test_a_forked_process_does_not_hold_on(tmp_path: Path) -> None:
         os.close(writes)
         os.waitpid(child, 0)
         os.close(reads)
+
+
+def test_settings_that_hydra_wrote_for_another_program_stay(tmp_path: Path) -> None:
+    """Those of a run of this one that was killed before its own first file do not stand in its way."""
+    folder = tmp_path / "run"
+    (folder / ".hydra").mkdir(parents=True)
+    for text in ("", "config_sources:\n- path: pyro_tvae.experiments.conf\n"):
+        (folder / ".hydra" / "config.yaml").write_text("topography: {}")
+        if text:
+            (folder / ".hydra" / "hydra.yaml").write_text(text)
+        with claimed(folder):
+            pass
+    (folder / ".hydra" / "hydra.yaml").write_text("config_sources:\n- path: somebody.conf\n")
+    with pytest.raises(FileExistsError, match=r"holds \.hydra of another program and no config\.yaml"), claimed(folder):
+        pass
+    assert (folder / ".hydra" / "config.yaml").read_text() == "topography: {}"

@@ -880,6 +880,13 @@ def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path
     assert json.dumps(again) == json.dumps(there)
     assert (kept / "small-map.png").read_bytes() == b"a picture"
     assert ran == ["0", "5", "7"]
+    # The picture of a seed that is kept stays that of its own run, whatever another machine's looks like.
+    (kept / "small-mean_field-seed0.png").write_bytes(b"of here")
+    for seed in (0, 5):
+        (tmp_path / "there" / "small" / f"mean_field-seed{seed}.png").write_bytes(b"of there")
+    reproduce("small", seeds=[0, 5], output=tmp_path / "there", keep=True, **options)
+    assert (kept / "small-mean_field-seed0.png").read_bytes() == b"of here"
+    assert (kept / "small-mean_field-seed5.png").read_bytes() == b"of there"
 
 
 def test_foreign_records_and_runs_are_refused(ran: list[str], tmp_path: Path) -> None:

@@ -387,3 +387,24 @@ def test_what_starts_when_the_clock_says_the_same_takes_nobodys_folder(
         assert {path.name for path in home.iterdir()} == names
         assert all(path.read_bytes() == content for path, content in left.items())
         left = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+def test_files_of_another_program_in_the_folder_of_a_sweep_stay(tmp_path: Path) -> None:
+    """What Hydra writes for a sweep, and what is called as the failures of one are but for the number."""
+    own = {tmp_path / "multirun.yaml": "mine", tmp_path / "batch1.failed.json": "mine too"}
+    for path, text in own.items():
+        path.write_text(text)
+    with (
+        pytest.raises(FileExistsError, match=r"holds multirun\.yaml of a sweep of another program"),
+        begun(["seed=0,1"], tmp_path, fixed=True),
+    ):
+        pass
+    (tmp_path / "multirun.yaml").rename(tmp_path / "elsewhere.yaml")
+    with begun(["seed=0,1"], tmp_path, fixed=True) as sweep:
+        sweep.write(["seed=0,1"], finished=False)
+        sweep.forget_failures()
+        assert sweep.failures() == []
+    (tmp_path / "multirun.yaml").touch()  # by Hydra
+    with begun(["seed=0,1"], tmp_path, fixed=True):
+        pass
+    assert (tmp_path / "batch1.failed.json").read_text() == "mine too"

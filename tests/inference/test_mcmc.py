@@ -272,7 +272,7 @@ def test_trees_steps_and_acceptance(exact: tuple[Toy, Tensor, NUTSResult]) -> No
     assert (shallow.tree_depth == 1).all()
 
 
-def test_thinned_draws_are_diagnosed_as_those_that_are_kept_and_say_their_seed() -> None:
+def test_thinned_draws_have_the_ess_of_those_that_are_kept_and_say_their_seed() -> None:
     model = MODELS["roll"]()
     guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
     result = nuts(model, x, init=guide, num_samples=40, warmup_steps=8, seed=7)
