@@ -116,14 +116,20 @@ def standing(run: Run) -> EvaluationRecord | None:
 
 
 def set_aside(run: Run) -> None:
-    """Put an evaluation that was asked for by hand, of other data or another split, aside, and say where it is."""
+    """Put an evaluation that will not be made again by itself aside, and say where it is.
+
+    That is one that was asked for by hand, of other data or another split, or beside an untrained model that is lost.
+    """
     with suppress(OSError, ValueError):  # none, or a damaged one
         path = run.path / EVALUATION
-        what = judged_on(run.read(EVALUATION, EvaluationRecord).get("data") or {})
-        if what != judged_on({}):
+        record = run.read(EVALUATION, EvaluationRecord)
+        what = judged_on(record.get("data") or {})
+        lost = UNTRAINED in (record.get("weights") or {}) and not run.has(UNTRAINED)
+        if what != judged_on({}) or lost:
             other = free_name(path)
             os.replace(path, other)
-            print(f"{path} was of {what}, and is {other} now", flush=True)
+            of = f"beside {UNTRAINED}, which is lost" if lost else f"of {what}"
+            print(f"{path} was {of}, and is {other} now", flush=True)
 
 
 def _of_these_weights(run: Run) -> EvaluationRecord | None:

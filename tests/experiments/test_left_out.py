@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 from untrained_runs import KINDS, SMALL, make_run
 
+import pyro_tvae
 from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run, standing
@@ -205,6 +206,14 @@ def test_what_was_judged_by_hand_is_put_aside_where_the_run_is_judged_anew(
             assert files[kept].read_bytes() == before
         else:
             assert (said, there) == ("", [True, False])
+    loaded = run.load()
+    pyro_tvae.save(run.path / "untrained.safetensors", loaded.model, loaded.guide)
+    evaluate_run(run.path)
+    (run.path / "untrained.safetensors").unlink()
+    train._save(run, "plain_vae.safetensors", cast(Parts, run.load()))
+    assert f"was beside untrained.safetensors, which is lost, and is {run.path / 'evaluation-3.json'} now" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("call", [1, 3])
