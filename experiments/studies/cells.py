@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, TypedDict
 
@@ -13,13 +14,15 @@ from ..evaluation.measures import CONTROLLED, flat
 from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..runs.files import finite
-from ..runs.names import EVALUATION, SELECTIVITY
+from ..runs.names import EVALUATION, SELECTIVITY, WEIGHTS
 from ..runs.run import Run
 from .records import Cell, Values
 
-__all__ = ["ANNEALED", "POINTS", "REFITTED", "Refitted", "judged", "measured"]
+__all__ = ["ADDED", "ANNEALED", "POINTS", "REFITTED", "Refitted", "add", "added", "judged", "measured"]
 
 ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
+ADDED = (ANNEALED, SELECTIVITY)  # of the run's own weights
+OF = "weights"  # the digest of those that it was measured of
 DIGITS = 7  # more would be noise in the files' diffs
 
 
@@ -31,6 +34,24 @@ class Refitted(TypedDict, total=False):
     best: float
     gap: float
     of: str | None
+
+
+def added(run: Run, name: str) -> Values:
+    """What a study has measured beside the evaluation; nothing where it was of weights that the folder had before."""
+    if not run.has(name):
+        return {}
+    values: dict[str, Any] = run.read(name, dict[str, float | str | None])
+    of = values.pop(OF, None)  # which older files do not say
+    if any(isinstance(value, str) for value in values.values()):
+        raise ValueError(
+            f"{run.path / name} is damaged: it holds words in the place of numbers; remove it to have it made anew."
+        )
+    return values if of in (None, run.weights().get(WEIGHTS)) else {}
+
+
+def add(run: Run, name: str, values: Values) -> None:
+    """Write what a study has measured beside the evaluation, and of which weights."""
+    run.write(name, json.dumps({**finite(values), OF: run.weights().get(WEIGHTS)}))
 
 
 def judged(run: Run) -> EvaluationRecord:
@@ -82,17 +103,14 @@ def measured(run: Run) -> Cell:
         values["seconds"] = history["seconds"]
         values["seconds_per_step"] = history["seconds"] / steps
     seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
-    if run.has(ANNEALED):
-        annealed = run.read(ANNEALED, Values)
-        took = annealed.pop("seconds", None)
-        if took is not None:
-            seconds["annealing"] = took
-        values |= {f"few/{key}": value for key, value in annealed.items()}
+    annealed = added(run, ANNEALED)
+    if (took := annealed.pop("seconds", None)) is not None:
+        seconds["annealing"] = took
+    values |= {f"few/{key}": value for key, value in annealed.items()}
     if run.has(REFITTED):
         refitted = run.read(REFITTED, Refitted)
         values |= {f"held/{key}": refitted[key] for key in ("elbo", "iwae", "best", "gap") if key in refitted}
-    if run.has(SELECTIVITY):
-        values |= {f"map/{key}": value for key, value in run.read(SELECTIVITY, Values).items()}
+    values |= {f"map/{key}": value for key, value in added(run, SELECTIVITY).items()}
     how = {"hardware": record["hardware"], "versions": record["versions"], "seconds": seconds}
     left_out = [
         f"{name} is left out: {said}"

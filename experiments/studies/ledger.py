@@ -20,7 +20,7 @@ from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
 from ..runs.outputs import free_name, shown_on
 from ..runs.run import Run
-from .cells import ANNEALED, POINTS, REFITTED, measured
+from .cells import ADDED, ANNEALED, POINTS, REFITTED, added, measured
 from .comparison import as_csv, markdown
 from .kept import check_kept, held, read_kept, with_additions, write_record
 from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
@@ -241,7 +241,7 @@ class Ledger:
                 if seed is None or not wanted((row, seed)) or not all(map(run.has, self.needed)):
                     continue
                 try:
-                    if not run.lacking():
+                    if not run.lacking() and all(added(run, name) for name in self.needed if name in ADDED):
                         cells[row, seed] = self._measured(run)
                 except (OSError, ValueError) as error:
                     check_stays(path)

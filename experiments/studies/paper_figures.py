@@ -23,8 +23,7 @@ from ..reports.style import WIDTH, canvas, save, wrap
 from ..reports.tables import format_number
 from ..runs.names import SELECTIVITY
 from ..runs.run import Run, Trained
-from .cells import judged
-from .records import Values
+from .cells import added, judged
 from .unit_map import UnitMap, map_units
 
 __all__ = ["DRAWINGS", "Drawing", "draw_map", "draw_run"]
@@ -47,8 +46,7 @@ def draw_run(drawing: str, run: Run, title: str, paths: Iterable[Path]) -> None:
     record = judged(run)
     explained = flat(record["measures"]["trained"]).get("explained")
     title = f"{title} (explained: {format_number(explained)}{', collapsed' if record.get('collapsed') else ''})"
-    stored = run.read(SELECTIVITY, Values) if run.has(SELECTIVITY) else {}
-    numbers = {name: value for name, value in stored.items() if value is not None}
+    numbers = {name: value for name, value in added(run, SELECTIVITY).items() if value is not None}
     figure = DRAWINGS[drawing](run.load(), numbers, title)
     for path in paths:
         save(figure, path)

@@ -13,8 +13,7 @@ from ..config.building import Parts, fit_parts
 from ..config.composition import make
 from ..datasets.splits import given_by
 from ..runs.run import Run
-from .cells import ANNEALED
-from .records import Values
+from .cells import ANNEALED, added
 
 __all__ = ["refit", "take_over"]
 
@@ -64,7 +63,7 @@ def refit(run: Run, reference: Run, sequences: int) -> dict[str, float]:
         ``elbo`` and ``iwae`` of the refitted guide, ``best``, the best estimate of the model's log p(x), and ``gap``,
         from the ELBO to it; in nats per frame.
     """
-    own, annealed = run.load(), reference.read(ANNEALED, Values, ("ais", "iwae"))
+    own, annealed = run.load(), added(reference, ANNEALED)
     held, config = take_over(own.model, reference.load().model), own.config
     torch.manual_seed(config.seed)
     guide = make(config.guide)(held)
@@ -74,5 +73,5 @@ def refit(run: Run, reference: Run, sequences: int) -> dict[str, float]:
     batch = next(own.data.batches("test", own.device, batch_size=sequences))
     bound = log_likelihood(held, guide, batch["x"], 1000, **given_by(batch, held, guide), seed=0)
     elbo, iwae = float(bound.elbo.mean()) / bound.n_frames, bound.per_frame
-    best = max(value for value in (annealed["ais"], annealed["iwae"], iwae) if value is not None)
+    best = max(value for value in (annealed.get("ais"), annealed.get("iwae"), iwae) if value is not None)
     return {"elbo": elbo, "iwae": iwae, "best": best, "gap": best - elbo}

@@ -29,7 +29,7 @@ from ..runs.files import finite, read_record, write_text
 from ..runs.names import CONFIG, EVALUATION, SELECTIVITY, WEIGHTS
 from ..runs.outputs import digest
 from ..runs.run import Run
-from .cells import ANNEALED, REFITTED, Refitted
+from .cells import ANNEALED, REFITTED, Refitted, add, added
 from .learning_curves import follow
 from .ledger import Ledger
 from .paper_figures import draw_run
@@ -172,11 +172,11 @@ def _cell(
         then, here = run.stored(), located(config)
         if any(OmegaConf.select(then, place) != OmegaConf.select(here, place) for place in places):
             run.data(here)  # a file of that name in another folder may be another one
-    if study.annealing and not run.has(ANNEALED):
+    if study.annealing and not added(run, ANNEALED):
         progress(f"{said}, annealing")
         start = time.monotonic()
         annealed = _anneal(run, **study.annealing)
-        run.write(ANNEALED, json.dumps(finite({**annealed, "seconds": time.monotonic() - start})))
+        add(run, ANNEALED, {**annealed, "seconds": time.monotonic() - start})
     if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
         weights = digest(reference.path / WEIGHTS) if reference.has(WEIGHTS) else None
@@ -207,9 +207,9 @@ def _composed(
 def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callable[[str], object]) -> None:
     """What a figure needs beside the run: the numbers of a map, and with a stem the pictures; unless they are there."""
     assert study.drawing is not None
-    if study.drawing == "map" and not run.has(SELECTIVITY):
+    if study.drawing == "map" and not added(run, SELECTIVITY):
         progress(f"{said}, organisation of the map")
-        run.write(SELECTIVITY, organization(run))
+        add(run, SELECTIVITY, {**organization(run)})
     if stem is None:
         return
     pictures = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]

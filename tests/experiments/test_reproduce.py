@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
+from untrained_runs import make_run
 
+import pyro_tvae
 from pyro_tvae.experiments.cli import app
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies import reproduce as study_module
-from pyro_tvae.experiments.studies.cells import measured
+from pyro_tvae.experiments.studies.cells import add, added, measured
 from pyro_tvae.experiments.studies.comparison import aggregate, markdown
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
 from pyro_tvae.experiments.studies.reproduce import CellsFailed, reproduce
@@ -55,6 +58,25 @@ def test_every_row_of_every_study_composes(name: str, tmp_path: Path, monkeypatc
     assert len(ran) == len(STUDIES[name].rows)
     assert all(config.seed == 3 for config, _ in ran)
     assert len({run for _, run in ran}) == len(ran)
+
+
+@pytest.mark.parametrize("name", ["annealed.json", "selectivity.json"])
+def test_what_a_study_measured_of_former_weights_counts_no_more(name: str, tmp_path: Path) -> None:
+    """As where a run was trained anew in its folder, on another machine's last digits; older files do not say."""
+    run = Run(make_run(tmp_path / "run", "roll"))
+    assert added(run, name) == {}
+    add(run, name, {"ais": -1.5, "gap": None})
+    assert added(run, name) == {"ais": -1.5, "gap": None}
+    model, guide = pyro_tvae.load(run.path / "model.safetensors")
+    with torch.no_grad():
+        next(guide.parameters()).add_(1e-6)
+    pyro_tvae.save(run.path / "model.safetensors", model, guide)
+    assert added(run, name) == {}
+    (run.path / name).write_text('{"ais": -1.5}')
+    assert added(run, name) == {"ais": -1.5}
+    (run.path / name).write_text('{"ais": "-1.5"}')
+    with pytest.raises(ValueError, match=f"{name} is damaged: it holds words in the place of numbers"):
+        added(run, name)
 
 
 def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
