@@ -67,6 +67,9 @@ def unlock(descriptor: int, remove: Path | None = None) -> None:
         with suppress(OSError):  # another file may have its name by now
             if remove is not None and os.path.samestat(os.fstat(descriptor), os.stat(remove)):
                 remove.unlink()
+        with suppress(OSError):  # a forked process that has not come to closing its copy yet would hold on
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

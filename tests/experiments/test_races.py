@@ -19,6 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import pyro_tvae
+from pyro_tvae import locks
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.runs.holding import holding
 from pyro_tvae.experiments.runs.names import CONFIG, WRITTEN
@@ -233,6 +234,19 @@ def test_a_forked_process_does_not_hold_on(tmp_path: Path) -> None:
         os.close(writes)
         os.waitpid(child, 0)
         os.close(reads)
+
+
+def test_a_copy_of_a_descriptor_does_not_hold_on(tmp_path: Path) -> None:
+    """As a forked process has one that is too slow to close it."""
+    before = {*locks._held}
+    with holding(tmp_path / ".lock"):
+        [descriptor] = locks._held - before
+        copied = os.dup(descriptor)
+        assert other("Run(FOLDER).held()", tmp_path) == 3
+    try:
+        assert other("Run(FOLDER).held()", tmp_path) == 0
+    finally:
+        os.close(copied)
 
 
 def test_settings_that_hydra_wrote_for_another_program_stay(tmp_path: Path) -> None:
