@@ -251,7 +251,8 @@ def compare(
     for index, ((model, guide), given) in enumerate(zip(fitted.values(), taken, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
         unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
-        simulable = plain_program(model) and given.keys() <= {"measured"}
+        masked = given.keys() <= {"measured"}  # nothing tells what else belongs to simulated sequences
+        simulable = plain_program(model) and masked
         if annealing is None:
             tried = {
                 numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index, **of_simulated)
@@ -271,8 +272,7 @@ def compare(
             own["annealing"] = annealing
             bounds.append(annealed_importance(walked, by, x, observed=whole, covariates=given, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            told = given.keys() <= {"measured"}
-            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if told else unknown)
+            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if masked else unknown)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),

@@ -94,15 +94,7 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
     Returns:
         The accuracy; nan where there are fewer than two classes, or nothing to judge on.
     """
-    of_frames = [
-        (own if own.dim() == 2 else own.unsqueeze(-1)).expand(codes.shape[:2]).cpu()
-        for own, codes in ((labels, t), (test_labels, test_t))
-    ]
-    (t, labels), (test_t, test_labels) = (
-        (codes[some], own[some])
-        for codes, own in zip((t, test_t), of_frames, strict=True)
-        for some in [(own >= 0).any(1)]
-    )
+    (t, labels), (test_t, test_labels) = _known(t, labels), _known(test_t, test_labels)
     classes = labels[labels >= 0].unique()
     if len(classes) < 2 or not len(test_t):
         return math.nan
@@ -111,6 +103,13 @@ def probe(t: Tensor, labels: Tensor, test_t: Tensor, test_labels: Tensor) -> flo
     for rows, scores in _predictions(t, torch.where(labels.unsqueeze(-1) < 0, math.nan, targets), test_t):
         hits += int((classes[scores.argmax(-1)] == test_labels[rows]).sum())  # none is −1
     return hits / int((test_labels >= 0).sum())
+
+
+def _known(t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and labels (n, S) of the sequences of which the class of a frame is known."""
+    labels = (labels if labels.dim() == 2 else labels.unsqueeze(-1)).expand(t.shape[:2]).cpu()
+    some = (labels >= 0).any(1)
+    return t[some], labels[some]
 
 
 def pose_probe(t: Tensor, index: Tensor, test_t: Tensor, test_index: Tensor, period: float | None) -> float:

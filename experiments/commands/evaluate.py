@@ -33,7 +33,16 @@ from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, TRAINED, UNTRAI
 from ..runs.outputs import aside, digest, free_name, shown_on
 from ..runs.run import Run, Trained
 
-__all__ = ["check_judgeable", "check_whole", "evaluate_run", "judge", "report_run", "standing", "write_page"]
+__all__ = [
+    "check_judgeable",
+    "check_whole",
+    "evaluate_run",
+    "judge",
+    "report_run",
+    "set_aside",
+    "standing",
+    "write_page",
+]
 
 MOST_PARTICLES = 1_000_000  # more would take days, and their weights all memory
 

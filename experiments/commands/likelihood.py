@@ -201,8 +201,8 @@ def likelihood_run(
                 done[what] = _row(what, log_p, first, error, annealed.ess, since, lengths)
             record["rows"].append(done[what])
             _write(begun, record, first)
-            masks = {"observed": given["observed"], "measured": given["covariates"].get("measured")}
             if given["covariates"].keys() <= {"measured"}:  # nothing tells what else belongs to simulated sequences
+                masks = {"observed": given["observed"], **given["covariates"]}
                 bounds = bracket(model, guide, len(x), **masks, **options)
                 record["bracket"] = {
                     "gap": bounds.mean_gap,

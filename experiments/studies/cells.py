@@ -15,10 +15,11 @@ from ..evaluation.record import EvaluationRecord, judged_on
 from ..interruption import command
 from ..runs.files import finite
 from ..runs.names import EVALUATION, SELECTIVITY, WEIGHTS
+from ..runs.outputs import digest
 from ..runs.run import Run
 from .records import Cell, Values
 
-__all__ = ["ADDED", "ANNEALED", "POINTS", "REFITTED", "Refitted", "add", "added", "judged", "measured"]
+__all__ = ["ADDED", "ANNEALED", "POINTS", "REFITTED", "Refitted", "add", "added", "judged", "measured", "weights_of"]
 
 ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
 ADDED = (ANNEALED, SELECTIVITY)  # of the run's own weights
@@ -46,12 +47,17 @@ def added(run: Run, name: str) -> Values:
         raise ValueError(
             f"{run.path / name} is damaged: it holds words in the place of numbers; remove it to have it made anew."
         )
-    return values if of in (None, run.weights().get(WEIGHTS)) else {}
+    return values if of is None or of == weights_of(run) else {}
 
 
 def add(run: Run, name: str, values: Values) -> None:
     """Write what a study has measured beside the evaluation, and of which weights."""
-    run.write(name, json.dumps({**finite(values), OF: run.weights().get(WEIGHTS)}))
+    run.write(name, json.dumps({**finite(values), OF: weights_of(run)}))
+
+
+def weights_of(run: Run) -> str | None:
+    """The digest of a run's weights; None where they are not there."""
+    return digest(run.path / WEIGHTS) if run.has(WEIGHTS) else None
 
 
 def judged(run: Run) -> EvaluationRecord:

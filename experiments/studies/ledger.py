@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -160,7 +160,7 @@ class Ledger:
         asked = {*cells}
         count = sum(cell in self for cell in asked)
         here = self._local(lambda cell: cell in self and cell in asked)
-        belied = [self.run(*cell) for cell, own in here.items() if _numbers(own) != _numbers(self.kept[cell])]
+        belied = [self.run(*cell) for cell, own in here.items() if self._belied(cell, own)]
         others = (
             f"; those of {', '.join(map(str, belied))} are other ones than these runs have, and stand" if belied else ""
         )
@@ -174,7 +174,8 @@ class Ledger:
         with held(shown), held(self.target) if self.target is not None else nullcontext():
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
-            cells = self._local(lambda cell: cell not in self.kept) | self.kept
+            self.unreadable = {}
+            cells = self._local(lambda cell: cell not in self.kept, self.unreadable) | self.kept
             record = record_of(
                 self.name,
                 self.study.title,
@@ -199,23 +200,29 @@ class Ledger:
                 for path, text in texts.items():
                     write_text(path, text)
             if self.target is not None:
-                others_pictures = self._others_pictures()
-                for picture in self.folder.glob("*.png"):
+                pictures = {*self.folder.glob("*.png")}
+                of_others = self._of_others(pictures)
+                for picture in pictures:
                     kept = self.target.with_name(f"{self.target.stem}-{picture.name}")
-                    if kept.exists() and picture.stem in others_pictures:
-                        continue
-                    with atomic_write(kept) as partial:
-                        partial.write_bytes(picture.read_bytes())
+                    if not (kept.exists() and picture in of_others):
+                        with atomic_write(kept) as partial:
+                            partial.write_bytes(picture.read_bytes())
         return record
 
-    def _others_pictures(self) -> set[str]:
-        """Names of the pictures of kept cells that are of other runs than those here, as of another machine's."""
-        here = self._local(lambda cell: cell in self.kept)
-        return {
-            f"{row.replace(' ', '_')}-seed{seed}"
-            for (row, seed), cell in self.kept.items()
-            if (row, seed) not in here or _numbers(here[row, seed]) != _numbers(cell)
-        }
+    def picture(self, row: str, seed: int) -> Path:
+        """Where the picture of a run is drawn, without the ending of its name."""
+        return self.folder / f"{row.replace(' ', '_')}-seed{seed}"
+
+    def _of_others(self, pictures: Collection[Path]) -> set[Path]:
+        """Those of cells that are kept of other runs than the ones here, as of another machine's."""
+        drawn = {cell: path for cell in self.kept if (path := Path(f"{self.picture(*cell)}.png")) in pictures}
+        here = self._local(lambda cell: cell in drawn)
+        same = {cell for cell, own in here.items() if not self._belied(cell, own)}
+        return {path for cell, path in drawn.items() if cell not in same}
+
+    def _belied(self, cell: tuple[str, int], own: Cell) -> bool:
+        """Whether a run that is here has other numbers than are kept of it."""
+        return _numbers(own) != _numbers(self.kept[cell])
 
     def _keep_gone(self, shown: Path, cells: Iterable[tuple[str, int]]) -> None:
         """Put a former table aside that has runs whose files are gone: their numbers stand nowhere else."""
@@ -231,10 +238,12 @@ class Ledger:
                 partial.write_bytes(shown.read_bytes())
             self.told.append(f"{shown} leaves out {'; '.join(gone)}, whose files are gone, and {other} has them.")
 
-    def _local(self, wanted: Callable[[tuple[str, int]], bool]) -> dict[tuple[str, int], Cell]:
-        """What those of the runs measured that are wanted, here and done, asked for or not."""
+    def _local(
+        self, wanted: Callable[[tuple[str, int]], bool], unreadable: dict[tuple[str, int], str] | None = None
+    ) -> dict[tuple[str, int], Cell]:
+        """What those of the runs measured that are wanted, here and done, asked for or not; why others are not."""
         cells: dict[tuple[str, int], Cell] = {}
-        self.unreadable = {}
+        unreadable = {} if unreadable is None else unreadable
         for row, place in self.homes.items():
             for path in place.glob("seed*"):
                 seed, run = _seed(path), Run(path)
@@ -245,7 +254,7 @@ class Ledger:
                         cells[row, seed] = self._measured(run)
                 except (OSError, ValueError) as error:
                     check_stays(path)
-                    self.unreadable[row, seed] = str(error)
+                    unreadable[row, seed] = str(error)
         return cells
 
     def _measured(self, run: Run) -> Cell:

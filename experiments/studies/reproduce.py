@@ -26,10 +26,10 @@ from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
 from ..datasets.splits import given_by
 from ..runs.files import finite, read_record, write_text
-from ..runs.names import CONFIG, EVALUATION, SELECTIVITY, WEIGHTS
+from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
 from ..runs.outputs import digest
 from ..runs.run import Run
-from .cells import ANNEALED, REFITTED, Refitted, add, added
+from .cells import ANNEALED, REFITTED, Refitted, add, added, weights_of
 from .learning_curves import follow
 from .ledger import Ledger
 from .paper_figures import draw_run
@@ -126,7 +126,7 @@ def reproduce_all(
                 config = composed[row].copy()
                 config.seed = seed
                 places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
-                stem = ledger.folder / f"{row.replace(' ', '_')}-seed{seed}" if seed == seeds[0] else None
+                stem = ledger.picture(row, seed) if seed == seeds[0] else None
                 with failing(partial(failures.__setitem__, f"{name}: {row}, seed {seed}")):
                     _cell(ledger, row, config, places, stem, said, progress)
                 check_stays(output)
@@ -179,8 +179,7 @@ def _cell(
         add(run, ANNEALED, {**annealed, "seconds": time.monotonic() - start})
     if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
-        weights = digest(reference.path / WEIGHTS) if reference.has(WEIGHTS) else None
-        done = run.has(REFITTED)
+        weights, done = weights_of(reference), run.has(REFITTED)
         of = run.read(REFITTED, Refitted).get("of") if done else None  # which older files do not say
         if not done or (None not in (of, weights) and of != weights):  # the reference was run anew
             progress(f"{said}, its guide fitted to the model of {study.reference}")

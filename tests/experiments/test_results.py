@@ -38,7 +38,7 @@ from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
 from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
 from pyro_tvae.experiments.studies.records import Cell, Record, Row, RunInfo, Values, kept_cells, record_of, stem_of
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
-from pyro_tvae.experiments.studies.reproduce import reproduce
+from pyro_tvae.experiments.studies.reproduce import CellsFailed, reproduce
 from pyro_tvae.experiments.studies.results import NAME, claims_of, remarks_of, results_text, write_results
 from pyro_tvae.experiments.studies.settings import check_settings, portable, settings_of
 from pyro_tvae.experiments.studies.verdicts import NOT_DECIDED, NOT_SEEN, SEEN, above, all_of, greater, same
@@ -597,6 +597,17 @@ def test_what_a_hand_adds_to_a_record_outlasts_the_next_seed(name: str, ran: lis
     assert {key: record[key] for key in added} == added
     assert record["rows"][0]["remark"] == "of the first laptop"
     assert record["rows"][0]["seeds"] == [0, 1]
+
+
+def test_a_damaged_run_is_told_beside_pictures_of_kept_ones(ran: list[str], tmp_path: Path) -> None:
+    """A look at what is kept forgets nothing that the table has to leave out."""
+    options: dict[str, Any] = {"output": tmp_path / "runs", "records": tmp_path / "kept", "progress": quietly}
+    reproduce("small", keep=True, **options)
+    reproduce("small", seeds=[1], **options)
+    (tmp_path / "runs" / "small" / "mean_field-seed0.png").write_bytes(b"a picture")
+    (tmp_path / "runs" / "small" / "mean_field" / "seed1" / EVALUATION).write_text("{")
+    with pytest.raises(CellsFailed, match="seed 1"):
+        reproduce("small", keep=True, **options)
 
 
 @pytest.mark.usefixtures("curves")
