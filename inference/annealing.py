@@ -203,14 +203,13 @@ def annealed_importance(
         >>> annealed_importance(model, guide, x, annealing=short).log_p.shape
         torch.Size([2])
     """
-    given = dict(covariates or {})
-    measured = given.pop("measured", measured)
-    if refused := sorted({*given} & accepted(model)):
+    given = _beside(measured) | dict(covariates or {})
+    if refused := sorted({*given} & accepted(model) - {"measured"}):
         raise ValueError(
             f"annealed_importance: {type(model).__name__} takes the covariate {refused[0]!r}, and the path would leave "
             "out what its program makes of that; leave it out, or use log_likelihood, which runs the program."
         )
-    return _run(model, guide, x, None, observed, measured, annealing, seed, progress, given)[0]
+    return _run(model, guide, x, None, observed, given, annealing, seed, progress)[0]
 
 
 @gathered("annealing", Annealing)
@@ -247,7 +246,7 @@ def reverse_annealing(
         torch.Size([2])
     """
     simulated = _simulated("reverse_annealing", model, simulated, seed)
-    run = _run(model, guide, *simulated, observed, measured, annealing, seed, progress, forward=False)
+    run = _run(model, guide, *simulated, observed, _beside(measured), annealing, seed, progress, forward=False)
     return run[0]
 
 
@@ -283,7 +282,7 @@ def bracket(
         torch.Size([2])
     """
     simulated = _simulated("bracket", model, simulated, seed)
-    lower, upper = _run(model, guide, *simulated, observed, measured, annealing, seed, progress)
+    lower, upper = _run(model, guide, *simulated, observed, _beside(measured), annealing, seed, progress)
     return Bracket(lower, upper, simulated)
 
 
@@ -346,6 +345,10 @@ def _anneal(
     return log_w, rate.cpu().double()
 
 
+def _beside(measured: Tensor | None) -> dict[str, Tensor]:
+    return {} if measured is None else {"measured": measured}
+
+
 @torch.no_grad()
 def _run(
     model: TVAE,
@@ -353,18 +356,16 @@ def _run(
     x: Tensor,
     latents: dict[str, Tensor] | None,
     observed: Tensor | None,
-    measured: Tensor | None,
+    covariates: Mapping[str, Tensor],
     annealing: Annealing | None,
     seed: int | None,
     progress: bool,
-    covariates: Mapping[str, Tensor] | None = None,
     *,
     forward: bool = True,
 ) -> list[AnnealedEstimate]:
     """The forward estimate, where asked for, and the reverse one, where the latents are given, batch by batch."""
     refuse_inference_mode("annealing")
-    covariates = dict(covariates or {})
-    check_judged(model, guide, x, observed, covariates | ({} if measured is None else {"measured": measured}))
+    check_judged(model, guide, x, observed, covariates)
     whole = mask_of(observed, x, each=True)
     annealing = annealing or Annealing()
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
@@ -374,9 +375,8 @@ def _run(
 
         def of_batch(start: int, size: int) -> dict[int, tuple[Tensor, Tensor]]:
             rows, made = slice(start, start + size), {}
-            frames, pixels = (None if one is None else one[rows] for one in (whole, measured))
             given = {name: value[rows] for name, value in covariates.items()}
-            path = Path(model, guide, x[rows], frames, pixels, given)
+            path = Path(model, guide, x[rows], None if whole is None else whole[rows], given)
             steps = _pilot(path, betas, n_steps, bar.update)
             for direction in directions:
                 y = path.draw(annealing.num_chains)

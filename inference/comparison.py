@@ -19,7 +19,7 @@ from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.likelihoods import scored_alike, seen_pixels
 from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import JOINT, Program, draw
-from pyro_tvae.programs import accepted, check_covariates, untouched_store
+from pyro_tvae.programs import check_covariates, taken, untouched_store
 
 from .annealing import Annealing, Simulated, annealed_importance, bracket, simulate
 from .chunks import chunk_of
@@ -228,13 +228,12 @@ def compare(
             f"compare: {len(fitted)} models, level={level}; expected two models or more, and a level between 0 and 1."
         )
     covariates = dict(covariates or {})
-    taken = [_taken(pair, covariates) for pair in fitted.values()]
-    for_all = {
-        name: value for name, value in covariates.items() if name == "measured" or not any(name in t for t in taken)
-    }
-    for pair, given in zip(fitted.values(), taken, strict=True):
+    told = [taken(covariates, *pair) for pair in fitted.values()]
+    known = frozenset[str]().union(*told) - {"measured"}  # which all have to take
+    for_all = {name: value for name, value in covariates.items() if name not in known}
+    for pair, given in zip(fitted.values(), told, strict=True):
         check_covariates(*pair, for_all | given, len(x))
-    _check_measures({name: model for name, (model, _) in fitted.items()}, x, taken)
+    _check_measures({name: model for name, (model, _) in fitted.items()}, x, told)
     measured = covariates.get("measured")
     whole = None if observed is None else frame_mask(observed, *x.shape[:2]).expand(len(x), -1)
     masks: dict[str, Any] = {"observed": whole, "measured": measured}
@@ -248,7 +247,7 @@ def compare(
         name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
     }
     bounds, ks, gaps = [], [], []
-    for index, ((model, guide), given) in enumerate(zip(fitted.values(), taken, strict=True)):
+    for index, ((model, guide), given) in enumerate(zip(fitted.values(), told, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
         unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
         masked = given.keys() <= {"measured"}  # nothing tells what else belongs to simulated sequences
@@ -284,13 +283,7 @@ def compare(
     )
 
 
-def _taken(pair: Pair, covariates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The covariates that a model or its guide takes."""
-    names = frozenset[str]().union(*map(accepted, pair))
-    return {name: value for name, value in covariates.items() if name in names}
-
-
-def _check_measures(models: Mapping[str, Any], x: Tensor, taken: Sequence[Mapping[str, Tensor]]) -> None:
+def _check_measures(models: Mapping[str, Any], x: Tensor, told: Sequence[Mapping[str, Tensor]]) -> None:
     """Raise ValueError where two likelihoods score x in another measure: their nats are of different things."""
     for (one, first), (other, second) in combinations(models.items(), 2):
         a, b = tvae_of(first).likelihood, tvae_of(second).likelihood
@@ -300,7 +293,7 @@ def _check_measures(models: Mapping[str, Any], x: Tensor, taken: Sequence[Mappin
                 "are of different things (mass, density, or other binarized pixels); expected models that score the "
                 "same pixels alike."
             )
-    scaled = {name: _scales(model, x, given) for (name, model), given in zip(models.items(), taken, strict=True)}
+    scaled = {name: _scales(model, x, given) for (name, model), given in zip(models.items(), told, strict=True)}
     if len({*scaled.values()}) > 1:
         name = next(name for name, value in scaled.items() if value)
         raise ValueError(

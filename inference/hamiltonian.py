@@ -47,8 +47,7 @@ class Path:
     """The densities between q(z, u | x) and p(x, z, u) over unconstrained coordinates y of all sites, side by side.
 
     Real sites stand for themselves and positive ones for their logarithm; both ends carry the Jacobian. With masks,
-    (B, S) of frames and (B, S, channel or 1, height, width) of pixels, x is what was seen of it. Covariates are the
-    guide's.
+    (B, S) of frames and, among the guide's covariates, ``measured`` pixels, x is what was seen of it.
     """
 
     def __init__(
@@ -57,17 +56,16 @@ class Path:
         guide: Guide,
         x: Tensor,
         observed: Tensor | None = None,
-        measured: Tensor | None = None,
         covariates: Mapping[str, Tensor] | None = None,
     ) -> None:
         model.check(x)
         refuse_own_terms(model, x, "annealing")
         self.model, self.prior_distributions = model, model.prior_distributions()
-        self.observed, self.measured, seen = observed, measured, seen_pixels(observed, measured)
+        self.observed, self.measured = observed, (covariates or {}).get("measured")
+        seen = seen_pixels(observed, self.measured)
         self.x = x if seen is None else torch.where(seen, x, model.likelihood.blank)
-        given = {**(covariates or {}), **({} if measured is None else {"measured": measured})}
         posterior = (
-            standalone(posterior_of(guide, x, observed, given))
+            standalone(posterior_of(guide, x, observed, covariates))
             if isinstance(guide, Guide) and guide.mean_field
             else None
         )

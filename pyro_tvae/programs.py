@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import pyro
@@ -36,9 +36,11 @@ __all__ = [
     "keywords",
     "propose",
     "runnable",
+    "taken",
     "untouched_store",
 ]
 
+T = TypeVar("T")
 Runnable = Callable[..., object]
 SEQUENCE = "sequence"
 SHAPES = "Trace Shapes:"
@@ -85,6 +87,14 @@ def accepted(program: Any) -> frozenset[str]:
         return frozenset(told)
     function = type(program).forward if isinstance(program, nn.Module) else program
     return keywords(function) if callable(program) else frozenset()
+
+
+def taken(covariates: Mapping[str, T] | None, *programs: Any) -> dict[str, T]:
+    """Those of the covariates that any of these programs takes."""
+    if not covariates:
+        return {}
+    names = frozenset[str]().union(*map(accepted, programs))
+    return {name: value for name, value in covariates.items() if name in names}
 
 
 def keywords(function: Any) -> frozenset[str]:
@@ -148,8 +158,7 @@ def call(
                 "it a second parameter, observed=None."
             )
         positional = (x, observed)
-    takes = accepted(program) if covariates else ()
-    return functools.partial(run, *positional, **{name: v for name, v in (covariates or {}).items() if name in takes})
+    return functools.partial(run, *positional, **taken(covariates, program))
 
 
 def _takes_two(program: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae.likelihoods import seen_pixels
-from pyro_tvae.programs import accepted
+from pyro_tvae.programs import taken
 
 from .errors import Unsuitable
 from .factors import Factors
@@ -42,11 +42,8 @@ def given_by(batch: Mapping[str, Tensor], *programs: object) -> dict[str, Any]:
     That is ``observed`` frames and, as ``covariates``, ``measured`` pixels and whatever else of a batch these programs
     take by its name, such as ``label``.
     """
-    names = frozenset({"measured"}).union(*map(accepted, programs)) - {"x", "observed"}
-    return {
-        "observed": batch.get("observed"),
-        "covariates": {name: value for name, value in batch.items() if name in names},
-    }
+    masks = {"measured": batch["measured"]} if "measured" in batch else {}  # refused where no program takes it
+    return {"observed": batch.get("observed"), "covariates": taken(batch, *programs) | masks}
 
 
 def scored_in_words(batch: Mapping[str, Tensor]) -> str:

@@ -16,7 +16,7 @@ from ..model import TVAE, check_finite
 from ..naming import NamedModule, check_store
 from ..parts import Part
 from ..posteriors import Posterior, Program, draw, for_sequences
-from ..programs import accepted, check_covariates, is_bayesian, keywords
+from ..programs import check_covariates, is_bayesian, keywords, taken
 
 __all__ = ["Guide", "Posterior", "blanked", "check_judged", "posterior_of"]
 
@@ -80,8 +80,7 @@ class Guide(Part, NamedModule):
 
         As of ``measured``, but for what x holds in the other pixels, in place of which a guide is shown zeros.
         """
-        taken = {name: value for name, value in covariates.items() if name in self.covariates}
-        posterior = self.posterior(blanked(x, covariates), observed, **taken)
+        posterior = self.posterior(blanked(x, covariates), observed, **taken(covariates, self))
         return self.draw(posterior if isinstance(posterior, Program) else for_sequences(posterior, x.shape[-5]))
 
     def draw(self, posterior: Posterior) -> dict[str, Tensor]:
@@ -102,8 +101,7 @@ def posterior_of(
     told which pixels were measured, and is shown zeros in place of the others, as in training.
     """
     x = blanked(x, covariates)
-    takes = accepted(guide)
-    given = {name: value for name, value in (covariates or {}).items() if name in takes}
+    given = taken(covariates, guide)
     plain = type(guide).forward is Guide.forward if isinstance(guide, Guide) else hasattr(guide, "posterior")
     if not plain or is_bayesian(guide):
         return Program(guide, x, observed, given)
