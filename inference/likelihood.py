@@ -182,7 +182,7 @@ def weighted_particles(
 
 
 def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
-    """Whether every site is independent over (frame, capsule, position), in the prior and in the posterior."""
+    """Whether every site has elements for each frame that are independent of the others', in prior and posterior."""
     alone = standalone(posterior)
     if not isinstance(model, TVAE) or alone is None:
         return False
@@ -192,10 +192,10 @@ def has_frame_weights(model: Any, posterior: Posterior | Program) -> bool:
     }
     if {*alone} != {*distributions}:
         return False
-    shapes = [distribution.batch_shape for distribution in distributions.values()] + [
-        q.batch_shape[1:] for q in alone.values()
+    shapes = [(one.batch_shape, one.event_shape) for one in distributions.values()] + [
+        (q.batch_shape[1:], q.event_shape) for q in alone.values()
     ]
-    return {*shapes} == {model.latent_shape}
+    return all(batch and batch + event == model.latent_shape for batch, event in shapes)
 
 
 def _chunk_by_frame(
@@ -209,8 +209,8 @@ def _chunk_by_frame(
     """``log p(x_l | t_l) + log p(z_l, u_l) − log q(z_l, u_l | x)``: (k, B, S); 0 in frames that were not observed."""
     if not has_frame_weights(model, posterior):
         raise ValueError(
-            "weights per frame need a mean-field Guide and priors whose sites are independent over (frame, capsule, "
-            "position); orbit energies and plain functions have none: use estimator='sequence'."
+            "weights per frame need a guide whose sites are independent of each other and from frame to frame, and "
+            "such a prior; orbit energies and plain functions have none: use estimator='sequence'."
         )
     refuse_further_terms(model, x, "weights per frame", covariates)
     distributions: dict[str, Any] = {
@@ -227,7 +227,8 @@ def _chunk_by_frame(
         x = torch.where(seen, x, model.likelihood.blank)
     log_w = of_seen(model.decode(t), None, measured).log_prob(x)
     for site, value in values.items():
-        log_w = log_w + (distributions[site].log_prob(value) - alone[site].log_prob(value)).sum((-1, -2))
+        for log_prob, sign in ((distributions[site].log_prob(value), 1), (alone[site].log_prob(value), -1)):
+            log_w = log_w + sign * log_prob.flatten(2).unflatten(2, (x.shape[-4], -1)).sum(-1)
     return log_w if mask is None else torch.where(mask, log_w, 0)
 
 

@@ -74,6 +74,7 @@ MEASURES = (
                  "print"),
     Measure("few/elbo", "ELBO, the first test sequences alone", NATS, "higher"),
     Measure("few/iwae", "IWAE, K = 1,000, the same", NATS, "higher"),
+    Measure("few/laplace", "IWAE from the Laplace approximation, the same", NATS, "higher"),
     Measure("few/ais", "AIS, the same", NATS, "higher"),
     Measure("few/gap", "best of these − ELBO", NATS, "lower"),
     Measure("held/elbo", "ELBO of the guide fitted to one model that is held", NATS, "higher"),

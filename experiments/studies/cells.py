@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -17,9 +18,22 @@ from ..runs.files import finite
 from ..runs.names import EVALUATION, SELECTIVITY, WEIGHTS
 from ..runs.outputs import digest
 from ..runs.run import Run
-from .records import Cell, Values
+from .records import Cell, RunInfo, Values
 
-__all__ = ["ADDED", "ANNEALED", "POINTS", "REFITTED", "Refitted", "add", "added", "judged", "measured", "weights_of"]
+__all__ = [
+    "ADDED",
+    "ANNEALED",
+    "POINTS",
+    "REFITTED",
+    "Refitted",
+    "add",
+    "added",
+    "followed",
+    "judged",
+    "last_weights",
+    "measured",
+    "weights_of",
+]
 
 ANNEALED, REFITTED, POINTS = "annealed.json", "refitted.json", "points.json"  # what a study adds to a run's folder
 ADDED = (ANNEALED, SELECTIVITY)  # of the run's own weights
@@ -57,7 +71,26 @@ def add(run: Run, name: str, values: Values) -> None:
 
 def weights_of(run: Run) -> str | None:
     """The digest of a run's weights; None where they are not there."""
-    return digest(run.path / WEIGHTS) if run.has(WEIGHTS) else None
+    path = last_weights(run)
+    return digest(path) if path is not None else None
+
+
+def last_weights(run: Run) -> Path | None:
+    """The file of the weights that a run ended with: of a learning curve, its last snapshot; None where there is none.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> folder = Path(mkdtemp(), "snapshots")
+        >>> folder.mkdir()
+        >>> for step in (90, 100):
+        ...     (folder / f"step{step}.safetensors").touch()
+        >>> last_weights(Run(folder.parent)).name
+        'step100.safetensors'
+    """
+    if run.has(WEIGHTS):
+        return run.path / WEIGHTS
+    steps = {path.stem.removeprefix("step"): path for path in run.path.glob("snapshots/step*.safetensors")}
+    return steps[max(steps, key=int)] if steps else None
 
 
 def judged(run: Run) -> EvaluationRecord:
@@ -109,10 +142,8 @@ def measured(run: Run) -> Cell:
         values["seconds"] = history["seconds"]
         values["seconds_per_step"] = history["seconds"] / steps
     seconds = {key: value for key, value in (record.get("seconds") or {}).items() if value is not None}
-    annealed = added(run, ANNEALED)
-    if (took := annealed.pop("seconds", None)) is not None:
-        seconds["annealing"] = took
-    values |= {f"few/{key}": value for key, value in annealed.items()}
+    annealed, took = _annealing_of(run)
+    values, seconds = values | annealed, seconds | took
     if run.has(REFITTED):
         refitted = run.read(REFITTED, Refitted)
         values |= {f"held/{key}": refitted[key] for key in ("elbo", "iwae", "best", "gap") if key in refitted}
@@ -128,6 +159,23 @@ def measured(run: Run) -> Cell:
     if forecast and "forward_roll" in values:
         how["forward_roll"] = {key: forecast[key] for key in ("context", "log_likelihood")}
     return Cell(_rounded(finite(values)), _rounded(finite(how)))
+
+
+def followed(run: Run) -> Cell:
+    """What a run of learning curves holds: its points, and what annealing found at their end."""
+    curves = run.read(POINTS, RunInfo)
+    values, took = _annealing_of(run)
+    if took:
+        curves["seconds"] = {**(curves.get("seconds") or {}), **took}
+    return Cell(_rounded(values), curves)
+
+
+def _annealing_of(run: Run) -> tuple[Values, dict[str, float]]:
+    """What annealing measured of a run's weights, and the seconds that it took; nothing where there was none."""
+    annealed = added(run, ANNEALED)
+    seconds = annealed.pop("seconds", None)
+    took = {} if seconds is None else {"annealing": seconds}
+    return {f"few/{key}": value for key, value in annealed.items()}, took
 
 
 def _rounded(value: Any) -> Any:

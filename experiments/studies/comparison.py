@@ -35,7 +35,7 @@ def aggregate(values: Iterable[float | None]) -> tuple[float, float | None]:
 
 def collapsed_seeds(row: Row) -> list[int]:
     """The seeds of a row whose model has collapsed."""
-    flags = row["values"].get("collapsed", [None] * len(row["seeds"]))
+    flags = row.get("values", {}).get("collapsed", [None] * len(row["seeds"]))
     return [seed for seed, flag in zip(row["seeds"], flags, strict=True) if flag]
 
 
@@ -109,6 +109,8 @@ def ends(record: Record) -> str:
     for key in ENDS:
         last = [aggregate([run["points"][-1].get(key) for run in row["runs"]]) for row in rows]
         lines.append(f"| {HEADINGS[key]} | " + " | ".join(format_number(*value) for value in last) + " |")
+    for key, label in _columns(record).items():
+        lines.append(f"| {label} | " + " | ".join(_cell(row, key) for row in rows) + " |")
     return "\n".join(lines) + f"\n\n{UNITS}\n"
 
 
@@ -120,14 +122,14 @@ def _head(corner: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _columns(record: Record) -> dict[str, str]:
-    present = list(dict.fromkeys(key for row in record["rows"] for key in row["values"]))
+    present = list(dict.fromkeys(key for row in record["rows"] for key in row.get("values", ())))
     split = {key: key.partition("/") for key in present}
     parts = {key: f"{HEADINGS[name]}, {part}" for key, (name, _, part) in split.items() if part and name in HEADINGS}
     return {key: heading for key, heading in HEADINGS.items() if key in present} | parts
 
 
 def _cell(row: Row, key: str) -> str:
-    values: Sequence[float | None] = row["values"].get(key, ())
+    values: Sequence[float | None] = row.get("values", {}).get(key, ())
     collapsed = collapsed_seeds(row)
     if key == "collapsed":
         return f"{len(collapsed)} of {len(row['seeds'])}" if any(value is not None for value in values) else MISSING

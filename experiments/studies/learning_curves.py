@@ -30,11 +30,12 @@ from ..provenance import hardware, versions
 from ..runs.data import fingerprints
 from ..runs.files import write_text
 from ..runs.names import CONFIG, DATA
-from ..runs.run import Run, device_of
-from .cells import POINTS
+from ..runs.outputs import digest
+from ..runs.run import Run, Trained, device_of
+from .cells import POINTS, last_weights
 from .records import RunInfo, Values
 
-__all__ = ["MOMENTS", "Snapshots", "follow", "judge"]
+__all__ = ["MOMENTS", "Snapshots", "ended", "follow", "judge"]
 
 MOMENTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a run's steps
 
@@ -101,6 +102,14 @@ def judge(model: TVAE, guide: Guide, data: SequenceDataModule, sequences: int, n
         point["forward_roll"] = means.pop("model")
         point["forward_roll_floor"] = max(means.values())
     return point
+
+
+def ended(run: Run, config: DictConfig) -> Trained:
+    """What a run that was followed ended with: its last snapshot, on the data that a configuration names."""
+    path, device = last_weights(run), device_of(config)
+    assert path is not None
+    model, guide = pyro_tvae.load(path, device)
+    return Trained(config, model, guide, run.data(located(config)), device, digest(path), {})
 
 
 def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_particles: int = 100) -> RunInfo:

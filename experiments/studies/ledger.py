@@ -20,10 +20,10 @@ from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
 from ..runs.outputs import free_name, shown_on
 from ..runs.run import Run
-from .cells import ADDED, ANNEALED, POINTS, REFITTED, added, measured
+from .cells import ADDED, ANNEALED, POINTS, REFITTED, added, followed, measured
 from .comparison import as_csv, markdown
 from .kept import check_kept, held, read_kept, with_additions, write_record
-from .records import LEARNING_CURVES, TABLE, Cell, Record, RunInfo, Values, kept_cells, record_of, stem_of
+from .records import LEARNING_CURVES, TABLE, Cell, Record, Values, kept_cells, record_of, stem_of
 from .registry import STUDIES, home
 from .settings import Settings, check_settings, settings_of
 
@@ -258,7 +258,7 @@ class Ledger:
         return cells
 
     def _measured(self, run: Run) -> Cell:
-        cell = measured(run) if self.study.labels is None else Cell({}, run.read(POINTS, RunInfo))
+        cell = measured(run) if self.study.labels is None else followed(run)
         if splits := run.splits():
             cell.run["splits"] = splits
         return cell

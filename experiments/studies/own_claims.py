@@ -22,7 +22,9 @@ SAME = 1.0  # nats per frame within which two distributions of x are called the 
 
 def _best(row: Row, seed: int) -> float | None:
     """The best estimate of log p(x) of one run."""
-    return max((n for key in ("few/iwae", "few/ais") if (n := at(row, seed, key)) is not None), default=None)
+    return max(
+        (n for key in ("few/iwae", "few/laplace", "few/ais") if (n := at(row, seed, key)) is not None), default=None
+    )
 
 
 def _estimates(row: Row | None) -> list[float]:
@@ -74,7 +76,7 @@ def guide_claims(record: Record) -> list[Claim]:
     # Without annealing, log p(x) is underestimated most, and the gap below it looks smaller than it is.
     annealed = [row for row in others if sample(row, "few/ais")]
     loose = [row["name"] for row in others if row not in annealed]
-    remark = f" Not eligible, as annealing needs a mean-field guide: {', '.join(loose)}." if loose else ""
+    remark = f" Not annealed, and so not eligible: {', '.join(loose)}." if loose else ""
     own_gaps = {row["name"]: by_gap(row, "few/gap") for row in annealed}
     claims = [
         _closing(said.format("that any row found"), {row["name"]: by_elbo(row) for row in others}, collapsed),
@@ -164,29 +166,35 @@ def recipe_claims(record: Record) -> list[Claim]:
 
 
 def _lead(record: Record) -> list[Claim]:
-    """Whether orbits end with a higher likelihood than a plain VAE, each by the higher of its bounds."""
+    """Whether orbits end with a higher likelihood than a plain VAE: by their bounds, and by what annealing found."""
+    said = (
+        f"A TVAE of orbits has a likelihood at least {LEAD:.0f} nats per frame above that of a plain VAE of the same "
+        "size, data and number of steps{} (our aim, not the paper's)."
+    )
     rows = [row_of(record, name) for name in ("orbits", "plain_vae")]
     own, plain = ([best for run in row["runs"] if (best := _bound(run)) is not None] if row else [] for row in rows)
-    if not own or not plain:
-        return []
+    how = "Nats per frame at the end, by the higher of the bounds that average whole sequences and frame by frame"
+    claims = [_ahead(said.format(""), how, own, plain)] if own and plain else []
+    own, plain = map(_estimates, rows)
+    if own and plain:
+        by = ", by the best estimate of log p(x) of each"
+        how = "On the first test sequences alone, by annealing or 1,000 draws, whichever is the highest"
+        claims.append(_ahead(said.format(by), how, own, plain))
+    return claims
+
+
+def _ahead(said: str, how: str, own: Sequence[float], plain: Sequence[float]) -> Claim:
+    """Whether orbits' numbers lie far enough above those of the plain VAE."""
     verdict: Verdict = NOT_DECIDED
-    said = ""
+    measured = f"{how}: orbits {spelled(own)}, plain VAE {spelled(plain)}"
     if min(len(own), len(plain)) > 1:
         lead, half = interval_of_difference(own, plain)
         if lead >= LEAD and lead > half:
             verdict = SEEN
         elif lead + half < LEAD:
             verdict = NOT_SEEN
-        said = f"; lead {lead:.1f} ± {half:.1f} (95 %)"
-    return [
-        Claim(
-            f"A TVAE of orbits has a likelihood at least {LEAD:.0f} nats per frame above that of a plain VAE of the "
-            "same size, data and number of steps (our aim, not the paper's).",
-            verdict,
-            "Nats per frame at the end, by the higher of the bounds that average whole sequences and frame by frame: "
-            f"orbits {spelled(own)}, plain VAE {spelled(plain)}{said}.",
-        )
-    ]
+        measured += f"; lead {lead:.1f} ± {half:.1f} (95 %)"
+    return Claim(said, verdict, f"{measured}.")
 
 
 def _bound(run: RunInfo) -> float | None:

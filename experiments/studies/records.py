@@ -13,7 +13,8 @@ A record holds no path of the machine that made it. It is one mapping, :class:`R
                          "forward_roll": {"context": 9, "log_likelihood": {"model": […], …}}, "digest": "…"}, …]}]}
 
 Numbers are in nats per frame where a measure is in nats. A record of kind ``recipe`` holds learning curves against the
-wall clock instead: the same mapping, with ``values`` left out and ``points`` in every run::
+wall clock instead: the same mapping, with ``points`` in every run, and ``values`` of what was measured at their end
+alone, if anything was::
 
     {"schema": 2, "kind": "recipe", "study": "recipe", "budget": null, "title": "…", "command": "…",
      "settings": {…}, "rows": [{"name": "published", "label": "SGD, as published", "settings": {…}, "seeds": [0, 1, 2],
@@ -107,7 +108,7 @@ class Cell:
     """One run of a row: its measures, and how they were come by.
 
     Attributes:
-        values: measure -> number; nats per frame where not said otherwise; none of a learning curve.
+        values: measure -> number; nats per frame where not said otherwise; of a learning curve, what annealing found.
         run: see :class:`RunInfo`.
         settings: what the run was made from; empty where that is not known.
     """
@@ -174,10 +175,11 @@ def _row(
     own = {key: value for key, value in settings.items() if key not in shared}
     seeds = list(cells)
     runs: list[RunInfo] = [{**cell.run, "digest": digest_of(name, seed, cell)} for seed, cell in cells.items()]
-    if labels is not None:
-        return {"name": name, "label": labels.get(name, name), "settings": own, "seeds": seeds, "runs": runs}
     measures = dict.fromkeys(key for cell in cells.values() for key in cell.values)
     values = {key: [cell.values.get(key) for cell in cells.values()] for key in measures}
+    if labels is not None:
+        row: Row = {"name": name, "label": labels.get(name, name), "settings": own, "seeds": seeds, "runs": runs}
+        return row | {"values": values} if values else row
     return {"name": name, "settings": own, "seeds": seeds, "values": values, "runs": runs}
 
 

@@ -73,5 +73,7 @@ def refit(run: Run, reference: Run, sequences: int) -> dict[str, float]:
     batch = next(own.data.batches("test", own.device, batch_size=sequences))
     bound = log_likelihood(held, guide, batch["x"], 1000, **given_by(batch, held, guide), seed=0)
     elbo, iwae = float(bound.elbo.mean()) / bound.n_frames, bound.per_frame
-    best = max(value for value in (annealed.get("ais"), annealed.get("iwae"), iwae) if value is not None)
+    best = max(
+        value for value in (*(annealed.get(key) for key in ("ais", "laplace", "iwae")), iwae) if value is not None
+    )
     return {"elbo": elbo, "iwae": iwae, "best": best, "gap": best - elbo}

@@ -48,10 +48,13 @@ def _figure(title: str, drawing: str, *names: str) -> Study:
     return Study(title, _experiments(*names), drawing=drawing)
 
 
-def _learning_curves(title: str, rows: Mapping[str, tuple[str, Sequence[str]]]) -> Study:
+def _learning_curves(
+    title: str, rows: Mapping[str, tuple[str, Sequence[str]]], annealing: Mapping[str, int] | None = None
+) -> Study:
     """Learning curves of recipes: row -> its label in figures, and the overrides of its runs."""
     labels = {row: label for row, (label, _) in rows.items()}
-    return Study(title, {row: overrides for row, (_, overrides) in rows.items()}, budgets=False, labels=labels)
+    recipes = {row: overrides for row, (_, overrides) in rows.items()}
+    return Study(title, recipes, budgets=False, annealing=annealing, labels=labels)
 
 
 GAUSSIAN, GAMMA = "prior=gaussian", "prior=gamma"
@@ -206,6 +209,7 @@ STUDIES: dict[str, Study] = {
             "orbits": ("orbits, the orbit guide", (*NOW, *LONG, *WHOLE, "fit.gradient_clip=1000")),
             "plain_vae": ("plain VAE", (*NOW, *LONG, *WHOLE, *NO_TOPOGRAPHY)),
         },
+        annealing={"sequences": 16, "num_chains": 8, "num_temperatures": 100},
     ),
     "recipe_hour": _learning_curves(
         "Recipes at the paper's MNIST size, 20,000 training sequences",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae import LaplaceGuide
 from pyro_tvae.files import check_stays, make_folder, staying
 from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
@@ -30,7 +31,7 @@ from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
 from ..runs.outputs import digest
 from ..runs.run import Run
 from .cells import ANNEALED, REFITTED, Refitted, add, added, weights_of
-from .learning_curves import follow
+from .learning_curves import ended, follow
 from .ledger import Ledger
 from .paper_figures import draw_run
 from .records import Record
@@ -41,6 +42,7 @@ from .unit_map import organization
 
 __all__ = ["STUDIES", "CellsFailed", "Study", "reproduce", "reproduce_all"]
 
+DRAWS = 1000  # of the bounds of a run's first test sequences
 DRAWN = "drawn.json"  # in a study's folder: of which evaluation, by its digest, the pictures of a run are
 
 
@@ -175,7 +177,7 @@ def _cell(
     if study.annealing and not added(run, ANNEALED):
         progress(f"{said}, annealing")
         start = time.monotonic()
-        annealed = _anneal(run, **study.annealing)
+        annealed = _anneal(run, None if study.labels is None else config, **study.annealing)
         add(run, ANNEALED, {**annealed, "seconds": time.monotonic() - start})
     if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
@@ -229,19 +231,37 @@ def _run(config: DictConfig, folder: Path, allow: Allowlist, places: Sequence[st
         train_run(config, folder, allow)
 
 
-def _anneal(run: Run, sequences: int, num_chains: int, num_temperatures: int) -> dict[str, float | None]:
-    """Annealed importance sampling for a run whose guide allows it; None elsewhere."""
-    loaded = run.load()
-    model, guide = loaded.model, loaded.guide
-    batch = next(loaded.data.batches("test", loaded.device, batch_size=sequences))
+def _anneal(
+    run: Run, config: DictConfig | None, sequences: int, num_chains: int, num_temperatures: int
+) -> dict[str, float | None]:
+    """Bounds of a run's first test sequences: from its guide, from the Laplace approximation, and by annealing.
+
+    Annealing begins at the Laplace approximation, or where the prior has none at a mean-field guide; None elsewhere.
+
+    Args:
+        run: any, or one of learning curves, with its configuration.
+        config: None for any other.
+        sequences, num_chains, num_temperatures: see :class:`.Study`.
+    """
+    trained = run.load() if config is None else ended(run, config)
+    model, guide = trained.model, trained.guide
+    batch = next(trained.data.batches("test", trained.device, batch_size=sequences))
     x, given = batch["x"], given_by(batch, model, guide)
-    bound = log_likelihood(model, guide, x, 1000, **given, seed=0)
-    elbo, ais = float(bound.elbo.mean()) / bound.n_frames, None
-    if guide.mean_field:
-        with torch.enable_grad():
-            annealed = annealed_importance(
-                model, guide, x, **given, annealing=Annealing(num_chains, num_temperatures), seed=0, progress=True
-            )
-        ais = annealed.per_frame
-    best = bound.per_frame if ais is None else max(bound.per_frame, ais)
-    return {"elbo": elbo, "iwae": bound.per_frame, "ais": ais, "gap": best - elbo}
+    # Where nothing couples frames, an average over each frame's own draws is the tighter bound.
+    num_particles, frame_particles = (DRAWS, 1) if model.energies else (1, DRAWS)
+    draws = {"num_particles": num_particles, "frame_particles": frame_particles, "seed": 0, "progress": True, **given}
+    bound = log_likelihood(model, guide, x, **draws)
+    elbo = float(bound.elbo.mean()) / bound.n_frames
+    found: dict[str, float | None] = {"iwae": bound.per_frame, "laplace": None, "ais": None}
+    laplace: LaplaceGuide | None = None
+    with suppress(ValueError):  # of a prior that couples z, or random weights
+        laplace = LaplaceGuide(model, guide)
+    if laplace is not None:
+        found["laplace"] = log_likelihood(model, laplace, x, **draws).per_frame
+    start = laplace or (guide if guide.mean_field else None)
+    if start is not None:
+        annealing = Annealing(num_chains, num_temperatures)
+        annealed = annealed_importance(model, start, x, **given, annealing=annealing, seed=0, progress=True)
+        found["ais"] = annealed.per_frame
+    best = max(value for value in found.values() if value is not None)
+    return {"elbo": elbo, **found, "gap": best - elbo}

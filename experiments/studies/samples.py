@@ -54,7 +54,7 @@ def sample(row: Row | None, key: str, *, blind: bool = False, missing: float | N
 
     ``missing`` stands in for a number that was asked for and is undefined; None leaves it out.
     """
-    if row is None or key not in row["values"]:
+    if row is None or key not in row.get("values", ()):
         return []
     collapsed = collapsed_seeds(row) if blind else []
     alive = [value for seed, value in zip(row["seeds"], row["values"][key], strict=True) if seed not in collapsed]
@@ -64,7 +64,7 @@ def sample(row: Row | None, key: str, *, blind: bool = False, missing: float | N
 
 def at(row: Row, seed: int, key: str) -> float | None:
     """A measure of one seed."""
-    return row["values"][key][row["seeds"].index(seed)] if key in row["values"] else None
+    return row["values"][key][row["seeds"].index(seed)] if key in row.get("values", ()) else None
 
 
 def called(name: str) -> str:

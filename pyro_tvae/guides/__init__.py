@@ -6,6 +6,7 @@ from .flow import FlowGuide
 from .gamma import GammaGuide
 from .guide_list import GuideList
 from .joint import ConditionalGuide, CovarianceGuide
+from .laplace import LaplaceGuide
 from .mean_field import MeanFieldGuide, SharedTrunkGuide
 from .orbit import ConditionalOrbitGuide, OrbitCovarianceGuide, OrbitGuide
 from .radial import RadialGuide
@@ -20,6 +21,7 @@ __all__ = [
     "GammaGuide",
     "Guide",
     "GuideList",
+    "LaplaceGuide",
     "MeanFieldGuide",
     "OrbitCovarianceGuide",
     "OrbitGuide",

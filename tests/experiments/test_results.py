@@ -33,7 +33,7 @@ from pyro_tvae.experiments.runs.names import EVALUATION
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.experiments.studies import reproduce as reproducing
 from pyro_tvae.experiments.studies.cells import POINTS
-from pyro_tvae.experiments.studies.comparison import table
+from pyro_tvae.experiments.studies.comparison import ends, table
 from pyro_tvae.experiments.studies.curves import forecast_curves, recipe_curves
 from pyro_tvae.experiments.studies.kept import held, read_kept, write_record
 from pyro_tvae.experiments.studies.records import Cell, Record, Row, RunInfo, Values, kept_cells, record_of, stem_of
@@ -322,6 +322,19 @@ def test_orbits_lead_by_the_better_bound_of_each_and_by_three_nats() -> None:
     assert lead(2.0)[0].verdict == NOT_SEEN
     assert lead(2.9)[0].verdict == NOT_DECIDED
     assert lead(5.0, by_frames=-224.0)[0].verdict == NOT_SEEN
+
+
+def test_annealing_says_by_how_much_orbits_lead_where_it_was_asked_for() -> None:
+    record = recipe(1.0)
+    for row, name, gain in zip(record["rows"], ("plain_vae", "orbits"), (0.0, 15.0), strict=True):
+        row["name"] = name
+        row["values"] = {"few/iwae": [-200.0, -201.0, -202.0], "few/ais": [-200.5 + gain + n for n in range(3)]}
+    by_bounds, by_estimates = claims_of(record)
+    assert by_bounds.verdict == NOT_SEEN
+    # The plain VAE's numbers are the higher of both: -200, -199.5, -198.5.
+    assert "orbits -184.5 ± 1.0, plain VAE -199.33 ± 0.76; lead 14.8 ± 2.1 (95 %)" in by_estimates.measured
+    assert by_estimates.verdict == SEEN
+    assert "AIS" in ends(record)
 
 
 # ---- verdicts
