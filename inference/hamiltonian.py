@@ -46,14 +46,12 @@ class Point(NamedTuple):
 
 
 class Coordinates(Protocol):
-    """Coordinates y (K, B, n) of all latents, and the distribution over them at which a path begins.
+    """Coordinates y (K, B, n) of all latents, and the distribution over them at which a path begins."""
 
-    Attributes:
-        bound: beyond it, (n,) or a number, other numbers overflow; a trajectory that leaves it is rejected, as its
-            reverse would be.
-    """
-
-    bound: Tensor | float
+    @property
+    def bound(self) -> Tensor | float:
+        """Beyond it, (n,) or a number, others overflow; a trajectory that leaves it is rejected, as its reverse."""
+        ...
 
     def draw(self, n: int) -> Tensor:
         """Draws (n, B, coordinates) from where the path begins."""
@@ -103,7 +101,7 @@ class MeanFieldCoordinates:
 class StandardCoordinates:
     """Those in which a Laplace approximation is a standard normal, and the posterior near one: chains mix at once."""
 
-    bound: Tensor | float = 1e6
+    bound = 1e6
 
     def __init__(self, laplace: Laplace) -> None:
         self.laplace = laplace

@@ -145,7 +145,8 @@ class LaplaceGuide(Guide):
                     break
             else:
                 factors = joint.factors(z, free)
-            return Laplace(z, free, *factors, dict(joint.shapes), joint.to_site)
+            parts = (factors.of_z, factors.by_energy, factors.of_energy)
+            return Laplace(z, free, *parts, joint.shapes, joint.to_site)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +162,6 @@ class _Factors:
     of_z: Tensor
     by_energy: Tensor
     of_energy: Tensor
-
-    def __iter__(self) -> Any:
-        return iter((self.of_z, self.by_energy, self.of_energy))
 
     def ascent(self, slope_z: Tensor, slope_energy: Tensor) -> tuple[Tensor, Tensor]:
         """The Newton step from slopes (B, S, F) and (B, m): the precision's inverse times these."""

@@ -100,7 +100,7 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
     iwae = [float(entry["value"]) for entry in entries if (entry["row"], entry["measure"]) == ("conditional", "iwae")]
     assert iwae == [pytest.approx(value) for value in more["rows"][1]["values"]["iwae"]]
     for row in more["rows"]:
-        found = {key: row["values"][f"few/{key}"] for key in ("elbo", "iwae", "laplace", "ais", "gap")}
+        found: Any = {key: row["values"][f"few/{key}"] for key in ("elbo", "iwae", "laplace", "ais", "gap")}
         best = [max(bounds) for bounds in zip(found["iwae"], found["laplace"], found["ais"], strict=True)]
         assert found["gap"] == pytest.approx(
             [top - elbo for top, elbo in zip(best, found["elbo"], strict=True)], abs=1e-3
