@@ -29,6 +29,8 @@ from .settings import Settings, check_settings, settings_of
 
 __all__ = ["Ledger"]
 
+FILES = {"few": ANNEALED, "held": REFITTED, "map": SELECTIVITY}  # where measures lie whose names begin so
+
 
 class Ledger:
     """The runs of a study: ``(row, seed) in ledger`` where its kept record has them; :meth:`write` gathers all.
@@ -230,13 +232,18 @@ class Ledger:
         with suppress(OSError, ValueError):  # none, or one that shows nothing
             former = kept_cells(read_kept(shown))
         lost = former.keys() - {*cells}
-        there = {cell for cell in lost if cell[0] in self.homes and all(map(self.run(*cell).has, self.needed))}
+        there = {cell for cell in lost if cell[0] in self.homes and self._holds(self.run(*cell), former[cell])}
         gone = sorted(f"{row}, seed {seed}" for row, seed in lost - there)
         if gone:
             other = free_name(shown)
             with atomic_write(other) as partial:
                 partial.write_bytes(shown.read_bytes())
             self.told.append(f"{shown} leaves out {'; '.join(gone)}, whose files are gone, and {other} has them.")
+
+    def _holds(self, run: Run, former: Cell) -> bool:
+        """Whether a run's files hold all that a former table shows of it, which may be less than is asked for now."""
+        shown = {key.partition("/")[0] for key in former.values if "/" in key}
+        return all(map(run.has, [self.needed[0], *(file for part, file in FILES.items() if part in shown)]))
 
     def _local(
         self, wanted: Callable[[tuple[str, int]], bool], unreadable: dict[tuple[str, int], str] | None = None

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import pyro_tvae
 from pyro_tvae.experiments.config.composition import compose
+from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies import learning_curves
 from pyro_tvae.experiments.studies.kept import read_kept
 from pyro_tvae.experiments.studies.learning_curves import follow
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
 from pyro_tvae.experiments.studies.reproduce import reproduce
 from pyro_tvae.experiments.studies.results import results_text
+from pyro_tvae.inference import log_likelihood
 
 TINY = (
     "+data.source.size=8",
@@ -114,6 +120,44 @@ def test_seeds_are_added_to_the_kept_record_and_none_is_run_twice(
     assert [row["runs"][0] for row in second["rows"]] == [row["runs"][0] for row in kept["rows"]]
     with pytest.raises(ValueError, match=r"recipe\.json was made with fit\.beta=1.*2 is asked.*--fresh"):
         reproduce(name, overrides=["fit.beta=2"], **options)
+
+
+def test_the_end_of_a_curve_is_annealed_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of runs that were followed before it was; and anew where the weights are others since."""
+    monkeypatch.setitem(STUDIES, "recipe", two_recipes())
+    said: list[str] = []
+    options: dict[str, Any] = {"output": tmp_path / "runs", "progress": said.append}
+    before = reproduce("recipe", **options)
+    assert all("values" not in row for row in before["rows"])
+    annealing = {"sequences": 3, "num_chains": 2, "num_temperatures": 4}
+    monkeypatch.setitem(STUDIES, "recipe", replace(two_recipes(), annealing=annealing))
+    count = len(said)
+    record = reproduce("recipe", **options, records=tmp_path / "records", keep=True)
+    assert [line.endswith(", annealing") for line in said[count:]] == [True, True]  # nothing was trained again
+    for row, former in zip(record["rows"], before["rows"], strict=True):
+        assert row["runs"][0]["points"] == former["runs"][0]["points"]
+        assert row["runs"][0]["seconds"].keys() == {"training", "annealing"}
+        values = row["values"]
+        best = max(values[f"few/{key}"][0] or -math.inf for key in ("iwae", "laplace", "ais"))
+        assert values["few/gap"][0] == pytest.approx(best - (values["few/elbo"][0] or 0.0), abs=1e-3)
+    # What is annealed is what the run ended with, as its last snapshot has it.
+    run = Run(tmp_path / "runs" / "recipe" / "adam" / "seed0")
+    model, guide = pyro_tvae.load(run.path / "snapshots" / "step16.safetensors")
+    x = next(run.data(run.config()).batches("test", torch.device("cpu"), batch_size=3))["x"]
+    elbo = log_likelihood(model, guide, x, 1000, seed=0).elbo.mean() / model.n_frames
+    assert record["rows"][1]["values"]["few/elbo"] == [pytest.approx(float(elbo), rel=1e-5)]
+    assert read_kept(tmp_path / "records" / "recipe.json")["rows"] == json.loads(json.dumps(record["rows"]))
+    assert "| AIS, the same ↑ |" in results_text(tmp_path / "records")
+    count = len(said)
+    assert reproduce("recipe", **options) == record
+    assert len(said) == count
+    with torch.no_grad():
+        next(guide.parameters()).add_(1e-3)
+    pyro_tvae.save(run.path / "snapshots" / "step16.safetensors", model, guide)
+    reproduce("recipe", **options)
+    assert [line.split(": ", 1)[1] for line in said[count:]] == ["adam, seed 0, annealing"]
 
 
 def test_what_was_made_from_other_settings_is_refused(
