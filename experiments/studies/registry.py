@@ -209,7 +209,7 @@ STUDIES: dict[str, Study] = {
             "orbits": ("orbits, the orbit guide", (*NOW, *LONG, *WHOLE, "fit.gradient_clip=1000")),
             "plain_vae": ("plain VAE", (*NOW, *LONG, *WHOLE, *NO_TOPOGRAPHY)),
         },
-        annealing={"sequences": 16, "num_chains": 8, "num_temperatures": 60},
+        annealing={"sequences": 16, "num_chains": 4, "num_temperatures": 40},
     ),
     "recipe_hour": _learning_curves(
         "Recipes at the paper's MNIST size, 20,000 training sequences",

@@ -236,7 +236,8 @@ def _anneal(
 ) -> dict[str, float | None]:
     """Bounds of a run's first test sequences: from its guide, from the Laplace approximation, and by annealing.
 
-    Annealing begins at the Laplace approximation, or where the prior has none at a mean-field guide; None elsewhere.
+    Annealing begins at the Laplace approximation, or where the prior has none at a mean-field guide; None elsewhere,
+    and where nothing couples frames: an average over each frame's own draws is the tighter bound there.
 
     Args:
         run: any, or one of learning curves, with its configuration.
@@ -247,7 +248,6 @@ def _anneal(
     model, guide = trained.model, trained.guide
     batch = next(trained.data.batches("test", trained.device, batch_size=sequences))
     x, given = batch["x"], given_by(batch, model, guide)
-    # Where nothing couples frames, an average over each frame's own draws is the tighter bound.
     num_particles, frame_particles = (DRAWS, 1) if model.energies else (1, DRAWS)
     draws = {"num_particles": num_particles, "frame_particles": frame_particles, "seed": 0, "progress": True, **given}
     bound = log_likelihood(model, guide, x, **draws)
@@ -259,7 +259,7 @@ def _anneal(
     if laplace is not None:
         found["laplace"] = log_likelihood(model, laplace, x, **draws).per_frame
     start = laplace or (guide if guide.mean_field else None)
-    if start is not None:
+    if start is not None and model.energies:
         annealing = Annealing(num_chains, num_temperatures)
         annealed = annealed_importance(model, start, x, **given, annealing=annealing, seed=0, progress=True)
         found["ais"] = annealed.per_frame
