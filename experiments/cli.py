@@ -163,6 +163,9 @@ def likelihood(
     sequences: Annotated[int, typer.Option(min=1, help="The first sequences of the split.")] = 32,
     temperatures: Annotated[int, typer.Option(min=0, help="Of annealed importance sampling; 0 leaves it out.")] = 0,
     chains: Annotated[int, typer.Option(min=1, help="Of annealing, per sequence.")] = 16,
+    laplace: Annotated[
+        bool, typer.Option("--laplace", help="Draw, and anneal, from each sequence's Laplace approximation.")
+    ] = False,
     split: Split = "test",
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     output: Annotated[
@@ -184,6 +187,7 @@ def likelihood(
             sequences=sequences,
             temperatures=temperatures,
             chains=chains,
+            laplace=laplace,
             split=split,
             seed=seed,
             output=output,

@@ -27,7 +27,7 @@ from .former import gathered
 from .hamiltonian import Path, transition
 from .inspection import refuse_own_terms
 from .likelihood import concatenate, summarize
-from .progress import progress_bar
+from .progress import modes_shown, progress_bar
 
 __all__ = [
     "AnnealedEstimate",
@@ -371,7 +371,8 @@ def _run(
     betas, n_steps = annealing.betas, annealing.leapfrog_steps
     directions = [1] * forward + [-1] * (latents is not None)
     total = math.ceil(len(x) / annealing.batch_size) * (len(betas) - 2) * (1 + len(directions))
-    with seeded(seed), progress_bar(total, "annealing", shown=progress, leave=False) as bar:
+    shown = progress_bar(total, "annealing", shown=progress, leave=False)
+    with seeded(seed), shown as bar, modes_shown(guide, len(x), progress):
 
         def of_batch(start: int, size: int) -> dict[int, tuple[Tensor, Tensor]]:
             rows, made = slice(start, start + size), {}

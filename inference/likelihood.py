@@ -31,7 +31,7 @@ from .densities import INNER_PLATE, log_weight, refuse_plates, replay
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import refuse_further_terms
 from .pareto import pareto_shape, tail_length
-from .progress import progress_bar
+from .progress import modes_shown, progress_bar
 
 __all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
 
@@ -429,7 +429,7 @@ def log_likelihood(
     whole = frame_mask(observed, len(x), tvae.n_frames).expand(len(x), -1) if observed is not None else None
     by_frame = "" if frame_particles == 1 else f", M = {frame_particles}"
     bar = progress_bar(len(x) * num_particles, f"IWAE, K = {num_particles}{by_frame}", shown=progress, leave=False)
-    with seeded(seed), untouched_store(), bar:
+    with seeded(seed), untouched_store(), bar, modes_shown(guide, len(x), progress):
 
         def of_batch(start: int, size: int) -> LogLikelihood:
             rows, summary = slice(start, start + size), Summary(num_particles)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
 
-__all__ = ["progress_bar"]
+from pyro_tvae.guides.laplace import LaplaceGuide
+
+__all__ = ["modes_shown", "progress_bar"]
 
 
 def progress_bar(total: float | None, what: str, *, shown: bool = True, **options: Any) -> tqdm:
@@ -23,6 +27,20 @@ def progress_bar(total: float | None, what: str, *, shown: bool = True, **option
     there: Any = sys.stderr  # None in a process that was started without
     pause = 0.5 if (there is not None and there.isatty()) or _in_notebook() else 10.0
     return tqdm(total=total, desc=what, disable=not shown or there is None, mininterval=pause, **options)
+
+
+@contextmanager
+def modes_shown(guide: object, n_sequences: int, shown: bool) -> Iterator[None]:
+    """A bar of its own while a :class:`.LaplaceGuide` climbs to the modes of sequences; nothing for other guides."""
+    if not isinstance(guide, LaplaceGuide) or not shown:
+        yield
+        return
+    with progress_bar(n_sequences * guide.max_iterations, "modes", leave=False) as bar:
+        guide.tick = bar.update
+        try:
+            yield
+        finally:
+            guide.tick = None
 
 
 def _in_notebook() -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from pyro_tvae import LaplaceGuide
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 from pyro_tvae.inference.likelihood import ratio_error
 from pyro_tvae.judging import check_seed
@@ -88,6 +89,7 @@ def likelihood_run(
     sequences: int = 32,
     temperatures: int = 0,
     chains: int = 16,
+    laplace: bool = False,
     split: str = "test",
     seed: int = 0,
     output: Path | None = None,
@@ -108,6 +110,8 @@ def likelihood_run(
         sequences: the first ones of the split.
         temperatures: of annealed importance sampling, and of the bracket on as many simulated sequences; 0 for none.
         chains: of annealing, per sequence.
+        laplace: draw from the Laplace approximation of each sequence's posterior, see :class:`.LaplaceGuide`, and begin
+            to anneal there, instead of at the run's guide.
         split: ``"test"`` or ``"validation"``.
         seed: of all draws.
         output: the file, by default ``likelihood.json`` in the run's folder.
@@ -136,6 +140,8 @@ def likelihood_run(
     stored = Run(run, allow, data_settings(data))
     loaded = stored.load()
     model, guide = loaded.model, loaded.guide
+    if laplace:
+        guide = LaplaceGuide(model, guide)
     batch = next(loaded.data.batches(split, loaded.device, batch_size=sequences))
     x, given, scored = batch["x"], given_by(batch, model, guide), scored_in_words(batch)
     request = {
@@ -144,6 +150,7 @@ def likelihood_run(
         "sequences": sequences,
         "temperatures": temperatures,
         "chains": chains if temperatures else None,
+        **({"laplace": True} if laplace else {}),
         "split": split,
         "seed": seed,
         "weights": loaded.weights,
@@ -275,6 +282,8 @@ def print_likelihood(record: LikelihoodRecord) -> None:
     console.print(f"{record['name']}: {n} {record['split']} sequences of {record['n_frames']} frames", highlight=False)
     console.print(table)
     console.print("± is the standard error over sequences; higher is better.", highlight=False)
+    if record["request"].get("laplace"):
+        console.print("Drawn from the Laplace approximation of each sequence's posterior.", highlight=False)
     if "bracket" in record:
         gap = record["bracket"]
         console.print(

@@ -8,7 +8,7 @@ of particles a triangular product.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,9 @@ class LaplaceGuide(Guide):
         max_iterations: Gauss-Newton steps at most.
         tolerance: nats per sequence; it ends where a step gains less.
 
+    Attributes:
+        tick: called after every step of a sequence, for whatever shows progress.
+
     Raises:
         ValueError: a number is too small; or the model has random weights, or a prior under which the frames' z depend
             on each other.
@@ -87,6 +90,7 @@ class LaplaceGuide(Guide):
             )
         guide.check(model)
         self.guide, self.max_iterations, self.tolerance = guide, max_iterations, tolerance
+        self.tick: Callable[[], object] | None = None
         # In a tuple, so that the model's parameters do not become the guide's.
         self._model = (model,)
         _check_sites(model)
@@ -124,7 +128,7 @@ class LaplaceGuide(Guide):
             points["z"] = start["z"].mean
         # Evaluations run without gradients, some in inference mode, whose tensors cannot be differentiated.
         with torch.inference_mode(False), torch.no_grad():
-            joint = _Joint(model, x.clone(), mask_of(observed, x), measured)
+            joint = _Joint(model, x.clone(), mask_of(observed, x), measured, self.tick)
             z, free = joint.coordinates(points)
             density = joint(z, free)
             for _ in range(self.max_iterations):
@@ -285,8 +289,15 @@ def _columns(w: Tensor, factor: Tensor) -> Tensor:
 class _Joint:
     """``log p(x, z, u)`` of B sequences over unconstrained coordinates: z (B, S, F), and the energies' (B, m)."""
 
-    def __init__(self, model: TVAE, x: Tensor, observed: Tensor | None, measured: Tensor | None) -> None:
-        self.model, self.observed, self.measured = model, observed, measured
+    def __init__(
+        self,
+        model: TVAE,
+        x: Tensor,
+        observed: Tensor | None,
+        measured: Tensor | None,
+        tick: Callable[[], object] | None,
+    ) -> None:
+        self.model, self.observed, self.measured, self.tick = model, observed, measured, tick
         seen = seen_pixels(observed, measured)
         self.x = x if seen is None else torch.where(seen, x, model.likelihood.blank)
         self.seen = None if seen is None else seen.expand(x.shape)
@@ -372,6 +383,8 @@ class _Joint:
             return torch.func.grad(lambda free: self.log_prior(z.unsqueeze(0), free.unsqueeze(0)).sum())(free)
 
         bent = torch.func.jvp(slope, (free,), (torch.ones_like(free),))[1]
+        if self.tick is not None:
+            self.tick()
         border = torch.einsum("sfm,sfn->mn", by_free, moved) - torch.einsum("sfm,sfn->mn", cross, by_energy)
         return of_z, by_energy, torch.linalg.cholesky(border + torch.diag((-bent).clamp(min=LEAST)))
 

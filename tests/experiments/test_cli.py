@@ -145,6 +145,12 @@ def test_likelihood_shows_the_bound_growing_and_the_annealed_estimate(
     assert thirty["gain"] > 0
     assert annealed["ess"] <= 2
     assert record["bracket"]["gap"] is not None
+    tight = run(folder.parent, "likelihood", folder.name, *options, "--laplace", "--output", "laplace.json")
+    assert tight.returncode == 0, tight.stderr
+    assert "Drawn from the Laplace approximation" in tight.stdout
+    other = json.loads((folder.parent / "laplace.json").read_text())
+    assert other["rows"][0]["per_frame"] > one["per_frame"]
+    assert abs(other["bracket"]["gap"]) < abs(record["bracket"]["gap"])
 
 
 @pytest.mark.parametrize(

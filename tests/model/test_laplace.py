@@ -288,6 +288,17 @@ def test_pixels_that_were_not_measured_and_frames_that_were_not_observed_say_not
     torch.testing.assert_close(whole, torn)
 
 
+def test_the_way_to_the_modes_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    model, laplace = laplace_of("orbit")
+    log_likelihood(model, laplace, pixels(), 5, progress=True)
+    assert "modes:" in capsys.readouterr().err
+    annealed_importance(model, laplace, pixels(), annealing=Annealing(2, 3), progress=True)
+    assert "modes:" in capsys.readouterr().err
+    log_likelihood(model, laplace, pixels(), 5, progress=False)
+    assert capsys.readouterr().err == ""
+    assert laplace.tick is None
+
+
 def test_labels_reach_the_guide_where_it_begins() -> None:
     class Labelled(MeanFieldGuide):
         seen: Any = None
