@@ -96,8 +96,9 @@ def check_stays(path: str | Path) -> None:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``, and rename it to ``path`` where the block ends well.
 
-    Readers see the old file or the new one, never a half. Missing folders are made, and what killed processes left of
-    the same file is removed. Behind a link it is the file that the link leads to.
+    Readers see the old file or the new one, never a half, and may read the new one as they might the old. Missing
+    folders are made, and what killed processes left of the same file is removed. Behind a link it is the file that the
+    link leads to.
 
     Raises:
         OSError: the file cannot be written: a full or read-only disk or file; a folder, a pipe, a link to nothing in
@@ -124,6 +125,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         handle = os.open(path.parent / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         mode = stat.S_IMODE(os.fstat(handle).st_mode)  # as the user's umask has it
         os.close(handle)
+        with suppress(FileNotFoundError):  # a file that others may read, as of a group, stays one that they may
+            mode = stat.S_IMODE(os.stat(path).st_mode)
         partial = path.parent / name
         clear(_left_of(path))
         yield partial

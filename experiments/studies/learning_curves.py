@@ -37,6 +37,7 @@ from .records import RunInfo, Values
 
 __all__ = ["MOMENTS", "Snapshots", "ended", "follow", "judge"]
 
+KINDS = ("json", "safetensors")  # of files that a snapshot is made of
 MOMENTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a run's steps
 
 
@@ -142,18 +143,13 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
                 f"{run} ended before its step {steps[-1]}, fit.max_steps, by fit.max_epochs or fit.patience, and a "
                 "curve has all steps; leave these out, and choose another --output."
             )
-        lost = [
-            name
-            for step in steps
-            for name in (f"snapshots/step{step}.json", f"snapshots/step{step}.safetensors")
-            if not run.has(name)
-        ]
-        if lost:
+        kept = [step for step in steps if all(run.has(f"snapshots/step{step}.{kind}") for kind in KINDS)]
+        if steps[-1] not in kept:
             raise FileNotFoundError(
-                f"{run} has lost {', '.join(lost)}, from before the end of its training; put the files back from a "
-                "copy, or move the folder away, and it is trained anew."
+                f"{run} has lost snapshots/step{steps[-1]}.safetensors, with which its training ended; put the file "
+                "back from a copy, or move the folder away, and it is trained anew."
             )
-        moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in steps]
+        moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in kept]
         points: list[Values] = []
         for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
             model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
@@ -164,5 +160,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
             "seconds": {"training": moments[-1]["seconds"] or 0.0},
             "points": points,
         }
+        if lost := [str(step) for step in steps if step not in kept]:  # as of a copy made while it was trained
+            curves["notes"] = [f"a run's curve leaves out steps {', '.join(lost)}, whose snapshots it has lost"]
         run.write(POINTS, curves)
         return curves

@@ -253,12 +253,11 @@ def _anneal(
     bound = log_likelihood(model, guide, x, **draws)
     elbo = float(bound.elbo.mean()) / bound.n_frames
     found: dict[str, float | None] = {"iwae": bound.per_frame, "laplace": None, "ais": None}
-    laplace: LaplaceGuide | None = None
-    with suppress(ValueError):  # of a prior that couples z, or random weights
+    start = guide if guide.mean_field else None
+    with suppress(ValueError):  # of a prior that couples z, random weights, or curvatures that are no numbers
         laplace = LaplaceGuide(model, guide)
-    if laplace is not None:
         found["laplace"] = log_likelihood(model, laplace, x, **draws).per_frame
-    start = laplace or (guide if guide.mean_field else None)
+        start = laplace
     if start is not None and model.energies:
         annealing = Annealing(num_chains, num_temperatures)
         annealed = annealed_importance(model, start, x, **given, annealing=annealing, seed=0, progress=True)

@@ -368,13 +368,16 @@ class _Joint:
     def _of_one(self, z: Tensor, free: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The factors of one sequence: z (S, F), free (m,), pixels (S, pixels)."""
         jacobian = torch.func.vmap(torch.func.jacfwd(self._outputs), chunk_size=CHUNK)(self.t(z, free))
-        gram = torch.einsum("spf,sp,spg->sfg", jacobian, pixels, jacobian)
+        # What follows subtracts what is nearly the same: in double precision, where the device has it.
+        kind = z.dtype if z.device.type == "mps" else torch.float64
+        jacobian = (pixels.sqrt().unsqueeze(-1) * jacobian).to(kind)
+        gram = jacobian.mT @ jacobian
         # z moves its own element of t alone.
-        by_z = torch.func.jvp(lambda z: self.t(z, free), (z,), (torch.ones_like(z),))[1]
-        precision = (1 / self.priors["z"].variance).nan_to_num().clamp(min=LEAST).flatten(-2)
+        by_z = torch.func.jvp(lambda z: self.t(z, free), (z,), (torch.ones_like(z),))[1].to(kind)
+        precision = (1 / self.priors["z"].variance).nan_to_num().clamp(min=LEAST).flatten(-2).to(kind)
         block = by_z.unsqueeze(-1) * gram * by_z.unsqueeze(-2) + torch.diag_embed(precision.expand(z.shape))
-        of_z = torch.linalg.cholesky(block)
-        by_free = torch.func.jacfwd(lambda free: self.t(z, free))(free)  # (S, F, m)
+        of_z = _cholesky(block)
+        by_free = torch.func.jacfwd(lambda free: self.t(z, free))(free).to(kind)  # (S, F, m)
         moved = gram @ by_free
         cross = by_z.unsqueeze(-1) * moved
         by_energy = torch.cholesky_solve(cross, of_z)
@@ -386,10 +389,30 @@ class _Joint:
         if self.tick is not None:
             self.tick()
         border = torch.einsum("sfm,sfn->mn", by_free, moved) - torch.einsum("sfm,sfn->mn", cross, by_energy)
-        return of_z, by_energy, torch.linalg.cholesky(border + torch.diag((-bent).clamp(min=LEAST)))
+        of_energy = _cholesky(border + torch.diag((-bent).clamp(min=LEAST)).to(kind))
+        return of_z.to(z), by_energy.to(z), of_energy.to(z)
 
     def _outputs(self, t: Tensor) -> Tensor:
         return self.model._decoder_outputs(t).flatten()
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """The Cholesky factors of matrices (..., n, n), with a little more on the diagonals of those that rounding broke.
+
+    A Gaussian that is a little narrower is as good to draw from: bounds from it stay bounds.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    share = torch.finfo(matrix.dtype).eps
+    while failed.any():
+        share *= 10
+        if share > 1:
+            raise ValueError(
+                "LaplaceGuide: the curvature of the decoder at the mode is no number, or none in this precision; judge "
+                "the model in double precision, model.double() and guide.double(), or by another guide."
+            )
+        scale = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True) * (failed > 0).unsqueeze(-1)
+        factor, failed = torch.linalg.cholesky_ex(matrix + torch.diag_embed(share * scale.expand(matrix.shape[:-1])))
+    return factor
 
 
 CHUNK = 8  # frames whose Jacobians are made at once

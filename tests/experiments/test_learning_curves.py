@@ -93,11 +93,17 @@ def test_a_run_that_was_interrupted_ends_with_the_same_curve(tmp_path: Path, mon
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
-def test_a_snapshot_that_is_lost_is_named_with_what_to_do(tmp_path: Path) -> None:
-    points(tmp_path, sequences=8, num_particles=5)
+def test_a_snapshot_that_is_lost_costs_its_point_and_the_last_one_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """As of a copy of a run that was made while it was trained: hours are not lost for a point of a curve."""
+    whole = points(tmp_path, sequences=8, num_particles=5)
     (tmp_path / "points.json").unlink()
     (tmp_path / "snapshots" / "step8.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has lost snapshots/step8.safetensors, .*; put the files back from"):
+    curves = follow(compose([*TINY]), tmp_path, sequences=8, num_particles=5)
+    assert curves["points"] == [point for point in whole if point["step"] != 8]
+    assert curves["notes"] == ["a run's curve leaves out steps 8, whose snapshots it has lost"]
+    (tmp_path / "points.json").unlink()
+    (tmp_path / "snapshots" / "step16.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has lost snapshots/step16.safetensors, .*; put the file back from"):
         points(tmp_path, sequences=8, num_particles=5)
 
 

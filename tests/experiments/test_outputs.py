@@ -545,6 +545,22 @@ def test_files_are_as_private_as_their_owner_wants_them(mask: int, tmp_path: Pat
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
 
 
+@pytest.mark.skipif(os.name != "posix", reason="others have no masks of permissions")
+def test_what_others_could_read_they_still_can_when_it_is_written_anew(tmp_path: Path) -> None:
+    """As in a group's folder, where the one who writes last has a stricter mask than the others."""
+    path = tmp_path / "evaluation.json"
+    path.write_text("ours")
+    path.chmod(0o664)
+    before = os.umask(0o077)
+    try:
+        with atomic_write(path) as partial:
+            partial.write_text("ours, anew")
+    finally:
+        os.umask(before)
+    assert path.read_text() == "ours, anew"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
 def test_a_split_is_judged_and_drawn_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", "plain")
     drawn: list[tuple[int, ...]] = []

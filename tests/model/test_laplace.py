@@ -36,7 +36,7 @@ from pyro_tvae import (
     load,
     save,
 )
-from pyro_tvae.guides.laplace import Laplace
+from pyro_tvae.guides.laplace import Laplace, _cholesky
 from pyro_tvae.inference import Annealing, annealed_importance, bracket, log_likelihood, log_weights, to_arviz
 
 S, C, D = 3, 2, 3
@@ -286,6 +286,24 @@ def test_pixels_that_were_not_measured_and_frames_that_were_not_observed_say_not
     given: dict[str, Any] = {"observed": observed, "covariates": {"measured": measured}}
     whole, torn = (log_weights(model, laplace, one, 5, seed=0, **given) for one in (x, junk))
     torch.testing.assert_close(whole, torn)
+
+
+def test_curvatures_that_rounding_breaks_are_factored_all_the_same() -> None:
+    torch.manual_seed(0)
+    steep = torch.randn(4, 30, 3)
+    broken = 1e8 * steep @ steep.mT + torch.eye(30)
+    assert torch.linalg.cholesky_ex(broken).info.any()
+    factor = _cholesky(broken)
+    torch.testing.assert_close(factor @ factor.mT, broken, rtol=1e-4, atol=1e4)
+    with pytest.raises(ValueError, match=r"^LaplaceGuide: the curvature .* is no number, .* judge the model in double"):
+        _cholesky(torch.full((1, 3, 3), math.nan))
+    model = TVAE((1, 8, 8), 3, 4, 3, CapsuleRoll(3, 0), prior=OrbitEnergy(), likelihood=Normal(1e-3))
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(10)
+    assert torch.isfinite(
+        log_likelihood(model, LaplaceGuide(model, default_guide(model)), torch.rand(2, 3, 1, 8, 8)).iwae
+    ).all()
 
 
 def test_the_way_to_the_modes_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
