@@ -61,7 +61,8 @@ def added(run: Run, name: str) -> Values:
         raise ValueError(
             f"{run.path / name} is damaged: it holds words in the place of numbers; remove it to have it made anew."
         )
-    return values if of is None or of == weights_of(run) else {}
+    # Weights that are not there, as to free a disk, are not other ones.
+    return values if of is None or weights_of(run) in (of, None) else {}
 
 
 def add(run: Run, name: str, values: Values) -> None:
@@ -90,7 +91,8 @@ def last_weights(run: Run) -> Path | None:
     if run.has(WEIGHTS):
         return run.path / WEIGHTS
     steps = {path.stem.removeprefix("step"): path for path in run.path.glob("snapshots/step*.safetensors")}
-    return steps[max(steps, key=int)] if steps else None
+    last = max(filter(str.isdecimal, steps), key=int, default=None)  # copies may have further names
+    return None if last is None else steps[last]
 
 
 def judged(run: Run) -> EvaluationRecord:

@@ -20,7 +20,18 @@ from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
 from ..runs.outputs import free_name, shown_on
 from ..runs.run import Run
-from .cells import ADDED, ANNEALED, POINTS, REFITTED, added, followed, measured
+from .cells import (
+    ADDED,
+    ANNEALED,
+    POINTS,
+    REFITTED,
+    Refitted,
+    added,
+    followed,
+    last_weights,
+    measured,
+    weights_of,
+)
 from .comparison import as_csv, markdown
 from .kept import check_kept, held, read_kept, with_additions, write_record
 from .records import LEARNING_CURVES, TABLE, Cell, Record, Values, kept_cells, record_of, stem_of
@@ -192,7 +203,7 @@ class Ledger:
             if self.target is not None:
                 check_kept(self.target, record)
                 write_record(self.target, with_additions(record, self.target))
-            self._keep_gone(shown, cells)
+            self._keep_gone(shown)
             if self.study.labels is not None:
                 write_record(shown, record)
             else:
@@ -226,14 +237,14 @@ class Ledger:
         """Whether a run that is here has other numbers than are kept of it."""
         return _numbers(own) != _numbers(self.kept[cell])
 
-    def _keep_gone(self, shown: Path, cells: Iterable[tuple[str, int]]) -> None:
-        """Put a former table aside that has runs whose files are gone: their numbers stand nowhere else."""
+    def _keep_gone(self, shown: Path) -> None:
+        """Put a former table aside that has numbers of runs whose files are gone: they stand nowhere else."""
         former = dict[tuple[str, int], Cell]()
         with suppress(OSError, ValueError):  # none, or one that shows nothing
             former = kept_cells(read_kept(shown))
-        lost = former.keys() - {*cells}
-        there = {cell for cell in lost if cell[0] in self.homes and self._holds(self.run(*cell), former[cell])}
-        gone = sorted(f"{row}, seed {seed}" for row, seed in lost - there)
+        own = former.keys() - self.kept.keys()
+        there = {cell for cell in own if cell[0] in self.homes and self._holds(self.run(*cell), former[cell])}
+        gone = sorted(f"{row}, seed {seed}" for row, seed in own - there)
         if gone:
             other = free_name(shown)
             with atomic_write(other) as partial:
@@ -254,15 +265,31 @@ class Ledger:
         for row, place in self.homes.items():
             for path in place.glob("seed*"):
                 seed, run = _seed(path), Run(path)
-                if seed is None or not wanted((row, seed)) or not all(map(run.has, self.needed)):
+                if seed is None or not wanted((row, seed)) or not run.has(self.needed[0]):
                     continue
                 try:
-                    if not run.lacking() and all(added(run, name) for name in self.needed if name in ADDED):
+                    if not run.lacking() and self._is_whole(run, seed):
                         cells[row, seed] = self._measured(run)
                 except (OSError, ValueError) as error:
                     check_stays(path)
                     unreadable[row, seed] = str(error)
         return cells
+
+    def _is_whole(self, run: Run, seed: int) -> bool:
+        """Whether a run holds all that the study asks for, of its present weights and those of its reference.
+
+        What is measured of weights is asked for no more where these are gone, as to free a disk.
+        """
+        gone = last_weights(run) is None
+        of_weights = [name for name in self.needed if name in ADDED]
+        if not all(run.has(name) for name in self.needed if name not in ADDED):
+            return False
+        if not gone and not all(added(run, name) for name in of_weights):
+            return False
+        if self.study.reference is None or REFITTED not in self.needed:
+            return True
+        of, now = run.read(REFITTED, Refitted).get("of"), weights_of(self.run(self.study.reference, seed))
+        return None in (of, now) or of == now
 
     def _measured(self, run: Run) -> Cell:
         cell = measured(run) if self.study.labels is None else followed(run)

@@ -30,7 +30,7 @@ from ..runs.files import finite, read_record, write_text
 from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
 from ..runs.outputs import digest
 from ..runs.run import Run
-from .cells import ANNEALED, REFITTED, Refitted, add, added, weights_of
+from .cells import ANNEALED, REFITTED, Refitted, add, added, last_weights, weights_of
 from .learning_curves import ended, follow
 from .ledger import Ledger
 from .paper_figures import draw_run
@@ -175,10 +175,13 @@ def _cell(
         if any(OmegaConf.select(then, place) != OmegaConf.select(here, place) for place in places):
             run.data(here)  # a file of that name in another folder may be another one
     if study.annealing and not added(run, ANNEALED):
-        progress(f"{said}, annealing")
-        start = time.monotonic()
-        annealed = _anneal(run, None if study.labels is None else config, **study.annealing)
-        add(run, ANNEALED, {**annealed, "seconds": time.monotonic() - start})
+        if last_weights(run) is None:
+            progress(f"{said}: its weights are gone, and what annealing would find of them is left out")
+        else:
+            progress(f"{said}, annealing")
+            start = time.monotonic()
+            annealed = _anneal(run, None if study.labels is None else config, **study.annealing)
+            add(run, ANNEALED, {**annealed, "seconds": time.monotonic() - start})
     if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
         weights, done = weights_of(reference), run.has(REFITTED)

@@ -166,6 +166,32 @@ def test_the_end_of_a_curve_is_annealed_where_that_is_asked_for(
     assert [line.split(": ", 1)[1] for line in said[count:]] == ["adam, seed 0, annealing"]
 
 
+def test_a_run_whose_weights_are_gone_stays_in_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As to free a disk: what was measured stands, and what is asked for since is left out, which is told."""
+    monkeypatch.setitem(STUDIES, "recipe", two_recipes())
+    said: list[str] = []
+    options: dict[str, Any] = {"output": tmp_path / "runs", "progress": said.append}
+    before = reproduce("recipe", **options)
+    snapshots = tmp_path / "runs" / "recipe" / "adam" / "seed0" / "snapshots"
+    (snapshots / "step16 (copy).safetensors").write_bytes((snapshots / "step16.safetensors").read_bytes())
+    annealing = {"sequences": 3, "num_chains": 2, "num_temperatures": 4}
+    monkeypatch.setitem(STUDIES, "recipe", replace(two_recipes(), annealing=annealing))
+    annealed = reproduce("recipe", **options)
+    for path in (tmp_path / "runs").rglob("*.safetensors"):
+        path.unlink()
+    assert reproduce("recipe", **options) == annealed
+    (snapshots.parent / "annealed.json").unlink()
+    count = len(said)
+    again = reproduce("recipe", **options)
+    assert again["rows"][0] == annealed["rows"][0]
+    assert again["rows"][1] == before["rows"][1]
+    assert said[count:][0] == (
+        "recipe 2/2: adam, seed 0: its weights are gone, and what annealing would find of them is left out"
+    )
+    [former] = [path for path in snapshots.parents[2].glob("record*.json") if path.name != "record.json"]
+    assert json.loads(former.read_text())["rows"] == json.loads(json.dumps(annealed["rows"]))
+
+
 def test_what_was_made_from_other_settings_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,10 +18,12 @@ from untrained_runs import make_run
 
 import pyro_tvae
 from pyro_tvae.experiments.cli import app
+from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.studies import reproduce as study_module
 from pyro_tvae.experiments.studies.cells import add, added, measured
 from pyro_tvae.experiments.studies.comparison import aggregate, markdown
+from pyro_tvae.experiments.studies.ledger import Ledger
 from pyro_tvae.experiments.studies.registry import STUDIES, Study
 from pyro_tvae.experiments.studies.reproduce import CellsFailed, reproduce
 
@@ -107,10 +109,14 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
         )
         held = [row["values"][f"held/{key}"] for key in ("best", "elbo", "gap")]
         assert all(gap == pytest.approx(best - elbo, abs=1e-3) for best, elbo, gap in zip(*held, strict=True))
-    # A guide that was fitted to the model of a reference that was run anew since is fitted again.
+    # A guide that was fitted to the model of a reference that was run anew since is fitted again, and is in no table
+    # before: not in one that is written when another cell is made.
     path, count = folder / "conditional" / "seed0" / "refitted.json", len(said)
     refitted = json.loads(path.read_text())
     path.write_text(json.dumps(refitted | {"of": "0" * 16, "gap": -1.0}))
+    composed = {row: compose([*TINY.rows[row], *TINY.shared]) for row in TINY.rows}
+    stale = Ledger("tiny", None, (), composed, tmp_path).write()
+    assert [row["seeds"] for row in stale["rows"]] == [[0, 1], [1]]
     reproduce("tiny", output=tmp_path, progress=said.append)
     assert [line.split(": ")[1] for line in said[count:]] == [
         "conditional, seed 0, its guide fitted to the model of mean field"
