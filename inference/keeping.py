@@ -242,7 +242,24 @@ class Keeping:
             module.load_state_dict(self.best.weights)
         elif self.history.best_checkpoint is not None:
             checkpoint = read_checkpoint(self.history.best_checkpoint, module, TAKE)
-            module.load_state_dict(checkpoint["state_dict"])
+            if not self._is_older(checkpoint):
+                module.load_state_dict(checkpoint["state_dict"])
+
+    def _is_older(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether an older file lies in the best one's place, as a sync of folders may put it there; which is told."""
+        if not isinstance(self.best, Keeper) or self.best.best_model_score is None:
+            return False
+        score = float(self.best.best_model_score)
+        own = checkpoint.get("callbacks", {}).get(self.best.state_key, {}).get("best_model_score")
+        if own is None or float(own) >= score:
+            return False
+        warnings.warn(
+            f"fit: {self.history.best_checkpoint} is not the one that this fit wrote, whose {self.best.monitor} was "
+            f"{score:.4f}: something put an older one in its place, so that those weights are lost; the weights of "
+            "the last step are in place.",
+            stacklevel=5,
+        )
+        return True
 
     def _note_files(self) -> None:
         if isinstance(self.best, Keeper) and self.best.best_model_path:

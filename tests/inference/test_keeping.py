@@ -79,6 +79,29 @@ def test_better_weights_of_a_later_epoch_are_not_lost_to_an_earlier_checkpoint(t
     assert (folder / "best.ckpt").read_bytes() == best
 
 
+def test_a_best_file_that_a_sync_put_back_is_not_taken_for_the_best(tmp_path: Path) -> None:
+    """The version of an epoch before, at the end of a fit; the weights of the last step stay, and it is told."""
+    best = tmp_path / "checkpoints" / "best.ckpt"
+
+    class Sync(lightning.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                shutil.copy(best, tmp_path / "former")
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            shutil.copy(tmp_path / "former", best)
+
+    pair = start()
+    with pytest.warns(
+        UserWarning, match=r"best\.ckpt is not the one that this fit wrote, whose val/elbo was .* are lost"
+    ):
+        history = fit(*pair, directory=tmp_path, max_epochs=4, trainer=TrainerOptions(callbacks=[Sync()]), **LEARNING)
+    assert history.last_checkpoint is not None
+    last = torch.load(history.last_checkpoint, weights_only=True)["state_dict"]
+    weights = "decoder.0.weight"
+    assert torch.equal(pair[0].state_dict()[weights], next(v for name, v in last.items() if name.endswith(weights)))
+
+
 @pytest.mark.parametrize("lies", ["beside the file", "beside the link"])
 def test_the_best_weights_are_found_behind_a_link(lies: str, tmp_path: Path) -> None:
     """A link to the last checkpoint, and checkpoints that are links into a store, as a version control makes them."""
