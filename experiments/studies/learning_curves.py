@@ -37,6 +37,7 @@ from .records import RunInfo, Values
 
 __all__ = ["MOMENTS", "Snapshots", "ended", "follow", "judge"]
 
+ENDERS = ("max_epochs", "patience")  # settings by which a fit may end before its last step
 KINDS = ("json", "safetensors")  # of files that a snapshot is made of
 MOMENTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of a run's steps
 
@@ -122,11 +123,17 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
         sequences, num_particles: see :func:`judge`.
 
     Raises:
-        ValueError: the configuration sets no number of steps, or the folder's run was begun with other data.
+        ValueError: the configuration sets no number of steps, or something by which it may end before, or the folder's
+            run was begun with other data.
         BlockingIOError: another process is at work on it.
     """
     if config.fit.max_steps < 1:
         raise ValueError(f"recipe: fit.max_steps is {config.fit.max_steps}; expected the length of a run in steps.")
+    if shorter := [f"fit.{name}={config.fit[name]}" for name in ENDERS if config.fit[name] not in (-1, None)]:
+        raise ValueError(
+            f"recipe: {' and '.join(shorter)} may end a run before fit.max_steps={config.fit.max_steps}, and a curve "
+            "has all steps; leave it out."
+        )
     steps = sorted({max(1, round(share * config.fit.max_steps)) for share in MOMENTS})
     config = located(config)
     parts, run = build(config), Run(folder)
@@ -138,11 +145,6 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
             run.begin(config, parts.data)
         if not run.has(f"snapshots/step{steps[-1]}.json"):
             fit_parts(config, parts, folder, [Snapshots(folder / "snapshots", steps, parts.model, parts.guide)])
-        if not run.has(f"snapshots/step{steps[-1]}.json"):
-            raise ValueError(
-                f"{run} ended before its step {steps[-1]}, fit.max_steps, by fit.max_epochs or fit.patience, and a "
-                "curve has all steps; leave these out, and choose another --output."
-            )
         kept = [step for step in steps if all(run.has(f"snapshots/step{step}.{kind}") for kind in KINDS)]
         if steps[-1] not in kept:
             raise FileNotFoundError(

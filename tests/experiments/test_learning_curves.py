@@ -208,5 +208,8 @@ def test_what_was_made_from_other_settings_is_refused(
 def test_a_curve_needs_a_length(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fit\.max_steps is -1; expected the length"):
         points(tmp_path, more=["fit.max_steps=-1"])
-    with pytest.raises(ValueError, match=r"ended before its step 16, fit.max_steps, by fit.max_epochs or fit.patience"):
+    with pytest.raises(ValueError, match=r"fit\.max_epochs=1 may end a run before fit\.max_steps=16, .* leave it out"):
         points(tmp_path / "short", more=["fit.max_epochs=1"])
+    with pytest.raises(ValueError, match=r"fit\.patience=2 may end a run before"):
+        points(tmp_path / "short", more=["fit.patience=2"])
+    assert not (tmp_path / "short").exists()
