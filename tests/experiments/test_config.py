@@ -159,7 +159,8 @@ def test_every_part_can_be_chosen_by_name() -> None:
         for name in pyro_tvae.__all__  # type: ignore[attr-defined]
         if isinstance(getattr(pyro_tvae, name), type) and issubclass(getattr(pyro_tvae, name), pyro_tvae.Part)
     }
-    assert {f"pyro_tvae.{name}" for name in classes - bases} == targets
+    judging = {"LaplaceGuide"}  # of fitted models: there is nothing in it to train
+    assert {f"pyro_tvae.{name}" for name in classes - bases - judging} == targets
 
 
 def test_every_option_is_introduced_by_a_sentence() -> None:

@@ -131,6 +131,12 @@ if hasattr(p, "RadialGuide"):
         lambda: p.CapsuleRoll(3, 1),
         network=lambda: p.MLP((1.0,), (1.0,), activation="silu"),
     )
+if hasattr(p, "LaplaceGuide"):
+    MODELS["laplace"] = pair(
+        lambda model: p.LaplaceGuide(model, p.OrbitGuide(model), max_iterations=3),
+        lambda: p.CapsuleRoll(3, 0),
+        prior=p.OrbitEnergy,
+    )
 
 
 def write(folder: Path, names: list[str]) -> None:
