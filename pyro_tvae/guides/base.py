@@ -18,7 +18,7 @@ from ..parts import Part
 from ..posteriors import Posterior, Program, draw, for_sequences
 from ..programs import check_covariates, is_bayesian, keywords, taken
 
-__all__ = ["Guide", "Posterior", "blanked", "check_judged", "posterior_of"]
+__all__ = ["Guide", "LookingGuide", "Posterior", "blanked", "check_judged", "posterior_of"]
 
 
 class Guide(Part, NamedModule):
@@ -90,6 +90,27 @@ class Guide(Part, NamedModule):
     def arguments(self) -> dict[str, Any]:
         # The model is described beside the guide, not inside it.
         return {name: value for name, value in super().arguments().items() if name != "model"}
+
+
+class LookingGuide(Guide):
+    """Base of guides whose posterior looks at the model itself: copies of both have to be made together."""
+
+    def __init__(self, model: TVAE, *, name: str | None = None) -> None:
+        super().__init__(model, name=name)
+        # In a tuple, so that the model's parameters do not become the guide's.
+        self._model = (model,)
+
+    def check(self, model: TVAE) -> None:
+        super().check(model)
+        if self._model[0] is not model:
+            raise ValueError(
+                f"{type(self).__name__}: it looks at another model than the one given; copy both together, as in "
+                "copy.deepcopy((model, guide)), or build the guide for this model."
+            )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._model[0].agree_with_store()  # before it is looked at
+        return super().__call__(*args, **kwargs)
 
 
 def posterior_of(

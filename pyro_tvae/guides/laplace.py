@@ -16,14 +16,14 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Transform, biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from ..likelihoods import of_seen, seen_pixels
 from ..model import TVAE, mask_of
-from ..posteriors import Posterior, moments
+from ..posteriors import Posterior, moments, standalone
 from ..programs import is_bayesian
-from .base import Guide, posterior_of
+from .base import Guide, LookingGuide, posterior_of
 
 __all__ = ["Laplace", "LaplaceGuide"]
 
@@ -31,7 +31,7 @@ HALVINGS = 10  # of a step that would go down
 LEAST = 1e-3  # precision that a prior gives a coordinate, where its curvature says less or nothing
 
 
-class LaplaceGuide(Guide):
+class LaplaceGuide(LookingGuide):
     """The Laplace approximation of ``p(z, u | x)``, computed for each sequence from where another guide begins.
 
     Gauss-Newton steps from that guide's posterior means climb to the mode over unconstrained coordinates, logarithms of
@@ -91,21 +91,7 @@ class LaplaceGuide(Guide):
         guide.check(model)
         self.guide, self.max_iterations, self.tolerance = guide, max_iterations, tolerance
         self.tick: Callable[[], object] | None = None
-        # In a tuple, so that the model's parameters do not become the guide's.
-        self._model = (model,)
         _check_sites(model)
-
-    def check(self, model: TVAE) -> None:
-        super().check(model)
-        if self._model[0] is not model:
-            raise ValueError(
-                "LaplaceGuide: it looks at another model than the one given; copy both together, as in "
-                "copy.deepcopy((model, guide)), or build the guide for this model."
-            )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._model[0].agree_with_store()  # before it is looked at
-        return super().__call__(*args, **kwargs)
 
     @property
     def covariates(self) -> frozenset[str]:
@@ -422,10 +408,8 @@ def _check_sites(model: TVAE) -> None:
     """Raise ValueError where a model has more than a Gaussian at a mode can say, or frames' z that are not free."""
     if is_bayesian(model):
         raise ValueError("LaplaceGuide: the model has random weights, of which it says nothing; fix them, or leave it.")
-    prior: Any = model.prior_distributions()["z"]
-    while isinstance(prior, Independent):
-        prior = prior.base_dist
-    if not isinstance(prior, Distribution) or prior.event_shape:
+    alone = standalone({"z": model.prior_distributions()["z"]})
+    if alone is None or alone["z"].event_shape:
         raise ValueError(
             f"LaplaceGuide: under {type(model.latent).__name__} elements of z depend on each other, and its precision "
             "is for elements that do not, such as those of NormalLatent; use another guide."

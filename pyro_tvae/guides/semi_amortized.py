@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 from ..model import TVAE
 from ..networks import Network
 from ..posteriors import Posterior, all_events
-from .base import Guide
+from .base import LookingGuide
 from .default import default_guide
 from .encoders import shown
 from .sequence import SequenceGuide
@@ -24,7 +24,7 @@ __all__ = ["SemiAmortizedGuide"]
 BETA, EPS = (0.9, 0.99), 1e-8
 
 
-class SemiAmortizedGuide(Guide):
+class SemiAmortizedGuide(LookingGuide):
     """A mean-field posterior that starts at an encoder's answer and takes k gradient steps on each sequence's own ELBO.
 
     With the start ``loc₀, scale₀`` the sites are ``Normal(loc₀ + scale₀ a, scale₀ exp(b))``, log-normal for positive
@@ -70,21 +70,7 @@ class SemiAmortizedGuide(Guide):
         self.steps, self.step_size, self.num_particles = steps, step_size, num_particles
         make = SequenceGuide if pooled else default_guide
         self.start = make(model, network=network, initial_log_variance=initial_log_variance)
-        # In a tuple, so that the model's parameters do not become the guide's.
-        self._model = (model,)
         self._noise: list[Tensor] = []
-
-    def check(self, model: TVAE) -> None:
-        super().check(model)
-        if self._model[0] is not model:
-            raise ValueError(
-                "SemiAmortizedGuide: it looks at another model than the one given; copy both together, as in "
-                "copy.deepcopy((model, guide)), or build the guide for this model."
-            )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._model[0].agree_with_store()  # before it is looked at
-        return super().__call__(*args, **kwargs)
 
     def posterior(self, x: Tensor, observed: Tensor | None = None) -> Posterior:
         start: Any = self.start.posterior(x, observed)

@@ -10,7 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from gaussian import Affine
+from gaussian import Affine, OneEnergy
 from scipy import stats
 from torch import Tensor, nn
 
@@ -22,7 +22,6 @@ from pyro_tvae import (
     Normal,
     NoTopography,
     OrbitEnergy,
-    Stationary,
     default_guide,
 )
 from pyro_tvae.inference import TrainerOptions, fit, log_likelihood, log_weights
@@ -64,35 +63,10 @@ class Gaussian:
         return dist.MultivariateNormal((self.x.flatten(-3) - self.b) @ self.a @ covariance / SIGMA**2, covariance)
 
 
-class Orbit:
-    """Two frames, one latent each, one energy ``e ~ χ²(2)`` for both: log p(x) is a one-dimensional integral."""
-
-    a, mu, sigma, eps = 0.8, 1.0, 0.3, 1e-6
-
+class Orbit(OneEnergy):
     def __init__(self) -> None:
-        self.model = TVAE(
-            (1, 1, 1),
-            2,
-            1,
-            1,
-            Stationary((2, 1)),
-            prior=OrbitEnergy(),
-            likelihood=Normal(self.sigma),
-            network=Affine(),
-            mu=self.mu,
-            eps=self.eps,
-        ).double()
-        with torch.no_grad():
-            self.model.decoder[0].weight.fill_(self.a)
-            self.model.decoder[0].bias.zero_()
+        super().__init__(OrbitEnergy())
         self.guide = blind(self.model)
-
-    def log_p(self, x: Tensor) -> Tensor:
-        w = torch.linspace(-14, 5, 20_001, dtype=torch.float64)  # log e
-        v = w.exp() + self.eps
-        distribution = dist.Normal(self.a * self.mu / v.sqrt(), (self.a**2 / v + self.sigma**2).sqrt())
-        integrand = math.log(0.5) - w.exp() / 2 + w + distribution.log_prob(x.reshape(len(x), 2, 1)).sum(1)
-        return integrand.logsumexp(-1) + math.log(float(w[1] - w[0]))
 
 
 MODELS: dict[str, Callable[[], TVAE]] = {

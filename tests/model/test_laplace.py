@@ -10,7 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from gaussian import FRAME, Affine, Toy
+from gaussian import FRAME, OneEnergy, Toy
 from pyro.nn import PyroSample
 from torch import Tensor
 
@@ -96,39 +96,9 @@ def test_where_the_posterior_is_gaussian_every_weight_is_the_evidence(masked: bo
     torch.testing.assert_close(annealed.log_p.double(), exact)
 
 
-class Orbit:
-    """Two frames, one latent each, one energy ``e ~ χ²(2)`` for both: log p(x) is a one-dimensional integral."""
-
-    a, mu, sigma, eps = 0.8, 1.0, 0.3, 1e-6
-
-    def __init__(self) -> None:
-        self.model = TVAE(
-            (1, 1, 1),
-            2,
-            1,
-            1,
-            pyro_tvae.Stationary((2, 1)),
-            prior=OrbitEnergy(),
-            likelihood=Normal(self.sigma),
-            network=Affine(),
-            mu=self.mu,
-            eps=self.eps,
-        ).double()
-        with torch.no_grad():
-            self.model.decoder[0].weight.fill_(self.a)
-            self.model.decoder[0].bias.zero_()
-
-    def log_p(self, x: Tensor) -> Tensor:
-        w = torch.linspace(-14, 5, 20_001, dtype=torch.float64)  # log e
-        v = w.exp() + self.eps
-        distribution = dist.Normal(self.a * self.mu / v.sqrt(), (self.a**2 / v + self.sigma**2).sqrt())
-        integrand = math.log(0.5) - w.exp() / 2 + w + distribution.log_prob(x.reshape(len(x), 2, 1)).sum(1)
-        return integrand.logsumexp(-1) + math.log(float(w[1] - w[0]))
-
-
 def test_weights_are_unbiased_beside_quadrature() -> None:
     """40,000 weights of 4 sequences; five standard errors, false alarm 6e-7 for each."""
-    toy = Orbit()
+    toy = OneEnergy(OrbitEnergy())
     x = torch.tensor([[0.4, 0.6], [1.5, 1.2], [0.2, 0.1], [3.0, 2.0]], dtype=torch.float64).reshape(4, 2, 1, 1, 1)
     laplace = LaplaceGuide(toy.model, default_guide(toy.model).double(), max_iterations=30)
     ratio = (log_weights(toy.model, laplace, x, 40_000, seed=0) - toy.log_p(x)).exp()
