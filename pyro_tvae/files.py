@@ -132,7 +132,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # else a power cut after the rename leaves an empty file under the good name
-        os.chmod(partial, mode)  # some writers put a file of their own in its place
+        with suppress(OSError):  # of file systems without modes; no file is worth less for its mode
+            os.chmod(partial, mode)  # some writers put a file of their own in its place
         os.replace(partial, path)
     except Exception as error:
         full = None if isinstance(error, OSError) and error.errno else _full(partial, error)

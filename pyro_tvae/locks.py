@@ -14,6 +14,8 @@ except ImportError:  # Windows, where nothing is guarded
 
 __all__ = ["lock", "unlock"]
 
+TRIES = 1000  # to hold the file that has the name: others that come and go are through with it long before
+
 # Neither a pipe nor a link in a file's place is waited for or followed; NFS locks nothing that is open for reading
 # alone, such as a folder.
 FILE = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -34,7 +36,9 @@ def lock(path: Path, *, wait: bool = False) -> int:
         BlockingIOError: another process or thread holds it.
         OSError: it cannot be made or written.
     """
+    tried = 0
     while True:
+        tried += 1
         descriptor = os.open(path, FILE, 0o666)
         try:
             if fcntl is not None:
@@ -51,7 +55,8 @@ def lock(path: Path, *, wait: bool = False) -> int:
                     )
             with suppress(FileNotFoundError):
                 # Who held it before may have removed it, and others may hold another of that name by now.
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                # Or its file system numbers a file anew at every look, as some network disks do.
+                if tried == TRIES or os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     _held.add(descriptor)
                     return descriptor
         except BaseException:

@@ -44,7 +44,7 @@ FILES = {"few": ANNEALED, "held": REFITTED, "map": SELECTIVITY}  # where measure
 
 
 class Ledger:
-    """The runs of a study: ``(row, seed) in ledger`` where its kept record has them; :meth:`write` gathers all.
+    """The runs of a study: ``(row, seed) in ledger`` where its kept record has all of them; :meth:`write` gathers them.
 
     Args:
         name: of the study.
@@ -161,8 +161,8 @@ class Ledger:
                     f"of {self.name} are to be of one data set; {remedy}, or choose another --output."
                 )
 
-    def __contains__(self, cell: object) -> bool:
-        return cell in self.kept
+    def __contains__(self, cell: tuple[str, int]) -> bool:
+        return cell in self.kept and not self._grows(*cell)
 
     def run(self, row: str, seed: int) -> Run:
         """The run of a cell, done or not."""
@@ -188,7 +188,8 @@ class Ledger:
             self.kept = self._read()  # other processes may have added seeds
             others = {row: cell.settings for (row, _), cell in self.kept.items() if row not in self.settings}
             self.unreadable = {}
-            cells = self._local(lambda cell: cell not in self.kept, self.unreadable) | self.kept
+            own = self._local(lambda cell: cell not in self, self.unreadable)
+            cells = self.kept | {cell: self._grown(cell, one) for cell, one in own.items()}
             record = record_of(
                 self.name,
                 self.study.title,
@@ -235,7 +236,31 @@ class Ledger:
 
     def _belied(self, cell: tuple[str, int], own: Cell) -> bool:
         """Whether a run that is here has other numbers than are kept of it."""
-        return _numbers(own) != _numbers(self.kept[cell])
+        kept, here = _numbers(self.kept[cell]), _numbers(own)
+        common = kept.keys() & here.keys()
+        curves = [one.run.get("points") for one in (self.kept[cell], own)]
+        return not (common or curves[0]) or curves[0] != curves[1] or any(kept[key] != here[key] for key in common)
+
+    def _grows(self, row: str, seed: int) -> bool:
+        """Whether a kept cell lacks a part that the study asks for and the run that is here has, or can be asked for.
+
+        Such as what annealing finds, of a run that was kept before the study annealed.
+        """
+        lacking = {FILES[part] for part in FILES.keys() - _parts(self.kept[row, seed])} & {*self.needed[1:]}
+        if not lacking or row not in self.homes:
+            return False
+        run, reference = self.run(row, seed), self.study.reference
+        if REFITTED in lacking and (reference is None or last_weights(self.run(reference, seed)) is None):
+            return False
+        with suppress(OSError, ValueError):  # what is wrong with the run costs the kept cell nothing
+            there = run.has(self.needed[0]) and last_weights(run) is not None
+            return there and not self._belied((row, seed), self._measured(run))
+        return False
+
+    def _grown(self, cell: tuple[str, int], own: Cell) -> Cell:
+        """What a run that is here measured, with what a kept record says of it beside."""
+        kept = self.kept.get(cell)
+        return own if kept is None else Cell(own.values, {**kept.run, **own.run}, kept.settings)
 
     def _keep_gone(self, shown: Path) -> None:
         """Put a former table aside that has numbers of runs whose files are gone: they stand nowhere else."""
@@ -253,8 +278,7 @@ class Ledger:
 
     def _holds(self, run: Run, former: Cell) -> bool:
         """Whether a run's files hold all that a former table shows of it, which may be less than is asked for now."""
-        shown = {key.partition("/")[0] for key in former.values if "/" in key}
-        return all(map(run.has, [self.needed[0], *(file for part, file in FILES.items() if part in shown)]))
+        return all(map(run.has, [self.needed[0], *(FILES[part] for part in _parts(former))]))
 
     def _local(
         self, wanted: Callable[[tuple[str, int]], bool], unreadable: dict[tuple[str, int], str] | None = None
@@ -314,6 +338,11 @@ class Ledger:
                 remedy = f"--fresh leaves it out ({row})."
                 check_settings(self.file, cell.settings, self.settings[row], remedy, self.without[row])
         return cells
+
+
+def _parts(cell: Cell) -> set[str]:
+    """Those of what a study adds to evaluations, see :data:`FILES`, that a cell has measures of."""
+    return FILES.keys() & {key.partition("/")[0] for key, value in cell.values.items() if value is not None}
 
 
 def _seed(folder: Path) -> int | None:

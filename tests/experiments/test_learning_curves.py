@@ -1,4 +1,4 @@
-"""Learning curves of recipes: their whose seconds are those of training, followed once, and kept."""
+"""Learning curves of recipes: their seconds are those of training, a run is followed once, and kept."""
 
 from __future__ import annotations
 
@@ -190,6 +190,45 @@ def test_a_run_whose_weights_are_gone_stays_in_its_record(tmp_path: Path, monkey
     )
     [former] = [path for path in snapshots.parents[2].glob("record*.json") if path.name != "record.json"]
     assert json.loads(former.read_text())["rows"] == json.loads(json.dumps(annealed["rows"]))
+
+
+def test_a_kept_seed_takes_what_its_run_is_asked_for_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what annealing took hours to find of a run that is kept entered no record; another run's never does."""
+    monkeypatch.setitem(STUDIES, "recipe", two_recipes())
+    said: list[str] = []
+    options: dict[str, Any] = {"output": tmp_path / "runs", "progress": said.append, "seeds": (0, 1)}
+    options |= {"records": tmp_path / "records", "keep": True}
+    reproduce("recipe", **options)
+    path = tmp_path / "records" / "recipe.json"
+    by_hand = json.loads(path.read_text())
+    by_hand["rows"][1]["runs"][0]["notes"] = ["seen twice"]
+    path.write_text(json.dumps(by_hand))
+    for part in ("points.json", "snapshots"):  # the run of another machine; and one whose weights are gone
+        (tmp_path / "runs" / "recipe" / "published" / "seed1" / part).rename(tmp_path / part)
+    monkeypatch.setitem(
+        STUDIES, "recipe", replace(two_recipes(), annealing={"sequences": 3, "num_chains": 2, "num_temperatures": 4})
+    )
+    elsewhere = {**options, "output": tmp_path / "elsewhere"}
+    assert [row["runs"] for row in reproduce("recipe", **elsewhere)["rows"]] == [row["runs"] for row in by_hand["rows"]]
+    count = len(said)
+    record = reproduce("recipe", **options)
+    assert [line.split(": ", 1)[1] for line in said[count:]] == [
+        "1 of 4 runs are in " + str(path),
+        "published, seed 0, annealing",
+        "adam, seed 0, annealing",
+        "adam, seed 1, annealing",
+    ]
+    assert [[ais is not None for ais in row["values"]["few/ais"]] for row in record["rows"]] == [
+        [True, False],
+        [True, True],
+    ]
+    assert record["rows"][1]["runs"][0]["notes"] == ["seen twice"]
+    assert read_kept(path)["rows"] == json.loads(json.dumps(record["rows"]))
+    for row, former in zip(record["rows"], by_hand["rows"], strict=True):
+        assert [run["points"] for run in row["runs"]] == [run["points"] for run in former["runs"]]
+    count = len(said)
+    assert reproduce("recipe", **options)["rows"] == record["rows"]
+    assert [line.split(": ", 1)[1] for line in said[count:]] == [f"4 of 4 runs are in {path}"]
 
 
 def test_what_was_made_from_other_settings_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -559,6 +560,17 @@ def test_what_others_could_read_they_still_can_when_it_is_written_anew(tmp_path:
         os.umask(before)
     assert path.read_text() == "ours, anew"
     assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+def test_a_file_system_without_modes_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(path: object, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", none)
+    for text in ("once", "anew"):
+        with atomic_write(tmp_path / "text") as partial:
+            partial.write_text(text)
+        assert [path.read_text() for path in tmp_path.iterdir()] == [text]
 
 
 def test_a_split_is_judged_and_drawn_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,17 @@ def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pyt
         unlock(lock(tmp_path / "lock"))
 
 
+def test_a_file_system_that_numbers_files_anew_at_every_look_is_locked_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    descriptor = lock(tmp_path / "lock")  # which was looked for without an end
+    with pytest.raises(BlockingIOError):
+        lock(tmp_path / "lock")
+    unlock(descriptor)
+    unlock(lock(tmp_path / "lock"))
+
+
 def test_who_lets_go_of_a_file_removes_no_other_one_of_its_name(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     descriptor = lock(file)
