@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "NonFiniteError",
     "check_batch",
     "check_data",
+    "check_directory",
     "check_makers",
     "check_names",
     "check_options",
@@ -47,6 +49,20 @@ MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 class NonFiniteError(FloatingPointError):
     """The objective or its gradient became infinite or NaN."""
+
+
+def check_directory(directory: Path) -> None:
+    """Raise ValueError where what writes into a fit's directory would read two places out of its path."""
+    if "::" in str(directory):
+        raise ValueError(
+            f"fit: directory is {directory}, in which Lightning takes '::' for a chain of addresses; choose "
+            "another name."
+        )
+    if (variables := os.path.expandvars(directory)) != str(directory):
+        raise ValueError(
+            f"fit: directory is {directory}, which TensorBoard takes for {variables}; give one of the two by "
+            "os.path.expandvars, or choose another name."
+        )
 
 
 def check_options(

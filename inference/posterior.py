@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_tvae import TVAE, Guide
-from pyro_tvae.files import atomic_write, check_readable, check_room, check_stays, folder_beside, refusal
+from pyro_tvae.files import atomic_write, check_readable, check_room, check_stays, folder_beside, mkdir, refusal
 from pyro_tvae.guides.base import check_judged, posterior_of
 from pyro_tvae.judging import check_whole, judges, seeded
 from pyro_tvae.locks import lock, unlock
@@ -407,7 +407,7 @@ def _held(path: Path, overwrite: bool) -> Iterator[None]:
     check_stays(path)
     file, descriptor = path.with_name(f".{path.name}.lock"), -1
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        mkdir(path.parent)
         descriptor = lock(file)
     except BlockingIOError:
         raise BlockingIOError(

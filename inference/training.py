@@ -26,6 +26,7 @@ from .checks import (
     NonFiniteError,
     check_batch,
     check_data,
+    check_directory,
     check_makers,
     check_options,
     check_precision,
@@ -175,6 +176,7 @@ def fit(
     directory, resume = (None if path is None else Path(path).expanduser() for path in (directory, resume))
     if directory is not None:  # a callback may change the working directory
         directory = directory.absolute()
+        check_directory(directory)
     check_precision(matmul_precision, gradient_clip)
     gradient_clip = None if gradient_clip is None else float(gradient_clip)  # Lightning takes no number of NumPy's
     if capture not in ("auto", True, False):

@@ -31,6 +31,7 @@ __all__ = [
     "leave",
     "left_behind",
     "make_folder",
+    "mkdir",
     "reading",
     "refusal",
     "start_of_partial",
@@ -119,7 +120,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _check_kind(path)
         if path.is_symlink():  # which stays
             path = Path(os.path.realpath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        mkdir(path.parent)
         # In the same folder: only within one file system is a rename all or nothing.
         name = f"{start_of_partial(path)}{uuid.uuid4().hex[:8]}{PARTIAL}"
         handle = os.open(path.parent / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -163,7 +164,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    mkdir(path.parent)
     clear(_left_of(path))
     with TemporaryDirectory(dir=path.parent, prefix=start_of_partial(path), suffix=PARTIAL) as folder:
         yield Path(folder)
@@ -246,10 +247,23 @@ def _check_kind(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY))  # what may not be written, a rename would replace all the same
 
 
+def mkdir(path: Path) -> None:
+    """Make a folder and those that it lies in, where they are not there.
+
+    Raises:
+        OSError: it cannot be made, or is an address, such as ``s3://bucket/run``, of which a path on this machine would
+            be made, where nobody looks for what is written.
+    """
+    missing = [place for place in (path.absolute(), *path.absolute().parents) if not os.path.lexists(place)]
+    if missing and missing[-1].parent == Path.cwd() and re.fullmatch(r"[A-Za-z][\w+.-]+:", missing[-1].name):
+        raise OSError(errno.EINVAL, "it is an address, and files are written to folders of this machine")
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those that it lies in, where they are not there; OSError in one sentence where it cannot be."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        mkdir(path)
     except OSError as error:
         raise type(error)(refusal(path, error)) from error
 

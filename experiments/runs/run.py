@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import pyro_tvae
-from pyro_tvae.files import PARTIAL, atomic_write, check_stays, clear, leave, reading, refusal, staying
+from pyro_tvae.files import PARTIAL, atomic_write, check_stays, clear, leave, mkdir, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import CONF, ELSEWHERE, PLACES, compose, flat, keys, located, make
@@ -505,7 +505,7 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
         run = Run(path.with_name(f"{path.name}-{number}") if number else path)
         check_stays(run.path)
         try:
-            run.path.parent.mkdir(parents=True, exist_ok=True)  # fails, too, where it is there and no folder
+            mkdir(run.path.parent)  # fails, too, where it is there and no folder
             try:
                 run.path.mkdir()
                 made = True

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from pyro_tvae.files import check_stays
+from pyro_tvae.files import check_stays, mkdir
 
 from ..config.former_names import current_settings
 from ..runs.files import MEND, finite, read_record, write_text
@@ -36,7 +36,7 @@ def held(path: Path) -> Iterator[None]:
     with ExitStack() as stack:
         check_stays(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            mkdir(path.parent)
             stack.enter_context(holding(lock, wait=True))
         except OSError as error:
             raise type(error)(f"{path} cannot be written ({error.strerror}); choose a place that can be.") from error

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 import pyro_tvae
 from pyro_tvae import TVAE, Guide
+from pyro_tvae.files import make_folder
 from pyro_tvae.inference import forward_roll, log_likelihood
 from pyro_tvae.inference.progress import progress_bar
 
@@ -137,7 +138,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     steps = sorted({max(1, round(share * config.fit.max_steps)) for share in MOMENTS})
     config = located(config)
     parts, run = build(config), Run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with run.held():
         if run.has(CONFIG) and run.has(DATA):
             run.check_data(config, fingerprints(parts.data))

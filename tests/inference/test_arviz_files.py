@@ -86,6 +86,23 @@ def test_a_home_folder_is_where_files_are_written_and_read(tmp_path: Path, monke
     assert {file.name for file in tmp_path.iterdir()} == names
 
 
+def test_an_address_is_no_folder_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zarr's own users write to buckets so; draws in a folder called s3: are not where they are looked for."""
+    monkeypatch.chdir(tmp_path)
+    model = TVAE((1, 4, 4), 3, 1, 3)
+    data = to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4)
+    for written in (
+        lambda: to_zarr(data, "s3://bucket/draws.zarr"),
+        lambda: to_netcdf(data, "s3://bucket/draws.nc"),
+        lambda: to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4, path="s3://bucket/draws.nc"),
+    ):
+        with pytest.raises(
+            OSError, match=r"s3:/bucket/draws\.\w+ cannot be written \(it is an address, and files are wr"
+        ):
+            written()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_zarr_folder_that_was_copied_in_part_is_told_of(tmp_path: Path) -> None:
     model, path = TVAE((1, 4, 4), 3, 1, 3), tmp_path / "a.zarr"
     to_zarr(to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), draws=4), path)

@@ -7,6 +7,7 @@ import enum
 import errno
 import fcntl
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide
+from pyro_tvae import TVAE, CapsuleRoll, Guide, default_guide, save
 from pyro_tvae.inference import Fitting, NonFiniteError, TrainerOptions, fit
 from pyro_tvae.inference.keeping import claimed
 from pyro_tvae.locks import lock, unlock
@@ -196,6 +197,35 @@ def test_folders_are_held_where_what_is_read_alone_cannot_be_locked(
         "checkpoints",
         "checkpoints/last.ckpt",
     ]
+
+
+@pytest.mark.parametrize(
+    ("directory", "said"),
+    [
+        ("s3://bucket/run", "s3:/bucket/run/checkpoints cannot be written (it is an address, and files are written to"),
+        ("file:/run", "file:/run/checkpoints cannot be written (it is an address, and files are written to folders of"),
+        (
+            "a::b",
+            "fit: directory is {here}/a::b, in which Lightning takes '::' for a chain of addresses; choose another",
+        ),
+        ("$PLACE/x", "fit: directory is {here}/$PLACE/x, which TensorBoard takes for {here}/there/x; give one of the"),
+    ],
+)
+def test_a_directory_that_would_be_two_places_is_refused_before_anything_is_made(
+    directory: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in a folder called s3: on a machine that is given back are lost, and logs elsewhere are not found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLACE", "there")
+    with pytest.raises((OSError, ValueError), match=re.escape(said.format(here=tmp_path))):
+        fit(*start(), directory=directory, max_epochs=1, **LEARNING)
+    assert not [*tmp_path.iterdir()]
+    if "::" not in directory and "$" not in directory:
+        with pytest.raises(OSError, match="it is an address"):
+            save(directory, *start())
+        assert not [*tmp_path.iterdir()]
+        Path(directory.partition("/")[0]).mkdir()  # a folder of that name is one
+        assert save(directory, *start()).exists()
 
 
 def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
