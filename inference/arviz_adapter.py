@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Mapping
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pyro_tvae.files import check_room, state_of
 from pyro_tvae.wording import in_words
 
 from .labels import Coordinates, Layout
+from .netcdf import open_dataset, open_file, write_datasets
 
 if TYPE_CHECKING:
     from xarray import Dataset, Variable
@@ -48,7 +49,6 @@ __all__ = [
 ArvizData: TypeAlias = Any
 
 OVERHEAD = 2**20  # bytes of names and indices, at most
-ENGINE: Literal["h5netcdf"] = "h5netcdf"
 CHUNK = 2**20  # bytes of an array that are compressed as one
 LEAST_CHUNK = 2**16  # below, finding them costs more than it saves
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share
@@ -124,14 +124,13 @@ class InFile:
         self, group: str, layout: Layout, dtypes: Mapping[str, np.dtype[Any]], rows: int, binary: bool
     ) -> Mapping[str, Any]:
         """Places of a group's arrays, to be filled ``rows`` draws at a time; ``binary`` ones hold zeros and ones."""
-        import h5netcdf
         from xarray import Dataset
         from xarray.backends import H5NetCDFStore
 
         size = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in layout.shapes.items())
         check_room(self.path, size + OVERHEAD)
         if self.file is None:  # opened once: room that is free when it is closed is lost
-            self.file = h5netcdf.File(self.path, "w")
+            self.file = open_file(self.path, "w")
         made = self.file.create_group(group)
         Dataset(coords=layout.coords, attrs=dict(layout.attributes)).dump_to_store(H5NetCDFStore(made))
         places = {}
@@ -267,15 +266,13 @@ def write(data: ArvizData, path: Path) -> None:
     groups = _coming_back(data)
     check_room(path, sum(group.nbytes for group in groups.values()) + OVERHEAD)
 
-    mode: Literal["w", "a"] = "w"
-    if data.attrs:
-        Dataset(attrs=dict(data.attrs)).to_netcdf(path, engine=ENGINE)
-        mode = "a"
+    written: dict[str | None, Dataset] = {None: Dataset(attrs=dict(data.attrs))}
+    encodings: dict[str | None, dict[Hashable, Any]] = {}
     for name, group in groups.items():
         numbers = {key: value for key, value in group.variables.items() if value.dtype.kind in "biufc"}
-        encoding = {key: _encoding(name, key, value) for key, value in numbers.items()}
-        group.to_netcdf(path, mode=mode, group=name, engine=ENGINE, encoding=encoding)
-        mode = "a"
+        encodings[name] = {key: _encoding(name, key, value) for key, value in numbers.items()}
+        written[name] = group
+    write_datasets(path, written, encodings)
 
 
 def _encoding(group: str, name: Hashable, value: Variable) -> dict[str, Any]:
@@ -326,21 +323,17 @@ def _tell_of_lost(path: Path, counts: Mapping[str, int]) -> None:
 
 def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) -> ArvizData:
     """Groups of a NetCDF file or Zarr folder, in memory or read when used; OSError or ValueError where it is none."""
-    from xarray import open_dataset
-
-    engine = "zarr" if path.is_dir() else ENGINE
-    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     names = names_of(path)
     unknown = sorted(set(groups or ()) - set(names))
     if unknown:
         raise KeyError(unknown[0])
     made = {}
-    with open_dataset(path, engine=engine, **options) as root:
+    with _opened(path) as root:
         attributes = dict(root.attrs)
     _tell_of_lost(path, json.loads(attributes.pop(FILES, "{}")))
-    held = _held(path) if lazy and engine == ENGINE else None
+    held = _held(path) if lazy and path.is_file() else None
     for name in names if groups is None else groups:
-        group = open_dataset(path, group=name, engine=engine, **options) if held is None else _of_held(held, name)
+        group = _opened(path, name) if held is None else _of_held(held, name)
         # Else a lazy file stays open and could not be written again.
         for value in group.variables.values():
             if "scale_factor" in value.encoding:  # else xarray would write other values of it as whole numbers
@@ -349,6 +342,14 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
         if not lazy:
             group.close()
     return assemble(made, attributes)
+
+
+def _opened(path: Path, group: str | None = None) -> Dataset:
+    if path.is_dir():
+        import xarray
+
+        return xarray.open_dataset(path, group=group, engine="zarr", consolidated=False)
+    return open_dataset(path, group)
 
 
 def _held(path: Path) -> Any:
@@ -378,14 +379,12 @@ def _of_held(held: Any, group: str) -> Dataset:
 
 
 def _same_file(path: str, written: tuple[int, int], mode: str) -> Any:
-    import h5netcdf
-
     if state_of(Path(path)) != tuple(written):
         raise ValueError(
             f"{path} was written anew, or removed, since these data were read from it; read them again, or read with "
             "lazy=False what is to outlast its file."
         )
-    return h5netcdf.File(path, mode, decode_vlen_strings=True, phony_dims="access")
+    return open_file(Path(path), mode, decode_vlen_strings=True, phony_dims="access")
 
 
 def names_of(path: Path) -> list[str]:
@@ -396,9 +395,7 @@ def names_of(path: Path) -> list[str]:
         others = [entry.name for entry in entries if entry.name not in names]
         others += [f"{name}/{entry.parent.name}" for name in names for entry in (path / name).glob("*/.zgroup")]
     else:
-        import h5netcdf
-
-        with h5netcdf.File(path, "r") as file:
+        with open_file(path) as file:
             names, others = list(file.groups), list(file.variables)
             others += [f"{name}/{inner}" for name in names for inner in file.groups[name].groups]
     if others:

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import atomic_write, may_pass
 from pyro_tvae.memory import exhausted
 from pyro_tvae.parts import dotted
 
@@ -181,6 +181,10 @@ class Keeper(ModelCheckpoint):
         except Exception as error:  # damaged in whatever way, which is said when its weights are needed
             if exhausted(error):
                 raise
+            if may_pass(error):  # else the next ones would be written over them
+                raise type(error)(
+                    f"fit: cannot resume, {kept} cannot be read ({error.strerror}); see to it that it can."
+                ) from error
             return None, False
 
     def _beside(self, path: str) -> Path | None:

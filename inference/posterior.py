@@ -42,6 +42,7 @@ from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
 from .labels import coordinates, layout
 from .mcmc import GuideQuality, NUTSResult, check_drawn, check_quality, nuts
+from .netcdf import check_writes
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
 
 __all__ = ["expected_size", "from_netcdf", "to_arviz", "to_netcdf", "to_zarr"]
@@ -209,6 +210,7 @@ def to_arviz(
             stack.enter_context(_held(path := Path(path).expanduser(), overwrite))
             check_holds(names, attributes or {})
             partial = stack.enter_context(atomic_write(path))
+            check_writes(partial)
             if method == "nuts" and result is None:
                 given: dict[str, Any] = {"observed": observed, "covariates": covariates}
                 given |= {"groups": groups, "variables": variables, "draws": draws, "num_chains": num_chains}

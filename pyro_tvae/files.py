@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeGuard
 
 __all__ = [
     "NO_ROOM",
@@ -31,12 +32,14 @@ __all__ = [
     "leave",
     "left_behind",
     "make_folder",
+    "may_pass",
     "mkdir",
     "reading",
     "refusal",
     "start_of_partial",
     "state_of",
     "staying",
+    "unreadable",
 ]
 
 PARTIAL = ".partial"  # the suffix of a file that is still being written
@@ -226,9 +229,13 @@ def check_room(partial: Path, size: int) -> None:
     For writers that cannot be trusted with a full disk: HDF5 ends the process.
     """
     if hasattr(os, "posix_fallocate"):
-        with open(partial, "ab") as file:
-            end = file.tell()
-            os.posix_fallocate(file.fileno(), end, size)
+        with open(partial, "r+b") as file:  # "ab" fails where the file system cannot, and the C library writes zeros
+            end = file.seek(0, os.SEEK_END)
+            try:
+                os.posix_fallocate(file.fileno(), end, size)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise
             file.truncate(end)
 
 
@@ -274,9 +281,24 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        said = f"{path} cannot be read ({reason}); change its permissions, or ask its owner for a copy that can be."
-        raise type(error)(said) from error
+        raise type(error)(unreadable(path, error)) from error
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """That a file or folder cannot be read, why, and what to do."""
+    remedy = "see to it that it can be, and try again"
+    if isinstance(error, PermissionError):
+        remedy = "change its permissions, or ask its owner for a copy that can be"
+    return f"{path} cannot be read ({error.strerror or error}); {remedy}."
+
+
+def may_pass(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the system could not read a file that may be whole, such as one on a network disk, or one in use.
+
+    Nothing is known then of what is in it, which is not to be taken for nothing. Of a damaged file, libraries raise
+    errors without the system's number.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
 
 
 def check_readable(path: Path) -> None:

@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows, where nothing is guarded
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["lock", "unlock"]
+__all__ = ["lock", "unlock", "unlocked"]
 
 TRIES = 1000  # to hold the file that has the name: others that come and go are through with it long before
 
@@ -76,6 +76,28 @@ def unlock(descriptor: int, remove: Path | None = None) -> None:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def unlocked(path: Path) -> dict[str, bool]:
+    """What a library that opens HDF5 files is to be told of one: ``locking=False`` where its file system has no locks.
+
+    HDF5 opens nothing there, though nobody could have locked the file; elsewhere nothing is told.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # which the library says in its own words
+        return {}
+    try:
+        if fcntl is None:
+            return {}
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return {}
+    except OSError:
+        return {"locking": False}
+    finally:
+        os.close(descriptor)
+    return {}
 
 
 def _forget() -> None:

@@ -9,15 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import atomic_write, may_pass, unreadable
 from pyro_tvae.inference import Calibration, calibration
+from pyro_tvae.inference.netcdf import open_dataset, write_datasets
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
 from pyro_tvae.memory import exhausted
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
-from ..runs.outputs import REQUEST, check_nothing_added, damaged, replacing, request_of, unfinished
+from ..runs.outputs import (
+    DAMAGED,
+    REQUEST,
+    check_nothing_added,
+    damaged,
+    put_aside,
+    replacing,
+    request_of,
+    unfinished,
+)
 from ..runs.run import Run, device_of
 
 __all__ = ["CALIBRATION", "calibrate_run"]
@@ -91,7 +101,10 @@ def calibrate_run(
     with replacing(file, request, overwrite, page=page) as written:
         begun = unfinished(file, request)
         stored = _read(file, request, lenient=overwrite)
-        ranks = max(stored, _read(begun, request, lenient=True), key=_number)
+        begun_ranks = _read(begun, request, lenient=True)
+        if begun.exists() and not begun_ranks:
+            put_aside(begun, DAMAGED)
+        ranks = max(stored, begun_ranks, key=_number)
         done, size = _number(ranks), BATCH[method]
         if max(done, simulations) > _number(stored) and not overwrite:  # it will be written anew
             check_nothing_added(file, ranks, (REQUEST, *ATTRIBUTES))
@@ -134,13 +147,14 @@ def _read(path: Path, request: dict[str, Any], *, lenient: bool) -> dict[str, to
     """The ranks in a file that was made for this; none where it is missing, or was made for something else.
 
     What somebody added to it are none. A damaged one has none either where ``lenient``; else ValueError says so.
-    """
-    from xarray import open_dataset
 
+    Raises:
+        OSError: it cannot be read, for a cause that may pass.
+    """
     if request_of(path) != request:
         return {}
     try:
-        with open_dataset(path, engine="h5netcdf") as data:
+        with open_dataset(path) as data:
             # Older files do not name them.
             own = {str(name): value for name, value in data.items() if value.dtype.kind == "i"}
             like_ranks = [name for name, value in own.items() if value.dims == _dims(name, value.ndim)]
@@ -149,6 +163,8 @@ def _read(path: Path, request: dict[str, Any], *, lenient: bool) -> dict[str, to
     except Exception as error:  # which HDF5 says in any way
         if exhausted(error):
             raise
+        if may_pass(error):
+            raise type(error)(unreadable(path, error)) from error
         if lenient:
             return {}
         raise ValueError(damaged(path, error)) from None
@@ -169,5 +185,4 @@ def _write(path: Path, ranks: dict[str, torch.Tensor], request: dict[str, Any]) 
 
     variables = {name: (_dims(name, value.dim()), value.numpy().astype(np.int32)) for name, value in ranks.items()}
     attributes = {REQUEST: json.dumps(request), DRAWS: request["draws"], RANKS: json.dumps([*ranks])}
-    data = Dataset(variables, attrs=attributes)
-    data.to_netcdf(path, engine="h5netcdf", encoding={name: {"zlib": True} for name in variables})
+    write_datasets(path, {None: Dataset(variables, attrs=attributes)}, {None: {name: {"zlib": True} for name in ranks}})

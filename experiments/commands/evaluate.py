@@ -30,7 +30,7 @@ from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
 from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS
-from ..runs.outputs import aside, digest, free_name, shown_on
+from ..runs.outputs import DAMAGED, aside, digest, put_aside, shown_on
 from ..runs.run import Run, Trained
 
 __all__ = [
@@ -129,16 +129,18 @@ def set_aside(run: Run) -> None:
 
     That is one that was asked for by hand, of other data or another split, or beside an untrained model that is lost.
     """
-    with suppress(OSError, ValueError):  # none, or a damaged one
-        path = run.path / EVALUATION
+    if not run.has(EVALUATION):
+        return
+    try:
         record = run.read(EVALUATION, EvaluationRecord)
-        what = judged_on(record.get("data") or {})
-        lost = UNTRAINED in (record.get("weights") or {}) and not run.has(UNTRAINED)
-        if what != judged_on({}) or lost:
-            other = free_name(path)
-            os.replace(path, other)
-            of = f"beside {UNTRAINED}, which is lost" if lost else f"of {what}"
-            print(f"{path} was {of}, and is {other} now", flush=True)
+    except (OSError, ValueError):
+        put_aside(run.path / EVALUATION, DAMAGED)
+        return
+    what = judged_on(record.get("data") or {})
+    if UNTRAINED in (record.get("weights") or {}) and not run.has(UNTRAINED):
+        put_aside(run.path / EVALUATION, f"was beside {UNTRAINED}, which is lost")
+    elif what != judged_on({}):
+        put_aside(run.path / EVALUATION, f"was of {what}")
 
 
 def _of_these_weights(run: Run) -> EvaluationRecord | None:

@@ -26,7 +26,7 @@ from ..config.composition import data_settings
 from ..datasets.splits import given_by, scored_in_words
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
-from ..runs.outputs import replacing, unfinished
+from ..runs.outputs import DAMAGED, put_aside, replacing, unfinished
 from ..runs.run import Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
@@ -234,7 +234,10 @@ def _begun(path: Path) -> tuple[dict[str, LikelihoodRow], Tensor | None]:
     try:
         record = read_record(path, PartRecord)
         first = torch.tensor([float.fromhex(one) for one in record["first"]], dtype=torch.float64)
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return {}, None
+    except ValueError:
+        put_aside(path, DAMAGED)
         return {}, None
     for row in record["rows"]:
         for name in ("per_frame_error", "gain_error", "particle_error"):  # which JSON has no word for where undefined

@@ -21,11 +21,15 @@ from pyro_tvae.files import (
     check_readable,
     check_stays,
     folder_beside,
+    may_pass,
     reading,
     refusal,
     state_of,
     staying,
+    unreadable,
 )
+from pyro_tvae.inference.netcdf import open_dataset
+from pyro_tvae.locks import unlocked
 from pyro_tvae.memory import exhausted
 from pyro_tvae.wording import in_words
 
@@ -34,6 +38,7 @@ from .holding import holding
 from .names import CONFIG, WRITTEN
 
 __all__ = [
+    "DAMAGED",
     "REQUEST",
     "aside",
     "check_nothing_added",
@@ -41,6 +46,7 @@ __all__ = [
     "damaged",
     "digest",
     "free_name",
+    "put_aside",
     "replacing",
     "request_of",
     "shown_on",
@@ -48,6 +54,7 @@ __all__ = [
 ]
 
 WEIGHTS = (".safetensors", ".ckpt")
+DAMAGED = "could not be read"  # why a file is put aside
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
 
@@ -108,13 +115,23 @@ def shown_on(path: Path, *pages: Path, since: tuple[int, int] | None = None) -> 
             page.unlink(missing_ok=True)
 
 
+def put_aside(path: Path, why: str) -> None:
+    """Give a file another name, since another one is to have its own, and say so."""
+    os.replace(path, other := free_name(path))
+    print(f"{path} {why}, and is {other} now", flush=True)
+
+
 def free_name(path: Path) -> Path:
     """The first of ``name-1``, ``name-2``, … beside a file that nothing has."""
     return next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
 
 
 def request_of(path: Path) -> dict[str, Any] | None:
-    """What a file was asked for; None where it does not say."""
+    """What a file was asked for; None where it does not say, or is not there.
+
+    Raises:
+        OSError: it cannot be read, for a cause that may pass.
+    """
     try:
         if path.suffix == ".json":
             stored: Any = read_record(path, dict[str, Any]).get(REQUEST)
@@ -125,11 +142,13 @@ def request_of(path: Path) -> dict[str, Any] | None:
         else:
             import h5py
 
-            with h5py.File(path) as file:
+            with h5py.File(path, **unlocked(path)) as file:
                 stored = json.loads(
                     next(node.attrs[REQUEST] for node in (file, *file.values()) if REQUEST in node.attrs)
                 )
-    except Exception:  # of a damaged one HDF5 says so in any way
+    except Exception as error:  # of a damaged one HDF5 says so in any way
+        if may_pass(error):
+            raise type(error)(unreadable(path, error)) from error
         return None
     return stored if isinstance(stored, dict) else None
 
@@ -184,17 +203,18 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
     if not path.exists():
         return
     import h5py
-    from xarray import open_dataset
 
     check_readable(path)
     try:
-        with h5py.File(path) as file:
+        with h5py.File(path, **unlocked(path)) as file:
             added = {name for name, node in file.items() if isinstance(node, h5py.Group)}
-        with open_dataset(path, engine="h5netcdf") as data:
+        with open_dataset(path) as data:
             added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
     except Exception as error:  # which HDF5 says in any way
         if exhausted(error):
             raise
+        if may_pass(error):
+            raise type(error)(unreadable(path, error)) from error
         raise FileExistsError(damaged(path, error)) from None
     if added:
         raise FileExistsError(

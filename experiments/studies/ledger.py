@@ -18,7 +18,7 @@ from ..interruption import command
 from ..runs.data import Splits, made_fingerprints, other_splits
 from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
-from ..runs.outputs import free_name, shown_on
+from ..runs.outputs import DAMAGED, free_name, put_aside, shown_on
 from ..runs.run import Run
 from .cells import (
     ADDED,
@@ -264,9 +264,13 @@ class Ledger:
 
     def _keep_gone(self, shown: Path) -> None:
         """Put a former table aside that has numbers of runs whose files are gone: they stand nowhere else."""
-        former = dict[tuple[str, int], Cell]()
-        with suppress(OSError, ValueError):  # none, or one that shows nothing
+        try:
             former = kept_cells(read_kept(shown))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            put_aside(shown, DAMAGED)
+            return
         own = former.keys() - self.kept.keys()
         there = {cell for cell in own if cell[0] in self.homes and self._holds(self.run(*cell), former[cell])}
         gone = sorted(f"{row}, seed {seed}" for row, seed in own - there)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_tvae.locks import unlocked
+
 from ..errors import Unsuitable
 from .content import Content, Reopened, Request, Unchanged, choose_names
 
@@ -35,7 +37,7 @@ def read(path: Path, request: Request) -> Content:
     import h5py  # takes a while, and few files need it
 
     unchanged = Unchanged(path)
-    nodes = datasets_of(h5py.File(path))
+    nodes = datasets_of(h5py.File(path, **unlocked(path)))
     key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
     for name in (key, labels_key, *request.further):
         if name is not None and (nodes[name].external or nodes[name].is_virtual):
@@ -52,7 +54,7 @@ def node(path: Path, name: str) -> Any:
     """A data set of a file, which it keeps open."""
     import h5py
 
-    return h5py.File(path)[name]
+    return h5py.File(path, **unlocked(path))[name]
 
 
 def whole(node: Any) -> NDArray[Any]:

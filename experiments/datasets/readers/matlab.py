@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_tvae.locks import unlocked
+
 from ..errors import Unsuitable
 from .content import Content, Reopened, Request, Sliceable, Unchanged, choose_names
 from .hdf5 import datasets_of, node, whole
@@ -93,7 +95,7 @@ def _version_7_3(path: Path, request: Request) -> Read:
     import h5py
 
     unchanged = Unchanged(path)
-    with h5py.File(path) as file:
+    with h5py.File(path, **unlocked(path)) as file:
         nodes = {name: node for name, node in datasets_of(file).items() if "#refs#" not in name}
         key, labels_key = choose_names({name: node.shape or () for name, node in nodes.items()}, request)
         for name in filter(None, (key, labels_key, *request.further)):
