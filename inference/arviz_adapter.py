@@ -24,7 +24,7 @@ from pyro_tvae.files import check_room, state_of
 from pyro_tvae.wording import in_words
 
 from .labels import Coordinates, Layout
-from .netcdf import open_dataset, open_file, write_datasets
+from .netcdf import OVERHEAD, open_dataset, open_file, write_datasets
 
 if TYPE_CHECKING:
     from xarray import Dataset, Variable
@@ -48,7 +48,6 @@ __all__ = [
 # InferenceData under ArviZ 0.x, DataTree under 1.x: both have their groups as attributes.
 ArvizData: TypeAlias = Any
 
-OVERHEAD = 2**20  # bytes of names and indices, at most
 CHUNK = 2**20  # bytes of an array that are compressed as one
 LEAST_CHUNK = 2**16  # below, finding them costs more than it saves
 REPEATED = "v"  # shuffled bytes compress better, but for energies that many positions share

@@ -6,12 +6,15 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_tvae.files import check_room
 from pyro_tvae.locks import unlocked
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
-__all__ = ["check_writes", "open_dataset", "open_file", "write_datasets"]
+__all__ = ["OVERHEAD", "check_writes", "open_dataset", "open_file", "write_datasets"]
+
+OVERHEAD = 2**20  # bytes of names and indices, at most
 
 
 def open_file(path: Path, mode: str = "r", **options: Any) -> Any:
@@ -47,6 +50,7 @@ def write_datasets(
 
 def check_writes(path: Path) -> None:
     """Raise an error where HDF5 writes nothing into a file that is there and empty, which it is afterwards as well."""
+    check_room(path, OVERHEAD)  # a full disk HDF5 takes badly
     with open_file(path, "w") as file:
         file.create_group("nothing")
     path.write_bytes(b"")

@@ -20,7 +20,7 @@ from ..config.composition import data_settings
 from ..datasets.splits import given_by, scored_in_words
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
-from ..runs.outputs import REQUEST, replacing
+from ..runs.outputs import REQUEST, RESERVE, replacing
 from ..runs.run import Run
 
 __all__ = ["compare_runs", "print_comparison"]
@@ -82,6 +82,8 @@ def compare_runs(
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
     with nullcontext() if output is None else replacing(output, request, overwrite) as written:
+        if written is not None:
+            written.keep_room(RESERVE + 100 * len(runs) * sequences)
         first, *further = (next(one.data.batches(split, one.device, batch_size=sequences)) for one in loaded)
         given = given_by(first, *(program for one in loaded for program in (one.model, one.guide)))
         for run, batch in zip(stored[1:], further, strict=True):

@@ -14,6 +14,7 @@ import numpy as np
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close
 from pyro_tvae.inference.mcmc import guide_quality
 from pyro_tvae.inference.mcmc import nuts as sample_nuts
+from pyro_tvae.inference.netcdf import check_writes
 from pyro_tvae.inference.pareto import UnreliableWeights
 from pyro_tvae.inference.posterior import GROUPS, METHODS, expected_size, from_netcdf, to_arviz, to_netcdf
 from pyro_tvae.judging import check_seed
@@ -24,7 +25,7 @@ from ..datasets import SequenceDataModule
 from ..datasets.renderers import MovingImages
 from ..datasets.splits import given_by, scored_in_words
 from ..reports.posterior_page import POSTERIOR, verdict, write_page
-from ..runs.outputs import REQUEST, replacing
+from ..runs.outputs import REQUEST, RESERVE, check_writable, replacing
 from ..runs.run import Run
 
 __all__ = ["posterior_run"]
@@ -116,6 +117,16 @@ def posterior_run(
         if not (kept and whole):  # of a file that holds a part the page needs the rest
             show, coords = bool(config.fit.progress), _coordinates(judged, batch)
             options: dict[str, Any] = {"draws": draws, "method": method}
+            if whole:
+                check_writable(file, check_writes)  # before the draws, which would be lost
+                size = RESERVE
+                with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
+                    n_chains = chains if nuts else 1
+                    of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
+                    size = expected_size(model, guide, batch["x"], **of_file, **given)
+                    print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
+                if nuts:
+                    written.keep_room(size)
             if nuts:
                 options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
                 result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options, **given)
@@ -123,12 +134,6 @@ def posterior_run(
                 options = {"result": result, "thin": thin, "quality": quality}
             elif method == "guide":
                 options["num_particles"] = max(draws, FOR_K)
-            if whole:
-                with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
-                    n_chains = chains if nuts else 1
-                    of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
-                    size = expected_size(model, guide, batch["x"], **of_file, **given)
-                    print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
             with nullcontext(file) if kept else written(page) as partial:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UnreliableWeights)  # the verdict says it

@@ -11,8 +11,8 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "aside",
     "check_nothing_added",
     "check_replaceable",
+    "check_writable",
     "damaged",
     "digest",
     "free_name",
@@ -55,6 +56,8 @@ __all__ = [
 
 WEIGHTS = (".safetensors", ".ckpt")
 DAMAGED = "could not be read"  # why a file is put aside
+RESERVE = 2**18  # bytes that a record and its page take, with room to spare
+BLOCK = 2**24  # bytes that are written at a time
 REQUEST = "request"  # key of a record, or attribute of a file's groups
 
 
@@ -170,7 +173,7 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     if page == path:
         raise ValueError(f"{path} is where the page goes; choose another suffix, such as {path.with_suffix('.nc')}.")
     _check_not_of_a_run(path)
-    _check_writable(path)
+    check_writable(path)
     if not overwrite and page is not None and page.exists() and not path.exists():
         raise FileExistsError(
             f"{page} is there already, where the page goes; give --overwrite to replace it, or --output for another "
@@ -223,18 +226,50 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
         )
 
 
+@dataclass(frozen=True)
+class Held:
+    """A file that is held while what goes into it is computed; called, it yields where that is written.
+
+    Attributes:
+        path: of the file.
+        lock: of the file that holds it, and room.
+        since: how the file was, see :func:`.state_of`.
+    """
+
+    path: Path
+    lock: Path
+    since: tuple[int, int]
+
+    def keep_room(self, size: int) -> None:
+        """Keep so many bytes of the disk until the file is written, should it be full by then; OSError without them."""
+        try:
+            with open(self.lock, "r+b") as file:
+                for start in range(0, size, BLOCK):  # a file system may take no room for what is not written
+                    file.write(bytes(min(BLOCK, size - start)))
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.lock, 0)
+            raise type(error)(refusal(self.path, error)) from error
+
+    @contextmanager
+    def __call__(self, *pages: Path) -> Iterator[Path]:
+        with suppress(OSError):  # it was removed by hand
+            os.truncate(self.lock, 0)
+        with shown_on(self.path, *pages, since=self.since) as place:
+            yield place
+
+
 @contextmanager
-def replacing(
-    path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None
-) -> Iterator[Callable[..., AbstractContextManager[Path]]]:
+def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None) -> Iterator[Held]:
     """Hold a file that may be written, while what goes into it is computed; for the rest see :func:`check_replaceable`.
 
     So nobody else writes it meanwhile, whose result would be replaced unasked. The lock is a file beside it, which is
     not left behind.
 
     Yields:
-        What takes the pages that show the file and yields where it is written, as :func:`shown_on`; what something
-        else has written since stays.
+        What keeps room for it, and takes the pages that show the file and yields where it is written, as
+        :func:`shown_on`; what something else has written since stays.
 
     Raises:
         BlockingIOError: another process is making it.
@@ -250,8 +285,10 @@ def replacing(
             ) from None
         try:
             check_replaceable(path, request, overwrite, page=page)  # another may have ended just now
+            held = Held(path, lock, state_of(path))
+            held.keep_room(RESERVE)
             with staying(path.parent):
-                yield partial(shown_on, path, since=state_of(path))
+                yield held
         finally:
             lock.unlink(missing_ok=True)
 
@@ -269,7 +306,14 @@ class _UnwrittenError(Exception):
     """The file could be written."""
 
 
-def _check_writable(path: Path) -> None:
-    """Raise OSError, in the words of :func:`.atomic_write`, where a file could not be written; what is there stays."""
-    with suppress(_UnwrittenError), atomic_write(path):
+def check_writable(path: Path, *checks: Callable[[Path], object]) -> None:
+    """Raise OSError, in the words of :func:`.atomic_write`, where a file could not be written; what is there stays.
+
+    Args:
+        path: of the file.
+        checks: take an empty file beside it, and raise an error where what is to be written could not be.
+    """
+    with suppress(_UnwrittenError), atomic_write(path) as place:
+        for check in checks:
+            check(place)
         raise _UnwrittenError

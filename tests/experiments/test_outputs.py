@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -323,6 +324,82 @@ def test_what_was_added_to_ranks_is_not_lost_to_more_of_them_that_were_begun(
     with pytest.raises(FileExistsError, match=r"\.nc holds mine, which was added to it and would be lost"):
         calibrate_run(run, **{**FEW, "simulations": simulations})
     assert file.read_bytes() == content
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_what_was_begun_is_not_begun_anew_since_it_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By another program that holds it, or a network disk that hiccups; what is damaged is put aside."""
+    run = make_run(tmp_path / "run", "plain")
+    with monkeypatch.context() as patched:
+        killed_at(patched, calibrate, "calibration", 2)
+        killed_at(patched, likelihood, "log_likelihood", 2)
+        for command in (lambda: calibrate_run(run, **FEW), lambda: likelihood_run(run, particles=[1, 5])):
+            with pytest.raises(KeyboardInterrupt):
+                command()
+    ranks, record = (next(run.glob(f"{name}.unfinished*")) for name in ("calibration", "likelihood"))
+    before = ranks.read_bytes(), record.read_bytes()
+    with ranks.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as HDF5 does
+        with pytest.raises(
+            OSError, match=r"unfinished-\w+\.nc cannot be read \(.*\); see to it that it can be, and try"
+        ):
+            calibrate_run(run, **FEW)
+    with monkeypatch.context() as patched:
+
+        read = Path.read_text
+
+        def fails(path: Path, *given: Any, **options: Any) -> str:
+            if path == record:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(path, *given, **options)
+
+        patched.setattr(Path, "read_text", fails)
+        with pytest.raises(
+            OSError, match=r"unfinished-\w+\.json cannot be read \(Input/output error\); see to it that"
+        ):
+            likelihood_run(run, particles=[1, 5])
+    assert (ranks.read_bytes(), record.read_bytes()) == before
+    with monkeypatch.context() as patched:
+        killed_at(patched, calibrate, "calibration", 1)  # what was begun is gone on with
+        killed_at(patched, likelihood, "log_likelihood", 2)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_run(run, **FEW)
+        likelihood_run(run, particles=[1, 5])
+    assert not record.exists()
+    content = ranks.read_bytes()[:-100]
+    ranks.write_bytes(content)
+    calibrate_run(run, **FEW)
+    aside = ranks.with_stem(f"{ranks.stem}-1")
+    assert aside.read_bytes() == content
+    assert f"{ranks} could not be read, and is {aside} now" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("plain_pages")
+def test_room_for_what_is_computed_is_kept_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up meanwhile took a comparison of hours, and all draws of a sampler."""
+    runs = [make_run(tmp_path / name, "plain") for name in ("one", "other")]
+    kept = dict[str, int]()
+
+    def seen(module: ModuleType, name: str, lock: Path) -> None:
+        whole = getattr(module, name)
+
+        def sees(*given: object, **options: object) -> object:
+            kept[name] = lock.stat().st_blocks * 512
+            return whole(*given, **options)
+
+        monkeypatch.setattr(module, name, sees)
+
+    seen(compare, "compare", tmp_path / ".table.json.lock")
+    seen(posterior, "sample_nuts", runs[0] / ".posterior.nc.lock")
+    seen(compare, "write_text", tmp_path / ".table.json.lock")
+    compare_runs(runs, output=tmp_path / "table.json", particles=2, sequences=3)
+    posterior_run(runs[0], method="nuts", draws=4, chains=1, warmup=2, sequences=2)
+    assert kept["compare"] >= 2**18
+    assert kept["write_text"] == 0
+    assert kept["sample_nuts"] > (runs[0] / "posterior.nc").stat().st_size / 2
+    assert not [*tmp_path.rglob("*.lock")]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "history.json", "../mine.ckpt"])

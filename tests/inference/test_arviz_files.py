@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ import xarray
 from xarray import Dataset
 
 from pyro_tvae import TVAE, default_guide, load, save
-from pyro_tvae.inference import posterior
+from pyro_tvae.experiments.runs.outputs import request_of
+from pyro_tvae.inference import netcdf, posterior
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, groups_of, names_of, write
 from pyro_tvae.inference.draws import guide_draws
+from pyro_tvae.inference.netcdf import check_writes, open_dataset, open_file
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf, to_zarr
 
 HERE = Path(__file__).resolve().parent
@@ -101,6 +105,72 @@ def test_an_address_is_no_folder_of_this_machine(tmp_path: Path, monkeypatch: py
         ):
             written()
     assert not [*tmp_path.iterdir()]
+
+
+@contextmanager
+def no_locks(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file that HDF5 cannot lock, since it is locked, on what is told to be a file system without locks."""
+
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):
+            open_file(path, "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl, "flock", none)
+            yield
+
+
+def test_draws_are_written_and_read_where_a_file_system_knows_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS without its daemon: HDF5 opened nothing there, and draws that had taken a night were lost."""
+    path, made = tmp_path / "draws.nc", assemble(groups())
+    path.touch()
+    with no_locks(path, monkeypatch):
+        check_writes(path)
+        assert not path.read_bytes()
+        write(made, path)
+    with no_locks(path, monkeypatch):
+        for lazy in (False, True):
+            again = from_netcdf(path, lazy=lazy)
+            assert groups_of(again)["posterior"].identical(groups_of(made)["posterior"])
+            close(again)
+        assert request_of(path) is None
+        with open_dataset(path, "posterior") as group:
+            assert "t" in group
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EBADF])
+def test_draws_are_written_where_a_file_system_cannot_allocate(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+
+    def none(descriptor: int, start: int, size: int) -> None:
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL))
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", none)
+    to_netcdf(assemble(groups()), tmp_path / "draws.nc")
+    assert groups_of(from_netcdf(tmp_path / "draws.nc"))["posterior"].identical(groups()["posterior"])
+    # With O_APPEND, or without leave to read, the C library cannot write zeros in its place.
+    assert [mode & (os.O_APPEND | os.O_ACCMODE) for mode in modes] == [os.O_RDWR]
+
+
+def test_what_no_draws_could_be_written_to_is_named_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "no HDF5 here")
+
+    model = TVAE((1, 4, 4), 3, 1, 3)
+    monkeypatch.setattr(netcdf, "open_file", refuses)
+    monkeypatch.setattr(posterior, "nuts", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(OSError, match=r"draws\.nc cannot be written \(no HDF5 here\)"):
+        to_arviz(model, default_guide(model), torch.rand(2, 3, 1, 4, 4), method="nuts", path=tmp_path / "draws.nc")
 
 
 def test_a_zarr_folder_that_was_copied_in_part_is_told_of(tmp_path: Path) -> None:
