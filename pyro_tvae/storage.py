@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .budgets import Budget
-from .files import atomic_write, check_readable
+from .files import atomic_write, check_readable, state_of
 from .guides.base import Guide
 from .marks import TOPOGRAPHY, checksum, marks, other_mark
 from .model import TVAE
@@ -478,9 +478,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         raise FileNotFoundError(f"{path} {what}; expected a file written by pyro_tvae.save.")
     check_readable(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata, tensors = _contents(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file ({_quoted(str(error))}); expected a file written by "
@@ -521,6 +519,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             "it. To change weights, load the pair, change them there, and save it."
         )
     return model.to(device).eval(), guide.to(device).eval()
+
+
+def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a file says of itself, and its tensors; again where another process put a new one in its place meanwhile."""
+    while True:
+        before = state_of(path)
+        try:
+            with safe_open(path, framework="pt") as file:  # which opens it twice
+                contents = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            if state_of(path) == before:
+                raise
+        else:
+            if state_of(path) == before:
+                return contents
 
 
 def _marks_of(metadata: Mapping[str, str]) -> dict[str, list[float]]:

@@ -75,9 +75,15 @@ def run_suite(
     )
 
     if output is not None:
-        if Path(output).is_file() and not _is_record(Path(output)):
+        kept = _measured(Path(output)) if Path(output).is_file() else []
+        if kept is None:
             raise FileExistsError(
                 f"{output} is there already, and is no record of benchmarks; choose another --output, or move it away."
+            )
+        if others := [name for name in kept if name not in names]:
+            raise FileExistsError(
+                f"{output} holds {', '.join(others)}, which was not asked for and would be lost; choose another "
+                "--output, or move it away."
             )
         check_replaceable(Path(output), {}, overwrite=True)
     part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
@@ -113,13 +119,15 @@ def run_suite(
     return record
 
 
-def _is_record(path: Path) -> bool:
-    """Whether a file is a benchmark's, which a newer one may replace."""
+def _measured(path: Path) -> list[str] | None:
+    """The benchmarks in a record, which newer ones of them may replace; None of what is no record."""
     from ..runs.files import read_record
 
     with suppress(OSError, ValueError):
-        return read_record(path, dict[str, Any]).get("kind") == "benchmark"
-    return False
+        record = read_record(path, dict[str, Any])
+        if record.get("kind") == "benchmark":
+            return [name for name in NAMES if name in record]
+    return None
 
 
 def remaining(names: Sequence[str], position: int, spent: float) -> str:

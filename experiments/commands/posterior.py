@@ -116,6 +116,8 @@ def posterior_run(
             print(f"{file} was made by this command, and stays as it is; its page is written anew", flush=True)
         if not (kept and whole):  # of a file that holds a part the page needs the rest
             show, coords = bool(config.fit.progress), _coordinates(judged, batch)
+            asked: dict[str, Any] = {"groups": {*groups} | FOR_THE_PAGE, "coords": coords, "seed": seed}
+            asked["attributes"] = {REQUEST: json.dumps(request), "run": str(config.name)}
             options: dict[str, Any] = {"draws": draws, "method": method}
             if whole:
                 check_writable(file, check_writes)  # before the draws, which would be lost
@@ -127,7 +129,8 @@ def posterior_run(
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
                 if nuts:
                     written.keep_room(size)
-            if nuts:
+            if nuts:  # a few draws of the guide meet what is refused, before those that take hours
+                _selected(to_arviz(model, guide, batch["x"], draws=LEAST_DRAWS, **given, **asked), groups, variables)
                 options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
                 result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options, **given)
                 quality = guide_quality(model, guide, batch["x"], result, seed=seed, **given)
@@ -143,10 +146,7 @@ def posterior_run(
                         batch["x"],
                         **given,
                         **options,
-                        groups={*groups} | FOR_THE_PAGE,
-                        coords=coords,
-                        attributes={REQUEST: json.dumps(request), "run": str(config.name)},
-                        seed=seed,
+                        **asked,
                         path=partial if whole else None,  # what the page takes and the file does not is held in memory
                         progress=show,
                     )

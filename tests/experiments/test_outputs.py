@@ -347,7 +347,6 @@ def test_what_was_begun_is_not_begun_anew_since_it_cannot_be_read_now(
         ):
             calibrate_run(run, **FEW)
     with monkeypatch.context() as patched:
-
         read = Path.read_text
 
         def fails(path: Path, *given: Any, **options: Any) -> str:
@@ -607,6 +606,13 @@ def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypat
     # What was finished before the interruption is not lost to the same command.
     [former] = [path for path in tmp_path.iterdir() if path != output]
     assert "unfinished" in former.name
+    of_others = json.dumps({"kind": "benchmark", "startup": {}, "gradients": {}})
+    output.write_text(of_others)
+    with pytest.raises(
+        FileExistsError, match=r"record\.json holds gradients, which was not asked for and would be lost"
+    ):
+        run_suite(["startup"], output=output, progress=False)
+    assert output.read_text() == of_others
 
 
 @pytest.mark.skipif(os.name != "posix", reason="others have no masks of permissions")

@@ -20,7 +20,7 @@ from untrained_runs import make_run
 import pyro_tvae
 from pyro_tvae import Network, Normal
 from pyro_tvae.experiments.commands import posterior as posterior_command
-from pyro_tvae.experiments.commands.posterior import posterior_run
+from pyro_tvae.experiments.commands.posterior import FOR_THE_PAGE, posterior_run
 from pyro_tvae.experiments.datasets import Transformations
 from pyro_tvae.experiments.reports import posterior_figures, posterior_page
 from pyro_tvae.experiments.runs.run import Run
@@ -147,6 +147,11 @@ def test_what_was_left_out_is_left_out_of_the_page(tmp_path: Path) -> None:
     assert page == tmp_path / "small.html"
     # The page shows what was drawn: t, against the frames; of the prior and of log p(x | t) there is nothing to show.
     assert page.read_text(encoding="utf-8").count("data:image/png") == len(OF_WEIGHTS) - 2
+    with pytest.MonkeyPatch.context() as patch:  # by NUTS, hours may have gone by else
+        patch.setattr(posterior_command, "sample_nuts", lambda *_, **__: pytest.fail("sampled"))
+        for wrong in ({"variables": ["zz"]}, {"groups": ["posteriors"]}, {"groups": [*FOR_THE_PAGE, "posteriors"]}):
+            with pytest.raises(ValueError, match=r"there is no (variable 'zz'|group 'posteriors')"):
+                posterior_run(run, draws=4, sequences=2, method="nuts", output=tmp_path / "other.nc", **wrong)
     with pytest.raises(ValueError, match="there is no variable 'zz'; expected some of z"):
         posterior_run(run, draws=4, sequences=2, variables=["zz"], output=tmp_path / "other.nc")
     with pytest.raises(ValueError, match="there is no group 'x'"):

@@ -47,6 +47,7 @@ from pyro_tvae import (
     default_guide,
     load,
     save,
+    storage,
 )
 from pyro_tvae.inference import ELBO, log_weights
 from pyro_tvae.parts import describe
@@ -516,6 +517,29 @@ def complaint(path: Path, error: type[Exception]) -> str:
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "does not exist; expected a file written by" in complaint(tmp_path / "no.safetensors", FileNotFoundError)
     assert f"{tmp_path} is no file" in complaint(tmp_path, FileNotFoundError)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the description of one and the weights of another make a damaged file, or a pair that nobody trained."""
+    path = tmp_path / "pair.safetensors"
+    shutil.copy(saved, path)
+    model, guide = load(saved)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    whole, opened = storage.safe_open, list[Path]()
+
+    def replaced(file: Path, **options: Any) -> Any:
+        if not opened:
+            save(path, model, guide)
+        opened.append(file)
+        return whole(saved if len(opened) == 1 else file, **options)  # what is open is the former one
+
+    monkeypatch.setattr(storage, "safe_open", replaced)
+    again, _ = load(path)
+    assert len(opened) == 2
+    assert torch.equal(next(again.parameters()), next(model.parameters()))
 
 
 def test_a_foreign_file(tmp_path: Path) -> None:
