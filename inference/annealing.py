@@ -36,6 +36,7 @@ __all__ = [
     "Simulated",
     "annealed_importance",
     "bracket",
+    "check_annealing",
     "reverse_annealing",
     "simulate",
 ]
@@ -204,12 +205,34 @@ def annealed_importance(
         torch.Size([2])
     """
     given = _beside(measured) | dict(covariates or {})
+    _check_covariates(model, given)
+    return _run(model, guide, x, None, observed, given, annealing, seed, progress)[0]
+
+
+@judges
+def check_annealing(
+    model: TVAE,
+    guide: Guide,
+    x: Tensor,
+    observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Raise ValueError where :func:`annealed_importance` would, by its first sequence, before anything is computed."""
+    given = dict(covariates or {})
+    _check_covariates(model, given)
+    check_judged(model, guide, x, observed, given)
+    first = {name: value[:1] for name, value in given.items()}
+    whole = mask_of(observed, x, each=True)
+    with seeded(0):
+        Path(model, guide, x[:1], None if whole is None else whole[:1], first)
+
+
+def _check_covariates(model: TVAE, given: Mapping[str, Tensor]) -> None:
     if refused := sorted({*given} & accepted(model) - {"measured"}):
         raise ValueError(
             f"annealed_importance: {type(model).__name__} takes the covariate {refused[0]!r}, and the path would leave "
             "out what its program makes of that; leave it out, or use log_likelihood, which runs the program."
         )
-    return _run(model, guide, x, None, observed, given, annealing, seed, progress)[0]
 
 
 @gathered("annealing", Annealing)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from pyro import poutine
@@ -21,7 +21,7 @@ from pyro_tvae.model import frame_mask, tvae_of
 from pyro_tvae.posteriors import JOINT, Program, draw
 from pyro_tvae.programs import check_covariates, taken, untouched_store
 
-from .annealing import Annealing, Simulated, annealed_importance, bracket, simulate
+from .annealing import Annealing, Simulated, annealed_importance, bracket, check_annealing, simulate
 from .chunks import chunk_of
 from .densities import counts_plainly, scored
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
@@ -246,6 +246,9 @@ def compare(
     of_simulated: dict[str, Any] = {
         name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
     }
+    if annealing is not None:  # what one cannot be annealed by is said before the others are
+        for (model, guide), given in zip(fitted.values(), told, strict=True):
+            check_annealing(cast(Any, model), cast(Any, guide), x, whole, given)
     bounds, ks, gaps = [], [], []
     for index, ((model, guide), given) in enumerate(zip(fitted.values(), told, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors

@@ -77,7 +77,10 @@ class MeanFieldCoordinates:
     def __init__(self, posterior: dict[str, Any], like: Tensor) -> None:
         self.to_site = {site: biject_to(q.support) for site, q in posterior.items()}
         self.posterior = {site: all_events(q) for site, q in posterior.items()}
-        bounds = {site: 1e6 if q.support is constraints.real else 80.0 for site, q in posterior.items()}
+        real = {
+            site: getattr(q.support, "base_constraint", q.support) is constraints.real for site, q in posterior.items()
+        }
+        bounds = {site: 1e6 if real[site] else 80.0 for site in posterior}
         self.bound = torch.cat([like.new_full((q.event_shape.numel(),), bounds[s]) for s, q in self.posterior.items()])
 
     def draw(self, n: int) -> Tensor:
@@ -93,7 +96,8 @@ class MeanFieldCoordinates:
         for (site, q), part in zip(self.posterior.items(), y.split(sizes, -1), strict=True):
             free = part.unflatten(-1, q.event_shape)
             value = values[site] = self.to_site[site](free)
-            jacobian = self.to_site[site].log_abs_det_jacobian(free, value).flatten(2).sum(-1)
+            # Of a joint distribution of all of a site, as a radial one, it is summed already.
+            jacobian = self.to_site[site].log_abs_det_jacobian(free, value).reshape(*y.shape[:2], -1).sum(-1)
             log_q, log_det = log_q + q.log_prob(value) + jacobian, log_det + jacobian
         return values, log_q, log_det
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 __all__ = [
     "NO_ROOM",
@@ -46,7 +46,24 @@ PARTIAL = ".partial"  # the suffix of a file that is still being written
 FORGOTTEN = 7 * 24 * 3600  # seconds since it was written in, after which one of another machine is nobody's
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file sizes
 
-_homes: list[tuple[Path, os.stat_result]] = []  # folders that commands are at work in
+_homes: list[_Home] = []  # folders that commands are at work in
+
+
+class _Home(NamedTuple):
+    """A folder that a command is at work in: where, and what says whether it is the same one.
+
+    A descriptor holds what the system knows of it, which some file systems number anew when they have forgotten it.
+    """
+
+    path: Path
+    then: os.stat_result | int
+
+    def stays(self) -> bool:
+        then = os.fstat(self.then) if isinstance(self.then, int) else self.then
+        try:
+            return os.path.samestat(os.stat(self.path), then)
+        except FileNotFoundError:
+            return False
 
 
 class FolderMoved(FileNotFoundError):
@@ -64,7 +81,11 @@ def staying(folder: str | Path, there: os.stat_result | None = None) -> Iterator
     Raises:
         FolderMoved: it was moved, renamed or removed, as was met when something was to be written or read.
     """
-    home = (Path(folder).absolute(), there or os.stat(folder))
+    descriptor = None
+    if there is None:
+        with suppress(OSError):  # a system that opens no folders, or one that may not be read
+            descriptor = os.open(folder, os.O_RDONLY)
+    home = _Home(Path(folder).absolute(), there or (os.stat(folder) if descriptor is None else descriptor))
     _homes.append(home)
     try:
         yield
@@ -72,28 +93,24 @@ def staying(folder: str | Path, there: os.stat_result | None = None) -> Iterator
         check_stays(folder)  # which then is what was wrong, whatever a library made of it
         raise
     finally:
-        if home in _homes:
-            _homes.remove(home)
+        _homes[:] = [one for one in _homes if one is not home]
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def leave(folder: str | Path) -> None:
     """Expect a folder of :func:`staying` no more, where it is its command that removes it."""
-    _homes[:] = [home for home in _homes if home[0] != Path(folder).absolute()]
+    _homes[:] = [home for home in _homes if home.path != Path(folder).absolute()]
 
 
 def check_stays(path: str | Path) -> None:
     """Raise :class:`FolderMoved` where a folder of :func:`staying` that a path lies in is not there any more."""
-    for home, then in _homes:
-        if Path(path).absolute().is_relative_to(home):
-            try:
-                stays = os.path.samestat(os.stat(home), then)
-            except FileNotFoundError:
-                stays = False
-            if not stays:
-                raise FolderMoved(
-                    f"{home} was moved, renamed or removed while this command was at work in it, and nothing is "
-                    "written in its place; give the command again with the folder where it lies now."
-                )
+    for home in _homes:
+        if Path(path).absolute().is_relative_to(home.path) and not home.stays():
+            raise FolderMoved(
+                f"{home.path} was moved, renamed or removed while this command was at work in it, and nothing is "
+                "written in its place; give the command again with the folder where it lies now."
+            )
 
 
 @contextmanager
@@ -309,6 +326,8 @@ def check_readable(path: Path) -> None:
 
 def refusal(path: Path, error: Exception) -> str:
     """That a file or folder cannot be written, why, and what to do; and that what is there is the old one."""
+    while getattr(error, "errno", None) is None and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # what was written into a temporary file has said it of that
     number = getattr(error, "errno", None)
     remedy = "make room" if number in NO_ROOM else "choose a place that can be"
     blocked = next((parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()), None)

@@ -17,7 +17,7 @@ import torch
 import pyro_tvae
 from pyro_tvae.experiments.reports.style import canvas, save
 from pyro_tvae.experiments.runs.files import write_text
-from pyro_tvae.files import atomic_write
+from pyro_tvae.files import FolderMoved, atomic_write, check_stays, staying
 from pyro_tvae.inference.checkpoints import WholeFiles
 from pyro_tvae.inference.posterior import to_arviz, to_netcdf
 
@@ -81,6 +81,28 @@ def test_what_fails_with_room_left_is_said_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(PermissionError, match="choose a place that can be"), atomic_write(tmp_path / "a"):
         raise PermissionError(errno.EPERM, "not allowed")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_writer_meets_in_a_temporary_file_is_said_of_the_file_that_it_becomes(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match=r"cannot be written") as caught,
+        atomic_write(tmp_path / "a") as outer,
+        atomic_write(outer),
+    ):
+        raise OSError(errno.EIO, "Input/output error")
+    assert str(caught.value) == f"{tmp_path / 'a'} cannot be written (Input/output error); choose a place that can be."
+
+
+def test_a_folder_that_was_made_anew_is_not_the_one_that_was_there(tmp_path: Path) -> None:
+    """Though it may get the number of the one that was removed, for a file system gives such a number again."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with staying(folder):
+        check_stays(folder / "file")
+        folder.rmdir()
+        folder.mkdir()
+        with pytest.raises(FolderMoved, match="was moved, renamed or removed"):
+            check_stays(folder / "file")
 
 
 def test_a_name_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -113,7 +114,7 @@ def resume_run(
 def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping[str, Any]:
     """All steps of a run whose files are not there yet, in a folder that is held; its training history."""
     kept = run.kept() if _first() else nullcontext(lambda: None)
-    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _making_room(run), kept as put_back:
+    with goes_on_with(f"what is done is in {run}; go on with: {run.resume}"), _naming_the_run(run), kept as put_back:
         if _first():
             print(f"run: {run}", flush=True)
             run.sweep()
@@ -142,15 +143,17 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
 
 
 @contextmanager
-def _making_room(run: Run) -> Iterator[None]:
-    """Say of a full disk which run it stops, where a logger meets it, which says nothing of the kind."""
+def _naming_the_run(run: Run) -> Iterator[None]:
+    """Say of a full disk, or one that fails, which run it stops, where a logger meets it, which says nothing of it."""
     try:
         yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in (*NO_ROOM, errno.EIO, errno.ESTALE, errno.EROFS) or error.filename is not None:
             raise
+        full = error.errno in NO_ROOM
+        what, remedy = ("has no room left on", "make room") if full else ("was stopped by", "see to it")
         raise type(error)(
-            f"{run} has no room left on its disk ({error.strerror}); make room, and go on with: {run.resume}"
+            f"{run} {what} its disk ({error.strerror}); {remedy}, and go on with: {run.resume}"
         ) from error
 
 

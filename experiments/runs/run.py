@@ -517,6 +517,7 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
         if automatic and not made:
             continue
         with ExitStack() as stack:
+            locked = os.path.lexists(run.path / LOCK)
             try:
                 stack.enter_context(run.held())
             except OSError as error:
@@ -525,7 +526,12 @@ def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
                     continue
                 raise
             try:
-                run.check_new()
+                try:
+                    run.check_new()
+                except FileExistsError:
+                    if not locked:  # nothing is left in somebody's folder
+                        (run.path / LOCK).unlink(missing_ok=True)
+                    raise
                 run.write(ROOM, " " * 2**16)  # Hydra writes first, and says that a disk is full in a traceback
                 (run.path / ROOM).unlink()
                 yield run

@@ -90,13 +90,22 @@ def test_a_disk_that_fills_up_while_training_costs_an_epoch_at_most(
     assert next(measures) == next(measures)
 
 
-def test_a_disk_that_fills_up_under_a_logger_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "has no room left on its disk (No space left on device); make room, and go on with: "),
+        (errno.EIO, "was stopped by its disk (Input/output error); see to it, and go on with: "),
+    ],
+)
+def test_a_disk_that_fills_up_or_fails_under_a_logger_is_one_sentence(
+    number: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(CSVLogger, "save", full)
     text = refused(lambda: train_run(compose([*TINY, "fit.max_epochs=1"]), tmp_path / "run"), OSError)
-    assert text.startswith(f"{tmp_path / 'run'} has no room left on its disk (No space left on device); make room, and")
+    assert text.startswith(f"{tmp_path / 'run'} {said}")
     monkeypatch.undo()
     resume_run(tmp_path / "run")
 

@@ -83,8 +83,13 @@ def test_a_training_that_had_ended_does_not_begin_again_where_its_weights_are_lo
     }
 
 
-def test_a_new_run_does_not_overwrite_an_old_one(run: Path) -> None:
+def test_a_new_run_does_not_overwrite_an_old_one(run: Path, tmp_path: Path) -> None:
     before = stamps(run)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "model.safetensors").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"others holds model\.safetensors and no config\.yaml: a new run would"):
+        train_run(compose(TINY), tmp_path / "others")
+    assert [path.name for path in (tmp_path / "others").iterdir()] == ["model.safetensors"]
     with pytest.raises(FileExistsError, match="holds a run already, which is left as it is") as caught:
         train_run(compose([*TINY, "seed=1"]), run)
     assert "\n" not in str(caught.value)
