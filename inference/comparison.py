@@ -246,9 +246,12 @@ def compare(
     of_simulated: dict[str, Any] = {
         name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
     }
-    if annealing is not None:  # what one cannot be annealed by is said before the others are
-        for (model, guide), given in zip(fitted.values(), told, strict=True):
+    for (model, guide), given in zip(fitted.values(), told, strict=True):  # what one is refused for, before others run
+        if annealing is not None:
             check_annealing(cast(Any, model), cast(Any, guide), x, whole, given)
+        else:
+            one = {name: value[:1] for name, value in given.items()}
+            log_likelihood(model, guide, x[:1], 1, observed=None if whole is None else whole[:1], covariates=one)
     bounds, ks, gaps = [], [], []
     for index, ((model, guide), given) in enumerate(zip(fitted.values(), told, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors

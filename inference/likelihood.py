@@ -33,7 +33,7 @@ from .inspection import refuse_further_terms
 from .pareto import pareto_shape, tail_length
 from .progress import modes_shown, progress_bar
 
-__all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
+__all__ = ["LogLikelihood", "check_frame_particles", "log_likelihood", "log_weights"]
 
 ESTIMATORS = ("sequence", "frame", "frame_unnormalised")
 
@@ -351,6 +351,20 @@ def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
     names = ("iwae", "standard_error", "ess", "elbo", "pareto_k")
     tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     return replace(parts[0], **tensors)
+
+
+def check_frame_particles(
+    model: TVAE | Callable[..., object],
+    guide: Guide | Callable[..., object],
+    x: Tensor,
+    observed: Tensor | None = None,
+    covariates: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Raise ValueError where ``log_likelihood(…, frame_particles=2)`` would, by its first sequence."""
+    seen = mask_of(observed, x)
+    given: dict[str, Any] = {"observed": None if seen is None else seen.expand(x.shape[:2])[:1]}
+    given["covariates"] = {name: value[:1] for name, value in (covariates or {}).items()}
+    log_likelihood(model, guide, x[:1], 1, frame_particles=2, **given)
 
 
 @judges

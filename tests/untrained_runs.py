@@ -14,6 +14,8 @@ KINDS = {
     "orbits": [],
     "roll": ["topography=capsule_roll", "prior=gaussian", "guide=mean_field"],
     "plain": ["experiment=plain_vae"],
+    "mixture": ["latent=mixture"],
+    "conditional": ["guide=conditional_orbit"],
 }
 
 

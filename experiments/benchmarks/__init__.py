@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +60,7 @@ def run_suite(
     from ..provenance import machine
     from ..reports.tables import wide_console
     from ..runs.files import write_text
-    from ..runs.outputs import check_replaceable, free_name, unfinished
+    from ..runs.outputs import free_name, replacing, unfinished
 
     names = list(dict.fromkeys(names or [name for name in NAMES if name not in EXTRA]))
     unknown = [name for name in names if name not in NAMES]
@@ -85,38 +85,39 @@ def run_suite(
                 f"{output} holds {', '.join(others)}, which was not asked for and would be lost; choose another "
                 "--output, or move it away."
             )
-        check_replaceable(Path(output), {}, overwrite=True)
-    part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
+    with nullcontext() if output is None else replacing(Path(output), {}, overwrite=True) as written:
+        part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
 
-    def write(path: Path | None = part) -> None:
-        record["seconds"] = time.perf_counter() - start
-        record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        if path is not None:
-            write_text(path, json.dumps(record, indent=2) + "\n")
+        def write(path: Path | None = part) -> None:
+            record["seconds"] = time.perf_counter() - start
+            record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+            if path is not None:
+                write_text(path, json.dumps(record, indent=2) + "\n")
 
-    if part is not None and part.exists():  # of one that was interrupted, whose measurements took their time
-        former = part.rename(free_name(part))
-        print(f"what was finished before is in {former}", flush=True)
-    write()
-    console = wide_console()
-    here = record["machine"]
-    console.print(f"{here['cpu']}, {here['threads']} threads, torch {here['torch']}", highlight=False)
-    for position, name in enumerate(names):
-        if progress:
-            left = remaining(names, position, time.perf_counter() - start)
-            where = f"{name}, {position + 1} of {len(names)}"
-            console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
-        module = import_module(f".{name}", __name__)
-        options: dict[str, dict[str, Any]] = {"gpu": {"device": device}}
-        options |= {one: {"beside": beside} for one in ("growth", "turns", "quickstart")}
-        record[name] = module.run(threads=threads, progress=progress, **options.get(name, {}))
-        module.print_record(record[name], console)
+        if part is not None and part.exists():  # of one that was interrupted, whose measurements took their time
+            former = part.rename(free_name(part))
+            print(f"what was finished before is in {former}", flush=True)
         write()
-    if part is not None:
-        write(Path(str(output)))
-        part.unlink()
-        console.print(f"record: {output}", highlight=False)
-    return record
+        console = wide_console()
+        here = record["machine"]
+        console.print(f"{here['cpu']}, {here['threads']} threads, torch {here['torch']}", highlight=False)
+        for position, name in enumerate(names):
+            if progress:
+                left = remaining(names, position, time.perf_counter() - start)
+                where = f"{name}, {position + 1} of {len(names)}"
+                console.print(f"\n{where}; about {left} to go", style="dim", highlight=False)
+            module = import_module(f".{name}", __name__)
+            options: dict[str, dict[str, Any]] = {"gpu": {"device": device}}
+            options |= {one: {"beside": beside} for one in ("growth", "turns", "quickstart")}
+            record[name] = module.run(threads=threads, progress=progress, **options.get(name, {}))
+            module.print_record(record[name], console)
+            write()
+        if part is not None and written is not None:
+            with written() as place:
+                write(place)
+            part.unlink()
+            console.print(f"record: {output}", highlight=False)
+        return record
 
 
 def _measured(path: Path) -> list[str] | None:

@@ -30,7 +30,7 @@ from ..reports.run_figures import draw
 from ..reports.tables import print_evaluation
 from ..runs.files import finite
 from ..runs.names import EVALUATION, FIGURES, PLAIN_VAE, REPORT, TRAINED, UNTRAINED, WEIGHTS
-from ..runs.outputs import DAMAGED, aside, digest, put_aside, shown_on
+from ..runs.outputs import DAMAGED, aside, digest, put_aside, room_kept, shown_on
 from ..runs.run import Run, Trained
 
 __all__ = [
@@ -190,18 +190,19 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
     }
-    result = evaluate(
-        trained.model,
-        trained.guide,
-        trained.data,
-        name=config.name,
-        **rivals,
-        split=split,
-        num_particles=config.evaluation.num_particles,
-        context=config.evaluation.context,
-        seed=config.seed,
-        progress=config.fit.progress,
-    )
+    with room_kept(run.path / EVALUATION):
+        result = evaluate(
+            trained.model,
+            trained.guide,
+            trained.data,
+            name=config.name,
+            **rivals,
+            split=split,
+            num_particles=config.evaluation.num_particles,
+            context=config.evaluation.context,
+            seed=config.seed,
+            progress=config.fit.progress,
+        )
     if trained.others:
         result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
         result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")

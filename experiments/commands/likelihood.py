@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_tvae import LaplaceGuide
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 from pyro_tvae.inference.annealing import check_annealing
-from pyro_tvae.inference.likelihood import ratio_error
+from pyro_tvae.inference.likelihood import check_frame_particles, ratio_error
 from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
@@ -145,8 +145,11 @@ def likelihood_run(
         guide = LaplaceGuide(model, guide)
     batch = next(loaded.data.batches(split, loaded.device, batch_size=sequences))
     x, given, scored = batch["x"], given_by(batch, model, guide), scored_in_words(batch)
-    if temperatures:  # before the rows that come first
+    # Before the rows that come first, what is refused of the others.
+    if temperatures:
         check_annealing(model, guide, x, given["observed"], given["covariates"])
+    if frame_particles > 1:
+        check_frame_particles(model, guide, x, given["observed"], given["covariates"])
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,

@@ -50,6 +50,7 @@ __all__ = [
     "put_aside",
     "replacing",
     "request_of",
+    "room_kept",
     "shown_on",
     "unfinished",
 ]
@@ -226,6 +227,28 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
         )
 
 
+@contextmanager
+def room_kept(path: Path, size: int = RESERVE) -> Iterator[None]:
+    """Keep so many bytes of a file's disk while what goes into it is computed, should it be full by then.
+
+    Raises:
+        OSError: there is no room, or nothing can be written.
+    """
+    with aside(path) as place:
+        try:
+            _fill(place / "room", size)
+        except OSError as error:
+            raise type(error)(refusal(path, error)) from error
+        yield
+
+
+def _fill(path: Path, size: int) -> None:
+    with open(path, "wb") as file:
+        for start in range(0, size, BLOCK):  # a file system may take no room for what is not written
+            file.write(bytes(min(BLOCK, size - start)))
+        os.fsync(file.fileno())
+
+
 @dataclass(frozen=True)
 class Held:
     """A file that is held while what goes into it is computed; called, it yields where that is written.
@@ -243,10 +266,7 @@ class Held:
     def keep_room(self, size: int) -> None:
         """Keep so many bytes of the disk until the file is written, should it be full by then; OSError without them."""
         try:
-            with open(self.lock, "r+b") as file:
-                for start in range(0, size, BLOCK):  # a file system may take no room for what is not written
-                    file.write(bytes(min(BLOCK, size - start)))
-                os.fsync(file.fileno())
+            _fill(self.lock, size)
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.lock, 0)

@@ -31,7 +31,7 @@ from ..provenance import hardware, versions
 from ..runs.data import fingerprints
 from ..runs.files import write_text
 from ..runs.names import CONFIG, DATA
-from ..runs.outputs import digest
+from ..runs.outputs import digest, room_kept
 from ..runs.run import Run, Trained, device_of
 from .cells import POINTS, last_weights
 from .records import RunInfo, Values
@@ -154,9 +154,10 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
             )
         moments = [run.read(f"snapshots/step{step}.json", Values, ("step", "seconds")) for step in kept]
         points: list[Values] = []
-        for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
-            model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
-            points.append(moment | judge(model, guide, parts.data, sequences, num_particles))
+        with room_kept(folder / POINTS):
+            for moment in progress_bar(len(moments), "judging", shown=config.fit.progress, iterable=moments):
+                model, guide = pyro_tvae.load(folder / f"snapshots/step{moment['step']}.safetensors")
+                points.append(moment | judge(model, guide, parts.data, sequences, num_particles))
         curves: RunInfo = {
             "hardware": hardware(device_of(config)),
             "versions": versions(),

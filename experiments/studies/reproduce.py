@@ -28,7 +28,7 @@ from ..config.processes import place_among
 from ..datasets.splits import given_by
 from ..runs.files import finite, read_record, write_text
 from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
-from ..runs.outputs import digest
+from ..runs.outputs import digest, room_kept
 from ..runs.run import Run
 from .cells import ANNEALED, REFITTED, Refitted, add, added, last_weights, weights_of
 from .learning_curves import ended, follow
@@ -180,7 +180,8 @@ def _cell(
         else:
             progress(f"{said}, annealing")
             start = time.monotonic()
-            annealed = _anneal(run, None if study.labels is None else config, **study.annealing)
+            with room_kept(run.path / ANNEALED):
+                annealed = _anneal(run, None if study.labels is None else config, **study.annealing)
             add(run, ANNEALED, {**annealed, "seconds": time.monotonic() - start})
     if study.reference and study.annealing:
         reference = ledger.run(study.reference, config.seed)
@@ -188,7 +189,8 @@ def _cell(
         of = run.read(REFITTED, Refitted).get("of") if done else None  # which older files do not say
         if not done or (None not in (of, weights) and of != weights):  # the reference was run anew
             progress(f"{said}, its guide fitted to the model of {study.reference}")
-            values = finite(refit(run, reference, study.annealing["sequences"]))
+            with room_kept(run.path / REFITTED):
+                values = finite(refit(run, reference, study.annealing["sequences"]))
             run.write(REFITTED, json.dumps({**values, "of": weights}))
     if study.drawing:
         _draw(study, run, stem, said, progress)

@@ -165,6 +165,22 @@ def test_a_record_of_likelihoods_is_not_replaced_by_another(tmp_path: Path) -> N
     assert len(json.loads((run / "likelihood.json").read_text())["rows"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("mixture", {"frame_particles": 4}, "MixtureLatent couples the frames of z"),
+        ("conditional", {"temperatures": 4, "chains": 2}, "annealing needs a mean-field guide"),
+    ],
+)
+def test_what_the_last_estimate_is_refused_for_is_said_before_the_first(
+    kind: str, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", kind)
+    with pytest.raises(ValueError, match=said):
+        likelihood_run(run, particles=[1, 8], sequences=2, **options)
+    assert not [*run.glob("likelihood*")]
+
+
 @pytest.mark.parametrize("name", ["likelihood", "calibrate", "compare", "posterior"])
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_read(

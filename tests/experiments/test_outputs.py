@@ -393,12 +393,24 @@ def test_room_for_what_is_computed_is_kept_until_it_is_written(tmp_path: Path, m
     seen(compare, "compare", tmp_path / ".table.json.lock")
     seen(posterior, "sample_nuts", runs[0] / ".posterior.nc.lock")
     seen(compare, "write_text", tmp_path / ".table.json.lock")
+    judging = evaluate.evaluate
+
+    def judged_with_room(*given: Any, **options: Any) -> Any:
+        [room] = runs[0].rglob("room")
+        kept["evaluate"] = room.stat().st_blocks * 512
+        return judging(*given, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate", judged_with_room)
+    evaluate_run(runs[0])
     compare_runs(runs, output=tmp_path / "table.json", particles=2, sequences=3)
     posterior_run(runs[0], method="nuts", draws=4, chains=1, warmup=2, sequences=2)
+    assert kept["evaluate"] >= 2**18
     assert kept["compare"] >= 2**18
     assert kept["write_text"] == 0
     assert kept["sample_nuts"] > (runs[0] / "posterior.nc").stat().st_size / 2
-    assert not [*tmp_path.rglob("*.lock")]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.name.endswith((".json.lock", ".nc.lock", ".partial", "room"))
+    ]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "history.json", "../mine.ckpt"])
@@ -606,6 +618,16 @@ def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypat
     # What was finished before the interruption is not lost to the same command.
     [former] = [path for path in tmp_path.iterdir() if path != output]
     assert "unfinished" in former.name
+    with ThreadPoolExecutor(1) as other:
+
+        def at_once(**_: object) -> dict[str, float]:
+            with pytest.raises(BlockingIOError, match=r"another process is making .*record\.json; wait for its end"):
+                other.submit(run_suite, ["startup"], output=output, progress=False).result()
+            return {"seconds": 2.0}
+
+        monkeypatch.setattr(startup, "run", at_once)
+        run_suite(["startup"], output=output, progress=False)
+    assert json.loads(output.read_text())["startup"] == {"seconds": 2.0}
     of_others = json.dumps({"kind": "benchmark", "startup": {}, "gradients": {}})
     output.write_text(of_others)
     with pytest.raises(

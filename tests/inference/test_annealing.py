@@ -355,6 +355,11 @@ def test_what_cannot_be_annealed_is_refused_before_anything_is(monkeypatch: pyte
     monkeypatch.setattr(comparison, "annealed_importance", lambda *_, **__: pytest.fail("annealed"))
     with pytest.raises(ValueError, match="annealing needs a mean-field guide"):
         compare(pairs, torch.rand(3, 4, 1, 4, 4), annealing=Annealing(2, 4))
+    other = TVAE((1, 4, 5), 4, 2, 4, CapsuleRoll(4, 0), likelihood=Normal(0.3))
+    monkeypatch.setattr(comparison, "_gap", lambda *_, **__: pytest.fail("compared"))
+    for model, guide in ((other, MeanFieldGuide(other)), (pairs["flow"][0], MeanFieldGuide(other))):
+        with pytest.raises(ValueError, match=r"x has shape .*; this model expects|the guide was made for sequences of"):
+            compare({**pairs, "other": (model, guide)}, torch.rand(3, 4, 1, 4, 4), 5)
 
 
 def test_guides_without_independent_sites_are_refused() -> None:
