@@ -183,7 +183,7 @@ class Keeper(ModelCheckpoint):
                 raise
             if may_pass(error):  # else the next ones would be written over them
                 raise type(error)(
-                    f"fit: cannot resume, {kept} cannot be read ({error.strerror}); see to it that it can."
+                    f"fit: cannot resume, {kept} cannot be read ({error.strerror}); see to it that it can be."
                 ) from error
             return None, False
 

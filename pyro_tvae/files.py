@@ -279,7 +279,7 @@ def mkdir(path: Path) -> None:
             be made, where nobody looks for what is written.
     """
     missing = [place for place in (path.absolute(), *path.absolute().parents) if not os.path.lexists(place)]
-    if missing and missing[-1].parent == Path.cwd() and re.fullmatch(r"[A-Za-z][\w+.-]+:", missing[-1].name):
+    if missing and re.fullmatch(r"[A-Za-z][\w+.-]+:", missing[-1].name) and missing[-1].parent == Path.cwd():
         raise OSError(errno.EINVAL, "it is an address, and files are written to folders of this machine")
     path.mkdir(parents=True, exist_ok=True)
 

@@ -121,14 +121,14 @@ def posterior_run(
             options: dict[str, Any] = {"draws": draws, "method": method}
             if whole:
                 check_writable(file, check_writes)  # before the draws, which would be lost
-                size = RESERVE
+                size = 0
                 with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
                     n_chains = chains if nuts else 1
                     of_file: dict[str, Any] = {"draws": draws, "num_chains": n_chains, "groups": groups}
                     size = expected_size(model, guide, batch["x"], **of_file, **given)
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
                 if nuts:
-                    written.keep_room(size)
+                    written.keep_room(RESERVE + size)
             if nuts:  # a few draws of the guide meet what is refused, before those that take hours
                 _selected(to_arviz(model, guide, batch["x"], draws=LEAST_DRAWS, **given, **asked), groups, variables)
                 options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}

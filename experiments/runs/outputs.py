@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -236,46 +235,37 @@ def room_kept(path: Path, size: int = RESERVE) -> Iterator[None]:
     """
     with aside(path) as place:
         try:
-            _fill(place / "room", size)
+            with open(place / "room", "wb") as file:
+                for start in range(0, size, BLOCK):  # a file system may take no room for what is not written
+                    file.write(bytes(min(BLOCK, size - start)))
+                os.fsync(file.fileno())
         except OSError as error:
             raise type(error)(refusal(path, error)) from error
         yield
 
 
-def _fill(path: Path, size: int) -> None:
-    with open(path, "wb") as file:
-        for start in range(0, size, BLOCK):  # a file system may take no room for what is not written
-            file.write(bytes(min(BLOCK, size - start)))
-        os.fsync(file.fileno())
-
-
-@dataclass(frozen=True)
 class Held:
     """A file that is held while what goes into it is computed; called, it yields where that is written.
 
-    Attributes:
+    Args:
         path: of the file.
-        lock: of the file that holds it, and room.
-        since: how the file was, see :func:`.state_of`.
     """
 
-    path: Path
-    lock: Path
-    since: tuple[int, int]
+    def __init__(self, path: Path) -> None:
+        self.path, self.since, self._room = path, state_of(path), ExitStack()
 
     def keep_room(self, size: int) -> None:
-        """Keep so many bytes of the disk until the file is written, should it be full by then; OSError without them."""
-        try:
-            _fill(self.lock, size)
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self.lock, 0)
-            raise type(error)(refusal(self.path, error)) from error
+        """As :func:`room_kept`, until the file is written."""
+        self.free_room()
+        self._room.enter_context(room_kept(self.path, size))
+
+    def free_room(self) -> None:
+        """Keep no room any more."""
+        self._room.close()
 
     @contextmanager
     def __call__(self, *pages: Path) -> Iterator[Path]:
-        with suppress(OSError):  # it was removed by hand
-            os.truncate(self.lock, 0)
+        self.free_room()
         with shown_on(self.path, *pages, since=self.since) as place:
             yield place
 
@@ -305,7 +295,8 @@ def replacing(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: 
             ) from None
         try:
             check_replaceable(path, request, overwrite, page=page)  # another may have ended just now
-            held = Held(path, lock, state_of(path))
+            held = Held(path)
+            stack.callback(held.free_room)
             held.keep_room(RESERVE)
             with staying(path.parent):
                 yield held

@@ -260,7 +260,7 @@ class Ledger:
     def _grown(self, cell: tuple[str, int], own: Cell) -> Cell:
         """What a run that is here measured, with what a kept record says of it beside."""
         kept = self.kept.get(cell)
-        return own if kept is None else Cell(own.values, {**kept.run, **own.run}, kept.settings)
+        return own if kept is None else Cell({**kept.values, **own.values}, {**kept.run, **own.run}, kept.settings)
 
     def _keep_gone(self, shown: Path) -> None:
         """Put a former table aside that has numbers of runs whose files are gone: they stand nowhere else."""
