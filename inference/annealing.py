@@ -36,7 +36,6 @@ __all__ = [
     "Simulated",
     "annealed_importance",
     "bracket",
-    "check_annealing",
     "reverse_annealing",
     "simulate",
 ]

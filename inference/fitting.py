@@ -18,6 +18,7 @@ import pyro.infer
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -473,6 +474,9 @@ class Fitting(lightning.LightningModule):
                 "file away, leave out the callback or the variable of the environment that chose it, or give it as "
                 "resume."
             )
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, DoublePrecision):  # else weights would be rounded, which Lightning puts in place before
+            plugin.convert_module(self)
         self._recent = [value.to(self.device) for value in checkpoint[KEY]["recent"]]
         self.fit_name = checkpoint[KEY].get("fit")
         self._stored = checkpoint[KEY].get("optimizer") or None

@@ -33,7 +33,7 @@ from .inspection import refuse_further_terms
 from .pareto import pareto_shape, tail_length
 from .progress import modes_shown, progress_bar
 
-__all__ = ["LogLikelihood", "check_frame_particles", "log_likelihood", "log_weights"]
+__all__ = ["LogLikelihood", "log_likelihood", "log_weights"]
 
 ESTIMATORS = ("sequence", "frame", "frame_unnormalised")
 

@@ -10,6 +10,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,19 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "data module, persistent workers": lambda: {"data": data_module(workers=1)},
     "every generator, clipped": lambda: {"data": sequences(), "callbacks": [Noisy()], "gradient_clip": 0.1},
     "steps": lambda: {"data": sequences(), "validation": sequences(5), "max_steps": 10},
+    "double precision": lambda: {
+        "data": sequences(),
+        "validation": sequences(5),
+        "trainer": TrainerOptions("cpu", precision="64-true"),
+    },
 }
 
 
 def quick(case: dict[str, Any], directory: Path, **options: Any) -> tuple[History, dict[str, Any]]:
     """A fit of fresh parts; its history and last checkpoint."""
-    options = (
-        {"max_epochs": EPOCHS, "seed": 1, "accelerator": "cpu", "progress": False, "warmup_steps": 6} | case | options
-    )
+    options = {"max_epochs": EPOCHS, "seed": 1, "progress": False, "warmup_steps": 6} | case | options
+    if "trainer" not in case:
+        options["accelerator"] = "cpu"
     model, guide = start(seed=0 if "resume" not in options else 9)
     history = fit(model, guide, directory=directory, **options)
     assert history.last_checkpoint is not None
@@ -150,7 +156,11 @@ class Copies(Callback):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_fit_resumed_from_any_epoch_ends_as_the_whole_one(case: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     options = case()
-    options["callbacks"] = [*options.get("callbacks", []), Copies(tmp_path / "whole")]
+    copies = Copies(tmp_path / "whole")
+    if "trainer" in options:
+        options["trainer"] = replace(options["trainer"], callbacks=[copies])
+    else:
+        options["callbacks"] = [*options.get("callbacks", []), copies]
     whole_history, whole = quick(options, tmp_path / "whole")
     folders = sorted(tmp_path.glob("at *"))
     assert len(folders) == EPOCHS - 1
