@@ -26,7 +26,8 @@ from .course import differing, other_part, parts_of
 
 __all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "in_plain", "read_checkpoint", "restored"]
 
-KEY, VERSION = "pyro_tvae", 2  # since 2 with a list of what the file holds
+# 2: with a list of what the file holds. 3: data are told by fingerprints that former versions take for those of others.
+KEY, VERSION = "pyro_tvae", 3
 OPTIMIZERS = "optimizer_states"
 PARTS = {
     "epoch": int,

@@ -99,11 +99,15 @@ def _locked(folder: Path) -> int:
             raise type(error)(refusal(folder, error)) from error
 
 
-def _paths(kept: ModelCheckpoint, default: str = "") -> list[str]:
-    """The files that are written under fixed names; none where the folder is not known."""
-    folder = kept.dirpath or default
-    if not folder:
-        return []
+def _paths(kept: ModelCheckpoint, trainer: lightning.Trainer) -> list[str]:
+    """The files that are written under fixed names, in a folder that the first logger names where none was given."""
+    if (folder := kept.dirpath) is None:  # as Lightning has it
+        folder = trainer.default_root_dir
+        if trainer.loggers:
+            first = trainer.loggers[0]
+            version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+            folder = os.path.join(first.save_dir or folder, str(first.name), version)
+        folder = os.path.join(folder, FOLDER)
     names = [kept.filename, *([kept.CHECKPOINT_NAME_LAST] if kept.save_last else [])]
     return [os.path.join(os.path.realpath(str(folder)), f"{name}.ckpt") for name in names]
 
@@ -202,10 +206,7 @@ class Keeping:
 
     def check_no_other(self, trainer: lightning.Trainer) -> None:
         """Raise ValueError where a callback of the user's would write over what is kept here."""
-        ours = {path for kept in (self.best, self.last) if isinstance(kept, Keeper) for path in _paths(kept)}
-        default = (
-            "" if trainer.loggers else os.path.join(trainer.default_root_dir, "checkpoints")
-        )  # as Lightning has it
+        ours = {path for kept in (self.best, self.last) if isinstance(kept, Keeper) for path in _paths(kept, trainer)}
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, StochasticWeightAveraging) and self.best is not None:
                 raise ValueError(
@@ -213,7 +214,7 @@ class Keeping:
                     "leaves the best weights that were validated; take WeightAveraging, whose averages are validated, "
                     "or leave validation out."
                 )
-            taken = ours.intersection(_paths(other, default)) if isinstance(other, ModelCheckpoint) else None
+            taken = ours.intersection(_paths(other, trainer)) if isinstance(other, ModelCheckpoint) else None
             if taken:
                 raise ValueError(
                     f"fit: {type(other).__name__} writes {taken.pop()}, which fit keeps itself; give it another "

@@ -81,8 +81,8 @@ def test_foreign_checkpoints(written: Path, key: str, value: Any, removed: bool)
 
 def test_a_newer_checkpoint_and_one_of_another_model(written: Path, tmp_path: Path) -> None:
     state = torch.load(written, weights_only=True)
-    torch.save(state | {KEY: {"version": 3, "recent": []}}, tmp_path / "newer.ckpt")
-    with pytest.raises(ValueError, match="has version 3, this pyro-tvae reads up to 2; update pyro-tvae"):
+    torch.save(state | {KEY: {"version": 4, "recent": []}}, tmp_path / "newer.ckpt")
+    with pytest.raises(ValueError, match="has version 4, this pyro-tvae reads up to 3; update pyro-tvae"):
         fit(*start(), torch.rand(4, 2, 1, 2, 2), resume=tmp_path / "newer.ckpt")
     model = TVAE((1, 2, 2), 2, 2, 2, CapsuleRoll(2, 0))
     with pytest.raises(ValueError, match=r"is of another model: .* is .* there and .* here"):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -129,6 +130,14 @@ def test_a_folder_of_checkpoints_that_is_a_link_is_gone_on_in(name: str, tmp_pat
     again = fit(*start(), directory=tmp_path / "run", resume=last, max_epochs=2, **LEARNING)
     assert again.last_checkpoint == last
     assert [path.name for path in (tmp_path / "run").iterdir() if "checkpoints" in path.name] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("options", [{"save_last": True}, {"filename": "best", "monitor": "val/elbo", "mode": "max"}])
+def test_a_callback_whose_folder_a_logger_names_is_refused_too(options: dict[str, Any], tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = TrainerOptions("cpu", logger=logger, callbacks=[ModelCheckpoint(**options)])
+    with pytest.raises(ValueError, match=r"ModelCheckpoint writes .*checkpoints/\w+\.ckpt, which fit keeps itself"):
+        fit(*start(), directory=tmp_path, trainer=trainer, max_epochs=1, **LEARNING)
 
 
 def test_a_callback_whose_folder_lightning_chooses_is_refused_too(tmp_path: Path) -> None:
