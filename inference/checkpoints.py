@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import shutil
 import warnings
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pyro_tvae.files import atomic_write, may_pass
 from pyro_tvae.memory import exhausted
@@ -74,8 +76,19 @@ class Keeper(ModelCheckpoint):
     def forget(self) -> None:
         """Begin anew: what was the best of other sequences is not compared with."""
         if self.monitor is not None:
+            self._copy_former()
             self.best_k_models, self.kth_best_model_path, self.best_model_path = {}, "", ""
             self.best_model_score, self.kth_value, self.told = None, torch.tensor(-torch.inf), True
+
+    @rank_zero_only
+    def _copy_former(self) -> None:
+        """Keep the best weights of other sequences beside those that will take their place."""
+        own = Path(self.dirpath or "", f"{self.filename}.ckpt")
+        if self.dirpath is not None and own.is_file():
+            other = next(path for n in itertools.count(1) if not (path := own.with_stem(f"{own.stem}-{n}")).exists())
+            with atomic_write(other) as partial:
+                shutil.copyfile(own, partial)
+            warnings.warn(f"fit: {other} keeps the best weights of the former validation data.", stacklevel=2)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restored = True
@@ -131,6 +144,7 @@ class Keeper(ModelCheckpoint):
                 f"fit: {kept} is the best of other validation data; of these the best begins anew.", stacklevel=2
             )
             self.told = True
+            self._copy_former()
         else:
             self.best_model_path = self.kth_best_model_path = str(kept)
             self.best_model_score, self.kth_value = score, score

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 
 from pyro_tvae.files import check_stays, make_folder, refusal
@@ -214,7 +214,11 @@ class Keeping:
                     "leaves the best weights that were validated; take WeightAveraging, whose averages are validated, "
                     "or leave validation out."
                 )
-            taken = ours.intersection(_paths(other, trainer)) if isinstance(other, ModelCheckpoint) else None
+            taken = None
+            if isinstance(other, ModelCheckpoint):
+                taken = ours.intersection(_paths(other, trainer))
+            elif isinstance(other, OnExceptionCheckpoint):
+                taken = ours.intersection([os.path.realpath(other.ckpt_path)])
             if taken:
                 raise ValueError(
                     f"fit: {type(other).__name__} writes {taken.pop()}, which fit keeps itself; give it another "

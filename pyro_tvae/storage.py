@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .budgets import Budget
 from .files import atomic_write, check_readable, state_of
 from .guides.base import Guide
+from .judging import in_turn
 from .marks import TOPOGRAPHY, checksum, marks, other_mark
 from .model import TVAE
 from .naming import restoring
@@ -91,7 +92,9 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
             raise TypeError(
                 f"save: {name} is of type {type(given).__name__}; expected a {kind.__name__}: save(path, model, guide)."
             )
-    path, contents = Path(path).expanduser(), record(model, guide)
+    path = Path(path).expanduser()
+    with in_turn():  # it runs the guide, and Pyro's handlers are the whole process's
+        contents = record(model, guide)
     said = {name: json.dumps(getattr(contents, name)) for name in SAID}
     if any('"__main__.' in text for text in said.values()):
         warnings.warn(
@@ -492,7 +495,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             raise _NewerError
         contents = Record(tensors=tensors, **_said(metadata, version))
         then = _marks_of(metadata)
-        model, guide = rebuild(contents)
+        with in_turn():
+            model, guide = rebuild(contents)
         changed = other_mark(marks(model, _pair(model, guide), contents.derived), then) if then else None
     except _NewerError:
         raise ValueError(

@@ -18,6 +18,7 @@ from pyro_tvae.files import reading
 from pyro_tvae.inference import History, TrainerOptions, fit
 from pyro_tvae.inference.course import other_part, parts_of
 from pyro_tvae.inference.optimizers import unscales
+from pyro_tvae.judging import in_turn
 from pyro_tvae.memory import exhausted
 from pyro_tvae.wording import in_words
 
@@ -78,8 +79,9 @@ def build(config: DictConfig, data: SequenceDataModule | None = None) -> Parts:
     data = make(config.data) if data is None else data
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ConfigurationError(f"seed is {config.seed!r}; expected a whole number from 0 to 4294967295.")
-    seed_everything(config.seed, workers=True, verbose=False)
-    return _parts(config, data)
+    with in_turn():  # another thread may draw the weights of its own run
+        seed_everything(config.seed, workers=True, verbose=False)
+        return _parts(config, data)
 
 
 def other_than_described(config: DictConfig, data: SequenceDataModule, model: TVAE, guide: Guide) -> str | None:

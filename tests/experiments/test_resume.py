@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_training_that_had_ended_does_not_begin_again_where_its_weights_are_lo
     assert {name: stamp for name, stamp in stamps(copied).items() if name != ".lock"} == {
         name: stamp for name, stamp in before.items() if name != ".lock"
     }
+
+
+def test_runs_in_threads_end_as_runs_alone(tmp_path: Path) -> None:
+    """Generators and Pyro's handlers are the whole process's: weights were not those of the seed, or a run failed."""
+    tiny = [*SMALLEST, "fit.max_epochs=1"]
+
+    def weights(folder: str, seed: int) -> dict[str, torch.Tensor]:
+        train_run(compose([*tiny, f"seed={seed}"]), tmp_path / folder)
+        return load_file(tmp_path / folder / "model.safetensors")
+
+    alone = [weights(f"alone{seed}", seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        found = [*threads.map(weights, ("thread0", "thread1"), range(2))]
+    for one, other in zip(alone, found, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(run: Path, tmp_path: Path) -> None:

@@ -248,8 +248,11 @@ def test_the_best_is_never_compared_over_two_sets_of_validation_data(folder: boo
     fit(*start(), directory=tmp_path, max_epochs=3, **gray)
     hard = gray | {"validation": sequences(5).round()}
     pair, options = start(), {"directory": tmp_path} if folder else {}
+    former = (tmp_path / "checkpoints" / "best.ckpt").read_bytes()
     with pytest.warns(UserWarning, match="goes on with other validation data, 5 other sequences, of which the best"):
         history = fit(*pair, resume=tmp_path / "checkpoints" / "last.ckpt", max_epochs=5, **hard, **options)
+    beside = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").glob("best-*.ckpt")}
+    assert beside == ({"best-1.ckpt": former} if folder else {})
     steps, elbo = history.column("val/elbo")
     begun = steps.index(max(step for step in steps if step <= 6)) + 1
     assert len(elbo) > begun

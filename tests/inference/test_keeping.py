@@ -16,7 +16,13 @@ import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -130,6 +136,14 @@ def test_a_folder_of_checkpoints_that_is_a_link_is_gone_on_in(name: str, tmp_pat
     again = fit(*start(), directory=tmp_path / "run", resume=last, max_epochs=2, **LEARNING)
     assert again.last_checkpoint == last
     assert [path.name for path in (tmp_path / "run").iterdir() if "checkpoints" in path.name] == ["checkpoints"]
+
+
+def test_a_callback_that_would_keep_what_failed_in_the_place_of_the_best_is_refused(tmp_path: Path) -> None:
+    trainer = TrainerOptions("cpu", callbacks=[OnExceptionCheckpoint(tmp_path / "checkpoints", "best")])
+    with pytest.raises(
+        ValueError, match=r"OnExceptionCheckpoint writes .*checkpoints/best\.ckpt, which fit keeps itself"
+    ):
+        fit(*start(), directory=tmp_path, trainer=trainer, max_epochs=1, **LEARNING)
 
 
 @pytest.mark.parametrize("options", [{"save_last": True}, {"filename": "best", "monitor": "val/elbo", "mode": "max"}])
