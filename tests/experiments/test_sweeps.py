@@ -17,9 +17,10 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_tvae.experiments.commands import train
+from pyro_tvae.experiments.commands import hydra_entry, train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.config.allowlist import Allowlist
+from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.interruption import Interrupted, override, typed
 from pyro_tvae.experiments.runs.sweeps import Sweep, begun
@@ -178,6 +179,18 @@ def test_a_launcher_that_gives_up_leaves_a_sweep_to_go_on_with(
     assert "the sweep in sweep ended early, with status 1 (0 of 2 done, 0 begun)" in said
     assert "go on with: pyro-tvae train" in said
     assert swept("seed=0,1", "hydra.sweep.dir=sweep") == [0, 1]
+
+
+def test_a_job_whose_data_lie_elsewhere_since_says_how_to_go_on_with_them_there(tmp_path: Path) -> None:
+    """As of a project that was moved: the command that it names would look where they were."""
+    then, now = (compose(["data=mnist", f"data.source.root={root}"]) for root in ("/there", "/here"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(then, resolve=True))
+    with pytest.raises(
+        FileExistsError, match=r"root was '/there' and is '/here'.*go on with it by: (.*); or"
+    ) as caught:
+        hydra_entry._trained(now, tmp_path / "run", Allowlist(), None)
+    assert f"resume={tmp_path / 'run'} data.source.root=/here; or begin a new sweep" in str(caught.value)
 
 
 def test_a_job_whose_folder_holds_a_run_of_other_settings_says_which_and_what_to_type(
