@@ -128,11 +128,15 @@ class Keeper(ModelCheckpoint):
     def adopt(self, trainer: lightning.Trainer, course: Mapping[str, Any]) -> None:
         """Take what lies beside the checkpoint that is gone on from for the best, where its fit was not validated.
 
+        Where it was, begin anew if what lies there is of other validation data: of a fit that went on from there with
+        those, and was killed before it wrote its last checkpoint.
+
         Args:
             trainer: of the fit.
             course: what the fit is told and shown: only of the same validation data values compare.
         """
-        kept = None if self.monitor is None or self.restored else self._beside(f"{self.filename}.ckpt")
+        name = self.best_model_path if self.restored else f"{self.filename}.ckpt"
+        kept = self._beside(name) if self.monitor is not None else None
         if kept is None or not kept.is_file():
             return
         score, foreign = self._score_of(kept)
@@ -143,9 +147,8 @@ class Keeper(ModelCheckpoint):
             warnings.warn(
                 f"fit: {kept} is the best of other validation data; of these the best begins anew.", stacklevel=2
             )
-            self.told = True
-            self._copy_former()
-        else:
+            self.forget()
+        elif not self.restored:
             self.best_model_path = self.kth_best_model_path = str(kept)
             self.best_model_score, self.kth_value = score, score
             self.best_k_models = {str(kept): score}

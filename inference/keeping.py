@@ -151,9 +151,12 @@ class BestWeights(Callback):
 
     def adopt(self, trainer: lightning.Trainer, course: Mapping[str, Any]) -> None:
         """As :meth:`.Keeper.adopt`."""
-        if not self.weights:
-            self.before.adopt(trainer, course)
+        taken = bool(self.weights)
+        self.before.adopt(trainer, course)
+        if not taken:
             self._take(trainer.lightning_module)
+        elif not self.before.best_model_path:
+            self.elbo, self.weights = -math.inf, {}
 
     def _take(self, module: lightning.LightningModule) -> None:
         if self.before.best_model_path:

@@ -234,6 +234,29 @@ def test_a_fit_that_goes_on_without_a_folder_ends_with_the_best_of_its_history(t
     assert not same(dict(Fitting(*pair).state_dict()), dict(best["state_dict"]))
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_best_of_other_validation_data_beside_a_checkpoint_of_these_is_none(folder: bool, tmp_path: Path) -> None:
+    """As where a fit goes on with others, and is killed between its best and its last checkpoint."""
+    hard = WORSE | {"validation": sequences(5).round()}
+    fit(*start(), directory=tmp_path, max_epochs=2, **hard)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    gray = WORSE | {"validation": torch.full((5, 3, *FRAME), 0.5)}
+    with pytest.warns(UserWarning, match="goes on with other validation data"):
+        fit(*start(), directory=tmp_path, resume=last, max_epochs=3, **gray)
+    last.write_bytes(before)
+    pair, options = start(), {"directory": tmp_path} if folder else {}
+    with pytest.warns(UserWarning, match="is the best of other validation data; of these the best begins anew"):
+        history = fit(*pair, resume=last, max_epochs=4, **hard, **options)
+    _, elbo = history.column("val/elbo")
+    assert len(elbo) == 4
+    bound = ELBO(*pair)(hard["validation"]).elbo
+    assert float(bound.detach().mean()) / 3 == pytest.approx(max(elbo[2:]), abs=1.0)
+    if folder:
+        assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
+        assert len([*(tmp_path / "checkpoints").glob("best-*.ckpt")]) == 2
+
+
 def test_best_weights_that_lie_before_a_users_own_checkpoint_are_told_of(tmp_path: Path) -> None:
     own = lightning.callbacks.ModelCheckpoint(tmp_path, filename="own")
     fit(*start(), max_epochs=2, trainer=TrainerOptions(callbacks=[own]), **WORSE)
