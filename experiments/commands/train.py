@@ -124,7 +124,12 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         data = parts.data if parts is not None else None
         if data is None and record is None:
             data = run.data(config)
-        history = run.history() if run.has(WEIGHTS) else _trained(run, config, parts or build(config, data), put_back)
+        if run.has(WEIGHTS):
+            history: Mapping[str, Any] = run.history()
+            if _first() and history and not run.has(TRAINED):  # it was killed between the two
+                run.end_training()
+        else:
+            history = _trained(run, config, parts or build(config, data), put_back)
         if compares:
             plain_config = _plain_vae(config)
             plain = build(plain_config, data)

@@ -209,6 +209,9 @@ class Ledger:
                 write_record(shown, record)
             else:
                 texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
+                for path in texts if not shown.exists() else ():  # without the table that they would show
+                    if path.exists():
+                        put_aside(path, "is none of this study")
                 with shown_on(shown, *texts) as partial:
                     write_record(partial, record)
                 for path, text in texts.items():

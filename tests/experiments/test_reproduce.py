@@ -84,7 +84,10 @@ def test_what_a_study_measured_of_former_weights_counts_no_more(name: str, tmp_p
 def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STUDIES, "tiny", TINY)
     said: list[str] = []
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "table.md").write_text("mine")
     first = reproduce("tiny", output=tmp_path, progress=said.append)
+    assert (tmp_path / "tiny" / "table-1.md").read_text() == "mine"
     assert len(said) == 6  # two cells, each trained, annealed and refitted
     again = reproduce("tiny", output=tmp_path, progress=said.append)
     assert len(said) == 6

@@ -84,6 +84,15 @@ def test_a_training_that_had_ended_does_not_begin_again_where_its_weights_are_lo
     }
 
 
+def test_what_a_killed_command_had_not_tied_together_is_tied_when_it_is_given_again(run: Path, tmp_path: Path) -> None:
+    """Between its weights and what says that they are of its history and configuration."""
+    copied = tmp_path / "copy"
+    shutil.copytree(run, copied)
+    (copied / "trained.json").unlink()
+    resume_run(copied)
+    assert (copied / "trained.json").read_bytes() == (run / "trained.json").read_bytes()
+
+
 def test_runs_in_threads_end_as_runs_alone(tmp_path: Path) -> None:
     """Generators and Pyro's handlers are the whole process's: weights were not those of the seed, or a run failed."""
     tiny = [*SMALLEST, "fit.max_epochs=1"]
