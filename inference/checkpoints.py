@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import os
 import shutil
 import warnings
@@ -20,7 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from pyro_tvae.files import atomic_write, may_pass
+from pyro_tvae.files import atomic_write, free_name, may_pass
 from pyro_tvae.memory import exhausted
 from pyro_tvae.parts import dotted
 
@@ -85,8 +84,7 @@ class Keeper(ModelCheckpoint):
         """Keep the best weights of other sequences beside those that will take their place."""
         own = Path(self.dirpath or "", f"{self.filename}.ckpt")
         if self.dirpath is not None and own.is_file():
-            other = next(path for n in itertools.count(1) if not (path := own.with_stem(f"{own.stem}-{n}")).exists())
-            with atomic_write(other) as partial:
+            with atomic_write(other := free_name(own)) as partial:
                 shutil.copyfile(own, partial)
             warnings.warn(f"fit: {other} keeps the best weights of the former validation data.", stacklevel=2)
 

@@ -26,7 +26,7 @@ from .chunks import chunk_of
 from .densities import counts_plainly, scored
 from .frame_averages import frame_averaged_weights, refuse_coupled_frames
 from .inspection import plain_program, prior_trace
-from .likelihood import log_likelihood, log_weights
+from .likelihood import check_likelihood, log_likelihood, log_weights
 from .pareto import RELIABLE_PARETO_K
 
 if TYPE_CHECKING:
@@ -250,8 +250,7 @@ def compare(
         if annealing is not None:
             check_annealing(cast(Any, model), cast(Any, guide), x, whole, given)
         else:
-            one = {name: value[:1] for name, value in given.items()}
-            log_likelihood(model, guide, x[:1], 1, observed=None if whole is None else whole[:1], covariates=one)
+            check_likelihood(model, guide, x, whole, given)
     bounds, ks, gaps = [], [], []
     for index, ((model, guide), given) in enumerate(zip(fitted.values(), told, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors

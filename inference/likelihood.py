@@ -353,18 +353,19 @@ def concatenate(parts: Sequence[LogLikelihood]) -> LogLikelihood:
     return replace(parts[0], **tensors)
 
 
-def check_frame_particles(
+def check_likelihood(
     model: TVAE | Callable[..., object],
     guide: Guide | Callable[..., object],
     x: Tensor,
     observed: Tensor | None = None,
     covariates: Mapping[str, Tensor] | None = None,
+    frame_particles: int = 1,
 ) -> None:
-    """Raise ValueError where ``log_likelihood(…, frame_particles=2)`` would, by its first sequence."""
+    """Raise an error where :func:`log_likelihood` would, by the first sequence."""
     seen = mask_of(observed, x)
     given: dict[str, Any] = {"observed": None if seen is None else seen.expand(x.shape[:2])[:1]}
     given["covariates"] = {name: value[:1] for name, value in (covariates or {}).items()}
-    log_likelihood(model, guide, x[:1], 1, frame_particles=2, **given)
+    log_likelihood(model, guide, x[:1], 1, frame_particles=frame_particles, **given)
 
 
 @judges

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import glob
+import itertools
 import os
 import platform
 import re
@@ -29,6 +30,7 @@ __all__ = [
     "check_stays",
     "clear",
     "folder_beside",
+    "free_name",
     "leave",
     "left_behind",
     "make_folder",
@@ -164,6 +166,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """The first of ``name-1``, ``name-2``, … beside a file that nothing has."""
+    return next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
 
 
 def state_of(path: Path) -> tuple[int, int]:

@@ -56,11 +56,13 @@ def run_suite(
         ValueError: there is no such benchmark, or no thread.
         OSError: the record cannot be written.
     """
+    from pyro_tvae.files import free_name
+
     from ..interruption import command
     from ..provenance import machine
     from ..reports.tables import wide_console
     from ..runs.files import write_text
-    from ..runs.outputs import free_name, replacing, unfinished
+    from ..runs.outputs import replacing, unfinished
 
     names = list(dict.fromkeys(names or [name for name in NAMES if name not in EXTRA]))
     unknown = [name for name in names if name not in NAMES]

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_tvae.files import atomic_write, may_pass, unreadable
+from pyro_tvae.files import atomic_write
 from pyro_tvae.inference import Calibration, calibration
 from pyro_tvae.inference.netcdf import open_dataset, write_datasets
 from pyro_tvae.inference.progress import progress_bar
 from pyro_tvae.judging import check_seed
-from pyro_tvae.memory import exhausted
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..reports.calibration_page import verdict, write_page
@@ -24,6 +23,7 @@ from ..runs.outputs import (
     check_nothing_added,
     damaged,
     put_aside,
+    refuse_unread,
     replacing,
     request_of,
     unfinished,
@@ -161,10 +161,7 @@ def _read(path: Path, request: dict[str, Any], *, lenient: bool) -> dict[str, to
             names = json.loads(data.attrs[RANKS]) if RANKS in data.attrs else like_ranks
             return {name: torch.from_numpy(np.asarray(data[name].values, dtype=np.int64)) for name in names}
     except Exception as error:  # which HDF5 says in any way
-        if exhausted(error):
-            raise
-        if may_pass(error):
-            raise type(error)(unreadable(path, error)) from error
+        refuse_unread(path, error)
         if lenient:
             return {}
         raise ValueError(damaged(path, error)) from None

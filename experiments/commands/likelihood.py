@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_tvae import LaplaceGuide
 from pyro_tvae.inference import RELIABLE_PARETO_K, Annealing, annealed_importance, bracket, log_likelihood
 from pyro_tvae.inference.annealing import check_annealing
-from pyro_tvae.inference.likelihood import check_frame_particles, ratio_error
+from pyro_tvae.inference.likelihood import check_likelihood, ratio_error
 from pyro_tvae.judging import check_seed
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
@@ -149,7 +149,7 @@ def likelihood_run(
     if temperatures:
         check_annealing(model, guide, x, given["observed"], given["covariates"])
     if frame_particles > 1:
-        check_frame_particles(model, guide, x, given["observed"], given["covariates"])
+        check_likelihood(model, guide, x, given["observed"], given["covariates"], frame_particles=2)
     request = {
         "particles": sorted(set(particles)),
         "frame_particles": frame_particles,

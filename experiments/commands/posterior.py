@@ -120,7 +120,6 @@ def posterior_run(
             asked["attributes"] = {REQUEST: json.dumps(request), "run": str(config.name)}
             options: dict[str, Any] = {"draws": draws, "method": method}
             if whole:
-                check_writable(file, check_writes)  # before the draws, which would be lost
                 size = 0
                 with suppress(OSError):  # a trial that has no place costs the estimate, not the draws
                     n_chains = chains if nuts else 1
@@ -129,7 +128,9 @@ def posterior_run(
                     print(f"writing about {size / 1e6:.1f} MB to {file}", flush=True)
                 if nuts:
                     written.keep_room(RESERVE + size)
-            if nuts:  # a few draws of the guide meet what is refused, before those that take hours
+            if nuts:  # a trial and a few draws of the guide meet what is refused, before those that take hours
+                if not kept:
+                    check_writable(file, check_writes)
                 _selected(to_arviz(model, guide, batch["x"], draws=LEAST_DRAWS, **given, **asked), groups, variables)
                 options = {"num_samples": draws * thin, "num_chains": chains, "warmup_steps": warmup}
                 result = sample_nuts(model, batch["x"], init=guide, seed=seed, progress=show, **options, **given)

@@ -7,7 +7,6 @@ command takes up again.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,6 +19,7 @@ from pyro_tvae.files import (
     check_readable,
     check_stays,
     folder_beside,
+    free_name,
     may_pass,
     reading,
     refusal,
@@ -45,8 +45,8 @@ __all__ = [
     "check_writable",
     "damaged",
     "digest",
-    "free_name",
     "put_aside",
+    "refuse_unread",
     "replacing",
     "request_of",
     "room_kept",
@@ -124,11 +124,6 @@ def put_aside(path: Path, why: str) -> None:
     print(f"{path} {why}, and is {other} now", flush=True)
 
 
-def free_name(path: Path) -> Path:
-    """The first of ``name-1``, ``name-2``, … beside a file that nothing has."""
-    return next(other for n in itertools.count(1) if not (other := path.with_stem(f"{path.stem}-{n}")).exists())
-
-
 def request_of(path: Path) -> dict[str, Any] | None:
     """What a file was asked for; None where it does not say, or is not there.
 
@@ -150,8 +145,7 @@ def request_of(path: Path) -> dict[str, Any] | None:
                     next(node.attrs[REQUEST] for node in (file, *file.values()) if REQUEST in node.attrs)
                 )
     except Exception as error:  # of a damaged one HDF5 says so in any way
-        if may_pass(error):
-            raise type(error)(unreadable(path, error)) from error
+        refuse_unread(path, error)
         return None
     return stored if isinstance(stored, dict) else None
 
@@ -190,6 +184,14 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
 
 
+def refuse_unread(path: Path, error: Exception) -> None:
+    """Raise what says nothing of a file's content: that there was no memory, or the system could not read it now."""
+    if exhausted(error):
+        raise error
+    if may_pass(error):
+        raise type(error)(unreadable(path, error)) from error
+
+
 def damaged(path: Path, error: Exception) -> str:
     """What is said of a file that cannot be read, since of such errors HDF5 makes any kind."""
     return f"{path} is damaged ({in_words(error)}); put a copy of it back, or give --overwrite to write it anew."
@@ -214,10 +216,7 @@ def check_nothing_added(path: Path, variables: Collection[str], attributes: Coll
         with open_dataset(path) as data:
             added |= {*map(str, data.variables)} - {*variables} | {*map(str, data.attrs)} - {*attributes}
     except Exception as error:  # which HDF5 says in any way
-        if exhausted(error):
-            raise
-        if may_pass(error):
-            raise type(error)(unreadable(path, error)) from error
+        refuse_unread(path, error)
         raise FileExistsError(damaged(path, error)) from None
     if added:
         raise FileExistsError(

@@ -11,14 +11,14 @@ from pathlib import Path
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from pyro_tvae.files import atomic_write, check_stays
+from pyro_tvae.files import atomic_write, check_stays, free_name
 
 from ..config.allowlist import PARTS_ONLY
 from ..interruption import command
 from ..runs.data import Splits, made_fingerprints, other_splits
 from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
-from ..runs.outputs import DAMAGED, free_name, put_aside, shown_on
+from ..runs.outputs import DAMAGED, put_aside, shown_on
 from ..runs.run import Run
 from .cells import (
     ADDED,
@@ -209,8 +209,8 @@ class Ledger:
                 write_record(shown, record)
             else:
                 texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
-                for path in texts if not shown.exists() else ():  # without the table that they would show
-                    if path.exists():
+                if not shown.exists():  # which they would show
+                    for path in filter(Path.exists, texts):
                         put_aside(path, "is none of this study")
                 with shown_on(shown, *texts) as partial:
                     write_record(partial, record)
