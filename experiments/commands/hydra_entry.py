@@ -267,7 +267,7 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
-    return measured(resume_run(path, changes, allow.typed(config)), config.measure)
+    return measured(resume_run(path, {**changes, **run.moved(config)}, allow.typed(config)), config.measure)
 
 
 def _write_settings(config: DictConfig, folder: Path) -> None:
@@ -314,7 +314,8 @@ def _one(
                 )
                 # For the further processes that Lightning starts by it.
                 sys.argv = [*sys.argv, override("hydra.run.dir", run.path)]
-                _go_on(run, config, given, allow.typed(config), {})  # the stored one names what was typed
+                # The stored one names what was typed.
+                _go_on(run, config, given, allow.typed(config), dict(run.given))
                 return
     with claimed(folder, automatic=automatic) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -23,10 +23,10 @@ from pyro_tvae.files import PARTIAL, atomic_write, check_stays, clear, leave, mk
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.composition import CONF, ELSEWHERE, PLACES, compose, flat, keys, located, make
-from ..config.errors import first_cause
+from ..config.errors import ConfigurationError, first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
-from .data import Splits, fingerprints, other_splits
+from .data import Splits, fingerprints, made_fingerprints, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
 from .names import (
@@ -418,7 +418,27 @@ class Run:
 
     def is_of(self, config: DictConfig) -> bool:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
-        return self.has(CONFIG) and _computed(self.stored()) == _computed(config)
+        return self.has(CONFIG) and (_computed(self.stored()) == _computed(config) or bool(self.moved(config)))
+
+    def moved(self, config: DictConfig) -> dict[str, str]:
+        """Where the data of this run lie by a configuration of which all else is its own; mostly empty.
+
+        As of a project that was moved or copied: the data lie elsewhere, and are the same.
+        """
+        stored, here = self.stored(), located(config)
+        places = {}
+        for name in PLACES:
+            then, now = OmegaConf.select(stored, name), OmegaConf.select(here, name)
+            if isinstance(then, str) and isinstance(now, str) and then != now:
+                places[name] = now
+                OmegaConf.update(stored, name, now, merge=False)
+        if not places or not self.has(DATA) or _computed(stored) != _computed(here):
+            return {}
+        try:
+            now_there = made_fingerprints(OmegaConf.to_yaml(here.data, resolve=True))
+        except (InstantiationException, ConfigurationError):  # which a new run is going to say
+            return {}
+        return {} if other_splits(self.splits(), now_there) else places
 
     def others_than(self, config: DictConfig) -> str:
         """Which settings of the folder's run are other than these, in words; none where only places are."""
@@ -560,6 +580,8 @@ def device_of(config: DictConfig) -> torch.device:
 def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Run | None]:
     """The latest run of exactly this configuration that was interrupted, held by this process; None if there is none.
 
+    Of a project that was moved it is told where its data lie now.
+
     Args:
         config: of the run that would be started.
         folder: of that run, which may hold the interrupted one.
@@ -573,7 +595,7 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
                 if not run.ended(config) and run.is_of(config):
                     stack.enter_context(run.held())
                     if not run.ended(config) and run.is_of(config):  # nobody has ended or removed it meanwhile
-                        return run
+                        return replace(run, given=tuple(run.moved(config).items()))
                     stack.close()
             except (OSError, ValueError, OmegaConfBaseException):
                 continue  # none, somebody else's, or at work

@@ -204,6 +204,37 @@ def test_a_project_that_was_moved_names_the_setting_and_takes_its_own_data_alone
     assert f"its train and validation and test splits are not what data.source.path={tmp_path / 'x.npy'}" in text
 
 
+@pytest.mark.parametrize("by", ["run", "sweep"])
+@pytest.mark.parametrize("there", ["gone", "still there", "others"])
+def test_the_same_command_goes_on_in_a_project_that_was_moved_with_its_data_and_with_no_others(
+    own: Path, there: str, by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = measures(own / "run")
+    moved = Path(shutil.copytree(own, tmp_path / "moved"))
+    for name in ("model.safetensors", "evaluation.json", "report.html"):
+        (moved / "run" / name).unlink()
+    if there != "still there":
+        (own / "x.npy").unlink()
+    if there == "others":
+        np.save(moved / "x.npy", film(1))
+    os.chdir(moved)
+
+    def again() -> None:
+        if by == "sweep":
+            hydra_entry._trained(compose(SMALL), Path("run"), PARTS_ONLY, None)
+        else:
+            run_with_hydra([*SMALL, "hydra.run.dir=run"])
+
+    if there == "others":
+        said = "was 'VALUE' and is" if by == "sweep" else "holds a run already, which is left as it is"
+        assert said.replace("VALUE", str(own / "x.npy")) in refused(again)
+        assert not Path("run/model.safetensors").exists()
+        return
+    again()
+    assert ("this command was interrupted before, and goes on" in capsys.readouterr().out) is (by == "run")
+    assert measures(moved / "run") == before
+
+
 def test_what_is_no_setting_of_the_data_is_refused(own: Path) -> None:
     for words in ("seed=3", "+data.x=3", "data.n_test=1,2", "data=digits"):
         with pytest.raises(ConfigurationError, match=r"is no setting of the data; expected data\.SETTING=VALUE"):
