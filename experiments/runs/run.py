@@ -421,15 +421,18 @@ class Run:
         return self.has(CONFIG) and (_computed(self.stored()) == _computed(config) or bool(self.moved(config)))
 
     def moved(self, config: DictConfig) -> dict[str, str]:
-        """Where the data of this run lie by a configuration of which all else is its own; mostly empty.
+        """Where the data of this run lie now, by a configuration of which all else is its own; mostly empty.
 
-        As of a project that was moved or copied: the data lie elsewhere, and are the same.
+        As of a project that was moved: the data are not where they were, and lie elsewhere under the same name. Of a
+        file that is still there another one may be a version, which fingerprints of large files may not tell.
         """
         stored, here = self.stored(), located(config)
         places = {}
         for name in PLACES:
             then, now = OmegaConf.select(stored, name), OmegaConf.select(here, name)
-            if isinstance(then, str) and isinstance(now, str) and then != now:
+            if not (isinstance(then, str) and isinstance(now, str)) or then == now:
+                continue
+            if Path(then).name == Path(now).name and not os.path.lexists(then):
                 places[name] = now
                 OmegaConf.update(stored, name, now, merge=False)
         if not places or not self.has(DATA) or _computed(stored) != _computed(here):
@@ -589,10 +592,10 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
     """
     others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
 
-    def first(stack: ExitStack) -> Run | None:
+    def first(stack: ExitStack, moved: bool) -> Run | None:
         for run in map(Run, (folder, *others)):
             try:
-                if not run.ended(config) and run.is_of(config):
+                if not run.ended(config) and run.is_of(config) and bool(run.moved(config)) is moved:
                     stack.enter_context(run.held())
                     if not run.ended(config) and run.is_of(config):  # nobody has ended or removed it meanwhile
                         return replace(run, given=tuple(run.moved(config).items()))
@@ -602,7 +605,7 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
         return None
 
     with ExitStack() as stack:
-        yield first(stack)
+        yield first(stack, moved=False) or first(stack, moved=True)
 
 
 def _multiplies(text: str) -> bool:

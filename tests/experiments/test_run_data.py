@@ -32,7 +32,7 @@ from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits, dsprites
 from pyro_tvae.experiments.interruption import Interrupted
 from pyro_tvae.experiments.runs.data import fingerprints, made_fingerprints, other_splits
-from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.inference.fingerprints import alike, fingerprint
 
@@ -205,7 +205,7 @@ def test_a_project_that_was_moved_names_the_setting_and_takes_its_own_data_alone
 
 
 @pytest.mark.parametrize("by", ["run", "sweep"])
-@pytest.mark.parametrize("there", ["gone", "still there", "others"])
+@pytest.mark.parametrize("there", ["gone", "still there", "others", "another name"])
 def test_the_same_command_goes_on_in_a_project_that_was_moved_with_its_data_and_with_no_others(
     own: Path, there: str, by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,19 +213,23 @@ def test_the_same_command_goes_on_in_a_project_that_was_moved_with_its_data_and_
     moved = Path(shutil.copytree(own, tmp_path / "moved"))
     for name in ("model.safetensors", "evaluation.json", "report.html"):
         (moved / "run" / name).unlink()
-    if there != "still there":
+    if there != "still there":  # where it is, one elsewhere may be another version of it
         (own / "x.npy").unlink()
     if there == "others":
         np.save(moved / "x.npy", film(1))
     os.chdir(moved)
+    settings = list(SMALL)
+    if there == "another name":
+        os.rename("x.npy", "y.npy")
+        settings.append("data.source.path=y.npy")
 
     def again() -> None:
         if by == "sweep":
-            hydra_entry._trained(compose(SMALL), Path("run"), PARTS_ONLY, None)
+            hydra_entry._trained(compose(settings), Path("run"), PARTS_ONLY, None)
         else:
-            run_with_hydra([*SMALL, "hydra.run.dir=run"])
+            run_with_hydra([*settings, "hydra.run.dir=run"])
 
-    if there == "others":
+    if there != "gone":
         said = "was 'VALUE' and is" if by == "sweep" else "holds a run already, which is left as it is"
         assert said.replace("VALUE", str(own / "x.npy")) in refused(again)
         assert not Path("run/model.safetensors").exists()
@@ -233,6 +237,26 @@ def test_the_same_command_goes_on_in_a_project_that_was_moved_with_its_data_and_
     again()
     assert ("this command was interrupted before, and goes on" in capsys.readouterr().out) is (by == "run")
     assert measures(moved / "run") == before
+
+
+def test_a_run_of_exactly_these_data_goes_before_one_whose_data_were_moved(own: Path, tmp_path: Path) -> None:
+    for name in ("evaluation.json", "report.html"):
+        (own / "run" / name).unlink()
+    config = compose([*SMALL, f"data.source.path={own / 'x.npy'}"])
+    other = Path(shutil.copytree(own / "run", own / "z"))  # which is tried first, by its name
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace(str(own / "x.npy"), str(tmp_path / "gone" / "x.npy")))
+    assert Run(other).moved(config)
+    assert not Run(own / "run").moved(config)
+    with unfinished(config, own / "new", beside=True) as run:
+        assert run is not None
+        assert (run.path.name, run.given) == ("run", ())
+    shutil.rmtree(own / "run")
+    with unfinished(config, own / "new", beside=True) as run:
+        assert run is not None
+        assert run.path.name == "z"
+        assert run.given == (("data.source.path", str(own / "x.npy")),)
+    shutil.rmtree(other)
 
 
 def test_what_is_no_setting_of_the_data_is_refused(own: Path) -> None:
