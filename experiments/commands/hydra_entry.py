@@ -251,10 +251,8 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
                 _write_settings(config, path / subdir)
             return train_run(config, path, allow)
     if others := run.others_than(config):
-        stored = run.stored()
-        places = {name: OmegaConf.select(config, name) for name in PLACES}
-        moved = {name: here for name, here in places.items() if here not in (None, OmegaConf.select(stored, name))}
-        run = Run(path, allow, tuple(moved.items()))  # the command to go on with names where its data are now
+        # The command to go on with names where its data are now.
+        run = Run(path, allow, tuple(run.places(config).items()))
         raise FileExistsError(
             f"{run} holds a run with other settings than this job has now ({others}), as where jobs share a "
             "hydra.sweep.subdir, a default has changed since or a sampler has no seed, and is left as it is; go on "
@@ -267,7 +265,7 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
-    return measured(resume_run(path, {**changes, **run.moved(config)}, allow.typed(config)), config.measure)
+    return measured(resume_run(path, {**changes, **(run.moved(config) or {})}, allow.typed(config)), config.measure)
 
 
 def _write_settings(config: DictConfig, folder: Path) -> None:

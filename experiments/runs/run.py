@@ -418,30 +418,37 @@ class Run:
 
     def is_of(self, config: DictConfig) -> bool:
         """Whether the folder is that of a run of exactly this configuration, wherever it was computed."""
-        return self.has(CONFIG) and (_computed(self.stored()) == _computed(config) or bool(self.moved(config)))
+        return self.has(CONFIG) and self.moved(config) is not None
 
-    def moved(self, config: DictConfig) -> dict[str, str]:
-        """Where the data of this run lie now, by a configuration of which all else is its own; mostly empty.
+    def moved(self, config: DictConfig) -> dict[str, str] | None:
+        """Where the data lie now of a run of this configuration: empty where they are as stored; None of another one.
 
         As of a project that was moved: the data are not where they were, and lie elsewhere under the same name. Of a
         file that is still there another one may be a version, which fingerprints of large files may not tell.
         """
         stored, here = self.stored(), located(config)
-        places = {}
-        for name in PLACES:
-            then, now = OmegaConf.select(stored, name), OmegaConf.select(here, name)
-            if not (isinstance(then, str) and isinstance(now, str)) or then == now:
-                continue
-            if Path(then).name == Path(now).name and not os.path.lexists(then):
-                places[name] = now
-                OmegaConf.update(stored, name, now, merge=False)
-        if not places or not self.has(DATA) or _computed(stored) != _computed(here):
+        if _computed(stored) == _computed(here):
             return {}
+        places = self.places(here)
+        for name, now in places.items():
+            then = OmegaConf.select(stored, name)
+            both_paths = isinstance(then, str) and isinstance(now, str)
+            if not both_paths or Path(then).name != Path(now).name or os.path.lexists(then):
+                return None
+            OmegaConf.update(stored, name, now, merge=False)
+        if not self.has(DATA) or _computed(stored) != _computed(here):
+            return None
         try:
             now_there = made_fingerprints(OmegaConf.to_yaml(here.data, resolve=True))
         except (InstantiationException, ConfigurationError):  # which a new run is going to say
-            return {}
-        return {} if other_splits(self.splits(), now_there) else places
+            return None
+        return None if other_splits(self.splits(), now_there) else places
+
+    def places(self, config: DictConfig) -> dict[str, str]:
+        """Where the data lie by a configuration, of those settings that are stored otherwise."""
+        stored = self.stored()
+        named = {name: OmegaConf.select(config, name) for name in PLACES}
+        return {name: now for name, now in named.items() if now not in (None, OmegaConf.select(stored, name))}
 
     def others_than(self, config: DictConfig) -> str:
         """Which settings of the folder's run are other than these, in words; none where only places are."""
@@ -591,21 +598,26 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
         beside: look at the folders beside it too.
     """
     others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
+    begun: list[tuple[Run, dict[str, str]]] = []
+    for run in map(Run, (folder, *others)):
+        with suppress(OSError, ValueError, OmegaConfBaseException):  # none, or somebody else's
+            if not run.ended(config) and (places := run.moved(config)) is not None:
+                begun.append((run, places))
 
-    def first(stack: ExitStack, moved: bool) -> Run | None:
-        for run in map(Run, (folder, *others)):
+    def first(stack: ExitStack) -> Run | None:
+        # One with its data where they were, if there is one.
+        for run, places in sorted(begun, key=lambda one: bool(one[1])):
             try:
-                if not run.ended(config) and run.is_of(config) and bool(run.moved(config)) is moved:
-                    stack.enter_context(run.held())
-                    if not run.ended(config) and run.is_of(config):  # nobody has ended or removed it meanwhile
-                        return replace(run, given=tuple(run.moved(config).items()))
-                    stack.close()
+                stack.enter_context(run.held())
+                if not run.ended(config) and run.moved(config) == places:  # nobody has ended or removed it meanwhile
+                    return replace(run, given=tuple(places.items()))
+                stack.close()
             except (OSError, ValueError, OmegaConfBaseException):
-                continue  # none, somebody else's, or at work
+                continue  # removed, or at work
         return None
 
     with ExitStack() as stack:
-        yield first(stack, moved=False) or first(stack, moved=True)
+        yield first(stack)
 
 
 def _multiplies(text: str) -> bool:
