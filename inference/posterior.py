@@ -427,6 +427,8 @@ def _held(path: Path, overwrite: bool) -> Iterator[None]:
 def to_netcdf(data: ArvizData, path: str | Path) -> Path:
     """Write what :func:`to_arviz` made into one NetCDF file, whole or not at all; ``az.from_netcdf`` reads it.
 
+    A file of that name is replaced, as xarray's ``to_netcdf`` does; ``to_arviz(path=…)`` replaces none.
+
     Example:
         >>> import pyro_tvae, tempfile
         >>> model = pyro_tvae.TVAE((1, 8, 8), n_frames=6, n_capsules=2, capsule_dim=6)

@@ -209,7 +209,9 @@ def clear(partials: Iterable[Path]) -> None:
 
 
 def _left_of(path: Path) -> Iterator[Path]:
-    return path.parent.glob(f"{glob.escape(f'.{_short(path.name)}-')}*{PARTIAL}")
+    begins = glob.escape(f".{_short(path.name)}-")
+    yield from path.parent.glob(f"{begins}*{PARTIAL}")
+    yield from path.parent.glob(f".{begins}*{PARTIAL}*")  # of a partial file that was itself written so, or held
 
 
 def start_of_partial(path: Path) -> str:
@@ -227,7 +229,7 @@ def left_behind(partial: Path) -> bool:
 
     Of one on another machine, or in another container, whose number says nothing here, if it has long not grown.
     """
-    writer = re.search(rf"-(\d+)-([0-9a-f]{{8}})[^-]*{re.escape(PARTIAL)}$", partial.name)
+    writer = re.search(rf"-(\d+)-([0-9a-f]{{8}})[^-]*{re.escape(PARTIAL)}(\.lock)?$", partial.name)
     if writer is None:
         return False
     if writer[2] == _here() and os.name == "posix":  # elsewhere signal 0 is not a question

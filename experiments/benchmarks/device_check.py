@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from pyro_tvae.files import free_name
 from pyro_tvae.inference import History, TrainerOptions, fit
 
 from ..config.building import build, fit_parts
 from ..config.composition import compose
 from ..provenance import hardware, versions
-from ..runs.files import write_text
+from ..runs.files import read_record, write_text
 from . import gpu
 from .speed import PAPER, Setting
 from .throughput import turning_digits
@@ -151,7 +154,7 @@ def check(
     Args:
         device: ``"cuda"``, or ``"cpu"`` for a trial at tiny sizes.
         seconds: that all may take; what is left of them goes into the training.
-        output: JSON file of the record, written after each part.
+        output: JSON file of the record, written after each part; a former record there is put aside.
         tests: the folder of tests.
         setting: the sizes.
         steps: of the comparison of losses, and of a turn of the timing.
@@ -159,9 +162,12 @@ def check(
         overrides: of the training's configuration, such as ``data.source.root=DIR``.
 
     Raises:
+        FileExistsError: the file of the record is there, and is none.
         ValueError: there is no such device.
     """
     start, place = time.monotonic(), gpu.chosen_device(device)
+    if output is not None:
+        _make_way(Path(output))
     setting = setting or (PAPER if device == "cuda" else gpu.SMALL)
     record: dict[str, Any] = {"schema": 1, "kind": "device check", "hardware": hardware(place), "versions": versions()}
     parts: dict[str, Callable[[], dict[str, Any]]] = {
@@ -184,6 +190,21 @@ def check(
     return record
 
 
+def _make_way(output: Path) -> None:
+    """Put a former record aside, which a machine that is lent for minutes may not give again."""
+    if not os.path.lexists(output):
+        return
+    record: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        record = read_record(output, dict[str, Any])
+    if record.get("kind") != "device check":
+        raise FileExistsError(
+            f"{output} is there already, and is no record of a device check; choose another --output, or move it away."
+        )
+    former = output.rename(free_name(output))
+    print(f"the former record is in {former}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The script."""
     parser = argparse.ArgumentParser(
@@ -197,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         check(given.device, seconds=given.seconds, output=given.output, tests=given.tests, overrides=given.overrides)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     print(f"record: {given.output}")
 

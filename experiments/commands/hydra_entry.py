@@ -27,10 +27,9 @@ from ..config.allowlist import Allowlist
 from ..config.composition import (
     CONF,
     ELSEWHERE,
-    PLACES,
+    FILES,
     check_names,
     compose,
-    data_settings,
     located,
     parsed,
     places_apart,
@@ -84,7 +83,7 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
         # Hydra prints a mistake as a page; composing first answers it in a sentence.
         config = compose(settings)
         if not (arguments.cfg or arguments.info):
-            _one(overrides, settings, config, allow, dict(data_settings(places)))
+            _one(overrides, settings, config, allow, places)
             return
     _under_hydra(overrides, allow)
 
@@ -243,8 +242,11 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
     from .train import measured, resume_run, train_run  # their imports take seconds
 
     run = Run(path)
-    if config.resume is not None:
-        return train_run(config, path, allow)
+    if config.resume is not None:  # one of several
+        given = [str(one.key_or_group) for one in parsed(HydraConfig.get().overrides.task)]
+        _check_beside_resume(given, "measure", *ELSEWHERE, *FILES)
+        changes = {name: OmegaConf.select(config, name) for name in (*ELSEWHERE, *FILES) if _touches(given, name)}
+        return measured(resume_run(Path(config.resume), changes, allow), config.measure)
     if not run.has(CONFIG):
         with claimed(path):
             if subdir is not None:
@@ -285,16 +287,11 @@ def _one(
         settings: those among them that are no options.
         config: what they compose.
         allow: what a stored configuration may call.
-        places: where the data of a run lie that is gone on with.
+        places: where the files of a run lie that is gone on with.
     """
     given = [str(one.key_or_group) for one in parsed(settings)]
     if config.resume is not None:
-        others = [name for name in given if not _touches([name], "resume", "hydra", *ELSEWHERE)]
-        if others:
-            raise ConfigurationError(
-                f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given beside it; "
-                f"leave it out (only {', '.join((*ELSEWHERE, *PLACES))} may differ), or train a new run."
-            )
+        _check_beside_resume(given, *ELSEWHERE)
         _go_on(Run(Path(config.resume)), config, given, allow, places)
         return
     folder, automatic = Path(compose(settings, hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
@@ -317,6 +314,16 @@ def _one(
                 return
     with claimed(folder, automatic=automatic) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
+
+
+def _check_beside_resume(given: Sequence[str], *fitting: str) -> None:
+    """Raise ConfigurationError where a setting was given that a run that is gone on with does not follow."""
+    others = [name for name in given if not _touches([name], "resume", "hydra", *fitting)]
+    if others:
+        raise ConfigurationError(
+            f"resume goes on with the configuration that the run stored, so {others[0]} cannot be given beside it; "
+            f"leave it out (only {', '.join((*ELSEWHERE, *FILES))} may differ), or train a new run."
+        )
 
 
 def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist, places: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
-from ..config.composition import PLACES, located
+from ..config.composition import FILES, located
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..config.processes import place_among
@@ -83,7 +83,7 @@ def resume_run(
 
     Args:
         path: of the run's folder.
-        changes: settings that may differ from the stored ones: where and how it computes, and where its data lie.
+        changes: settings that may differ from the stored ones: where and how it computes, and where its files lie.
         allow: what its configuration may call.
 
     Returns:
@@ -94,11 +94,11 @@ def resume_run(
         BlockingIOError: another process is at work on it.
         ValueError: its configuration or its last checkpoint is damaged, or its data are others than before.
     """
-    places = tuple((name, value) for name, value in (changes or {}).items() if name in PLACES)
+    places = tuple((name, value) for name, value in (changes or {}).items() if name in FILES)
     run = Run(path, allow, places)
     config = run.config()  # nothing is written, not even a lock, in a folder that is no run's
     for name, value in (changes or {}).items():
-        if name not in PLACES:
+        if name not in FILES:
             OmegaConf.update(config, name, value, merge=False)
     place_among(config)
     with run.held() if _first() else nullcontext():
@@ -121,6 +121,8 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         compares = config.baseline.enabled and not run.has(PLAIN_VAE)
         # More than its page is made where there is none.
         record = standing(run) if run.has(WEIGHTS) and not compares else None
+        if parts is None and not run.has(WEIGHTS):
+            run.check_matrix(config)
         data = parts.data if parts is not None else None
         if data is None and record is None:
             data = run.data(config)

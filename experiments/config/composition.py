@@ -27,6 +27,8 @@ from .former_names import current_overrides
 __all__ = [
     "CONF",
     "ELSEWHERE",
+    "FILES",
+    "MATRIX",
     "PLACES",
     "check_names",
     "compose",
@@ -47,7 +49,9 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
-FILES = (*PLACES, "topography.w")
+# So with a matrix, which its untrained model holds. The value may be nested lists as well.
+MATRIX = "topography.w"
+FILES = (*PLACES, MATRIX)
 PARTED = ("data.source", "optimizer.optimizer", "optimizer.schedule")
 SECTIONS = ("data", "model", "optimizer", "fit", "baseline", "evaluation", *PARTED)
 
@@ -76,16 +80,19 @@ def located(config: DictConfig, home: Path = Path()) -> DictConfig:
     return config
 
 
-def places_apart(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides that compose, and those that say where the data of a resumed run lie, whatever kind of data it has.
+def places_apart(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Overrides that compose, and where the files of a resumed run lie, by setting, whatever kind of data it has.
+
+    Raises:
+        ConfigurationError: a place cannot be read.
 
     Example:
         >>> places_apart(["resume=RUN", "data.source.path=FILE"])
-        (['resume=RUN'], ['data.source.path=FILE'])
+        (['resume=RUN'], {'data.source.path': 'FILE'})
     """
     resumes = any(text.startswith("resume=") for text in overrides)
-    places = [text for text in overrides if resumes and text.startswith(tuple(f"{name}=" for name in PLACES))]
-    return [text for text in overrides if text not in places], places
+    places = [text for text in overrides if resumes and text.startswith(tuple(f"{name}=" for name in FILES))]
+    return [text for text in overrides if text not in places], dict(_given(places, FILES, "place of a file"))
 
 
 def data_settings(overrides: Sequence[str]) -> tuple[tuple[str, Any], ...]:
@@ -98,15 +105,19 @@ def data_settings(overrides: Sequence[str]) -> tuple[tuple[str, Any], ...]:
         >>> data_settings(["data.source.path=images.npy", "data.n_test=12"])
         (('data.source.path', 'images.npy'), ('data.n_test', 12))
     """
+    return _given(overrides, ("data.",), "setting of the data")
+
+
+def _given(overrides: Sequence[str], begins: tuple[str, ...], what: str) -> tuple[tuple[str, Any], ...]:
     try:
         read = parsed(overrides)
     except OverrideParseException as error:
         raise ConfigurationError(_explain(error, overrides)) from None
     for text, one in zip(overrides, read, strict=True):
         plain = not (one.is_add() or one.is_delete() or one.is_sweep_override())
-        if not (plain and str(one.key_or_group).startswith("data.")):
+        if not (plain and str(one.key_or_group).startswith(begins)):
             raise ConfigurationError(
-                f"{text!r} is no setting of the data; expected data.SETTING=VALUE, such as data.source.path=FILE."
+                f"{text!r} is no {what}; expected data.SETTING=VALUE, such as data.source.path=FILE."
             )
     return tuple((str(one.key_or_group), one.value()) for one in read)
 

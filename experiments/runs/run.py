@@ -22,7 +22,7 @@ import pyro_tvae
 from pyro_tvae.files import PARTIAL, atomic_write, check_stays, clear, leave, mkdir, reading, refusal, staying
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
-from ..config.composition import CONF, ELSEWHERE, PLACES, compose, flat, keys, located, make
+from ..config.composition import CONF, ELSEWHERE, FILES, MATRIX, PLACES, compose, flat, keys, located, make
 from ..config.errors import ConfigurationError, first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
@@ -332,6 +332,34 @@ class Run:
             "data.SETTING=VALUE' judges the data that are named."
         )
 
+    def check_matrix(self, config: DictConfig) -> None:
+        """Raise where the file of W is not the one whose numbers the untrained model holds.
+
+        Raises:
+            FileNotFoundError: it is not where the configuration says.
+            ValueError: it is another one.
+        """
+        place = OmegaConf.select(config, MATRIX)
+        if not isinstance(place, str):
+            return
+        with reading(Path(place)):
+            there = Path(place).is_file()
+        if not there:
+            raise FileNotFoundError(
+                f"there is no file {place}, the matrix of {self}; put it back, or add {MATRIX}=… to the command where "
+                "it lies elsewhere now."
+            )
+        if not self.has(UNTRAINED):
+            return
+        from pyro_tvae.parts import describe  # imports torch, for which a list of runs does not wait
+
+        then, now = pyro_tvae.load(self.path / UNTRAINED, "cpu")[0].topography, make(config.topography)
+        if describe(then) != describe(now):
+            raise ValueError(
+                f"{self} was begun with another matrix than {MATRIX}={place} holds now; put the former file back, or "
+                f"say by {MATRIX}=… where it lies now, or begin a new run by another name=… or hydra.run.dir=…."
+            )
+
     def splits(self) -> Splits:
         """The fingerprints of the data that it was begun with; empty where an older run does not say."""
         return self.read(DATA, Splits) if self.has(DATA) else {}
@@ -421,10 +449,10 @@ class Run:
         return self.has(CONFIG) and self.moved(config) is not None
 
     def moved(self, config: DictConfig) -> dict[str, str] | None:
-        """Where the data lie now of a run of this configuration: empty where they are as stored; None of another one.
+        """Where the files lie now of a run of this configuration: empty where they are as stored; None of another one.
 
-        As of a project that was moved: the data are not where they were, and lie elsewhere under the same name. Of a
-        file that is still there another one may be a version, which fingerprints of large files may not tell.
+        As of a project that was moved: they are not where they were, and lie elsewhere under the same name. Of a file
+        that is still there another one may be a version, which fingerprints of large files may not tell.
         """
         stored, here = self.stored(), located(config)
         if _computed(stored) == _computed(here):
@@ -436,18 +464,21 @@ class Run:
             if not both_paths or Path(then).name != Path(now).name or os.path.lexists(then):
                 return None
             OmegaConf.update(stored, name, now, merge=False)
-        if not self.has(DATA) or _computed(stored) != _computed(here):
+        needed = {DATA, UNTRAINED} if MATRIX in places else {DATA}
+        if not all(map(self.has, needed)) or _computed(stored) != _computed(here):
             return None
         try:
+            if MATRIX in places:
+                self.check_matrix(here)
             now_there = made_fingerprints(OmegaConf.to_yaml(here.data, resolve=True))
-        except (InstantiationException, ConfigurationError):  # which a new run is going to say
+        except (InstantiationException, ConfigurationError, OSError, ValueError):  # which a new run is going to say
             return None
         return None if other_splits(self.splits(), now_there) else places
 
     def places(self, config: DictConfig) -> dict[str, str]:
-        """Where the data lie by a configuration, of those settings that are stored otherwise."""
+        """Where the files lie by a configuration, of those settings that are stored otherwise."""
         stored = self.stored()
-        named = {name: OmegaConf.select(config, name) for name in PLACES}
+        named = {name: OmegaConf.select(config, name) for name in FILES}
         return {name: now for name, now in named.items() if now not in (None, OmegaConf.select(stored, name))}
 
     def others_than(self, config: DictConfig) -> str:
@@ -494,7 +525,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove what a killed process was still writing; posteriors and the like are written without the lock."""
-        clear(self.path.rglob(f".*{PARTIAL}"))
+        clear(self.path.rglob(f".*{PARTIAL}*"))
 
     @contextmanager
     def undone_after_mistakes(self) -> Iterator[None]:
@@ -590,7 +621,7 @@ def device_of(config: DictConfig) -> torch.device:
 def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Run | None]:
     """The latest run of exactly this configuration that was interrupted, held by this process; None if there is none.
 
-    Of a project that was moved it is told where its data lie now.
+    Of a project that was moved it is told where its files lie now.
 
     Args:
         config: of the run that would be started.
@@ -605,7 +636,7 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
                 begun.append((run, places))
 
     def first(stack: ExitStack) -> Run | None:
-        # One with its data where they were, if there is one.
+        # One with its files where they were, if there is one.
         for run, places in sorted(begun, key=lambda one: bool(one[1])):
             try:
                 stack.enter_context(run.held())

@@ -203,6 +203,7 @@ class Ledger:
                 record["figures"] = sorted(path.name for path in self.folder.glob("*.png"))
             if self.target is not None:
                 check_kept(self.target, record)
+                copies = self._copies(self.target)
                 write_record(self.target, with_additions(record, self.target))
             self._keep_gone(shown)
             if self.study.labels is not None:
@@ -217,18 +218,30 @@ class Ledger:
                 for path, text in texts.items():
                     write_text(path, text)
             if self.target is not None:
-                pictures = {*self.folder.glob("*.png")}
-                of_others = self._of_others(pictures)
-                for picture in pictures:
-                    kept = self.target.with_name(f"{self.target.stem}-{picture.name}")
-                    if not (kept.exists() and picture in of_others):
-                        with atomic_write(kept) as partial:
-                            partial.write_bytes(picture.read_bytes())
+                for kept, picture in copies.items():
+                    with atomic_write(kept) as partial:
+                        partial.write_bytes(picture.read_bytes())
         return record
 
     def picture(self, row: str, seed: int) -> Path:
         """Where the picture of a run is drawn, without the ending of its name."""
         return self.folder / f"{row.replace(' ', '_')}-seed{seed}"
+
+    def _copies(self, target: Path) -> dict[Path, Path]:
+        """The pictures that are to lie beside a kept record, each with where it is drawn; what is there is put aside
+        where the record, before it is written, does not name it."""
+        pictures = {*self.folder.glob("*.png")}
+        of_others = self._of_others(pictures)
+        named = {*read_kept(target).get("figures", ())} if target.exists() else set()
+        copies: dict[Path, Path] = {}
+        for picture in sorted(pictures):
+            kept = target.with_name(f"{target.stem}-{picture.name}")
+            if kept.exists() and picture in of_others:
+                continue
+            if kept.exists() and picture.name not in named and kept.read_bytes() != picture.read_bytes():
+                put_aside(kept, "is no picture of this record")
+            copies[kept] = picture
+        return copies
 
     def _of_others(self, pictures: Collection[Path]) -> set[Path]:
         """Those of cells that are kept of other runs than the ones here, as of another machine's."""

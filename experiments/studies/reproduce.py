@@ -22,7 +22,7 @@ from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 
 from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
-from ..config.composition import PLACES, compose, fitting_overrides, located, parsed
+from ..config.composition import FILES, compose, fitting_overrides, located, parsed
 from ..config.errors import ConfigurationError, failing
 from ..config.processes import place_among
 from ..datasets.splits import given_by
@@ -127,7 +127,7 @@ def reproduce_all(
                 said = f"{name} {number}/{len(cells)}: {row}, seed {seed}"
                 config = composed[row].copy()
                 config.seed = seed
-                places = [one for one in PLACES if one in typed and OmegaConf.select(config, one) is not None]
+                places = [one for one in FILES if one in typed and OmegaConf.select(config, one) is not None]
                 stem = ledger.picture(row, seed) if seed == seeds[0] else None
                 with failing(partial(failures.__setitem__, f"{name}: {row}, seed {seed}")):
                     _cell(ledger, row, config, places, stem, said, progress)
@@ -158,7 +158,7 @@ def _cell(
         ledger: of the study.
         row: of the run.
         config: of the run.
-        places: the settings that were given of where its data lie.
+        places: the settings that were given of where its files lie.
         stem: of its pictures; None draws none.
         said: begins the lines that ``progress`` takes.
     """
@@ -171,9 +171,10 @@ def _cell(
         else:
             follow(config, run.path)
     elif places:
-        then, here = run.stored(), located(config)
-        if any(OmegaConf.select(then, place) != OmegaConf.select(here, place) for place in places):
+        here = located(config)
+        if {*places} & {*run.places(here)}:
             run.data(here)  # a file of that name in another folder may be another one
+            run.check_matrix(here)
     if study.annealing and not added(run, ANNEALED):
         if last_weights(run) is None:
             progress(f"{said}: its weights are gone, and what annealing would find of them is left out")
@@ -229,7 +230,7 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
 
 
 def _run(config: DictConfig, folder: Path, allow: Allowlist, places: Sequence[str]) -> None:
-    """Train and evaluate, or go on where an earlier attempt stopped, its data where these settings say."""
+    """Train and evaluate, or go on where an earlier attempt stopped, its files where these settings say."""
     if (folder / CONFIG).is_file():
         resume_run(folder, {name: OmegaConf.select(config, name) for name in places}, allow)
     else:

@@ -17,7 +17,7 @@ Settings = Mapping[str, object]
 
 # Where and how a run computes, and what it is called; none of it changes what is computed.
 LOCAL = (*ELSEWHERE, "data.source.root", "data.source.download", "data.num_workers", "name", "seed", "resume")
-FILES = ("data.source.path",)  # which file it is matters; the folder it lies in does not
+FILES = ("data.source.path", "topography.w")  # which file it is matters; the folder it lies in does not
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -31,8 +31,7 @@ def settings_of(config: DictConfig) -> Settings:
     assert isinstance(container, dict)
     own = {name: value for name, value in flat(container) if name not in LOCAL and not name.startswith("hydra.")}
     for name in FILES:
-        if own.get(name) is not None:
-            own[name] = Path(str(own[name])).name
+        own |= {name: _file(own[name])} if name in own else {}
     return dict(sorted(json.loads(json.dumps(finite(own))).items()))
 
 
@@ -66,9 +65,14 @@ def check_settings(where: Path, made: Settings, asked: Settings, remedy: str, wi
         if untrained and name.startswith("baseline."):
             continue
         was, now = made.get(name, nothing), asked.get(name, nothing)
+        was = _file(was) if name in FILES else was  # older records hold the path of a matrix
         later = name not in made and name in without and without[name] == now
         if was != now and not later:
             raise ValueError(f"{where} was made with {name}={was}, and {now} is asked for; {remedy}")
+
+
+def _file(value: object) -> object:
+    return Path(value).name if isinstance(value, str | Path) else value
 
 
 def portable(overrides: Sequence[str]) -> list[str]:

@@ -483,6 +483,27 @@ def test_the_device_check_keeps_what_each_part_found(tmp_path: Path, monkeypatch
     assert json.loads((tmp_path / "record.json").read_text()) == json.loads(json.dumps(found))
 
 
+def test_the_device_check_writes_over_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("equal_losses", "resumed", "marked_tests", "training"):
+        monkeypatch.setattr(device_check, name, lambda *_: {})
+    monkeypatch.setattr(gpu, "run", lambda **_: {})
+    record = tmp_path / "record.json"
+    words = ["--device", "cpu", "--output", str(record)]
+    record.write_text("my notes")
+    with pytest.raises(SystemExit, match="2"):
+        device_check.main(words)
+    assert "is there already, and is no record of a device check; choose another --output" in capsys.readouterr().err
+    assert record.read_text() == "my notes"
+    record.unlink()
+    device_check.main(words)
+    first = record.read_text()
+    device_check.main(words)
+    assert f"the former record is in {tmp_path / 'record-1.json'}" in capsys.readouterr().out
+    assert (tmp_path / "record-1.json").read_text() == first
+
+
 def test_an_interrupted_suite_keeps_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**options: Any) -> dict[str, Any]:
         raise KeyboardInterrupt

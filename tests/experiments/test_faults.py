@@ -288,8 +288,10 @@ def renumbered(path: Path, pid: int) -> str:
 
 def test_what_killed_processes_left_goes_with_the_next_writing(dead: int, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    left, others = renumbered(path, dead), {renumbered(path, 1), ".a.json-mine.partial"}  # process 1 is always there
-    for name in {left} | others:
+    inner = tmp_path / renumbered(path, dead)  # written to by what is itself written so
+    left = {inner.name, f".{inner.name}.lock", renumbered(inner, dead)}
+    others = {renumbered(path, 1), ".a.json-mine.partial", f".{renumbered(path, 1)}.lock"}  # process 1 is always there
+    for name in left | others:
         (tmp_path / name).touch()
     with atomic_write(path) as partial:
         partial.write_text("{}")

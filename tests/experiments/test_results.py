@@ -403,6 +403,11 @@ def test_no_path_of_a_machine_is_kept() -> None:
         "+data.source.path=x.npz",
         "fit.beta=2",
     ]
+    matrix = settings_of(compose(["topography=matrix", "topography.w=/mine/w.npy"]))
+    assert matrix["topography.w"] == "w.npy"
+    check_settings(Path("older.json"), {**matrix, "topography.w": "/mine/w.npy"}, matrix, "mind.", {})
+    given = settings_of(compose(["topography=matrix", "topography.w=[[1,0],[0,1]]"]))
+    assert given["topography.w"] == [[1, 0], [0, 1]]
 
 
 def test_other_settings_are_refused_and_later_ones_are_no_difference() -> None:
@@ -911,6 +916,21 @@ def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path
     reproduce("small", seeds=[0, 5], output=tmp_path / "there", keep=True, **options)
     assert (kept / "small-mean_field-seed0.png").read_bytes() == b"of here"
     assert (kept / "small-mean_field-seed5.png").read_bytes() == b"of there"
+
+
+def test_a_picture_that_a_record_does_not_name_is_put_aside(ran: list[str], tmp_path: Path) -> None:
+    kept, folder = tmp_path / "kept", tmp_path / "runs" / "small"
+    options: dict[str, Any] = {"output": tmp_path / "runs", "records": kept, "keep": True}
+    kept.mkdir()
+    (kept / "small-map.png").write_bytes(b"mine")
+    said: list[str] = []
+    folder.mkdir(parents=True)
+    (folder / "map.png").write_bytes(b"a picture")
+    reproduce("small", **options, progress=said.append)
+    assert (kept / "small-map.png").read_bytes() == b"a picture"
+    assert (kept / "small-map-1.png").read_bytes() == b"mine"
+    reproduce("small", **options, progress=quietly)
+    assert sorted(path.name for path in kept.iterdir()) == ["small-map-1.png", "small-map.png", "small.json"]
 
 
 def test_foreign_records_and_runs_are_refused(ran: list[str], tmp_path: Path) -> None:

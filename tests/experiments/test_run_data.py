@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -315,6 +315,86 @@ def test_every_path_in_a_stored_configuration_is_absolute(tmp_path: Path, monkey
     stored = Run(Path("run")).config()
     assert (stored.topography.w, stored.data.source.path) == (str(tmp_path / "w.npy"), str(tmp_path / "x.npy"))
     assert config.topography.w == "w.npy"
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run has a matrix from a file, and was interrupted before it was judged."""
+    folder = tmp_path_factory.mktemp("matrix")
+    np.save(folder / "x.npy", film())
+    np.save(folder / "w.npy", np.eye(16, dtype=np.float32) + 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_with_hydra([*MATRIX, "hydra.run.dir=run"])
+    return folder
+
+
+MATRIX = [*SMALL, "topography=matrix", "topography.w=w.npy", "prior=gaussian", "guide=mean_field"]
+
+
+def moved_with_its_matrix(matrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: Sequence[str]) -> Path:
+    moved = tmp_path / "moved"
+    shutil.copytree(matrix, moved)
+    for name in lost:
+        (moved / "run" / name).unlink()
+    text = (moved / "run" / "config.yaml").read_text()
+    (moved / "run" / "config.yaml").write_text(text.replace(str(matrix), str(tmp_path / "gone")))
+    (moved / "run" / "trained.json").unlink()  # of the configuration before it was changed
+    monkeypatch.chdir(moved)
+    return moved
+
+
+@pytest.mark.parametrize("by", ["run", "sweep"])
+@pytest.mark.parametrize("lost", ["evaluation.json", "model.safetensors"])
+def test_a_run_with_a_matrix_goes_on_where_its_project_was_moved(
+    lost: str,
+    by: str,
+    matrix: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = (matrix / "run" / "model.safetensors").read_bytes()
+    moved_with_its_matrix(matrix, tmp_path, monkeypatch, ["report.html", lost])
+    if by == "sweep":
+        hydra_entry._trained(compose(MATRIX), Path("run"), PARTS_ONLY, None)
+    else:
+        run_with_hydra([*MATRIX, "hydra.run.dir=run"])
+        assert "this command was interrupted before, and goes on" in capsys.readouterr().out
+    assert Path("run", "model.safetensors").read_bytes() == before
+    assert Path("run", "evaluation.json").is_file()
+
+
+def test_another_matrix_of_that_name_joins_no_run(
+    matrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_with_its_matrix(matrix, tmp_path, monkeypatch, ["report.html", "evaluation.json", "model.safetensors"])
+    np.save("w.npy", np.eye(16, dtype=np.float32) + 0.2)
+    assert Run(Path("run")).moved(compose(MATRIX)) is None
+    resume = ["resume=run", f"data.source.path={tmp_path / 'moved' / 'x.npy'}"]
+    assert "there is no file" in refused(lambda: run_with_hydra(resume))
+    assert "was begun with another matrix than topography.w=" in refused(
+        lambda: run_with_hydra([*resume, "topography.w=w.npy"])
+    )
+    assert not Path("run", "model.safetensors").exists()
+    np.save("own.npy", np.eye(16, dtype=np.float32) + 0.1)
+    run_with_hydra([*resume, "topography.w=own.npy"])
+    assert Path("run", "model.safetensors").read_bytes() == (matrix / "run" / "model.safetensors").read_bytes()
+
+
+def test_a_matrix_that_was_changed_before_the_first_checkpoint_is_noticed(
+    matrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(matrix, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    run = Path("run")
+    shutil.rmtree(run / "checkpoints")
+    for name in ("report.html", "evaluation.json", "model.safetensors", "trained.json"):
+        (run / name).unlink()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(str(matrix), str(tmp_path / "copy")))
+    np.save("w.npy", np.eye(16, dtype=np.float32) + 0.2)
+    assert "was begun with another matrix than topography.w=" in refused(lambda: run_with_hydra(["resume=run"]))
 
 
 def test_a_run_builds_its_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

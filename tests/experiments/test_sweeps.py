@@ -215,6 +215,26 @@ def test_a_job_whose_folder_holds_a_run_of_other_settings_says_which_and_what_to
     assert file.read_bytes() == before
 
 
+def test_runs_that_are_gone_on_with_together_take_no_other_settings_than_one_alone(
+    jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[tuple[Path, dict[str, object]]] = []
+
+    def resume_run(path: Path, changes: dict[str, object], allow: Allowlist) -> dict[str, object]:
+        called.append((path, changes))
+        return {}
+
+    monkeypatch.setattr(train, "resume_run", resume_run)
+    with pytest.raises(SystemExit):
+        swept("resume=a,b", "fit.max_epochs=5")
+    assert "job 1 failed: resume goes on with the configuration that the run stored, so fit.max_epochs" in (
+        capsys.readouterr().err
+    )
+    assert not called
+    swept("resume=a,b", "fit.accelerator=cpu", "measure=val/kl", "hydra.sweep.dir=sweep")
+    assert called == [(Path("a"), {"fit.accelerator": "cpu"}), (Path("b"), {"fit.accelerator": "cpu"})]
+
+
 def test_hydras_own_files_are_those_of_the_run_that_a_folder_holds(jobs: dict[int, BaseException]) -> None:
     """Whoever collects runs goes by them; a job that is refused is none."""
     with pytest.raises(SystemExit):
