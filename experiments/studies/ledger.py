@@ -228,8 +228,10 @@ class Ledger:
         return self.folder / f"{row.replace(' ', '_')}-seed{seed}"
 
     def _copies(self, target: Path) -> dict[Path, Path]:
-        """The pictures that are to lie beside a kept record, each with where it is drawn; what is there is put aside
-        where the record, before it is written, does not name it."""
+        """The pictures to be copied beside a kept record, by where each is to lie; to be asked before it is written.
+
+        What lies there and is none of the record's, by the names that it held until now, is put aside.
+        """
         pictures = {*self.folder.glob("*.png")}
         of_others = self._of_others(pictures)
         named = {*read_kept(target).get("figures", ())} if target.exists() else set()
