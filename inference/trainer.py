@@ -19,12 +19,15 @@ import lightning.pytorch as lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from pyro_tvae.files import free_name
 
 from .checkpoints import WholeFiles
 
@@ -210,12 +213,24 @@ def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) ->
     if trainer.world_size == 1:
         logs.rank = 0
     trainer.callbacks = sorted([*before, *own, *after], key=lambda one: isinstance(one, Checkpoint))
+    if trainer.is_global_zero:
+        _keep_curves(trainer.loggers)
     if type(plugin) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeFiles()
     try:
         yield
     finally:
         trainer.callbacks, strategy.checkpoint_io, logs.rank = own, plugin, rank
+
+
+def _keep_curves(loggers: Sequence[Logger]) -> None:
+    """Put former curves aside that a CSVLogger with a version of the user's deletes where it begins."""
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and logger._experiment is None and logger._version is not None:
+            file = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            if file.is_file():
+                former = file.rename(free_name(file))
+                warnings.warn(f"fit: the curves that {file} held are in {former} now.", stacklevel=2)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pyro_tvae.files import FolderMoved, check_stays, staying
 
@@ -36,6 +38,7 @@ from ..config.composition import (
 )
 from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
+from ..config.hydra_versions import BEHAVIOUR
 from ..config.processes import place_among
 from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..outlets import outlasting
@@ -111,7 +114,7 @@ def _hydra(overrides: Sequence[str], job: Callable[[DictConfig], float | None]) 
 
     GlobalHydra.instance().clear()
     sys.argv = ["pyro-tvae train", *overrides]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(at_home)()
+    hydra.main(**BEHAVIOUR, config_path=f"pkg://{CONF}", config_name="config")(at_home)()
 
 
 def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> None:
@@ -122,7 +125,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     elsewhere = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", *ELSEWHERE)
     own = [one.input_line for one in read if not _touches([str(one.key_or_group)], *elsewhere)]
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
-    settings = compose([one.input_line for one in read if not one.is_sweep_override()], hydra=True).hydra
+    settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
     jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
 
     def job(config: DictConfig) -> float | None:
@@ -163,6 +166,10 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         check_stays(sweep.path)
         failures = sweep.failures()
         sweep.write(own, finished=not failures and not status)
+        if settings.sweeper._target_ != SWEEPER and not (failures or status):
+            for run in sweep.begun():
+                resume = replace(run, allow=allow).resume
+                print(f"{run} was begun before, and not proposed again; go on with it by: {resume}", flush=True)
         if status:
             # As where a process of a launcher's is killed, whose error Hydra shows in a traceback.
             said = f"{sweep} ended early, with status {status} ({sweep.progress(jobs)})"
@@ -227,7 +234,7 @@ def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[st
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     told: list[str] = []
     with failing(told.append):
-        return _trained(config, path, allow, subdir)
+        return _trained(config, path, allow, subdir, proposed=settings.sweeper._target_ != SWEEPER)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
     failure.write(home)
@@ -237,8 +244,18 @@ def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[st
     raise HydraException(f"job {failure.number} failed: {said}")  # the sweeper's to count, without a traceback
 
 
-def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | None) -> float | None:
-    """The measure of a run that is begun, gone on with, or done."""
+def _trained(
+    config: DictConfig, path: Path, allow: Allowlist, subdir: str | None, *, proposed: bool = False
+) -> float | None:
+    """The measure of a run that is begun, gone on with, or done.
+
+    Args:
+        config: of the job.
+        path: of its folder.
+        allow: what a stored configuration may call.
+        subdir: where Hydra's own files lie in it; None for nowhere.
+        proposed: by a sweeper that counts from 0 again with other trials, as from its storage, or without a seed.
+    """
     from .train import measured, resume_run, train_run  # their imports take seconds
 
     run = Run(path)
@@ -247,11 +264,14 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
         _check_beside_resume(given, "measure", *ELSEWHERE, *FILES)
         changes = {name: OmegaConf.select(config, name) for name in (*ELSEWHERE, *FILES) if _touches(given, name)}
         return measured(resume_run(Path(config.resume), changes, allow), config.measure)
-    if not run.has(CONFIG):
-        with claimed(path):
+    taken = run.has(CONFIG)
+    if not taken or (proposed and run.others_than(config)):
+        if taken and (same := _proposed_before(config, path)) is not None:
+            return _trained(config, same, allow, subdir)
+        with claimed(path, automatic=taken) as run:
             if subdir is not None:
-                _write_settings(config, path / subdir)
-            return train_run(config, path, allow)
+                _write_settings(config, run.path / subdir)
+            return train_run(config, run.path, allow)
     if others := run.others_than(config):
         # The command to go on with names where its data are now.
         run = Run(path, allow, tuple(run.places(config).items()))
@@ -268,6 +288,16 @@ def _trained(config: DictConfig, path: Path, allow: Allowlist, subdir: str | Non
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
     return measured(resume_run(path, {**changes, **(run.moved(config) or {})}, allow.typed(config)), config.measure)
+
+
+def _proposed_before(config: DictConfig, path: Path) -> Path | None:
+    """The folder of a run of exactly these settings beside that of another trial, unless somebody is at work on it."""
+    for run in map(Run, sorted(file.parent for file in path.parent.glob(f"*/{CONFIG}"))):
+        with suppress(OSError, ValueError, OmegaConfBaseException):  # of others
+            if run.is_of(config):
+                with run.held():
+                    return run.path
+    return None
 
 
 def _write_settings(config: DictConfig, folder: Path) -> None:
@@ -294,7 +324,7 @@ def _one(
         _check_beside_resume(given, *ELSEWHERE)
         _go_on(Run(Path(config.resume)), config, given, allow, places)
         return
-    folder, automatic = Path(compose(settings, hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
+    folder, automatic = Path(compose(settings, with_hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
     rank, several = place_among(config)
     if rank:  # the first of several processes writes, and tells the others where
         with TemporaryDirectory() as nowhere:

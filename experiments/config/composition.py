@@ -23,6 +23,7 @@ from pyro_tvae.wording import in_words
 
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
+from .hydra_versions import BEHAVIOUR, TRUSTED, register
 
 __all__ = [
     "CONF",
@@ -57,8 +58,8 @@ SECTIONS = ("data", "model", "optimizer", "fit", "baseline", "evaluation", *PART
 
 
 # What arithmetic and choice the files need.
-OmegaConf.register_new_resolver("boundary", lambda closes, other: "circular" if closes else other, replace=True)
-OmegaConf.register_new_resolver(
+register("boundary", lambda closes, other: "circular" if closes else other, replace=True)
+register(
     "orbit",
     lambda boundary, n_frames, n_positions: n_positions if boundary == "circular" else 2 * n_frames - 1,
     replace=True,
@@ -137,21 +138,21 @@ def _comment(text: str) -> str:
     return lines[0] if lines else ""
 
 
-def compose(overrides: Sequence[str] = (), *, hydra: bool = False) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
     """The configuration of a run.
 
     Args:
         overrides: in Hydra's grammar, such as ``topography=stationary`` or ``fit.max_epochs=5``.
-        hydra: with Hydra's own settings, which name the run's folder.
+        with_hydra: with Hydra's own settings, which name the run's folder.
 
     Raises:
         ConfigurationError: an override names nothing that exists, with the nearest names that do.
     """
     overrides = current_overrides(overrides)
     GlobalHydra.instance().clear()
-    with initialize_config_module(CONF, version_base="1.3"):
+    with initialize_config_module(CONF, **BEHAVIOUR):
         try:
-            config = hydra_compose("config", overrides=overrides, return_hydra_config=hydra)
+            config = hydra_compose("config", overrides=overrides, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigurationError(_explain(error, overrides)) from None
     for name in _default_groups():
@@ -172,13 +173,13 @@ def _default_groups() -> tuple[str, ...]:
     """The groups of which every configuration has one option."""
     said = yaml.safe_load((files(CONF) / "config.yaml").read_text())["defaults"]
     named = (item for entry in said if isinstance(entry, dict) for item in entry.items())
-    return tuple(name for name, option in named if option and name in options())
+    return tuple(name for name, option in named if option not in (None, "none") and name in options())
 
 
 def check_names(overrides: Sequence[str]) -> None:
     """Raise ConfigurationError at a mistyped name where several runs are asked for, whose values one cannot compose."""
     compose([override.input_line for override in parsed(overrides) if not override.is_sweep_override()])
-    with initialize_config_module(CONF, version_base="1.3"):
+    with initialize_config_module(CONF, **BEHAVIOUR):
         mistake = _mistake(overrides)
     if mistake:
         raise ConfigurationError(mistake)
@@ -296,7 +297,7 @@ def make(node: Any) -> Any:
         InstantiationException: it refuses one in words of its own.
     """
     try:
-        return instantiate(node, _convert_="object")
+        return instantiate(node, _convert_="object", **TRUSTED)
     except InstantiationException as error:
         cause, (_, said, place) = first_cause(error), str(error).rpartition("full_key: ")
         if not stumbled(cause):

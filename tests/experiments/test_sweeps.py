@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from pyro_tvae.experiments.commands import hydra_entry, train
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
-from pyro_tvae.experiments.config.allowlist import Allowlist
+from pyro_tvae.experiments.config.allowlist import PARTS_ONLY, Allowlist
 from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.interruption import Interrupted, override, typed
+from pyro_tvae.experiments.runs.run import Run
 from pyro_tvae.experiments.runs.sweeps import Sweep, begun
 from pyro_tvae.files import FolderMoved
 
@@ -233,6 +235,36 @@ def test_runs_that_are_gone_on_with_together_take_no_other_settings_than_one_alo
     assert not called
     swept("resume=a,b", "fit.accelerator=cpu", "measure=val/kl", "hydra.sweep.dir=sweep")
     assert called == [(Path("a"), {"fit.accelerator": "cpu"}), (Path("b"), {"fit.accelerator": "cpu"})]
+
+
+def test_a_trial_whose_number_another_one_has_is_trained_beside_it(jobs: dict[int, BaseException]) -> None:
+    """A sweeper with a storage, or without a seed, counts from 0 again and proposes others."""
+
+    def trial(seed: int, number: int) -> float | None:
+        place = Path("sweep") / str(number)
+        return hydra_entry._trained(compose([f"seed={seed}"]), place, PARTS_ONLY, ".hydra", proposed=True)
+
+    written: list[str] = []
+    Listener.trained.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hydra_entry, "_write_settings", lambda _, folder: written.append(str(folder)))
+        assert [trial(seed, number) for seed, number in ((0, 0), (1, 1))] == [-1.0, -2.0]
+        assert [trial(seed, 0) for seed in (5, 6, 5, 1, 0)] == [-6.0, -7.0, -6.0, -2.0, -1.0]
+    assert Listener.trained == [0, 1, 5, 6]  # what was trained before is not again
+    assert sorted(path.name for path in Path("sweep").iterdir()) == ["0", "0-1", "0-2", "1"]
+    assert written == [f"sweep/{name}/.hydra" for name in ("0", "1", "0-1", "0-2")]
+    (Path("sweep") / "0-1" / "report.html").unlink()
+    assert [run.path.name for run in Sweep(Path("sweep")).begun()] == ["0-1"]
+    resumed: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "resume_run", lambda path, *_: resumed.append(path) or {})
+        trial(5, 1)
+        assert resumed == [Path("sweep") / "0-1"]
+        with Run(Path("sweep") / "0-1").held(), ThreadPoolExecutor(1) as threads:
+            place = threads.submit(hydra_entry._proposed_before, compose(["seed=5"]), Path("sweep") / "1").result()
+    assert place is None  # somebody is at work on it
+    with pytest.raises(FileExistsError, match="holds a run with other settings than this job has now"):
+        hydra_entry._trained(compose(["seed=9"]), Path("sweep") / "0", PARTS_ONLY, None)
 
 
 def test_hydras_own_files_are_those_of_the_run_that_a_folder_holds(jobs: dict[int, BaseException]) -> None:
