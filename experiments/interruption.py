@@ -88,17 +88,19 @@ def catch_signals() -> None:
 
 
 def leave_to_parent() -> None:
-    """Ignore Ctrl-C and hangups in a process that joblib keeps for jobs: its parent, which ends it, has them too.
-
-    Where the parent was killed it ends by itself, within seconds: it would train on, and hold its run.
-    """
+    """Ignore Ctrl-C and hangups in a process that joblib keeps for jobs: its parent, which ends it, has them too."""
     if _works_for_joblib(multiprocessing.current_process()):
         for number in SIGNALS:
             if number != signal.SIGTERM:
                 signal.signal(number, signal.SIG_IGN)
-        if all(thread.name != _end_after.__name__ for thread in threading.enumerate()):
-            arguments = (os.getppid(),)
-            threading.Thread(target=_end_after, args=arguments, name=_end_after.__name__, daemon=True).start()
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process within seconds of its parent's end, also where that was killed: it would work or wait on."""
+    if all(thread.name != _end_after.__name__ for thread in threading.enumerate()):
+        arguments = (os.getppid(),)
+        threading.Thread(target=_end_after, args=arguments, name=_end_after.__name__, daemon=True).start()
 
 
 def _end_after(parent: int) -> None:

@@ -57,7 +57,7 @@ def outlasting(*, tells: bool = True) -> Iterator[None]:
         with suppress(OSError):
             stream.flush()
             outlets.append(Outlet(stream.fileno(), "w", closefd=False))
-            errors = "replace" if stream.errors == "strict" else stream.errors
+            errors = "replace" if stream.errors in ("strict", "surrogateescape") else stream.errors
             options = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
             buffered = io.BufferedWriter(outlets[-1])
             setattr(sys, name, io.TextIOWrapper(buffered, encoding=stream.encoding, errors=errors, **options))

@@ -245,7 +245,7 @@ def _here() -> str:
     """Eight digits for this boot of this machine, and for the container within which its processes are numbered."""
     told = [platform.node()]
     with suppress(OSError):  # not on Linux
-        told += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+        told += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"), os.readlink("/proc/self/ns/pid")]
     return sha256("\n".join(told).encode()).hexdigest()[:8]
 
 

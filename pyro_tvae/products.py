@@ -88,7 +88,7 @@ def _is_faster() -> bool:
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
     try:
-        maker = Path("/proc/cpuinfo").read_text(errors="replace").partition("vendor_id")[2][:40]
+        maker = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("vendor_id")[2][:40]
     except OSError:  # another system, which says it elsewhere
         maker = platform.processor()
     return "AuthenticAMD" in maker and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -149,7 +149,7 @@ def _contender(name: str, root: str | None, threads: int, setting: Setting) -> I
     program = str(Path(__file__).with_name("contender.py"))
     given = environment(threads, root if kind != name else None)
     command = [sys.executable, "-P", program, json.dumps({"kind": kind, "sizes": sizes, "threads": threads})]
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=given
         )

@@ -40,7 +40,7 @@ from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
 from ..config.hydra_versions import BEHAVIOUR
 from ..config.processes import place_among
-from ..interruption import goes_on_with, interruption_of, leave_to_parent, override, typed
+from ..interruption import end_with_parent, goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..outlets import outlasting
 from ..runs.data import made_fingerprints
 from ..runs.files import write_text
@@ -320,6 +320,8 @@ def _one(
         places: where the files of a run lie that is gone on with.
     """
     given = [str(one.key_or_group) for one in parsed(settings)]
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ:
+        end_with_parent()  # started by Lightning's first process, for which it would wait half an hour
     if config.resume is not None:
         _check_beside_resume(given, *ELSEWHERE)
         _go_on(Run(Path(config.resume)), config, given, allow, places)

@@ -129,7 +129,9 @@ def options() -> dict[str, dict[str, str]]:
     for folder in sorted(files(CONF).iterdir(), key=lambda entry: entry.name):
         if folder.is_dir() and not folder.name.startswith("_"):
             entries = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda entry: entry.name)
-            groups[folder.name] = {entry.name.removesuffix(".yaml"): _comment(entry.read_text()) for entry in entries}
+            groups[folder.name] = {
+                entry.name.removesuffix(".yaml"): _comment(entry.read_text(encoding="utf-8")) for entry in entries
+            }
     return groups
 
 
@@ -171,7 +173,7 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
 @functools.cache
 def _default_groups() -> tuple[str, ...]:
     """The groups of which every configuration has one option."""
-    said = yaml.safe_load((files(CONF) / "config.yaml").read_text())["defaults"]
+    said = yaml.safe_load((files(CONF) / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     named = (item for entry in said if isinstance(entry, dict) for item in entry.items())
     return tuple(name for name, option in named if option not in (None, "none") and name in options())
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import pyro_tvae
 from pyro_tvae.experiments.commands.evaluate import check_judgeable
 from pyro_tvae.experiments.commands.train import _plain_vae
 from pyro_tvae.experiments.config.building import Parts, build, check_fit, fit_parts
-from pyro_tvae.experiments.config.composition import compose, keys, make, options
+from pyro_tvae.experiments.config.composition import CONF, compose, keys, make, options
 from pyro_tvae.experiments.config.errors import ConfigurationError, plain_errors
 from pyro_tvae.networks import Shift
 
@@ -161,6 +163,18 @@ def test_every_part_can_be_chosen_by_name() -> None:
     }
     judging = {"LaplaceGuide"}  # of fitted models: there is nothing in it to train
     assert {f"pyro_tvae.{name}" for name in classes - bases - judging} == targets
+
+
+def test_no_choice_in_the_defaults_is_null() -> None:
+    """Of which Hydra 1.4 makes no part of another name; and from which the option none is no difference."""
+    said = yaml.safe_load((files(CONF) / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = dict(item for entry in said if isinstance(entry, dict) for item in entry.items())
+    assert None not in chosen.values()
+    assert (chosen["experiment"], chosen["budget"]) == ("none", "none")
+    both = ["experiment=tvae_2d_mnist", "budget=hour"]
+    assert compose([*both, "budget=none"]) == compose(["experiment=tvae_2d_mnist"])
+    with (files(CONF) / "budget" / "of" / "tvae_2d_mnist_hour.yaml").open(encoding="utf-8") as file:
+        assert compose(both).fit.warmup_steps == yaml.safe_load(file)["fit"]["warmup_steps"]
 
 
 def test_every_option_is_introduced_by_a_sentence() -> None:

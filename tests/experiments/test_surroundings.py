@@ -25,7 +25,7 @@ from tiny import TINY
 from untrained_runs import make_run
 
 import pyro_tvae
-from pyro_tvae.experiments.commands import train
+from pyro_tvae.experiments.commands import hydra_entry, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
@@ -356,3 +356,45 @@ def test_letters_that_are_unknown_there_stop_no_command() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("? 0\n? 1\n")
     assert ended.stdout.endswith("? 19999\n")
+    bare = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as some cron jobs have it
+    listed = subprocess.run(
+        [sys.executable, "-m", "pyro_tvae.experiments.cli", "list"], capture_output=True, timeout=120, env=bare
+    )
+    assert (listed.returncode, listed.stderr) == (0, b"")
+
+
+HELPER = """
+import subprocess, sys, time
+if sys.argv[1:]:
+    from pyro_tvae.experiments.interruption import end_with_parent
+    end_with_parent()
+    print("ready", flush=True)
+    time.sleep(600)
+subprocess.run([sys.executable, "-c", sys.stdin.read(), "helper"])
+"""
+
+
+def test_a_process_that_helps_ends_with_the_first_one() -> None:
+    first = subprocess.Popen([sys.executable, "-c", HELPER], stdin=-1, stdout=-1, text=True)
+    assert first.stdin is not None
+    assert first.stdout is not None
+    first.stdin.write(HELPER)
+    first.stdin.close()
+    assert first.stdout.readline() == "ready\n"
+    first.kill()
+    assert first.stdout.read() == ""  # an end of the file, once the helper has ended
+    first.wait()
+
+
+@pytest.mark.parametrize(("local", "follows"), [("1", True), ("0", False), (None, False)])
+def test_what_lightning_started_follows_it(local: str | None, follows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(hydra_entry, "end_with_parent", lambda: called.append(True))
+    monkeypatch.setattr(train, "resume_run", lambda *_: {})
+    monkeypatch.delenv("RANK", raising=False)
+    if local is None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_RANK", local)
+    hydra_entry.run_with_hydra(["resume=run"])
+    assert called == [True] * follows
