@@ -18,9 +18,7 @@ BEHAVIOUR: dict[str, Any] = {} if NEWER else {"version_base": "1.3"}
 # For instantiate, which asks from 1.4 on what may be called: what was typed, and of what was stored only what the
 # allowlist of this package has let through before.
 TRUSTED: dict[str, Any] = (
-    {"_execution_whitelist_": hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS}  # type: ignore[attr-defined]
-    if NEWER
-    else {}
+    {"_execution_whitelist_": vars(hydra.utils)["UNSAFE_DISABLE_EXECUTION_CHECKS"]} if NEWER else {}
 )
 
 # For functions in configurations: ``register(name, function, replace=True)``.

@@ -256,8 +256,13 @@ def test_a_trial_whose_number_another_one_has_is_trained_beside_it(jobs: dict[in
     (Path("sweep") / "0-1" / "report.html").unlink()
     assert [run.path.name for run in Sweep(Path("sweep")).begun()] == ["0-1"]
     resumed: list[Path] = []
+
+    def resume_run(path: Path, *_: Any) -> dict[str, Any]:
+        resumed.append(path)
+        return {}
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "resume_run", lambda path, *_: resumed.append(path) or {})
+        patch.setattr(train, "resume_run", resume_run)
         trial(5, 1)
         assert resumed == [Path("sweep") / "0-1"]
         with Run(Path("sweep") / "0-1").held(), ThreadPoolExecutor(1) as threads:
