@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,17 +76,19 @@ def literal(figure: Figure) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a figure atomically: readers see the old file or the whole new one, never a half.
 
     Args:
         figure: any matplotlib figure.
         path: where to; the suffix chooses the format (``.png``, ``.pdf``, ``.svg``). Missing folders are made.
+        metadata: to be kept in the file, as :meth:`~matplotlib.figure.Figure.savefig` takes it.
 
     Returns:
         The path.
     """
     path = Path(path)
     with atomic_write(path) as partial:
-        literal(figure).savefig(partial, format=path.suffix.removeprefix("."), dpi=DPI, facecolor="white")
+        ending = path.suffix.removeprefix(".")
+        literal(figure).savefig(partial, format=ending, dpi=DPI, facecolor="white", metadata=metadata)
     return path

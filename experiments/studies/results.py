@@ -19,6 +19,7 @@ from ..interruption import command
 from ..reports.style import save
 from ..reports.tables import format_seconds
 from ..runs.files import check_inside, write_text
+from ..runs.outputs import put_aside
 from .comparison import collapsed_seeds, ends, in_code, in_markdown, table
 from .curves import forecast_curves, recipe_curves
 from .kept import read_kept
@@ -31,6 +32,7 @@ from .verdicts import NOT_DECIDED, NOT_SEEN, SEEN
 __all__ = ["NAME", "check_own", "claims_of", "remarks_of", "results_text", "write_results"]
 
 NAME = "RESULTS.md"
+MARK = {"Source": "drawn by pyro-tvae results"}  # in the pictures, whose names somebody's own may have
 NOTES = "notes"
 ROBUSTNESS = "robustness.md"
 ORDER = ("table", "fig", "radial", "guides", "priors", "recipe")  # as the paper tells it, then what goes beyond it
@@ -56,10 +58,13 @@ def write_results(folder: Path) -> Path:
     for stem, record in _records(folder).items():
         figure = (recipe_curves if record["kind"] == LEARNING_CURVES else forecast_curves)(record)
         picture = folder / _drawn(stem, record)[0]
+        own = picture.is_file() and MARK["Source"].encode() in picture.read_bytes()[:1000]
         if figure is not None:
-            save(figure, picture)
-        else:  # of what the record held before
-            picture.unlink(missing_ok=True)
+            if picture.exists() and not own:
+                put_aside(picture, "was not drawn by this command")
+            save(figure, picture, MARK)
+        elif own:  # of what the record held before
+            picture.unlink()
     return write_text(folder / NAME, results_text(folder))
 
 

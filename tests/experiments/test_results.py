@@ -1098,6 +1098,18 @@ def test_the_commands_say_what_they_do_with_records(tmp_path: Path, monkeypatch:
     again = runner.invoke(app, ["results"])
     assert again.exit_code == 0, again.output
     assert not picture.exists()  # of numbers that the record has no more
+    picture.write_bytes(b"mine")
+    assert runner.invoke(app, ["results"]).exit_code == 0
+    assert picture.read_bytes() == b"mine"
+    write_record(folder / "table1-hour.json", table1())
+    for _ in range(2):  # the second time it is this command's own
+        assert runner.invoke(app, ["results"]).exit_code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert sorted(path.name for path in folder.glob("*.png")) == [
+            "table1-hour-forward_roll-1.png",
+            "table1-hour-forward_roll.png",
+        ]
+    assert (folder / "table1-hour-forward_roll-1.png").read_bytes() == b"mine"
 
 
 def test_a_kept_study_is_in_the_results_and_a_fresh_one_ignores_them(
