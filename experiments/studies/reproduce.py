@@ -28,7 +28,7 @@ from ..config.processes import place_among
 from ..datasets.splits import given_by
 from ..runs.files import finite, read_record, write_text
 from ..runs.names import CONFIG, EVALUATION, SELECTIVITY
-from ..runs.outputs import digest, room_kept
+from ..runs.outputs import digest, put_aside, room_kept
 from ..runs.run import Run
 from .cells import ANNEALED, REFITTED, Refitted, add, added, last_weights, weights_of
 from .learning_curves import ended, follow
@@ -224,6 +224,10 @@ def _draw(study: Study, run: Run, stem: Path | None, said: str, progress: Callab
     judged, file = digest(run.path / EVALUATION), stem.with_name(DRAWN)
     drawn = read_record(file, dict[str, str]) if file.is_file() else {}
     if drawn.get(stem.name) != judged or not all(picture.is_file() for picture in pictures):
+        if stem.name not in drawn:
+            for picture in filter(Path.exists, pictures):
+                put_aside(picture, "was not drawn by this study")
+            write_text(file, json.dumps({**drawn, stem.name: ""}, indent=1))  # from here on, though this be killed
         progress(f"{said}, drawing -> {pictures[0]}")
         draw_run(study.drawing, run, f"{study.title}; {stem.name}", pictures)
         write_text(file, json.dumps({**drawn, stem.name: judged}, indent=1))

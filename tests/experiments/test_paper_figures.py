@@ -91,6 +91,14 @@ def test_the_map_is_measured_and_drawn_and_goes_on_where_it_stopped(tmp_path: Pa
     os.utime(judged, (0, 0))
     reproduce("fig3", **options)
     assert len(said) == 5
+    assert len([*folder.glob("*seed0*")]) == 2
+    (folder / "drawn.json").unlink()
+    (folder / "tvae_2d_mnist-seed0.png").write_bytes(b"mine")  # which it was all along, as far as anything says
+    reproduce("fig3", **options)
+    assert (folder / "tvae_2d_mnist-seed0-1.png").read_bytes() == b"mine"
+    assert (folder / "tvae_2d_mnist-seed0.png").read_bytes().startswith(b"\x89PNG")
+    reproduce("fig3", **options)
+    assert len([*folder.glob("*seed0*")]) == 4
 
 
 @pytest.mark.filterwarnings("ignore")
