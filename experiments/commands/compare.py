@@ -20,7 +20,7 @@ from ..config.composition import data_settings
 from ..datasets.splits import given_by, scored_in_words
 from ..reports.tables import format_number, plain_table, wide_console
 from ..runs.files import finite, write_text
-from ..runs.outputs import REQUEST, RESERVE, replacing
+from ..runs.outputs import REQUEST, RESERVE, additions, replacing
 from ..runs.run import Run
 
 __all__ = ["compare_runs", "print_comparison"]
@@ -116,7 +116,7 @@ def compare_runs(
                 "pareto_k": dict(zip(result.names, result.pareto_k.tolist(), strict=True)),
             }
             with written() as partial:
-                write_text(partial, json.dumps(finite(record), indent=1))
+                write_text(partial, json.dumps(finite(record | additions(output, record)), indent=1))
         return result
 
 

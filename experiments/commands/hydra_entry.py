@@ -283,7 +283,7 @@ def _trained(
     if run.ended(config):
         if run.has(DATA):
             with suppress(InstantiationException):  # data that are not there any more are no other ones
-                run.check_data(config, made_fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
+                run.check_data(config, made_fingerprints(located(config)))
         print(f"run: {run} is done", flush=True)
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}

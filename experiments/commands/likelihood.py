@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ..config.composition import data_settings
 from ..datasets.splits import given_by, scored_in_words
 from ..reports.tables import plain_table, wide_console
 from ..runs.files import finite, read_record, write_text
-from ..runs.outputs import DAMAGED, put_aside, replacing, unfinished
+from ..runs.outputs import DAMAGED, additions, put_aside, replacing, unfinished
 from ..runs.run import Run
 
 __all__ = ["LIKELIHOOD", "Bracket", "LikelihoodRecord", "LikelihoodRow", "likelihood_run", "print_likelihood"]
@@ -224,7 +224,7 @@ def likelihood_run(
                     "sequence",
                 }
         with written() as partial:
-            _write(partial, record)
+            _write(partial, cast(LikelihoodRecord, {**record, **additions(file, record)}))
         begun.unlink(missing_ok=True)
         return record
 

@@ -121,7 +121,7 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
         compares = config.baseline.enabled and not run.has(PLAIN_VAE)
         # More than its page is made where there is none.
         record = standing(run) if run.has(WEIGHTS) and not compares else None
-        if parts is None and not run.has(WEIGHTS):
+        if parts is None:
             run.check_matrix(config)
         data = parts.data if parts is not None else None
         if data is None and record is None:

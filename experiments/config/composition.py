@@ -15,7 +15,6 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,7 +22,7 @@ from pyro_tvae.wording import in_words
 
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
-from .hydra_versions import BEHAVIOUR, TRUSTED, register
+from .hydra_versions import BEHAVIOUR, instantiate, register
 
 __all__ = [
     "CONF",
@@ -299,7 +298,7 @@ def make(node: Any) -> Any:
         InstantiationException: it refuses one in words of its own.
     """
     try:
-        return instantiate(node, _convert_="object", **TRUSTED)
+        return instantiate(node)
     except InstantiationException as error:
         cause, (_, said, place) = first_cause(error), str(error).rpartition("full_key: ")
         if not stumbled(cause):

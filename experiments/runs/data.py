@@ -1,19 +1,32 @@
-"""The data of a run: a fingerprint of each split, by which data that are built anew are told from those of before."""
+"""What a run is made from: fingerprints of its splits and of its file of W, by which others are told from these."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..datasets import SequenceDataModule, SequenceDataset
 
-__all__ = ["SplitRecord", "Splits", "fingerprints", "made_fingerprints", "other_splits"]
+__all__ = [
+    "MATRIX",
+    "SplitRecord",
+    "Splits",
+    "fingerprints",
+    "in_words",
+    "made_fingerprints",
+    "matrix_fingerprint",
+    "other_splits",
+]
+
+MATRIX = "matrix"  # the name of that file's fingerprint, beside those of splits
 
 ROWS = 4096  # at a time
 LOOKED_AT = 256  # sequences, evenly spaced, of a split that is too large for memory
@@ -21,7 +34,7 @@ RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand
 
 
 class SplitRecord(TypedDict):
-    """One split in ``data.json``: its number of sequences, and what tells them from others."""
+    """One split in ``data.json``: its number of sequences, and what tells them from others; of a file, of bytes."""
 
     sequences: int
     exact: str
@@ -31,8 +44,8 @@ class SplitRecord(TypedDict):
 Splits = dict[str, SplitRecord]
 
 
-def fingerprints(data: SequenceDataModule) -> Splits:
-    """What ``data.json`` holds: the fingerprint of each split.
+def fingerprints(data: SequenceDataModule, config: DictConfig | None = None) -> Splits:
+    """What ``data.json`` holds: the fingerprint of each split, and of the file of W that a configuration names.
 
     Of what sequences are rendered from, not of rendered frames, which would take as long as an epoch: pixels, labels,
     and the factors that are drawn for epoch 0, as every epoch of a fixed split has them. Of pixels that are too many
@@ -40,17 +53,41 @@ def fingerprints(data: SequenceDataModule) -> Splits:
     """
     from pyro_tvae.inference.fingerprints import fingerprint
 
-    return {
+    splits: Splits = {
         name: {"sequences": len(dataset), **fingerprint(_contents(dataset))} for name, dataset in data.datasets.items()
     }
+    return splits | ({} if config is None else matrix_fingerprint(config))
+
+
+def made_fingerprints(config: DictConfig) -> Splits:
+    """Those of what a configuration describes.
+
+    Raises:
+        InstantiationException: the data cannot be had.
+    """
+    return _made(OmegaConf.to_yaml(config.data, resolve=True)) | matrix_fingerprint(config)
 
 
 @functools.lru_cache(maxsize=16)  # jobs and runs mostly have the same data, and files may be large
-def made_fingerprints(data: str) -> Splits:
-    """Those of data that a configuration describes, as YAML."""
+def _made(data: str) -> Splits:
     from ..config.composition import make
 
     return fingerprints(make(OmegaConf.create(data)))
+
+
+def matrix_fingerprint(config: DictConfig) -> Splits:
+    """That of the file of W that a configuration names; nothing of one that is gone."""
+    import torch  # takes seconds, for which a list of runs does not wait
+
+    from pyro_tvae.inference.fingerprints import fingerprint
+
+    from ..config.composition import MATRIX as SETTING
+
+    place = OmegaConf.select(config, SETTING)
+    if not (isinstance(place, str) and os.path.isfile(place)):
+        return {}
+    content = torch.frombuffer(bytearray(Path(place).read_bytes()) or bytearray(1), dtype=torch.uint8)
+    return {MATRIX: {"sequences": len(content), **fingerprint([content])}}
 
 
 def other_splits(then: Splits, now: Splits) -> list[str]:
@@ -58,6 +95,18 @@ def other_splits(then: Splits, now: Splits) -> list[str]:
     from pyro_tvae.inference.fingerprints import alike
 
     return [name for name, split in now.items() if name in then and not alike(then[name], split)]
+
+
+def in_words(names: Sequence[str]) -> str:
+    """What :func:`other_splits` found.
+
+    Example:
+        >>> in_words(["test"]), in_words(["train", "test"]), in_words(["test", "matrix"])
+        ('test split', 'train and test splits', 'test split and matrix')
+    """
+    splits = [name for name in names if name != MATRIX]
+    told = [f"{' and '.join(splits)} split{'s' if len(splits) > 1 else ''}"] if splits else []
+    return " and ".join([*told, *([MATRIX] if MATRIX in names else [])])
 
 
 def _contents(dataset: SequenceDataset) -> Iterator[Tensor]:

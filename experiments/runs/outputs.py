@@ -39,6 +39,7 @@ from .names import CONFIG, WRITTEN
 __all__ = [
     "DAMAGED",
     "REQUEST",
+    "additions",
     "aside",
     "check_nothing_added",
     "check_replaceable",
@@ -182,6 +183,15 @@ def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *
     differs = [] if stored is None else sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
     why = f"was made with other {', '.join(differs)}" if differs else "is there already"
     raise FileExistsError(f"{path} {why}; give --overwrite to replace it, or --output for another file.")
+
+
+def additions(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hand has added to the JSON file of the same request whose place a record takes, to be kept in it."""
+    with suppress(OSError, ValueError):  # none there, or none that can be read
+        former = read_record(path, dict[str, Any])
+        if former.get(REQUEST) == json.loads(json.dumps(record[REQUEST])):
+            return {name: value for name, value in former.items() if name not in record}
+    return {}
 
 
 def refuse_unread(path: Path, error: Exception) -> None:

@@ -26,7 +26,8 @@ from ..config.composition import CONF, ELSEWHERE, FILES, MATRIX, PLACES, compose
 from ..config.errors import ConfigurationError, first_cause
 from ..config.former_names import current_settings
 from ..interruption import command, override
-from .data import Splits, fingerprints, made_fingerprints, other_splits
+from .data import MATRIX as OF_MATRIX
+from .data import Splits, fingerprints, in_words, made_fingerprints, matrix_fingerprint, other_splits
 from .files import check_inside, finite, read_record, write_text
 from .holding import holding
 from .names import (
@@ -303,7 +304,7 @@ class Run:
 
     def begin(self, config: DictConfig, data: SequenceDataModule) -> None:
         """Write what the run is made from; in this order, so that a folder with a configuration holds both."""
-        self.write(DATA, fingerprints(data))
+        self.write(DATA, fingerprints(data, config))
         self.write(CONFIG, OmegaConf.to_yaml(config, resolve=True))
 
     def data(self, config: DictConfig) -> SequenceDataModule:
@@ -323,8 +324,14 @@ class Run:
         others = other_splits(self.splits(), splits)
         if not others:
             return
+        if others == [OF_MATRIX]:
+            raise ValueError(
+                f"{self} was begun with another matrix than {MATRIX}={OmegaConf.select(config, MATRIX)} holds now; put "
+                f"the former file back, or say by {MATRIX}=… where it lies now, or begin a new run by another name=… "
+                "or hydra.run.dir=…."
+            )
         name = _place(config) or "data.source._target_"
-        told = f"{' and '.join(others)} {'splits are' if len(others) > 1 else 'split is'}"
+        told = f"{in_words(others)} {'are' if len(others) > 1 else 'is'}"
         remedy = f"put the former file back, or say by {name}=… where it lies now" if _place(config) else "use those"
         raise ValueError(
             f"{self} was begun with other data: its {told} not what {name}={OmegaConf.select(config, name)} gives now; "
@@ -333,31 +340,18 @@ class Run:
         )
 
     def check_matrix(self, config: DictConfig) -> None:
-        """Raise where the file of W is not the one whose numbers the untrained model holds.
+        """Raise where the file of W is another one than the run was begun with.
 
         Raises:
-            FileNotFoundError: it is not where the configuration says.
+            FileNotFoundError: it is not where the configuration says, and the training has not ended.
             ValueError: it is another one.
         """
         place = OmegaConf.select(config, MATRIX)
-        if not isinstance(place, str):
-            return
-        with reading(Path(place)):
-            there = Path(place).is_file()
-        if not there:
+        self.check_data(config, matrix_fingerprint(config))
+        if isinstance(place, str) and not os.path.isfile(place) and not self.has(WEIGHTS):
             raise FileNotFoundError(
                 f"there is no file {place}, the matrix of {self}; put it back, or add {MATRIX}=… to the command where "
                 "it lies elsewhere now."
-            )
-        if not self.has(UNTRAINED):
-            return
-        from pyro_tvae.parts import describe  # imports torch, for which a list of runs does not wait
-
-        then, now = pyro_tvae.load(self.path / UNTRAINED, "cpu")[0].topography, make(config.topography)
-        if describe(then) != describe(now):
-            raise ValueError(
-                f"{self} was begun with another matrix than {MATRIX}={place} holds now; put the former file back, or "
-                f"say by {MATRIX}=… where it lies now, or begin a new run by another name=… or hydra.run.dir=…."
             )
 
     def splits(self) -> Splits:
@@ -464,16 +458,16 @@ class Run:
             if not both_paths or Path(then).name != Path(now).name or os.path.lexists(then):
                 return None
             OmegaConf.update(stored, name, now, merge=False)
-        needed = {DATA, UNTRAINED} if MATRIX in places else {DATA}
-        if not all(map(self.has, needed)) or _computed(stored) != _computed(here):
+        if not self.has(DATA) or _computed(stored) != _computed(here):
             return None
+        then = self.splits()
         try:
-            if MATRIX in places:
-                self.check_matrix(here)
-            now_there = made_fingerprints(OmegaConf.to_yaml(here.data, resolve=True))
-        except (InstantiationException, ConfigurationError, OSError, ValueError):  # which a new run is going to say
+            now = made_fingerprints(here)
+        except (InstantiationException, ConfigurationError):  # which a new run is going to say
             return None
-        return None if other_splits(self.splits(), now_there) else places
+        # Runs of former versions do not say of what matrix they are.
+        unknown = MATRIX in places and not then.keys() & now.keys() & {OF_MATRIX}
+        return None if unknown or other_splits(then, now) else places
 
     def places(self, config: DictConfig) -> dict[str, str]:
         """Where the files lie by a configuration, of those settings that are stored otherwise."""

@@ -141,7 +141,7 @@ def follow(config: DictConfig, folder: Path, *, sequences: int = 128, num_partic
     make_folder(folder)
     with run.held():
         if run.has(CONFIG) and run.has(DATA):
-            run.check_data(config, fingerprints(parts.data))
+            run.check_data(config, fingerprints(parts.data, config))
         else:
             run.begin(config, parts.data)
         if not run.has(f"snapshots/step{steps[-1]}.json"):

@@ -9,13 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pyro_tvae.files import atomic_write, check_stays, free_name
 
 from ..config.allowlist import PARTS_ONLY
+from ..config.composition import located
 from ..interruption import command
-from ..runs.data import Splits, made_fingerprints, other_splits
+from ..runs.data import Splits, in_words, made_fingerprints, other_splits
 from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
 from ..runs.outputs import DAMAGED, put_aside, shown_on
@@ -129,10 +130,10 @@ class Ledger:
         if run.has(DATA) or not others:
             return
         with suppress(InstantiationException):  # of data that are not there, which the run says better
-            differing = other_splits(others[0][1], made_fingerprints(OmegaConf.to_yaml(config.data, resolve=True)))
+            differing = other_splits(others[0][1], made_fingerprints(located(config)))
             if differing:
                 raise ValueError(
-                    f"{run} would be of other data than {others[0][0]}, by its {' and '.join(differing)} split, and "
+                    f"{run} would be of other data than {others[0][0]}, by its {in_words(differing)}, and "
                     f"all of {self.name} is to be of one data set; put the former data back, or choose another "
                     f"--output{' and give --fresh' if self.kept else ''}."
                 )
@@ -157,7 +158,7 @@ class Ledger:
                 if first.endswith(str(self.file)):
                     remedy = "--fresh leaves that record out"
                 raise ValueError(
-                    f"{other} was begun with other data than {first}, by its {' and '.join(differing)} split, and both "
+                    f"{other} was begun with other data than {first}, by its {in_words(differing)}, and both "
                     f"of {self.name} are to be of one data set; {remedy}, or choose another --output."
                 )
 

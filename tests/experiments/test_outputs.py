@@ -405,6 +405,26 @@ def test_room_for_what_is_computed_is_kept_until_it_is_written(tmp_path: Path, m
     ]
 
 
+def test_what_a_hand_added_to_a_record_outlasts_the_same_command(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, "plain") for name in ("one", "other")]
+    table, few = tmp_path / "table.json", {"particles": 2, "sequences": 3}
+    commands: dict[Path, Callable[..., object]] = {
+        runs[0] / "likelihood.json": lambda **options: likelihood_run(runs[0], particles=[1, 2], **options),
+        table: lambda **options: compare_runs(runs, output=table, **few, **options),  # type: ignore[arg-type]
+    }
+    for file, command in commands.items():
+        command()
+        whole = json.loads(file.read_text())
+        file.write_text(json.dumps({"caption": "mine", **whole, "rows": []}))
+        command()
+        again = json.loads(file.read_text())
+        assert (again["caption"], {*again}) == ("mine", {*whole, "caption"})
+        assert len(again["rows"]) == len(whole["rows"])
+        file.write_text(json.dumps({**whole, "caption": "mine", "request": {**whole["request"], "seed": 5}}))
+        command(overwrite=True)
+        assert {*json.loads(file.read_text())} == {*whole}  # of another request
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "history.json", "../mine.ckpt"])
 def test_no_output_takes_the_place_of_what_was_trained(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "plain")

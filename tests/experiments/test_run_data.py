@@ -31,7 +31,8 @@ from pyro_tvae.experiments.config.composition import compose, data_settings
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits, dsprites
 from pyro_tvae.experiments.interruption import Interrupted
-from pyro_tvae.experiments.runs.data import fingerprints, made_fingerprints, other_splits
+from pyro_tvae.experiments.runs import data as runs_data
+from pyro_tvae.experiments.runs.data import fingerprints, other_splits
 from pyro_tvae.experiments.runs.run import Run, unfinished
 from pyro_tvae.experiments.studies import ledger
 from pyro_tvae.inference.fingerprints import alike, fingerprint
@@ -70,7 +71,7 @@ def own(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     np.save(tmp_path / "x.npy", film(1))
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
-    made_fingerprints.cache_clear()
+    runs_data._made.cache_clear()
     yield project
     for path in project.rglob("*"):
         if path.is_file() and path not in before:
@@ -129,7 +130,7 @@ def test_a_replaced_file_is_refused_by_every_command_and_changes_nothing(command
     if command != "posterior":  # which draws a page
         shutil.rmtree("copy", ignore_errors=True)
         np.save(own / "x.npy", film())
-        made_fingerprints.cache_clear()
+        runs_data._made.cache_clear()
         COMMANDS[command](own / "run")  # given back
 
 
@@ -380,6 +381,22 @@ def test_another_matrix_of_that_name_joins_no_run(
     np.save("own.npy", np.eye(16, dtype=np.float32) + 0.1)
     run_with_hydra([*resume, "topography.w=own.npy"])
     assert Path("run", "model.safetensors").read_bytes() == (matrix / "run" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("lost", [["report.html"], ["report.html", "evaluation.json"], []])
+def test_a_matrix_that_was_changed_since_is_noticed_by_the_command_that_goes_on(
+    lost: Sequence[str], matrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_with_its_matrix(matrix, tmp_path, monkeypatch, lost)
+    text = Path("run", "config.yaml").read_text()
+    Path("run", "config.yaml").write_text(text.replace(str(tmp_path / "gone"), str(tmp_path / "moved")))
+    np.save("w.npy", np.eye(16, dtype=np.float32) + 0.2)
+    words = "was begun with another matrix than topography.w="
+    assert words in refused(lambda: hydra_entry._trained(compose(MATRIX), Path("run"), PARTS_ONLY, None))
+    if lost:
+        assert words in refused(lambda: run_with_hydra([*MATRIX, "hydra.run.dir=run"]))
+    Path("w.npy").unlink()
+    hydra_entry._trained(compose(MATRIX), Path("run"), PARTS_ONLY, None)  # what is trained needs it no more
 
 
 def test_a_matrix_that_was_changed_before_the_first_checkpoint_is_noticed(
