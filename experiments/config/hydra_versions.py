@@ -7,7 +7,8 @@ from typing import Any
 import hydra
 import hydra.utils
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 __all__ = ["BEHAVIOUR", "instantiate", "register"]
 
@@ -27,13 +28,17 @@ def instantiate(node: Any) -> Any:
     package has let through before. And it leaves an error as it is, with a note of the place.
 
     Raises:
-        InstantiationException: what is called raised an error, its cause; the words end in ``full_key: PLACE``.
+        MissingMandatoryValue: a setting has no value.
+        InstantiationException: what is called raised an error, its cause; the words end in ``full_key: PLACE``,
+            but of a node without a parent.
     """
     trusted = {"_execution_whitelist_": vars(hydra.utils)["UNSAFE_DISABLE_EXECUTION_CHECKS"]} if NEWER else {}
+    if isinstance(node, DictConfig):
+        OmegaConf.to_container(node, throw_on_missing=True)  # 1.4 takes what lacks its _target_ for a plain mapping
     try:
         return hydra.utils.instantiate(node, _convert_="object", **trusted)
+    except (InstantiationException, OmegaConfBaseException):
+        raise
     except Exception as error:
-        place = next((note for note in getattr(error, "__notes__", ()) if note.startswith("full_key: ")), None)
-        if place is None or isinstance(error, InstantiationException):
-            raise
-        raise InstantiationException(f"{type(error).__name__}: {error}\n{place}") from error
+        place = [note for note in getattr(error, "__notes__", ()) if note.startswith("full_key: ")][:1]
+        raise InstantiationException("\n".join([f"{type(error).__name__}: {error}", *place])) from error
