@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import Tensor
 
 from pyro_tvae.files import check_stays, make_folder, refusal
@@ -216,6 +222,11 @@ class Keeping:
                     "fit: StochasticWeightAveraging puts its average in place after the last validation, where fit "
                     "leaves the best weights that were validated; take WeightAveraging, whose averages are validated, "
                     "or leave validation out."
+                )
+            if isinstance(other, ModelPruning):
+                raise ValueError(
+                    "fit: ModelPruning makes its masks permanent in what checkpoints hold, from which a fit would go "
+                    "on otherwise; prune the fitted model with torch.nn.utils.prune."
                 )
             taken = None
             if isinstance(other, ModelCheckpoint):

@@ -39,6 +39,7 @@ from ..config.composition import (
 from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
 from ..config.hydra_versions import BEHAVIOUR
+from ..config.loggers import check_stored_loggers
 from ..config.processes import place_among
 from ..interruption import end_with_parent, goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..outlets import outlasting
@@ -102,7 +103,7 @@ def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
         path = Path(HydraConfig.get().runtime.output_dir)
         with plain_errors():
             _check_no_ghost(path, path)
-            return train_run(config, path, allow)
+            return train_run(config, path, allow, _of_loggers(config, HydraConfig.get().overrides.task))
 
     _hydra(overrides, job)
 
@@ -324,7 +325,7 @@ def _one(
         end_with_parent()  # started by Lightning's first process, for which it would wait half an hour
     if config.resume is not None:
         _check_beside_resume(given, *ELSEWHERE)
-        _go_on(Run(Path(config.resume)), config, given, allow, places)
+        _go_on(Run(Path(config.resume)), config, settings, allow, places)
         return
     folder, automatic = Path(compose(settings, with_hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
     rank, several = place_among(config)
@@ -342,7 +343,7 @@ def _one(
                 # For the further processes that Lightning starts by it.
                 sys.argv = [*sys.argv, override("hydra.run.dir", run.path)]
                 # The stored one names what was typed.
-                _go_on(run, config, given, allow.typed(config), dict(run.given))
+                _go_on(run, config, settings, allow.typed(config), dict(run.given))
                 return
     with claimed(folder, automatic=automatic) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
@@ -358,11 +359,22 @@ def _check_beside_resume(given: Sequence[str], *fitting: str) -> None:
         )
 
 
-def _go_on(run: Run, config: DictConfig, given: Sequence[str], allow: Allowlist, places: Mapping[str, Any]) -> None:
+def _of_loggers(config: DictConfig, settings: Sequence[str]) -> tuple[str, ...]:
+    """What has to be said again where a run goes on: overrides of loggers that no stored configuration may start."""
+    try:
+        check_stored_loggers(config, Path())
+    except ConfigurationError:
+        return tuple(text for text in settings if _touches([text.lstrip("+~").partition("=")[0]], "logger"))
+    return ()
+
+
+def _go_on(run: Run, config: DictConfig, settings: Sequence[str], allow: Allowlist, places: Mapping[str, Any]) -> None:
     from .train import resume_run
 
+    given = [str(one.key_or_group) for one in parsed(settings)]
+
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
-    resume_run(run.path, {**changes, **places}, allow)
+    resume_run(run.path, {**changes, **places}, allow, _of_loggers(config, settings))
 
 
 def _touches(given: Sequence[str], *names: str) -> bool:

@@ -33,13 +33,16 @@ __all__ = ["measured", "resume_run", "train_run"]
 MEASURES = ("val/elbo", "val/reconstruction", "val/kl")
 
 
-def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> float | None:
+def train_run(
+    config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY, logs: tuple[str, ...] = ()
+) -> float | None:
     """Train, evaluate and report into a run's folder; prints the table.
 
     Args:
         config: what to train, as it was typed.
         path: of the folder.
         allow: what a stored configuration may call, where ``config.resume`` names one to go on with.
+        logs: overrides of loggers, as they were typed, for the command that goes on.
 
     Returns:
         What a sweeper goes by: ``config.measure``, on the validation split and of the weights that are kept, those of
@@ -66,7 +69,9 @@ def train_run(config: DictConfig, path: Path, allow: Allowlist = PARTS_ONLY) -> 
         parts = build(config)
         check_judgeable(config, parts)
         run.begin(config, parts.data)
-        run = replace(run, allow=allow.naming(config))  # so that the command to go on with names what it needs
+        run = replace(
+            run, allow=allow.naming(config), logs=logs
+        )  # so that the command to go on with names what it needs
         return measured(_finish(run, config, parts), config.measure)
 
 
@@ -77,7 +82,10 @@ def measured(history: Mapping[str, Any], measure: str) -> float | None:
 
 
 def resume_run(
-    path: Path, changes: Mapping[str, Any] | None = None, allow: Allowlist = PARTS_ONLY
+    path: Path,
+    changes: Mapping[str, Any] | None = None,
+    allow: Allowlist = PARTS_ONLY,
+    logs: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
     """Go on with a run that was interrupted: what is done is left alone, each step recognised by its file.
 
@@ -85,6 +93,7 @@ def resume_run(
         path: of the run's folder.
         changes: settings that may differ from the stored ones: where and how it computes, and where its files lie.
         allow: what its configuration may call.
+        logs: overrides of loggers, as they were typed, for the command that goes on.
 
     Returns:
         The training history, ``rows`` and ``seconds``; empty in processes that help.
@@ -95,7 +104,7 @@ def resume_run(
         ValueError: its configuration or its last checkpoint is damaged, or its data are others than before.
     """
     places = tuple((name, value) for name, value in (changes or {}).items() if name in FILES)
-    run = Run(path, allow, places)
+    run = Run(path, allow, places, logs)
     config = run.config()  # nothing is written, not even a lock, in a folder that is no run's
     for name, value in (changes or {}).items():
         if name not in FILES:

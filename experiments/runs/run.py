@@ -106,11 +106,13 @@ class Run:
         path: of the folder.
         allow: what its configuration may call beside parts of the project; the file can be a stranger's.
         given: settings of the data, (name, value), in the place of those that it stored.
+        logs: overrides of loggers, as they were typed, which a stored configuration does not start by itself.
     """
 
     path: Path
     allow: Allowlist = PARTS_ONLY
     given: tuple[tuple[str, Any], ...] = ()
+    logs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return str(self.path)
@@ -490,7 +492,7 @@ class Run:
         """The command that goes on with the run."""
         imports = (word for module in sorted(self.allow.modules) for word in ("--import", module))
         places = (override(name, value) for name, value in self.given)
-        return command("train", override("resume", self.path), *places, *imports)
+        return command("train", override("resume", self.path), *places, *self.logs, *imports)
 
     @contextmanager
     def held(self) -> Iterator[None]:

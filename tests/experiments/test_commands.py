@@ -67,7 +67,7 @@ def test_a_printed_command_means_the_folder(tmp_path: Path, monkeypatch: pytest.
 def test_a_printed_command_goes_on_with_the_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     called: list[Path] = []
-    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow: called.append(path))
+    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow, logs: called.append(path))
     words = pasted(Run(Path(name)).resume)
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", *words])
     run_with_hydra(words[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 
+from pyro_tvae.experiments.commands import hydra_entry, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run, report_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import resume_run, train_run
@@ -138,3 +140,26 @@ def test_check_takes_every_word_but_what_lacks_a_package(monkeypatch: pytest.Mon
     monkeypatch.setattr(loggers, "find_spec", lambda name: True)
     for word in {*options()["logger"]} - {"own"}:
         check_loggers(compose([f"logger={word}"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "again"),
+    [
+        (["seed=1", "logger=csv"], ()),
+        (["logger=csv", "logger.csv.save_dir=my logs", "fit.beta=2"], ("logger=csv", "logger.csv.save_dir=my logs")),
+        (["+logger.csv.version=mine"], ("+logger.csv.version=mine",)),
+    ],
+)
+def test_the_command_that_goes_on_says_loggers_again_that_no_stored_file_may_start(
+    settings: list[str], again: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, ...]] = []
+    monkeypatch.setattr(train, "train_run", lambda config, path, allow, logs: heard.append(logs))
+    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow, logs: heard.append(logs))
+    monkeypatch.chdir(tmp_path)
+    hydra_entry.run_with_hydra([*settings, "hydra.run.dir=run"])
+    monkeypatch.setattr(hydra_entry, "_check_beside_resume", lambda *_: None)
+    hydra_entry.run_with_hydra([*settings, "resume=run"])
+    assert heard == [again, again]
+    words = shlex.split(Run(Path("run"), logs=again).resume)
+    assert words == ["pyro-tvae", "train", "resume=run", *again]

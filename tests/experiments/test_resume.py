@@ -123,7 +123,7 @@ def test_a_new_run_does_not_overwrite_an_old_one(run: Path, tmp_path: Path) -> N
 
 def test_a_resumed_run_takes_no_other_settings_than_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[Path, dict[str, object]]] = []
-    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow: called.append((path, changes)))
+    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow, logs: called.append((path, changes)))
     run_with_hydra(["resume=runs/a", "fit.devices=2", "fit.strategy=ddp"])
     assert called == [(Path("runs/a"), {"fit.devices": 2, "fit.strategy": "ddp"})]
     with pytest.raises(ConfigurationError, match=r"model\.mu cannot be given beside it; leave it out"):

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
     ModelCheckpoint,
+    ModelPruning,
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
 )
@@ -168,6 +169,12 @@ def test_curves_of_a_former_fit_outlast_one_whose_logger_has_the_same_version(tm
         on(2, resume=last)
     assert curves.with_name("metrics-1.csv").read_text() == former
     assert curves.read_text() not in (former, "")
+
+
+def test_pruning_from_whose_checkpoints_no_fit_goes_on_as_it_was_is_refused(tmp_path: Path) -> None:
+    trainer = TrainerOptions("cpu", callbacks=[ModelPruning("l1_unstructured", amount=0.1)])
+    with pytest.raises(ValueError, match=r"^fit: ModelPruning makes its masks permanent in what checkpoints hold"):
+        fit(*start(), directory=tmp_path, trainer=trainer, max_epochs=1, **LEARNING)
 
 
 def test_a_callback_whose_folder_lightning_chooses_is_refused_too(tmp_path: Path) -> None:
