@@ -14,7 +14,9 @@ from typing import Any
 
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     Callback,
+    LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
     OnExceptionCheckpoint,
@@ -33,6 +35,17 @@ __all__ = ["Keeping", "claimed"]
 
 FOLDER, LAST, LOCK = "checkpoints", "last", ".lock"
 TAKE = "take the best weights"
+
+TUNES = (
+    "trains some steps for a value of an attribute of Lightning's module, which is not where fit has it; find it in a "
+    "fit of its own, and give it to this one."
+)
+REFUSED = {  # callbacks with which a fit would not go on as it was, or not begin
+    ModelPruning: "makes its masks permanent in what checkpoints hold, from which a fit would go on otherwise; prune "
+    "the fitted model with torch.nn.utils.prune.",
+    BatchSizeFinder: TUNES,
+    LearningRateFinder: TUNES,
+}
 
 
 @contextmanager
@@ -223,11 +236,8 @@ class Keeping:
                     "leaves the best weights that were validated; take WeightAveraging, whose averages are validated, "
                     "or leave validation out."
                 )
-            if isinstance(other, ModelPruning):
-                raise ValueError(
-                    "fit: ModelPruning makes its masks permanent in what checkpoints hold, from which a fit would go "
-                    "on otherwise; prune the fitted model with torch.nn.utils.prune."
-                )
+            if told := next((said for kind, said in REFUSED.items() if isinstance(other, kind)), None):
+                raise ValueError(f"fit: {type(other).__name__} {told}")
             taken = None
             if isinstance(other, ModelCheckpoint):
                 taken = ours.intersection(_paths(other, trainer))

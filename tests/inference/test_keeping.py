@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     Callback,
     EMAWeightAveraging,
+    LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
     OnExceptionCheckpoint,
@@ -171,9 +173,22 @@ def test_curves_of_a_former_fit_outlast_one_whose_logger_has_the_same_version(tm
     assert curves.read_text() not in (former, "")
 
 
-def test_pruning_from_whose_checkpoints_no_fit_goes_on_as_it_was_is_refused(tmp_path: Path) -> None:
-    trainer = TrainerOptions("cpu", callbacks=[ModelPruning("l1_unstructured", amount=0.1)])
-    with pytest.raises(ValueError, match=r"^fit: ModelPruning makes its masks permanent in what checkpoints hold"):
+@pytest.mark.parametrize(
+    ("callback", "why"),
+    [
+        (
+            ModelPruning("l1_unstructured", amount=0.1),
+            "ModelPruning makes its masks permanent in what",
+        ),
+        (BatchSizeFinder(), "BatchSizeFinder trains some steps for a value"),
+        (LearningRateFinder(), "LearningRateFinder trains some steps for a value"),
+    ],
+)
+def test_callbacks_with_which_no_fit_goes_on_as_it_was_are_refused(
+    callback: Callback, why: str, tmp_path: Path
+) -> None:
+    trainer = TrainerOptions("cpu", callbacks=[callback])
+    with pytest.raises(ValueError, match=f"^fit: {why}"):
         fit(*start(), directory=tmp_path, trainer=trainer, max_epochs=1, **LEARNING)
 
 
