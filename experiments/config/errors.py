@@ -57,6 +57,11 @@ def sentence(error: BaseException) -> str | None:
             "there is not enough memory for this; lower what is made at once, such as data.batch_size, "
             f"fit.num_particles or evaluation.num_particles ({_one_line(cause)})."
         )
+    if isinstance(cause, ConnectionResetError) or "DataLoader worker" in str(cause):
+        return (
+            "a process that reads the data was ended, as where the system wants memory; the same command goes on, and "
+            f"a run with a lower data.num_workers needs less ({_one_line(cause)})."
+        )
     if not isinstance(error, PLAIN):
         return None
     if isinstance(cause, MissingMandatoryValue):
