@@ -18,7 +18,7 @@ from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
-from ..config.composition import FILES, located
+from ..config.composition import FILES, keys, located
 from ..config.errors import ConfigurationError
 from ..config.loggers import check_loggers, check_stored_loggers, files_only
 from ..config.processes import place_among
@@ -106,8 +106,9 @@ def resume_run(
     places = tuple((name, value) for name, value in (changes or {}).items() if name in FILES)
     run = Run(path, allow, places, logs)
     config = run.config()  # nothing is written, not even a lock, in a folder that is no run's
+    settings = keys(config)
     for name, value in (changes or {}).items():
-        if name not in FILES:
+        if name not in FILES and name in settings:
             OmegaConf.update(config, name, value, merge=False)
     place_among(config)
     with run.held() if _first() else nullcontext():

@@ -45,7 +45,7 @@ __all__ = [
 
 CONF = "pyro_tvae.experiments.conf"
 # Where and how a run computes: what may differ when it goes on, since it does not change what is computed.
-ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "logger")
+ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "data.num_workers", "logger")
 
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")

@@ -60,7 +60,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(cause, ConnectionResetError) or "DataLoader worker" in str(cause):
         return (
             "a process that reads the data was ended, as where the system wants memory; the same command goes on, and "
-            f"a run with a lower data.num_workers needs less ({_one_line(cause)})."
+            f"with a lower data.num_workers needs less ({_one_line(cause)})."
         )
     if not isinstance(error, PLAIN):
         return None

@@ -676,7 +676,7 @@ def _computed(config: DictConfig) -> DictConfig:
     """A configuration without the settings that only say where and how it computes."""
     config = located(config)
     for name in ELSEWHERE:
-        OmegaConf.update(config, name, None, merge=False)
+        OmegaConf.update(config, name, None, merge=False, force_add=True)  # data of somebody's own may lack one
     return config
 
 

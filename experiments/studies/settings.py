@@ -16,7 +16,7 @@ __all__ = ["Settings", "check_settings", "portable", "settings_of", "shared_sett
 Settings = Mapping[str, object]
 
 # Where and how a run computes, and what it is called; none of it changes what is computed.
-LOCAL = (*ELSEWHERE, "data.source.root", "data.source.download", "data.num_workers", "name", "seed", "resume")
+LOCAL = (*ELSEWHERE, "data.source.root", "data.source.download", "name", "seed", "resume")
 FILES = ("data.source.path", "topography.w")  # which file it is matters; the folder it lies in does not
 
 

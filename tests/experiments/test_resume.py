@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from complaints import refused
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from tiny import TINY as SMALLEST
 
@@ -124,11 +125,25 @@ def test_a_new_run_does_not_overwrite_an_old_one(run: Path, tmp_path: Path) -> N
 def test_a_resumed_run_takes_no_other_settings_than_where_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[Path, dict[str, object]]] = []
     monkeypatch.setattr(train, "resume_run", lambda path, changes, allow, logs: called.append((path, changes)))
-    run_with_hydra(["resume=runs/a", "fit.devices=2", "fit.strategy=ddp"])
-    assert called == [(Path("runs/a"), {"fit.devices": 2, "fit.strategy": "ddp"})]
+    run_with_hydra(["resume=runs/a", "fit.devices=2", "fit.strategy=ddp", "data.num_workers=1"])
+    assert called == [(Path("runs/a"), {"fit.devices": 2, "fit.strategy": "ddp", "data.num_workers": 1})]
     with pytest.raises(ConfigurationError, match=r"model\.mu cannot be given beside it; leave it out"):
         run_with_hydra(["resume=runs/a", "model.mu=3"])
     assert len(called) == 1
+
+
+def test_a_run_goes_on_with_other_workers_and_one_whose_data_know_of_none_without(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[DictConfig] = []
+    monkeypatch.setattr(train, "_finish", lambda _, config: heard.append(config))
+    config, place = compose([*TINY, "data.num_workers=3"]), Path(shutil.copytree(run, tmp_path / "run"))
+    assert Run(run).is_of(config)
+    resume_run(run, {"data.num_workers": 3})
+    text = (place / "config.yaml").read_text()
+    (place / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "num_workers" not in line))
+    resume_run(place, {"data.num_workers": None})
+    assert [one.data.get("num_workers", "none") for one in heard] == [3, "none"]
 
 
 def test_a_judgement_before_the_plain_vae_does_not_stand_for_the_last_one(run: Path, tmp_path: Path) -> None:
