@@ -104,7 +104,7 @@ def compare_runs(
             seed=seed,
             progress=any(bool(one.config.fit.progress) for one in loaded),
         )
-        if written is not None:
+        if written is not None and output is not None:
             record: dict[str, Any] = {
                 "kind": "comparison",
                 REQUEST: request,

@@ -462,14 +462,14 @@ class Run:
             OmegaConf.update(stored, name, now, merge=False)
         if not self.has(DATA) or _computed(stored) != _computed(here):
             return None
-        then = self.splits()
+        begun = self.splits()
         try:
-            now = made_fingerprints(here)
+            made = made_fingerprints(here)
         except (InstantiationException, ConfigurationError):  # which a new run is going to say
             return None
         # Runs of former versions do not say of what matrix they are.
-        unknown = MATRIX in places and not then.keys() & now.keys() & {OF_MATRIX}
-        return None if unknown or other_splits(then, now) else places
+        unknown = MATRIX in places and not begun.keys() & made.keys() & {OF_MATRIX}
+        return None if unknown or other_splits(begun, made) else places
 
     def places(self, config: DictConfig) -> dict[str, str]:
         """Where the files lie by a configuration, of those settings that are stored otherwise."""
