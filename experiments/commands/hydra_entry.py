@@ -72,7 +72,7 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
         SystemExit: jobs of a sweep failed, which are listed; the others were done.
     """
     allow = Allowlist.importing(imports)
-    overrides = announced(overrides)
+    overrides = _with_folder(announced(overrides))
     arguments = get_args_parser().parse_intermixed_args(overrides)
     # Hydra takes overrides in one row, after its options.
     overrides = [*(word for word in overrides if word not in arguments.overrides), *arguments.overrides]
@@ -90,6 +90,36 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
             _one(overrides, settings, config, allow, places)
             return
     _under_hydra(overrides, allow)
+
+
+def _with_folder(words: Sequence[str]) -> list[str]:
+    """Words with ``--config-dir`` as an override, as which every composition has it, that of an interrupted run too.
+
+    Raises:
+        ConfigurationError: it is no folder; or another configuration than this project's was asked for.
+    """
+    arguments = get_args_parser().parse_intermixed_args(words)
+    others = ("config_name", "config_path", "experimental_rerun")
+    if other := next((name for name in others if getattr(arguments, name) is not None), None):
+        raise ConfigurationError(
+            f"--{other.replace('_', '-')} asks for another configuration than this command's, of which no run could go "
+            "on; write your settings as DIR/experiment/NAME.yaml, and give --config-dir DIR experiment=NAME."
+        )
+    if (folder := arguments.config_dir) is None:
+        return [*words]
+    if not Path(folder).is_dir():
+        raise ConfigurationError(
+            f"--config-dir is {folder}, which is no folder; expected one that holds option groups."
+        )
+    rest = iter(words)
+    kept = []
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            next(rest)
+        elif not word.startswith(("--config-dir=", "-cd=")):
+            kept.append(word)
+    place = override("", f"file://{folder}").removeprefix("=")
+    return [*kept, f"hydra.searchpath=[{place}]"]
 
 
 def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:

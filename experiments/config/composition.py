@@ -210,7 +210,6 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
 def _mistake(overrides: Sequence[str]) -> str | None:
     """What is mistyped among overrides, in a sentence. Hydra has to be initialised."""
-    groups = options()
     try:
         read = parsed(overrides)
     except OverrideParseException as problem:
@@ -223,7 +222,9 @@ def _mistake(overrides: Sequence[str]) -> str | None:
             f"the value of {name}, {value}, cannot be read; values with brackets, braces, '=', ',' or spaces go into "
             f"double quotes within single ones: '{name}=\"{value}\"'."
         )
-    chosen = []
+    places = [one for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
+    groups = _with_own(options(), [place for one in places for place in one.value() or ()])
+    chosen = [one.input_line for one in places]
     for override in read:
         name, value = str(override.key_or_group), override.value()
         if name not in groups or override.is_sweep_override():
@@ -247,6 +248,16 @@ def _mistake(overrides: Sequence[str]) -> str | None:
     return None
 
 
+def _with_own(groups: dict[str, dict[str, str]], places: Sequence[Any]) -> dict[str, dict[str, str]]:
+    """Options with those that lie in folders of a user's."""
+    folders = [Path(str(place).removeprefix("file://")) for place in places]
+    return {
+        name: entries | {file.stem: "" for folder in folders for file in sorted((folder / name).glob("*.yaml"))}
+        for name, entries in groups.items()
+    }
+
+
+SEARCHPATH = "hydra.searchpath"
 LIST = "'pyro-tvae list' shows them all"
 SETTINGS = "'pyro-tvae train --cfg job' shows them all"
 

@@ -15,7 +15,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 import pyro_tvae
+from pyro_tvae.experiments.commands import hydra_entry
 from pyro_tvae.experiments.commands.evaluate import check_judgeable
+from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
 from pyro_tvae.experiments.commands.train import _plain_vae
 from pyro_tvae.experiments.config.building import Parts, build, check_fit, fit_parts
 from pyro_tvae.experiments.config.composition import CONF, compose, keys, make, options
@@ -163,6 +165,34 @@ def test_every_part_can_be_chosen_by_name() -> None:
     }
     judging = {"LaplaceGuide"}  # of fitted models: there is nothing in it to train
     assert {f"pyro_tvae.{name}" for name in classes - bases - judging} == targets
+
+
+def test_recipes_of_ones_own_lie_in_a_folder_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And count for what a command goes on with, as all that it says."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("my 'own', [1]")
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer:\n  optimizer:\n    lr: 0.5\n")
+    heard: list[DictConfig] = []
+    monkeypatch.setattr(hydra_entry, "_one", lambda overrides, settings, config, *_: heard.append(config))
+    for words in (["--config-dir", str(folder), "experiment=mine"], ["experiment=mine", f"--config-dir={folder}"]):
+        run_with_hydra(words)
+        assert heard.pop().optimizer.optimizer.lr == 0.5
+    given = ["--config-dir", str(folder)]
+    for words, told in (
+        (
+            [*given, "experiment=mine", "fit.max_epoch=3"],
+            r"no setting called 'fit\.max_epoch'; did you mean fit\.max_epochs",
+        ),
+        ([*given, "experiment=min"], r"no experiment called 'min'; did you mean .*mine"),
+        (["--config-dir", "nowhere"], "--config-dir is nowhere, which is no folder"),
+        ([*given, "--config-name", "mine"], "--config-name asks for another configuration than this command's"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            run_with_hydra(words)
+    assert not heard
 
 
 def test_no_choice_in_the_defaults_is_null() -> None:
