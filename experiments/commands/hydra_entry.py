@@ -30,6 +30,7 @@ from ..config.composition import (
     CONF,
     ELSEWHERE,
     FILES,
+    MATRIX,
     check_names,
     compose,
     located,
@@ -299,6 +300,7 @@ def _trained(
     if not taken or (proposed and run.others_than(config)):
         if taken and (same := _proposed_before(config, path)) is not None:
             return _trained(config, same, allow, subdir)
+        _check_alike(config, path)
         with claimed(path, automatic=taken) as run:
             if subdir is not None:
                 _write_settings(config, run.path / subdir)
@@ -329,6 +331,20 @@ def _proposed_before(config: DictConfig, path: Path) -> Path | None:
                 with run.held():
                     return run.path
     return None
+
+
+def _check_alike(config: DictConfig, path: Path) -> None:
+    """Raise ValueError where a job that says the same of its data was begun with others, of a file replaced meanwhile."""
+    here, said = located(config), ("data", MATRIX)
+    for run in map(Run, sorted(file.parent for file in path.parent.glob(f"*/{DATA}"))):
+        with suppress(OSError, ValueError, OmegaConfBaseException):  # of others
+            then = run.stored()
+            if all(OmegaConf.select(then, name) == OmegaConf.select(here, name) for name in said):
+                break
+    else:
+        return
+    with suppress(InstantiationException):  # which the job says better
+        run.check_data(here, made_fingerprints(here))
 
 
 def _write_settings(config: DictConfig, folder: Path) -> None:

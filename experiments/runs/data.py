@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from omegaconf import DictConfig, OmegaConf
 
+from pyro_tvae.files import state_of
+
+from ..config.composition import MATRIX as SETTING
+from ..config.composition import PLACES, make
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,13 +70,14 @@ def made_fingerprints(config: DictConfig) -> Splits:
     Raises:
         InstantiationException: the data cannot be had.
     """
-    return _made(OmegaConf.to_yaml(config.data, resolve=True)) | matrix_fingerprint(config)
+    place = OmegaConf.select(config, PLACES[0])
+    state = state_of(Path(place)) if isinstance(place, str) else None
+    return _made(OmegaConf.to_yaml(config.data, resolve=True), state) | matrix_fingerprint(config)
 
 
 @functools.lru_cache(maxsize=16)  # jobs and runs mostly have the same data, and files may be large
-def _made(data: str) -> Splits:
-    from ..config.composition import make
-
+def _made(data: str, state: tuple[int, int] | None) -> Splits:
+    """Of data as YAML, and as of a state of their file."""
     return fingerprints(make(OmegaConf.create(data)))
 
 
@@ -80,8 +86,6 @@ def matrix_fingerprint(config: DictConfig) -> Splits:
     import torch  # takes seconds, for which a list of runs does not wait
 
     from pyro_tvae.inference.fingerprints import fingerprint
-
-    from ..config.composition import MATRIX as SETTING
 
     place = OmegaConf.select(config, SETTING)
     if not (isinstance(place, str) and os.path.isfile(place)):

@@ -240,6 +240,28 @@ def test_the_same_command_goes_on_in_a_project_that_was_moved_with_its_data_and_
     assert measures(moved / "run") == before
 
 
+@pytest.mark.parametrize("replaced", ["x.npy", "w.npy"])
+def test_jobs_that_say_the_same_of_their_data_are_of_one_data_set(
+    replaced: str, matrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_with_its_matrix(matrix, tmp_path, monkeypatch, [])
+    text = Path("run", "config.yaml").read_text()
+    Path("run", "config.yaml").write_text(text.replace(str(tmp_path / "gone"), str(tmp_path / "moved")))
+    before = Path(replaced).read_bytes()
+    np.save(replaced, film(1) if replaced == "x.npy" else np.eye(16, dtype=np.float32) + 0.2)
+
+    def job() -> None:
+        hydra_entry._trained(compose([*MATRIX, "seed=1"]), Path("next"), PARTS_ONLY, None)
+
+    assert "run was begun with " in refused(job)
+    assert not Path("next").exists()
+    # That of other settings may be another one.
+    hydra_entry._trained(compose([*MATRIX, "data.n_train=8"]), Path("other"), PARTS_ONLY, None)
+    shutil.rmtree("other")
+    Path(replaced).write_bytes(before)
+    job()
+
+
 def test_a_run_of_exactly_these_data_goes_before_one_whose_data_were_moved(own: Path, tmp_path: Path) -> None:
     for name in ("evaluation.json", "report.html"):
         (own / "run" / name).unlink()
