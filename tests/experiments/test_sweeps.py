@@ -44,7 +44,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, BaseExcep
     """A stand-in for training: seeds, and what goes wrong with them; every run is written as one that has ended."""
     wrong: dict[int, BaseException] = {}
 
-    def train_run(config: DictConfig, path: Path, allow: object) -> float:
+    def train_run(config: DictConfig, path: Path, allow: object, logs: object = ()) -> float:
         if config.seed in wrong:
             raise wrong[config.seed]
         if (path / "config.yaml").exists():
