@@ -369,7 +369,7 @@ def test_the_same_command_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "runs" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     called: list[Path] = []
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train"])
-    monkeypatch.setattr(train, "train_run", lambda config, path, allow: called.append(path / "anew"))
+    monkeypatch.setattr(train, "train_run", lambda config, path, allow, logs: called.append(path / "anew"))
     monkeypatch.setattr(train, "resume_run", lambda path, changes, allow, logs: called.append(path))
     run_with_hydra([*TINY, f"hydra.run.dir={tmp_path / 'runs'}"])
     assert called == [tmp_path / "runs"]

@@ -117,7 +117,7 @@ def test_a_command_and_a_sweep_take_them(
     composed: list[DictConfig] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train"])
-    monkeypatch.setattr(train, "train_run", lambda config, path, allow: composed.append(config))
+    monkeypatch.setattr(train, "train_run", lambda config, *_: composed.append(config))
     run_with_hydra([*TINY, *FORMER])
     run_with_hydra(["--multirun", *TINY, *FORMER, "guide=semi_amortised,orbit", "prior=gaussian,orbit"])
     assert [config.model.centered for config in composed] == [False] * 5

@@ -216,7 +216,7 @@ def test_paths_that_were_typed_start_where_they_were_typed(tmp_path: Path, monke
     """Also where Hydra changes into the run's folder."""
     np.save("x.npy", np.random.default_rng(0).random((20, 4, 1, 6, 6), dtype=np.float32))
     trained: list[tuple[str, Path]] = []
-    monkeypatch.setattr(train, "train_run", lambda config, path, _: trained.append((config.data.source.path, path)))
+    monkeypatch.setattr(train, "train_run", lambda config, path, *_: trained.append((config.data.source.path, path)))
     given = ["data=sequences", "data.n_frames=4", "data.source.path=x.npy", "hydra.run.dir=run", "hydra.job.chdir=true"]
     run_with_hydra(given)
     assert trained == [(str(tmp_path / "x.npy"), tmp_path / "run")]
