@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ MATRIX = "matrix"  # the name of that file's fingerprint, beside those of splits
 
 ROWS = 4096  # at a time
 LOOKED_AT = 256  # sequences, evenly spaced, of a split that is too large for memory
+MANY = 10_000  # files, more of which are not looked at for whether they have changed
 RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand out none of its pixels
 
 
@@ -70,15 +72,24 @@ def made_fingerprints(config: DictConfig) -> Splits:
     Raises:
         InstantiationException: the data cannot be had.
     """
-    place = OmegaConf.select(config, PLACES[0])
-    state = state_of(Path(place)) if isinstance(place, str) else None
-    return _made(OmegaConf.to_yaml(config.data, resolve=True), state) | matrix_fingerprint(config)
+    return _made(OmegaConf.to_yaml(config.data, resolve=True), _state(config)) | matrix_fingerprint(config)
 
 
 @functools.lru_cache(maxsize=16)  # jobs and runs mostly have the same data, and files may be large
-def _made(data: str, state: tuple[int, int] | None) -> Splits:
-    """Of data as YAML, and as of a state of their file."""
+def _made(data: str, state: object) -> Splits:
+    """Of data as YAML, and as of a state of their files."""
     return fingerprints(make(OmegaConf.create(data)))
+
+
+def _state(config: DictConfig) -> object:
+    """Names, sizes and times of the files that data come from; something new each time where there are too many."""
+    found: list[tuple[object, ...]] = []
+    for place in (Path(value) for name in PLACES if isinstance(value := OmegaConf.select(config, name), str)):
+        for file in itertools.chain([place], place.rglob("*") if place.is_dir() else ()):
+            if len(found) == MANY:
+                return object()
+            found.append((str(file), *state_of(file)))
+    return tuple(found)
 
 
 def matrix_fingerprint(config: DictConfig) -> Splits:

@@ -494,6 +494,32 @@ def test_a_row_of_a_study_is_of_one_data_set(own: Path, tmp_path: Path, monkeypa
     assert "by its validation split" in text
 
 
+def test_files_that_were_replaced_meanwhile_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    read: list[object] = []
+
+    def fingerprints(data: object) -> dict[str, Any]:
+        read.append(data)
+        return {}
+
+    monkeypatch.setattr(runs_data, "fingerprints", fingerprints)
+    place = Path("data", "MNIST")
+    place.mkdir(parents=True)
+    (place / "images").write_text("one")
+    monkeypatch.setattr(runs_data, "make", lambda _: None)
+    config = compose(["data=mnist", "data.source.root=data"])
+    for _ in range(2):
+        runs_data.made_fingerprints(config)
+    assert len(read) == 1
+    (place / "images").write_text("two, of which this process has read nothing")
+    runs_data.made_fingerprints(config)
+    assert len(read) == 2
+    monkeypatch.setattr(runs_data, "MANY", 2)
+    for _ in range(2):
+        runs_data.made_fingerprints(config)
+    assert len(read) == 4
+
+
 # --- fingerprints -----------------------------------------------------------------------------------------------------
 
 
