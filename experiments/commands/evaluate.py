@@ -241,9 +241,10 @@ def _replace(run: Run, trained: Trained, result: Evaluation, history: Mapping[st
             told()
             kept = [picture for picture in pictures if f"figure {picture.stem}" not in attempts.failed]
             record["figures"] = {picture.stem: digests[picture.stem] for picture in kept}
-            partial.write_text(json.dumps(finite(dict(record)), indent=1), encoding="utf-8")
+            partial.write_text(json.dumps(finite({**added, **record}), indent=1), encoding="utf-8")
 
         told()
+        added = _added(run, record)
         digests = {picture.stem: digest(picture) for picture in pictures}
         if record["transient"] and _stands_whole(run):
             return False
@@ -254,6 +255,15 @@ def _replace(run: Run, trained: Trained, result: Evaluation, history: Mapping[st
                 attempts(f"figure {picture.stem}", functools.partial(_move, picture, folder), None)
             write(partial)
     return True
+
+
+def _added(run: Run, record: EvaluationRecord) -> dict[str, Any]:
+    """What a hand has added to the evaluation of these weights whose place another one takes."""
+    with suppress(OSError, ValueError):  # none there, or none that can be read
+        former = run.read(EVALUATION, dict[str, Any])
+        if former.get("weights") == record["weights"]:
+            return {name: value for name, value in former.items() if name not in EvaluationRecord.__annotations__}
+    return {}
 
 
 def _move(picture: Path, folder: Path) -> None:

@@ -373,7 +373,8 @@ def _one(
         end_with_parent()  # started by Lightning's first process, for which it would wait half an hour
     if config.resume is not None:
         _check_beside_resume(given, *ELSEWHERE)
-        _go_on(Run(Path(config.resume)), config, settings, allow, places)
+        changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
+        _go_on(Run(Path(config.resume)), config, settings, allow, {**changes, **places})
         return
     folder, automatic = Path(compose(settings, with_hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
     rank, several = place_among(config)
@@ -390,8 +391,10 @@ def _one(
                 )
                 # For the further processes that Lightning starts by it.
                 sys.argv = [*sys.argv, override("hydra.run.dir", run.path)]
+                # As this command says, also by what it does not: Lightning starts further processes by its words.
+                changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE} | dict(run.given)
                 # The stored one names what was typed.
-                _go_on(run, config, settings, allow.typed(config), dict(run.given))
+                _go_on(run, config, settings, allow.typed(config), changes)
                 return
     with claimed(folder, automatic=automatic) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
@@ -416,13 +419,10 @@ def _of_loggers(config: DictConfig, settings: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-def _go_on(run: Run, config: DictConfig, settings: Sequence[str], allow: Allowlist, places: Mapping[str, Any]) -> None:
+def _go_on(run: Run, config: DictConfig, settings: Sequence[str], allow: Allowlist, changes: Mapping[str, Any]) -> None:
     from .train import resume_run
 
-    given = [str(one.key_or_group) for one in parsed(settings)]
-
-    changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
-    resume_run(run.path, {**changes, **places}, allow, _of_loggers(config, settings))
+    resume_run(run.path, changes, allow, _of_loggers(config, settings))
 
 
 def _touches(given: Sequence[str], *names: str) -> bool:

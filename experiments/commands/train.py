@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -18,9 +19,9 @@ from pyro_tvae.files import NO_ROOM
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
-from ..config.composition import FILES, keys, located
+from ..config.composition import FILES, PLACES, keys, located
 from ..config.errors import ConfigurationError
-from ..config.loggers import check_loggers, check_stored_loggers, files_only
+from ..config.loggers import check_loggers, check_stored_loggers, files_only, log_folders
 from ..config.processes import place_among
 from ..datasets import SequenceDataModule
 from ..interruption import goes_on_with
@@ -58,6 +59,7 @@ def train_run(
     if config.resume is not None:  # one of several, under --multirun
         return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     config = located(config)
+    _check_apart(config, path)
     check_loggers(config)
     check_fit(config)
     place_among(config)
@@ -73,6 +75,19 @@ def train_run(
             run, allow=allow.naming(config), logs=logs
         )  # so that the command to go on with names what it needs
         return measured(_finish(run, config, parts), config.measure)
+
+
+def _check_apart(config: DictConfig, path: Path) -> None:
+    """Raise ConfigurationError where a run or its curves would lie in the folder of its data, and be a part of them."""
+    place = OmegaConf.select(config, PLACES[0])
+    if not (isinstance(place, str) and os.path.isdir(place)):
+        return
+    for folder in (path, *log_folders(config)):
+        if folder.resolve().is_relative_to(Path(place).resolve()):
+            raise ConfigurationError(
+                f"{folder} lies in {place}, the folder of the data, and would be a part of them when the run goes on; "
+                "choose another place, by hydra.run.dir=… or for curves by the save_dir of the logger."
+            )
 
 
 def measured(history: Mapping[str, Any], measure: str) -> float | None:

@@ -12,7 +12,7 @@ from .allowlist import FILE_LOGGERS
 from .composition import make
 from .errors import ConfigurationError
 
-__all__ = ["check_loggers", "check_stored_loggers", "files_only", "loggers"]
+__all__ = ["check_loggers", "check_stored_loggers", "files_only", "log_folders", "loggers"]
 
 PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "CometLogger": "comet_ml", "NeptuneLogger": "neptune"}
 
@@ -59,6 +59,11 @@ def check_stored_loggers(config: DictConfig, run: Path) -> None:
 def files_only(config: DictConfig) -> dict[str, Any]:
     """The loggers that write files: a baseline's curves go to no service, whose run is the model's."""
     return {name: node for name, node in _nodes(config).items() if node["_target_"] in FILE_LOGGERS}
+
+
+def log_folders(config: DictConfig) -> list[Path]:
+    """Where loggers write that do not write to the run's folder, as far as they say."""
+    return [Path(str(node["save_dir"])) for node in _nodes(config).values() if node.get("save_dir") is not None]
 
 
 def _nodes(config: DictConfig) -> dict[str, dict[str, Any]]:

@@ -366,13 +366,21 @@ def test_the_same_command_finds_what_it_began_and_no_other(run: Path, tmp_path: 
 
 def test_the_same_command_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    text = (run / "config.yaml").read_text()
+    (tmp_path / "runs" / "config.yaml").write_text(text.replace("devices: auto", "devices: 2"))
     called: list[Path] = []
+    devices: list[object] = []
+
+    def resume_run(path: Path, changes: dict[str, object], *_: object) -> None:
+        called.append(path)
+        devices.append(changes["fit.devices"])
+
     monkeypatch.setattr(sys, "argv", ["pyro-tvae", "train"])
     monkeypatch.setattr(train, "train_run", lambda config, path, allow, logs: called.append(path / "anew"))
-    monkeypatch.setattr(train, "resume_run", lambda path, changes, allow, logs: called.append(path))
+    monkeypatch.setattr(train, "resume_run", resume_run)
     run_with_hydra([*TINY, f"hydra.run.dir={tmp_path / 'runs'}"])
     assert called == [tmp_path / "runs"]
+    assert devices == ["auto"]  # as it says now: further processes are started by its words
 
 
 def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None:

@@ -423,6 +423,15 @@ def test_what_a_hand_added_to_a_record_outlasts_the_same_command(tmp_path: Path)
         file.write_text(json.dumps({**whole, "caption": "mine", "request": {**whole["request"], "seed": 5}}))
         command(overwrite=True)
         assert {*json.loads(file.read_text())} == {*whole}  # of another request
+    evaluate_run(runs[0])
+    file = runs[0] / "evaluation.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({"caption": "mine", **whole}))
+    evaluate_run(runs[0], overwrite=True)
+    assert {*json.loads(file.read_text())} == {*whole, "caption"}
+    file.write_text(json.dumps({"caption": "mine", **whole, "weights": {"model.safetensors": "of another model"}}))
+    evaluate_run(runs[0], overwrite=True)
+    assert {*json.loads(file.read_text())} == {*whole}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "history.json", "../mine.ckpt"])

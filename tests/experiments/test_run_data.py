@@ -494,6 +494,17 @@ def test_a_row_of_a_study_is_of_one_data_set(own: Path, tmp_path: Path, monkeypa
     assert "by its validation split" in text
 
 
+def test_no_run_lies_in_the_folder_of_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures, one folder a class: it would be taken for another class when it goes on."""
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "photos")
+    given = ["data=arrays", "data.source.path=."]
+    for settings, run in (([], "out"), (["logger=csv", "logger.csv.save_dir=curves"], "../out")):
+        text = refused(lambda: train_run(compose([*given, *settings]), Path(run)))  # noqa: B023
+        assert "the folder of the data, and would be a part of them when the run goes on; choose another place" in text
+        assert not Path(run).exists()
+
+
 def test_files_that_were_replaced_meanwhile_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     read: list[object] = []
