@@ -98,7 +98,7 @@ def write_report(
             The forward-roll curve is drawn from ``evaluation`` in the same way.
 
     Returns:
-        The path of the page; it is written atomically.
+        The path of the page; it is written atomically, and takes the place of a former one.
 
     Raises:
         FileNotFoundError: a picture is not there.
