@@ -207,7 +207,7 @@ def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) ->
     What writes checkpoints comes last of all, so that they hold what the others did. A checkpoint plugin of the
     Trainer's stays. A process that trains alone writes its logs whatever SLURM_PROCID, as in one task of many, says.
     """
-    own, strategy = trainer.callbacks, trainer.strategy
+    own, strategy, signals = trainer.callbacks, trainer.strategy, trainer._signal_connector
     logs: Any = rank_zero_only
     plugin, rank = strategy.checkpoint_io, logs.rank
     if trainer.world_size == 1:
@@ -215,12 +215,26 @@ def lent(trainer: Any, before: Sequence[Callback], after: Sequence[Callback]) ->
     trainer.callbacks = sorted([*before, *own, *after], key=lambda one: isinstance(one, Checkpoint))
     if trainer.is_global_zero:
         _keep_curves(trainer.loggers)
+    signals._sigterm_notifier_fn = partial(_pass_on, trainer)
     if type(plugin) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeFiles()
     try:
         yield
     finally:
         trainer.callbacks, strategy.checkpoint_io, logs.rank = own, plugin, rank
+        vars(signals).pop("_sigterm_notifier_fn", None)  # that of its class is back
+
+
+def _pass_on(trainer: Any, number: int, _: Any) -> None:
+    """Send SIGTERM to the processes that this one has started.
+
+    Lightning's own handler then broadcasts as well, wherever the signal finds it. The others may be in another
+    collective, as in the barrier after a checkpoint, and all would wait for ever; its loop tells them at every batch.
+    """
+    signals, launcher = trainer._signal_connector, trainer.strategy.launcher
+    if launcher is not None and not signals.received_sigterm:
+        launcher.kill(number)
+    signals.received_sigterm = True
 
 
 def _keep_curves(loggers: Sequence[Logger]) -> None:

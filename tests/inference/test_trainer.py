@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from pyro_tvae.inference import (
     reverse_annealing,
 )
 from pyro_tvae.inference.checkpoints import WholeFiles
+from pyro_tvae.inference.trainer import lent
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -94,6 +96,30 @@ def test_a_ready_trainer_trains_as_the_fits_own(tmp_path: Path) -> None:
     assert again.seconds > 0
     assert witness.steps == trainer.global_step == 12
     assert trainer.current_epoch == 4
+
+
+def test_a_sigterm_is_passed_on_without_waiting_for_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may wait for this one elsewhere, as at a barrier."""
+    sent: list[int] = []
+
+    class Launcher:
+        def kill(self, number: int) -> None:
+            sent.append(number)
+
+    def waits(*_: object, **__: object) -> None:
+        raise AssertionError("a collective within a signal's handler")
+
+    trainer: Any = lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", waits)
+    trainer.strategy._launcher = Launcher()
+    handlers = trainer._signal_connector
+    with lent(trainer, [], []):
+        for _ in range(2):
+            handlers._sigterm_notifier_fn(signal.SIGTERM, None)
+        assert sent == [signal.SIGTERM]
+        assert trainer.received_sigterm
+    assert "_sigterm_notifier_fn" not in vars(handlers)
 
 
 def test_what_is_the_trainers_own_works(tmp_path: Path) -> None:
