@@ -207,16 +207,15 @@ class Ledger:
                 copies = self._copies(self.target)
                 write_record(self.target, with_additions(record, self.target))
             self._keep_gone(shown)
-            told = with_additions(record, shown)
             if self.study.labels is not None:
-                write_record(shown, told)
+                write_record(shown, record)
             else:
                 texts = {self.folder / "table.md": markdown(record), self.folder / "table.csv": as_csv(record)}
                 if not shown.exists():  # which they would show
                     for path in filter(Path.exists, texts):
                         put_aside(path, "is none of this study")
                 with shown_on(shown, *texts) as partial:
-                    write_record(partial, told)
+                    write_record(partial, record)
                 for path, text in texts.items():
                     write_text(path, text)
             if self.target is not None:

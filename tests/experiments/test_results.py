@@ -918,17 +918,6 @@ def test_a_later_run_elsewhere_adds_seeds_to_the_record(ran: list[str], tmp_path
     assert (kept / "small-mean_field-seed5.png").read_bytes() == b"of there"
 
 
-def test_what_a_hand_added_to_the_record_of_a_study_stays(ran: list[str], tmp_path: Path) -> None:
-    reproduce("small", output=tmp_path, progress=quietly)
-    (shown,) = (tmp_path / "small").glob("*.json")
-    whole = json.loads(shown.read_text())
-    shown.write_text(json.dumps({**whole, "caption": "mine"}))
-    reproduce("small", output=tmp_path, seeds=[0, 1], progress=quietly)
-    again = json.loads(shown.read_text())
-    assert {*again} == {*whole, "caption"}
-    assert again["rows"][0]["seeds"] == [0, 1]
-
-
 def test_a_picture_that_a_record_does_not_name_is_put_aside(ran: list[str], tmp_path: Path) -> None:
     kept, folder = tmp_path / "kept", tmp_path / "runs" / "small"
     options: dict[str, Any] = {"output": tmp_path / "runs", "records": kept, "keep": True}
