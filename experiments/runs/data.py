@@ -94,13 +94,13 @@ def _state(config: DictConfig) -> object:
 
 def matrix_fingerprint(config: DictConfig) -> Splits:
     """That of the file of W that a configuration names; nothing of one that is gone."""
-    import torch  # takes seconds, for which a list of runs does not wait
-
-    from pyro_tvae.inference.fingerprints import fingerprint
-
     place = OmegaConf.select(config, SETTING)
     if not (isinstance(place, str) and os.path.isfile(place)):
         return {}
+    import torch  # takes seconds, for which a run without such a file does not wait
+
+    from pyro_tvae.inference.fingerprints import fingerprint
+
     content = torch.frombuffer(bytearray(Path(place).read_bytes()) or bytearray(1), dtype=torch.uint8)
     return {MATRIX: {"sequences": len(content), **fingerprint([content])}}
 
