@@ -49,7 +49,7 @@ ELSEWHERE = ("fit.accelerator", "fit.devices", "fit.strategy", "fit.progress", "
 
 # Where the data lie: a run goes on with its data wherever they lie now, see the fingerprints of its data.json.
 PLACES = ("data.source.path", "data.source.root")
-# So with a matrix, which its untrained model holds. The value may be nested lists as well.
+# So with the file of a matrix, whose fingerprint is there too. The value may be nested lists as well.
 MATRIX = "topography.w"
 FILES = (*PLACES, MATRIX)
 PARTED = ("data.source", "optimizer.optimizer", "optimizer.schedule")

@@ -88,9 +88,9 @@ class Sweep:
 
     def progress(self, jobs: int | None) -> str:
         """How many of so many jobs, which not every sweeper tells, are done, and how many begun, in words."""
-        begun = len(self.begun())
-        done = len(runs_in(self.path)) - begun
-        return f"{done}{'' if jobs is None else f' of {jobs}'} done, {begun} begun"
+        runs = runs_in(self.path)
+        done = sum(map(_is_done, runs))
+        return f"{done}{'' if jobs is None else f' of {jobs}'} done, {len(runs) - done} begun"
 
     def begun(self) -> list[Run]:
         """The runs that are not done."""
