@@ -406,6 +406,7 @@ class Fitting(lightning.LightningModule):
             "warmup_steps": self.warmup_steps,
             "gradient_clip": self.trainer.gradient_clip_val,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "processes": self.trainer.world_size,  # each takes a part of an epoch's batches
             "frozen": [
                 name.removeprefix("objective.") for name, value in self.named_parameters() if not value.requires_grad
             ],

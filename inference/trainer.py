@@ -245,6 +245,9 @@ def _keep_curves(loggers: Sequence[Logger]) -> None:
             if file.is_file():
                 former = file.rename(free_name(file))
                 warnings.warn(f"fit: the curves that {file} held are in {former} now.", stacklevel=2)
+                with warnings.catch_warnings():  # it would say that they will be deleted
+                    warnings.filterwarnings("ignore", "Experiment logs directory")
+                    _ = logger.experiment
 
 
 @contextmanager

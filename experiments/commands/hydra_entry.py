@@ -131,6 +131,9 @@ def _under_hydra(overrides: Sequence[str], allow: Allowlist) -> None:
         from .train import train_run  # its imports take seconds, for which a mistyped command does not wait
 
         sys.argv = before  # Lightning starts further processes by the same command
+        if config.resume is not None:
+            with plain_errors():
+                return _named(config, allow)
         path = Path(HydraConfig.get().runtime.output_dir)
         with plain_errors():
             _check_no_ghost(path, path)
@@ -291,11 +294,8 @@ def _trained(
     from .train import measured, resume_run, train_run  # their imports take seconds
 
     run = Run(path)
-    if config.resume is not None:  # one of several
-        given = [str(one.key_or_group) for one in parsed(HydraConfig.get().overrides.task)]
-        _check_beside_resume(given, "measure", *ELSEWHERE, *FILES)
-        changes = {name: OmegaConf.select(config, name) for name in (*ELSEWHERE, *FILES) if _touches(given, name)}
-        return measured(resume_run(Path(config.resume), changes, allow), config.measure)
+    if config.resume is not None:
+        return _named(config, allow)
     taken = run.has(CONFIG)
     if not taken or (proposed and run.others_than(config)):
         if taken and (same := _proposed_before(config, path)) is not None:
@@ -321,6 +321,16 @@ def _trained(
         return measured(run.history(), config.measure)
     changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE}
     return measured(resume_run(path, {**changes, **(run.moved(config) or {})}, allow.typed(config)), config.measure)
+
+
+def _named(config: DictConfig, allow: Allowlist) -> float | None:
+    """The measure of the run that a job of a sweep names, gone on with."""
+    from .train import measured, resume_run  # their imports take seconds
+
+    given = [str(one.key_or_group) for one in parsed(HydraConfig.get().overrides.task)]
+    _check_beside_resume(given, "measure", *ELSEWHERE, *FILES)
+    changes = {name: OmegaConf.select(config, name) for name in (*ELSEWHERE, *FILES) if _touches(given, name)}
+    return measured(resume_run(Path(config.resume), changes, allow), config.measure)
 
 
 def _proposed_before(config: DictConfig, path: Path) -> Path | None:

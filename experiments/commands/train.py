@@ -42,7 +42,7 @@ def train_run(
     Args:
         config: what to train, as it was typed.
         path: of the folder.
-        allow: what a stored configuration may call, where ``config.resume`` names one to go on with.
+        allow: what its configuration may call, for the command that goes on.
         logs: overrides of loggers, as they were typed, for the command that goes on.
 
     Returns:
@@ -56,8 +56,6 @@ def train_run(
     """
     if config.measure not in MEASURES:
         raise ConfigurationError(f"measure is {config.measure!r}; expected one of {', '.join(MEASURES)}.")
-    if config.resume is not None:  # one of several, under --multirun
-        return measured(resume_run(Path(config.resume), allow=allow), config.measure)
     config = located(config)
     _check_apart(config, path)
     check_loggers(config)

@@ -235,6 +235,13 @@ def test_runs_that_are_gone_on_with_together_take_no_other_settings_than_one_alo
     assert not called
     swept("resume=a,b", "fit.accelerator=cpu", "measure=val/kl", "hydra.sweep.dir=sweep")
     assert called == [(Path("a"), {"fit.accelerator": "cpu"}), (Path("b"), {"fit.accelerator": "cpu"})]
+    called.clear()
+    monkeypatch.setattr(hydra_entry, "place_among", lambda _: (0, 2))  # as one of two processes
+    with pytest.raises(SystemExit):
+        swept("resume=a,b", "fit.max_epochs=5")
+    assert not called
+    swept("resume=a,b", "fit.accelerator=cpu", "hydra.sweep.dir=sweep2")
+    assert called == [(Path("a"), {"fit.accelerator": "cpu"}), (Path("b"), {"fit.accelerator": "cpu"})]
 
 
 def test_a_trial_whose_number_another_one_has_is_trained_beside_it(jobs: dict[int, BaseException]) -> None:

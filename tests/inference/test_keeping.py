@@ -157,7 +157,6 @@ def test_a_callback_whose_folder_a_logger_names_is_refused_too(options: dict[str
         fit(*start(), directory=tmp_path, trainer=trainer, max_epochs=1, **LEARNING)
 
 
-@pytest.mark.filterwarnings("ignore:Experiment logs directory:UserWarning")
 def test_curves_of_a_former_fit_outlast_one_whose_logger_has_the_same_version(tmp_path: Path) -> None:
     last, curves = tmp_path / "checkpoints" / "last.ckpt", tmp_path / "logs" / "csv" / "mine" / "metrics.csv"
 
@@ -167,8 +166,10 @@ def test_curves_of_a_former_fit_outlast_one_whose_logger_has_the_same_version(tm
 
     on(1)
     former = curves.read_text()
-    with pytest.warns(UserWarning, match=r"fit: the curves that .*metrics\.csv held are in .*metrics-1\.csv now\."):
+    said = r"fit: the curves that .*metrics\.csv held are in .*metrics-1\.csv now\."
+    with pytest.warns(UserWarning, match=said) as told:
         on(2, resume=last)
+    assert not any("will be deleted" in str(one.message) for one in told)
     assert curves.with_name("metrics-1.csv").read_text() == former
     assert curves.read_text() not in (former, "")
 

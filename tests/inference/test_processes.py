@@ -24,7 +24,7 @@ CONTEXT.set_forkserver_preload(
 )
 
 CODE = """
-import os
+import os, warnings
 os.environ.update(ENVIRONMENT)
 import torch
 torch.set_num_threads(1)
@@ -42,12 +42,13 @@ class Witness(Callback):
         seen.append((batch[0].clone(), torch.randn(3, generator=torch.Generator().set_state(torch.get_rng_state()))))
 
 seen = []
-fit(model, guide, x, batch_size=8 // N, max_epochs=EPOCHS, directory=FOLDER, resume=RESUME, seed=1,
-    optimizer=lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), warmup_steps=0, accelerator="cpu", devices=N,
-    strategy=STRATEGY if N > 1 else "auto", progress=False, callbacks=[Witness()])
+with warnings.catch_warnings(record=True) as told:
+    fit(model, guide, x, batch_size=8 // N, max_epochs=EPOCHS, directory=FOLDER, resume=RESUME, seed=1,
+        optimizer=lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), warmup_steps=0, accelerator="cpu", devices=N,
+        strategy=STRATEGY if N > 1 else "auto", progress=False, callbacks=[Witness()])
 rank = int(os.environ.get("LOCAL_RANK", 0))
 weights = [p.detach() for m in (model, guide) for p in m.parameters()]
-torch.save({"seen": seen, "weights": weights}, f"{FOLDER}/{rank}.pt")
+torch.save({"seen": seen, "weights": weights, "told": [str(one.message) for one in told]}, f"{FOLDER}/{rank}.pt")
 """
 
 
@@ -112,8 +113,10 @@ def test_a_fit_of_one_process_goes_on_with_two_and_back(alone: dict[str, Any], t
     folder = tmp_path / "moves"
     last = folder / "checkpoints" / "last.ckpt"
     trained(folder, 1, epochs=1)
-    trained(folder, 2, epochs=2, resume=last)
+    first, _ = trained(folder, 2, epochs=2, resume=last)
     assert len(torch.load(last, weights_only=True)["callbacks"]["RandomStates"]["ranks"]) == 2
+    said = "fit: goes on with processes=2, which was 1; batch_size=4, which was 8: from here on it is not the fit that"
+    assert any(text.startswith(said) for text in first["told"])
     final = trained(folder, 1, epochs=3, resume=last)
     assert close(final[0]["weights"], alone["weights"])
 

@@ -182,7 +182,7 @@ class Unchanged:
         if [state_of(path) for path in self.paths] != self.states:
             raise Unsuitable(
                 "it was changed or replaced while it was being read; leave it as it is until what reads it "
-                "has ended, and begin anew with what is there now."
+                "has ended, and try again; a run goes on where its values are what they were."
             )
 
 
