@@ -17,14 +17,16 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from pyro_tvae.former_names import current
 from pyro_tvae.marks import TOPOGRAPHY, marks
 from pyro_tvae.opening import unopened
+from pyro_tvae.own_code import edited
 from pyro_tvae.parts import describe
 
 from .batches import chosen, same_randomness
 from .fingerprints import alike, fingerprint
 
-__all__ = ["check_course", "described", "differing", "other_part", "parts_of"]
+__all__ = ["CODE", "check_course", "described", "differing", "other_part", "parts_of"]
 
 LOOKED_AT = 8  # items of data that may lie on a disk
+CODE = "code"  # digests of that of the user's classes
 ORDER = ("batch_size", "data")  # what the order of an epoch's sequences hangs on
 
 
@@ -151,7 +153,8 @@ def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: 
 
 def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """Names of what both say, and say otherwise."""
-    return [name for name in now if name in then and not _same(now[name], then[name])]
+    others = [name for name in now if name in then and name != CODE and not _same(now[name], then[name])]
+    return [*others, *([CODE] if edited(now.get(CODE, {}), then.get(CODE, {})) else [])]
 
 
 def _same(now: Any, then: Any) -> bool:
@@ -164,6 +167,8 @@ def _same(now: Any, then: Any) -> bool:
 
 
 def _said(name: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    if name == CODE:
+        return f"other code of {', '.join(edited(now[name], then[name]))}"
     if name not in ("data", "validation"):
         return f"{name}={now[name]!r}, which was {then[name]!r}"
     counts = [one[name].get("sequences") for one in (now, then)]

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.model import frame_mask
+from pyro_tvae.own_code import digests
 from pyro_tvae.programs import is_bayesian
 
 from .batches import Batch, batch_of, n_sequences, peek
@@ -34,7 +35,7 @@ from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_o
 from .checkpoints import KEY, VERSION, Patience, holdings, in_plain
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
 from .compiling import Compiled, missing_compiler
-from .course import check_course, described, differing, parts_of
+from .course import CODE, check_course, described, differing, parts_of
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
     Clips,
@@ -411,6 +412,7 @@ class Fitting(lightning.LightningModule):
                 name.removeprefix("objective.") for name, value in self.named_parameters() if not value.requires_grad
             ],
             **described(self.trainer.train_dataloader),
+            CODE: digests(self.objective),
             **({"validation": shown} if (shown := described(validation).get("data")) else {}),
         }
 

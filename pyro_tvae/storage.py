@@ -32,6 +32,7 @@ from .judging import in_turn
 from .marks import TOPOGRAPHY, checksum, marks, other_mark
 from .model import TVAE
 from .naming import restoring
+from .own_code import digests, edited
 from .parts import Part, UnknownPartError, build, describe, dotted
 from .products import Linear
 
@@ -105,6 +106,8 @@ def save(path: str | Path, model: TVAE, guide: Guide) -> Path:
     # Beside what a pair is built from, so that files of before, which lack them, are read as they were.
     made = marks(model, _pair(model, guide), contents.derived)
     kept = {"marks": json.dumps(made), "crc32": str(checksum(contents.tensors))}
+    if code := digests(model, guide):
+        kept["code"] = json.dumps(code)
     metadata = {"format": FORMAT, "version": str(VERSION), **said, **kept}
     with atomic_write(path) as partial:
         try:
@@ -462,6 +465,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
     Own parts of yours are found if their module was imported before; because a file says so, nothing is imported or run
     but public parts of this package.
 
+    Warns:
+        UserWarning: the code of a class of yours was edited since.
+
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
@@ -498,6 +504,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         with in_turn():
             model, guide = rebuild(contents)
         changed = other_mark(marks(model, _pair(model, guide), contents.derived), then) if then else None
+        others = edited(digests(model, guide), _code_of(metadata))
     except _NewerError:
         raise ValueError(
             f"{path} has format version {version}, this pyro-tvae reads up to {VERSION}; update pyro-tvae."
@@ -521,6 +528,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
         raise ValueError(
             f"{path} is damaged: its weights are not those that were written; expected a file as pyro_tvae.save wrote "
             "it. To change weights, load the pair, change them there, and save it."
+        )
+    if others:
+        warnings.warn(
+            f"load: the code of {', '.join(others)} was edited since {path} was written, so that the pair may compute "
+            "something else than what was trained; where it does, load it with the code of then.",
+            stacklevel=2,
         )
     return model.to(device).eval(), guide.to(device).eval()
 
@@ -550,6 +563,18 @@ def _marks_of(metadata: Mapping[str, str]) -> dict[str, list[float]]:
     lists = said.values() if isinstance(said, dict) else [None]
     if not all(isinstance(one, list) and all(isinstance(x, int | float) for x in one) and one for one in lists):
         raise ValueError(f"marks is {_quoted(str(said))}; expected lists of numbers by name")
+    return said
+
+
+def _code_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a file says of the code of the user's classes; nothing in files of parts of this package.
+
+    Raises:
+        ValueError: something else than digests by name.
+    """
+    said = json.loads(metadata.get("code", "{}"))
+    if not (isinstance(said, dict) and all(isinstance(one, str) for one in said.values())):
+        raise ValueError(f"code is {_quoted(str(said))}; expected digests by name")
     return said
 
 

@@ -1,0 +1,118 @@
+"""Own code: digests of the classes that a user wrote, as they run, so that code which was edited since is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import MAGIC_NUMBER
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from .parts import Part, dotted
+
+__all__ = ["digests", "edited"]
+
+INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
+OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
+# What says nothing of what a class computes, or is in another order every time.
+ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"}
+
+
+def digests(*modules: nn.Module) -> dict[str, str]:
+    """Class -> digest of its code and of what that calls by name, of the user's classes that modules are made of.
+
+    Not of source files, which may have been edited since they were imported. Empty where there are no such classes.
+
+    Example:
+        >>> import pyro_tvae
+        >>> digests(pyro_tvae.CapsuleRoll(3, 0))
+        {}
+    """
+    seen: set[int] = set()
+    classes = {cls for module in modules for one in _objects(module, seen) for cls in type(one).__mro__ if _own(cls)}
+    made = {dotted(cls): hashlib.sha256("\n".join(_of(cls, set())).encode()).hexdigest()[:16] for cls in classes}
+    interpreter = f"{MAGIC_NUMBER.hex()}{sys.flags.optimize}"
+    return {INTERPRETER: interpreter, **dict(sorted(made.items()))} if made else {}
+
+
+def edited(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+    """Names of the classes whose code is another one than then; none where another version of Python ran it."""
+    if now.get(INTERPRETER) != then.get(INTERPRETER):
+        return []
+    return [name for name in now if name in then and now[name] != then[name]]
+
+
+def _own(value: type | FunctionType | ModuleType) -> bool:
+    """Whether something is of the user's, neither of a library nor Python's."""
+    name = value.__name__ if isinstance(value, ModuleType) else value.__module__ or "builtins"
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name.partition(".")[0] not in OTHERS and not {"site-packages", "dist-packages"} & {*file.split("/")}
+
+
+def _objects(value: Any, seen: set[int]) -> Iterator[object]:
+    """Modules and parts, and those within that are children or arguments."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inner: list[Any] = []
+    if isinstance(value, nn.Module | Part):
+        yield value
+        inner = [*value.children()] if isinstance(value, nn.Module) else []
+        inner += value.arguments().values() if isinstance(value, Part) else []
+    elif isinstance(value, list | tuple | dict):
+        inner = [*value.values()] if isinstance(value, dict) else [*value]
+    for one in inner:
+        yield from _objects(one, seen)
+
+
+def _of(value: Any, seen: set[int]) -> Iterator[str]:
+    """What a class, a function or a constant says, and whatever of the user's is called in it by name."""
+    value = getattr(value, "__wrapped__", getattr(value, "__func__", getattr(value, "fget", value)))
+    if _plain(value):
+        yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+    if id(value) in seen or not isinstance(value, type | FunctionType) or not _own(value):
+        return
+    seen.add(id(value))
+    if isinstance(value, type):
+        for name, inner in sorted(vars(value).items()):
+            if name not in ASIDE:
+                yield name
+                yield from _of(inner, seen)
+        return
+    yield from _of(value.__defaults__, seen)
+    for code in _codes(value.__code__):
+        yield code.co_code.hex()
+        for constant in code.co_consts:
+            if constant != value.__doc__:
+                yield from _of(constant, seen)
+        yield from code.co_names
+        for one in _named(code.co_names, value.__globals__):
+            yield from _of(one, seen)
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple | frozenset):
+        return all(map(_plain, value))
+    return value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes)
+
+
+def _named(names: Sequence[str], scope: Mapping[str, Any]) -> Iterator[Any]:
+    """What code calls by name, also of modules of the user's; of values those that are called like constants."""
+    scopes = [scope, *(vars(scope[name]) for name in names if _is_own_module(scope.get(name)))]
+    for one in scopes:
+        yield from (one[name] for name in names if name in one and (name.isupper() or not _plain(one[name])))
+
+
+def _is_own_module(value: Any) -> bool:
+    return isinstance(value, ModuleType) and _own(value)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function and of those within."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)

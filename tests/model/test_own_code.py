@@ -1,0 +1,109 @@
+"""Code of a user's classes that was edited since a file or a checkpoint was written is told of."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import pyro_tvae
+from pyro_tvae import TVAE, CapsuleRoll, Guide
+from pyro_tvae.inference import TrainerOptions, fit
+from pyro_tvae.own_code import digests, edited
+
+HELPERS = "def twice(x):\n    return 2 * x\n"
+MINE = """
+import own_helpers
+from own_helpers import twice
+from pyro_tvae import MeanFieldGuide
+
+SCALE = 1.0
+calls = 0
+
+class Mine(MeanFieldGuide):
+    "What it is."
+
+    def distributions(self, x, *args, **kwargs):
+        "What it gives."
+        global calls
+        calls += 1  # how often
+        inner = lambda value: twice(value) * own_helpers.twice(SCALE)
+        assert inner(1.0)
+        return super().distributions(x, *args, **kwargs)
+"""
+ALIKE = {
+    "nothing": (MINE, HELPERS),
+    "comments and lines": (MINE.replace("  # how often", "\n").replace("calls = 0", "calls = 0  # so far"), HELPERS),
+    "docstrings": (MINE.replace("What it", "All that it"), HELPERS),
+    "a counter": (MINE.replace("calls = 0", "calls = 7"), HELPERS),
+}
+OTHERWISE = {
+    "a method": (MINE.replace("twice(value) *", "twice(value) +"), HELPERS),
+    "a number in it": (MINE.replace("inner(1.0)", "inner(3.0)"), HELPERS),
+    "a constant": (MINE.replace("SCALE = 1.0", "SCALE = 2.0"), HELPERS),
+    "a function of another module": (MINE, HELPERS.replace("2", "3")),
+    "one more method": (MINE + "\n    def more(self):\n        return 1\n", HELPERS),
+}
+
+
+@pytest.fixture(autouse=True)
+def away() -> Iterator[None]:
+    yield
+    for name in ("own_parts", "own_helpers"):
+        sys.modules.pop(name, None)
+
+
+def own(code: str, helpers: str) -> tuple[TVAE, Guide]:
+    """A pair whose guide is of a user's module of this code."""
+    for name, text in (("own_helpers", helpers), ("own_parts", code)):
+        module = sys.modules[name] = ModuleType(name)
+        exec(compile(text, f"{name}.py", "exec"), vars(module))
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
+    return model, sys.modules["own_parts"].Mine(model)
+
+
+def told_of_loading(path: Path) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pyro_tvae.load(path)
+    return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize("what", [*ALIKE, *OTHERWISE])
+def test_code_that_was_edited_since_a_file_was_written_is_told_of(what: str, tmp_path: Path) -> None:
+    path = pyro_tvae.save(tmp_path / "m.safetensors", *own(MINE, HELPERS))
+    own(*(ALIKE | OTHERWISE)[what])
+    told = told_of_loading(path)
+    assert len(told) == (what in OTHERWISE)
+    said = f"load: the code of own_parts.Mine was edited since {path} was written"
+    assert all(text.startswith(said) for text in told)
+
+
+@pytest.mark.parametrize("what", ["nothing", "a method"])
+def test_a_fit_that_goes_on_with_edited_code_says_so(what: str, tmp_path: Path) -> None:
+    trainer = TrainerOptions("cpu")
+    options: dict[str, Any] = {"trainer": trainer, "directory": tmp_path, "seed": 1, "batch_size": 4, "progress": False}
+    x = torch.rand(8, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    last = fit(*own(MINE, HELPERS), x, max_epochs=1, **options).last_checkpoint
+    pair = own(*(ALIKE | OTHERWISE)[what])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(*pair, x, max_epochs=2, resume=last, **options)
+    told = [text for one in caught if (text := str(one.message)).startswith("fit: goes on")]
+    said = "fit: goes on with other code of own_parts.Mine: from here on it is not the fit that was stopped."
+    assert told == [said] * (what in OTHERWISE)
+
+
+def test_parts_of_the_package_have_no_code_of_their_own() -> None:
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
+    assert digests(model, pyro_tvae.default_guide(model)) == {}
+
+
+def test_another_version_of_python_is_no_edit() -> None:
+    now, then = ({"interpreter": version, "own.Mine": digest} for version, digest in (("1", "a"), ("2", "b")))
+    assert edited(now, then) == []
+    assert edited(now, {**then, "interpreter": "1"}) == ["own.Mine"]
