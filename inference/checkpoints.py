@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -25,7 +25,19 @@ from pyro_tvae.parts import dotted
 
 from .course import differing, other_part, parts_of
 
-__all__ = ["KEY", "VERSION", "Keeper", "Patience", "WholeFiles", "holdings", "in_plain", "read_checkpoint", "restored"]
+__all__ = [
+    "KEY",
+    "VERSION",
+    "Keeper",
+    "Patience",
+    "WholeFiles",
+    "forget_best",
+    "holdings",
+    "in_plain",
+    "read_checkpoint",
+    "restored",
+    "stay_stopped",
+]
 
 # 2: with a list of what the file holds. 3: data are told by fingerprints that former versions take for those of others.
 KEY, VERSION = "pyro_tvae", 3
@@ -209,18 +221,25 @@ class Keeper(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Lightning's, which also stays stopped when a run is resumed that had run out of patience; a new patience wins."""
+    """Lightning's, by a name of its own in checkpoints; a new patience wins over that of a checkpoint."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
 
-    def forget(self) -> None:
-        """Begin anew: what was the best of other sequences is not compared with."""
-        self.best_score, self.wait_count = torch.tensor(-torch.inf), 0
 
-    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
+def stay_stopped(callbacks: Sequence[Callback], trainer: lightning.Trainer) -> None:
+    """Stop a fit that goes on from where a callback had stopped it: Lightning would train one more epoch each time."""
+    if any(isinstance(one, EarlyStopping) and one.wait_count >= one.patience for one in callbacks):
+        trainer.should_stop = True
+
+
+def forget_best(stopping: EarlyStopping, trainer: lightning.Trainer) -> None:
+    """Begin anew: what was the best of other sequences is not compared with."""
+    if stopping.monitor.startswith("val"):
+        if stopping.wait_count >= stopping.patience:
+            trainer.should_stop = False
+        worst = torch.inf if stopping.monitor_op is torch.lt else -torch.inf
+        stopping.best_score, stopping.wait_count = torch.tensor(worst), 0
 
 
 def in_plain(value: Any) -> Any:

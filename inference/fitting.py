@@ -17,7 +17,7 @@ import pyro
 import pyro.infer
 import torch
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,7 +32,7 @@ from pyro_tvae.programs import is_bayesian
 from .batches import Batch, batch_of, n_sequences, peek
 from .callbacks import ProgressBar
 from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
-from .checkpoints import KEY, VERSION, Patience, holdings, in_plain
+from .checkpoints import KEY, VERSION, forget_best, holdings, in_plain, stay_stopped
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
 from .compiling import Compiled, missing_compiler
 from .course import CODE, check_course, described, differing, parts_of
@@ -331,6 +331,8 @@ class Fitting(lightning.LightningModule):
         if self.trainer.checkpoint_callbacks or self._former is not None:
             self._course = self._described()
             self._parts = parts_of(self.objective.model, self.objective.guide)
+        if self.trainer.global_step:
+            stay_stopped(cast(Any, self.trainer).callbacks, self.trainer)
         if self._former is not None:
             check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
             if "validation" in differing(self._course, self._former):
@@ -419,8 +421,8 @@ class Fitting(lightning.LightningModule):
     def _forget_the_best(self) -> None:
         """Compare no values over two sets of validation sequences."""
         for callback in cast(Any, self.trainer).callbacks:
-            if isinstance(callback, Patience) and callback.wait_count >= callback.patience:
-                self.trainer.should_stop = False
+            if isinstance(callback, EarlyStopping):
+                forget_best(callback, self.trainer)
             if hasattr(callback, "forget"):
                 callback.forget()
         for config in self.trainer.lr_scheduler_configs:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
+from dis import get_instructions
+from functools import partial, partialmethod
 from importlib.util import MAGIC_NUMBER
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from .marks import mark
 from .parts import Part, dotted
 
 __all__ = ["digests", "edited"]
 
 INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
+COUNTS = "STORE_GLOBAL"  # what code does to a name of its module that is no constant
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 # What says nothing of what a class computes, or is in another order every time.
 ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"}
@@ -70,9 +77,17 @@ def _objects(value: Any, seen: set[int]) -> Iterator[object]:
 
 def _of(value: Any, seen: set[int]) -> Iterator[str]:
     """What a class, a function or a constant says, and whatever of the user's is called in it by name."""
+    if isinstance(value, partial | partialmethod):
+        for one in (value.func, value.args, value.keywords):
+            yield from _of(one, seen)
+        return
     value = getattr(value, "__wrapped__", getattr(value, "__func__", getattr(value, "fget", value)))
-    if _plain(value):
-        yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor):
+        yield " ".join([str(value.dtype), *map(str, value.shape), *(f"{one:.4e}" for one in mark(value))])
+    elif _plain(value):
+        yield _text(value)
     if id(value) in seen or not isinstance(value, type | FunctionType) or not _own(value):
         return
     seen.add(id(value))
@@ -82,28 +97,51 @@ def _of(value: Any, seen: set[int]) -> Iterator[str]:
                 yield name
                 yield from _of(inner, seen)
         return
-    yield from _of(value.__defaults__, seen)
+    for one in (value.__defaults__, value.__kwdefaults__, *_enclosed(value)):
+        yield from _of(one, seen)
+    counted = {one.argval for code in _codes(value.__code__) for one in get_instructions(code) if one.opname == COUNTS}
     for code in _codes(value.__code__):
         yield code.co_code.hex()
         for constant in code.co_consts:
             if constant != value.__doc__:
                 yield from _of(constant, seen)
         yield from code.co_names
-        for one in _named(code.co_names, value.__globals__):
+        for one in _named({*code.co_names} - counted, value.__globals__):
             yield from _of(one, seen)
 
 
 def _plain(value: Any) -> bool:
-    if isinstance(value, tuple | frozenset):
+    if isinstance(value, dict):
+        return all(_plain(one) for item in value.items() for one in item)
+    if isinstance(value, tuple | list | set | frozenset):
         return all(map(_plain, value))
     return value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes)
 
 
-def _named(names: Sequence[str], scope: Mapping[str, Any]) -> Iterator[Any]:
-    """What code calls by name, also of modules of the user's; of values those that are called like constants."""
-    scopes = [scope, *(vars(scope[name]) for name in names if _is_own_module(scope.get(name)))]
+def _text(value: Any) -> str:
+    """As repr has it, of sets in an order."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_text(name)}: {_text(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, tuple | list | set | frozenset):
+        items = [*map(_text, value)]
+        return f"{type(value).__name__}{items if isinstance(value, tuple | list) else sorted(items)}"
+    return repr(value)
+
+
+def _enclosed(function: FunctionType) -> Iterator[Any]:
+    """What a function holds of those around it, as one that another function made."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            yield cell.cell_contents
+
+
+def _named(names: Set[str], scope: Mapping[str, Any]) -> Iterator[Any]:
+    """What code calls by name, also of modules of the user's; of tables those that are called like constants."""
+    scopes = [scope, *(vars(scope[name]) for name in sorted(names) if _is_own_module(scope.get(name)))]
     for one in scopes:
-        yield from (one[name] for name in names if name in one and (name.isupper() or not _plain(one[name])))
+        for name in sorted(names & one.keys()):
+            if name.isupper() or not isinstance(one[name], dict | list | set):
+                yield one[name]
 
 
 def _is_own_module(value: Any) -> bool:

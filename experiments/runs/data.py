@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyro_tvae.files import state_of
 
 from ..config.composition import MATRIX as SETTING
-from ..config.composition import PLACES, make
+from ..config.composition import flat, make
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,7 @@ MATRIX = "matrix"  # the name of that file's fingerprint, beside those of splits
 ROWS = 4096  # at a time
 LOOKED_AT = 256  # sequences, evenly spaced, of a split that is too large for memory
 MANY = 10_000  # files, more of which are not looked at for whether they have changed
+KNOWN = ("pyro_tvae.", "torchvision.")  # whose files are named by settings
 RENDERED = 32  # sequences, evenly spaced, of what others render, which may hand out none of its pixels
 
 
@@ -82,14 +83,32 @@ def _made(data: str, state: object) -> Splits:
 
 
 def _state(config: DictConfig) -> object:
-    """Names, sizes and times of the files that data come from; something new each time where there are too many."""
+    """Names, sizes and times of all files that data may come from, those beside others among them.
+
+    Something new each time where there are too many, or where code of others decides what is read.
+    """
+    settings = dict(flat(OmegaConf.to_container(config.data, resolve=True)))
+    if any(name.endswith("_target_") and not str(value).startswith(KNOWN) for name, value in settings.items()):
+        return object()
+    texts = {*_texts([*settings.values()])}
+    homes = {Path(), *(Path(text).expanduser().parent for text in texts if os.path.lexists(os.path.expanduser(text)))}
+    places = {home / os.path.expanduser(text) for home in homes for text in texts}
     found: list[tuple[object, ...]] = []
-    for place in (Path(value) for name in PLACES if isinstance(value := OmegaConf.select(config, name), str)):
+    for place in sorted(place for place in places if os.path.lexists(place)):
         for file in itertools.chain([place], place.rglob("*") if place.is_dir() else ()):
             if len(found) == MANY:
                 return object()
             found.append((str(file), *state_of(file)))
     return tuple(found)
+
+
+def _texts(values: Sequence[Any]) -> Iterator[str]:
+    """What may name a file, lists of names among it."""
+    for value in values:
+        if isinstance(value, list):
+            yield from _texts(value)
+        elif isinstance(value, str) and value:
+            yield value
 
 
 def matrix_fingerprint(config: DictConfig) -> Splits:

@@ -27,7 +27,7 @@ from pyro_tvae.experiments.commands.likelihood import likelihood_run
 from pyro_tvae.experiments.commands.posterior import posterior_run
 from pyro_tvae.experiments.commands.train import resume_run, train_run
 from pyro_tvae.experiments.config.allowlist import PARTS_ONLY
-from pyro_tvae.experiments.config.composition import compose, data_settings
+from pyro_tvae.experiments.config.composition import compose, data_settings, located
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.datasets import SequenceDataModule, Transformations, digits, dsprites
 from pyro_tvae.experiments.interruption import Interrupted
@@ -505,7 +505,20 @@ def test_no_run_lies_in_the_folder_of_its_data(tmp_path: Path, monkeypatch: pyte
         assert not Path(run).exists()
 
 
-def test_files_that_were_replaced_meanwhile_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OF_ONES_OWN = ["data=sequences", "data.source.path=films/x.npy", "data.n_frames=4"]
+READ = {  # settings -> a file that is read
+    "a folder": (["data=mnist", "data.source.root=films"], "films/MNIST/images"),
+    "pixels": (OF_ONES_OWN, "films/x.npy"),
+    "a mask beside them": ([*OF_ONES_OWN, "data.source.mask=seen.npy"], "films/seen.npy"),
+    "factors beside them": ([*OF_ONES_OWN, "data.source.factors_key=[a.npy,b.npy]"], "films/b.npy"),
+    "labels beside them": ([*OF_ONES_OWN, "data.source.labels_key=labels.npy"], "films/labels.npy"),
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_files_that_were_replaced_meanwhile_are_read_again(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     read: list[object] = []
 
@@ -514,21 +527,31 @@ def test_files_that_were_replaced_meanwhile_are_read_again(tmp_path: Path, monke
         return {}
 
     monkeypatch.setattr(runs_data, "fingerprints", fingerprints)
-    place = Path("data", "MNIST")
-    place.mkdir(parents=True)
-    (place / "images").write_text("one")
     monkeypatch.setattr(runs_data, "make", lambda _: None)
-    config = compose(["data=mnist", "data.source.root=data"])
+    settings, file = READ[what]
+    for one in (Path(file), Path("films", "x.npy")):
+        one.parent.mkdir(parents=True, exist_ok=True)
+        one.write_text("one")
+    config = located(compose(settings))
     for _ in range(2):
         runs_data.made_fingerprints(config)
     assert len(read) == 1
-    (place / "images").write_text("two, of which this process has read nothing")
+    Path(file).write_text("two, of which this process has read nothing")
     runs_data.made_fingerprints(config)
     assert len(read) == 2
-    monkeypatch.setattr(runs_data, "MANY", 2)
+    monkeypatch.setattr(runs_data, "MANY", 0)
     for _ in range(2):
         runs_data.made_fingerprints(config)
     assert len(read) == 4
+
+
+def test_what_code_of_others_reads_is_read_again_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(runs_data, "make", read.append)
+    monkeypatch.setattr(runs_data, "fingerprints", lambda _: {})
+    for _ in range(2):
+        runs_data.made_fingerprints(compose(["data=arrays", "data.source._target_=mine.films", "data.source.path=x"]))
+    assert len(read) == 2
 
 
 # --- fingerprints -----------------------------------------------------------------------------------------------------

@@ -334,18 +334,26 @@ def test_a_path_inside_a_checkpoint_is_not_followed(tmp_path: Path) -> None:
     assert outside.read_bytes() == b"not to be read"
 
 
-def test_a_fit_that_ran_out_of_patience_stays_stopped(tmp_path: Path) -> None:
-    worse = {
-        "data": sequences(),
-        "validation": sequences(5),
-        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.02, maximize=True),
-        "patience": 1,
-        "max_epochs": 20,
-    }
-    _, whole = quick(worse, tmp_path)
+@pytest.mark.parametrize("by", ["patience", "a callback"])
+def test_a_fit_that_ran_out_of_patience_stays_stopped_until_it_has_more(by: str, tmp_path: Path) -> None:
+    def worse(patience: int) -> dict[str, Any]:
+        own = TrainerOptions("cpu", callbacks=[EarlyStopping("val/elbo", mode="max", patience=patience)])
+        return {
+            "data": sequences(),
+            "validation": sequences(5),
+            "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.02, maximize=True),
+            "max_epochs": 20,
+            **({"patience": patience} if by == "patience" else {"trainer": own}),
+        }
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    _, whole = quick(worse(1), tmp_path)
     assert whole["epoch"] < 6
-    _, state = quick(worse, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
-    assert_same(state, whole)
+    for _ in range(2):
+        _, state = quick(worse(1), tmp_path, resume=last)
+        assert_same(state, whole)
+    _, state = quick(worse(3), tmp_path, resume=last)
+    assert state["epoch"] == whole["epoch"] + 2
 
 
 # --- fits that go on otherwise ----------------------------------------------------------------------------------------

@@ -17,20 +17,39 @@ from pyro_tvae.own_code import digests, edited
 
 HELPERS = "def twice(x):\n    return 2 * x\n"
 MINE = """
+from functools import partialmethod
+import torch
 import own_helpers
 from own_helpers import twice
 from pyro_tvae import MeanFieldGuide
 
 SCALE = 1.0
+TABLE = {"a": [1, {2, 3}]}
+RATES = torch.tensor([1.0, 2.0])
+shift = 0.5
 calls = 0
+seen = []
+
+def made(factor):
+    return lambda self, value: factor * value
+
+def powered(value, exponent=1):
+    return value**exponent
 
 class Mine(MeanFieldGuide):
     "What it is."
+    widths = [3, 4]
+    scaled = made(2.0)
+    squared = partialmethod(powered, exponent=2)
+
+    def weight(self, *, power=1.0):
+        return power + shift + TABLE["a"][0] + RATES[0]
 
     def distributions(self, x, *args, **kwargs):
         "What it gives."
         global calls
         calls += 1  # how often
+        seen.append(calls)
         inner = lambda value: twice(value) * own_helpers.twice(SCALE)
         assert inner(1.0)
         return super().distributions(x, *args, **kwargs)
@@ -40,11 +59,19 @@ ALIKE = {
     "comments and lines": (MINE.replace("  # how often", "\n").replace("calls = 0", "calls = 0  # so far"), HELPERS),
     "docstrings": (MINE.replace("What it", "All that it"), HELPERS),
     "a counter": (MINE.replace("calls = 0", "calls = 7"), HELPERS),
+    "a list that grows": (MINE.replace("seen = []", "seen = [1]"), HELPERS),
 }
 OTHERWISE = {
     "a method": (MINE.replace("twice(value) *", "twice(value) +"), HELPERS),
     "a number in it": (MINE.replace("inner(1.0)", "inner(3.0)"), HELPERS),
     "a constant": (MINE.replace("SCALE = 1.0", "SCALE = 2.0"), HELPERS),
+    "a table": (MINE.replace("{2, 3}", "{2, 4}"), HELPERS),
+    "a tensor": (MINE.replace("[1.0, 2.0]", "[1.0, 3.0]"), HELPERS),
+    "a value of the module": (MINE.replace("shift = 0.5", "shift = 0.7"), HELPERS),
+    "a list of the class": (MINE.replace("[3, 4]", "[3, 5]"), HELPERS),
+    "what encloses a method": (MINE.replace("made(2.0)", "made(3.0)"), HELPERS),
+    "a part of a method": (MINE.replace("exponent=2", "exponent=3"), HELPERS),
+    "a default by keyword": (MINE.replace("power=1.0", "power=2.0"), HELPERS),
     "a function of another module": (MINE, HELPERS.replace("2", "3")),
     "one more method": (MINE + "\n    def more(self):\n        return 1\n", HELPERS),
 }
