@@ -40,7 +40,7 @@ def pair() -> tuple[pyro_tvae.TVAE, pyro_tvae.Guide, torch.Tensor]:
 
 
 def begin(folder: Path) -> None:
-    with begun(["a"], folder, fixed=True):
+    with begun(["a"], folder, 0):
         pass
 
 

@@ -33,6 +33,7 @@ from ..config.composition import (
     MATRIX,
     check_names,
     compose,
+    flat,
     located,
     parsed,
     places_apart,
@@ -175,7 +176,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         except FolderMoved:
             raise SystemExit(2) from None  # after an error Hydra would begin the next job, in a folder made anew
 
-    with begun(own, Path(settings.sweep.dir), fixed="hydra.sweep.dir" in given) as sweep:
+    with begun(own, Path(settings.sweep.dir), _timed(settings.sweep)) as sweep:
         # A job may be in another working folder, its own by hydra.job.chdir=true.
         home, there = sweep.path.absolute(), os.stat(sweep.path)
         if sweep.record():
@@ -384,15 +385,16 @@ def _one(
         changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
         _go_on(Run(Path(config.resume)), config, settings, allow, {**changes, **places})
         return
-    folder, automatic = Path(compose(settings, with_hydra=True).hydra.run.dir).absolute(), "hydra.run.dir" not in given
+    place = compose(settings, with_hydra=True).hydra.run
+    folder, timed = Path(place.dir).absolute(), _timed(place)
     rank, several = place_among(config)
     if rank:  # the first of several processes writes, and tells the others where
         with TemporaryDirectory() as nowhere:
-            place = [override("hydra.run.dir", nowhere)] if automatic else []
-            _under_hydra([*overrides, *place, "hydra.output_subdir=null"], allow)
+            own = [override("hydra.run.dir", nowhere)] if timed else []
+            _under_hydra([*overrides, *own, "hydra.output_subdir=null"], allow)
         return
     if several == 1:  # others could not know which one goes on
-        with unfinished(config, folder, beside=automatic) as run:
+        with unfinished(config, folder, timed) as run:
             if run is not None:
                 print(
                     f"{run}: this command was interrupted before, and goes on; another name=… starts anew", flush=True
@@ -404,8 +406,19 @@ def _one(
                 # The stored one names what was typed.
                 _go_on(run, config, settings, allow.typed(config), changes)
                 return
-    with claimed(folder, automatic=automatic) as run:
+    with claimed(folder, automatic=timed > 0) as run:
         _under_hydra([*overrides, override("hydra.run.dir", run.path)], allow)
+
+
+def _timed(place: DictConfig) -> int:
+    """How many of the last names in the path of a folder, as it is set, are others at another time; 0 of a fixed one.
+
+    Example:
+        >>> _timed(OmegaConf.create({"dir": "runs/${name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"}))
+        2
+    """
+    names = Path(str(dict(flat(OmegaConf.to_container(place)))["dir"])).parts
+    return next((len(names) - number for number, name in enumerate(names) if "${now:" in name), 0)
 
 
 def _check_beside_resume(given: Sequence[str], *fitting: str) -> None:

@@ -542,6 +542,11 @@ def runs_in(folder: Path) -> list[Run]:
     return [Run(path.parent) for path in sorted(folder.rglob(CONFIG)) if path.parent.name != HYDRA]
 
 
+def at_any_time(folder: Path, timed: int, name: str) -> Iterator[Path]:
+    """The files of a name in folders that differ from this one in the last names of their path alone, so many."""
+    return folder.parents[timed - 1].glob("/".join([*["*"] * timed, name])) if timed else iter(())
+
+
 @contextmanager
 def claimed(path: Path, *, automatic: bool = False) -> Iterator[Run]:
     """A new run, whose folder is made and held by this process before anything is written in it.
@@ -614,7 +619,7 @@ def device_of(config: DictConfig) -> torch.device:
 
 
 @contextmanager
-def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Run | None]:
+def unfinished(config: DictConfig, folder: Path, timed: int) -> Iterator[Run | None]:
     """The latest run of exactly this configuration that was interrupted, held by this process; None if there is none.
 
     Of a project that was moved it is told where its files lie now.
@@ -622,9 +627,9 @@ def unfinished(config: DictConfig, folder: Path, *, beside: bool) -> Iterator[Ru
     Args:
         config: of the run that would be started.
         folder: of that run, which may hold the interrupted one.
-        beside: look at the folders beside it too.
+        timed: how many of the last names in its path are others at another time: those are looked at too.
     """
-    others = sorted((path.parent for path in folder.parent.glob(f"*/{CONFIG}")), reverse=True) if beside else []
+    others = sorted((path.parent for path in at_any_time(folder, timed, CONFIG)), reverse=True)
     begun: list[tuple[Run, dict[str, str]]] = []
     for run in map(Run, (folder, *others)):
         with suppress(OSError, ValueError, OmegaConfBaseException):  # none, or somebody else's

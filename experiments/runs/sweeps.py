@@ -15,7 +15,7 @@ from pyro_tvae.files import make_folder
 
 from .files import read_record, write_text
 from .names import REPORT
-from .run import Run, runs_in
+from .run import Run, at_any_time, runs_in
 
 __all__ = ["Failure", "Sweep", "begun"]
 
@@ -112,21 +112,21 @@ class Sweep:
 
 
 @contextmanager
-def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sweep]:
+def begun(overrides: Sequence[str], folder: Path, timed: int) -> Iterator[Sweep]:
     """Hold the folder of a sweep of these overrides: the one that they began before and did not end, or a new one.
 
     Args:
         overrides: of the sweep, but for those that only say where and how it computes.
         folder: of a new one.
-        fixed: it was given, so that no other will do; otherwise the folders beside it are looked at, and a name that is
-            taken gets the next one.
+        timed: how many of the last names in its path are others at another time: those of other times are looked at,
+            and a name that is taken gets the next one. With 0 no other folder will do.
 
     Raises:
         BlockingIOError: another process is at work in the folder that was given.
         FileExistsError: that folder holds another sweep, or one of another program.
     """
     with ExitStack() as stack:
-        if fixed:
+        if not timed:
             sweep = Sweep(folder)
             stack.enter_context(sweep.held())
             if (folder / RECORD).exists() and "overrides" not in sweep.record():
@@ -146,7 +146,7 @@ def begun(overrides: Sequence[str], folder: Path, *, fixed: bool) -> Iterator[Sw
                 )
         else:
             unfinished: SweepRecord = {"overrides": [*overrides], "finished": False}
-            earlier = sorted((path.parent for path in folder.parent.glob(f"*/{RECORD}")), reverse=True)
+            earlier = sorted((path.parent for path in at_any_time(folder, timed, RECORD)), reverse=True)
             going_on = (one for one in map(Sweep, earlier) if one.record() == unfinished)
             for sweep in chain(going_on, _free(folder)):
                 # One at work; or somebody else's, in a folder that several people share, which is not to be written.

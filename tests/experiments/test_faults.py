@@ -345,22 +345,24 @@ def test_what_goes_on_with_a_run_leaves_what_others_are_writing_in_it(dead: int,
 
 
 def test_the_same_command_finds_what_it_began_and_no_other(run: Path, tmp_path: Path) -> None:
+    (day := tmp_path / "day").mkdir()
     for name in ("earlier", "later", "done"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+        (day / name).mkdir()
+        (day / name / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     for name in ("evaluation.json", "report.html"):
-        (tmp_path / "done" / name).touch()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.yaml").write_text("just words")
-    new = tmp_path / "now"
-    for overrides, folder, beside, expected in (
-        (TINY, new, True, Run(tmp_path / "later")),
-        ([*TINY, "fit.progress=true"], new, True, Run(tmp_path / "later")),
-        (TINY, new, False, None),
-        (TINY, tmp_path / "earlier", False, Run(tmp_path / "earlier")),
-        ([*TINY, "seed=1"], new, True, None),
+        (day / "done" / name).touch()
+    (day / "other").mkdir()
+    (day / "other" / "config.yaml").write_text("just words")
+    new = day / "now"
+    for overrides, folder, timed, expected in (
+        (TINY, new, 1, Run(day / "later")),
+        ([*TINY, "fit.progress=true"], new, 1, Run(day / "later")),
+        (TINY, new, 0, None),
+        (TINY, day / "earlier", 0, Run(day / "earlier")),
+        ([*TINY, "seed=1"], new, 1, None),
+        (TINY, tmp_path / "another day" / "now", 2, Run(day / "later")),
     ):
-        with unfinished(compose(overrides), folder, beside=beside) as begun:
+        with unfinished(compose(overrides), folder, timed) as begun:
             assert begun == expected
 
 
@@ -381,6 +383,8 @@ def test_the_same_command_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest
     run_with_hydra([*TINY, f"hydra.run.dir={tmp_path / 'runs'}"])
     assert called == [tmp_path / "runs"]
     assert devices == ["auto"]  # as it says now: further processes are started by its words
+    run_with_hydra([*TINY, f"hydra.run.dir={tmp_path}/${{now:%Y-%m-%d_%H-%M-%S}}"])
+    assert called == [tmp_path / "runs"] * 2
 
 
 def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None:
@@ -397,12 +401,12 @@ def test_two_processes_do_not_work_on_one_run(run: Path, tmp_path: Path) -> None
         assert holder.stdout is not None
         assert holder.stdout.readline()
         assert "another process is at work on" in refused(lambda: resume_run(tmp_path), OSError)
-        with unfinished(compose(TINY), tmp_path, beside=False) as begun:
+        with unfinished(compose(TINY), tmp_path, 0) as begun:
             assert begun is None
     finally:
         holder.kill()  # as SIGKILL does: the system lets go of the folder
         holder.communicate()
-    with unfinished(compose(TINY), tmp_path, beside=False) as begun:
+    with unfinished(compose(TINY), tmp_path, 0) as begun:
         assert begun == Run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
 

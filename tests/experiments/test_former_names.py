@@ -168,12 +168,12 @@ def test_a_former_run_goes_on_and_is_judged_and_told_apart(tmp_path: Path) -> No
     for name in ("evaluation.json", "model.safetensors"):
         (run.path / name).unlink()
     # The same command, by either name, goes on with what the former version began.
-    for wanted, folder, beside, expected in (
-        (config, run.path, False, run),
-        (compose([*TINY, *FORMER]), tmp_path / "now", True, run),
-        (compose([*TINY, NOW[0]]), run.path, False, None),
+    for wanted, folder, timed, expected in (
+        (config, run.path, 0, run),
+        (compose([*TINY, *FORMER]), tmp_path / "now", 1, run),
+        (compose([*TINY, NOW[0]]), run.path, 0, None),
     ):
-        with unfinished(wanted, folder, beside=beside) as begun:
+        with unfinished(wanted, folder, timed) as begun:
             assert begun == expected
     resume_run(run.path)
     assert json.loads((run.path / "evaluation.json").read_text())["measures"] == whole

@@ -181,7 +181,7 @@ def test_a_folder_is_held_until_its_holder_lets_go_whatever_it_opens_meanwhile(t
         with run.held():
             pass  # held once more by the same process, and let go of once
         (run.path / ".lock").read_bytes()  # a POSIX lock would be lost here
-        with unfinished(compose(TINY), run.path, beside=False) as begun:
+        with unfinished(compose(TINY), run.path, 0) as begun:
             assert begun is None
         assert other("Run(FOLDER).held()", run.path) == 3
         assert other("claimed(FOLDER)", run.path) == 3

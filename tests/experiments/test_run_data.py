@@ -271,11 +271,11 @@ def test_a_run_of_exactly_these_data_goes_before_one_whose_data_were_moved(own: 
     (other / "config.yaml").write_text(text.replace(str(own / "x.npy"), str(tmp_path / "gone" / "x.npy")))
     assert Run(other).moved(config)
     assert not Run(own / "run").moved(config)
-    with unfinished(config, own / "new", beside=True) as run:
+    with unfinished(config, own / "new", 1) as run:
         assert run is not None
         assert (run.path.name, run.given) == ("run", ())
     shutil.rmtree(own / "run")
-    with unfinished(config, own / "new", beside=True) as run:
+    with unfinished(config, own / "new", 1) as run:
         assert run is not None
         assert run.path.name == "z"
         assert run.given == (("data.source.path", str(own / "x.npy")),)

@@ -180,7 +180,7 @@ def test_a_run_is_begun_over_no_file_of_the_users(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.json"
     sweep.write_text('{"mine": 1}')
     with pytest.raises(FileExistsError, match="is no record of a sweep, and is left as it is"):
-        begun(["seed=0,1"], tmp_path, fixed=True).__enter__()
+        begun(["seed=0,1"], tmp_path, 0).__enter__()
     assert sweep.read_text() == '{"mine": 1}'
 
 

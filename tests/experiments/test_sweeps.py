@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +140,25 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on(
     jobs.clear()
     assert swept("seed=0,1") == [1]
     assert [path.name for path in sorted(folder.glob("[0-9]"))] == ["0", "1"]
+
+
+def test_a_sweep_whose_folder_tells_the_time_is_gone_on_with_at_another_time(
+    jobs: dict[int, BaseException],
+) -> None:
+    place = "hydra.sweep.dir=of/${now:%Y-%m-%d}/${now:%H-%M-%S.%f}"
+    jobs[1] = KeyboardInterrupt()
+    with pytest.raises(SystemExit):
+        swept("seed=0,1", place)
+    jobs.clear()
+    assert swept("seed=0,1", place) == [1]
+    (folder,) = Path("of").glob("*/*")
+    os.renames(folder, Path("of", "1999-12-31", "23-59"))
+    record = Path("of", "1999-12-31", "23-59", "sweep.json")
+    record.write_text(record.read_text().replace("true", "false"))
+    shutil.rmtree(record.with_name("1"))
+    assert swept("seed=0,1", place) == [1]
+    assert [path.parent.name for path in Path("of").glob("*/*/sweep.json")] == ["23-59"]
+    assert swept("seed=0,1", place) == [0, 1]  # a finished one is left alone
 
 
 def test_an_interrupted_sweep_counts_what_is_done(
@@ -304,9 +325,9 @@ def test_somebody_elses_sweep_that_cannot_be_written_is_passed_over(kept: str, t
         (theirs.path / "link").symlink_to("/etc/hostname")
     else:
         (theirs.path / ".lock").mkdir()  # which nobody can open for writing, root neither
-    with begun(["a"], tmp_path / "now", fixed=False) as sweep:
+    with begun(["a"], tmp_path / "now", 1) as sweep:
         assert sweep == Sweep(tmp_path / "now")
-    with pytest.raises((OSError, ValueError)), begun(["a"], theirs.path, fixed=True):
+    with pytest.raises((OSError, ValueError)), begun(["a"], theirs.path, 0):
         pass
 
 
@@ -361,25 +382,25 @@ def test_a_failure_is_kept_where_the_next_job_shares_the_folder(
 
 
 def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
-    with begun(["a"], tmp_path, fixed=True):
+    with begun(["a"], tmp_path, 0):
         script = "import sys; from pathlib import Path; from pyro_tvae.experiments.runs.sweeps import begun\n"
-        script += "begun(['a'], Path(sys.argv[1]), fixed=True).__enter__()"
+        script += "begun(['a'], Path(sys.argv[1]), 0).__enter__()"
         said = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True).stderr
     assert f"another sweep is at work in {tmp_path}; wait for its end" in said
 
 
 def test_two_sweeps_of_one_second_get_two_folders(tmp_path: Path) -> None:
     now = tmp_path / "now"
-    with begun(["a"], now, fixed=False) as one:
+    with begun(["a"], now, 1) as one:
         one.write(["a"], finished=False)
         script = "import sys; from pathlib import Path; from pyro_tvae.experiments.runs.sweeps import begun\n"
-        script += "with begun(['a'], Path(sys.argv[1]), fixed=False) as one: print(one)"
+        script += "with begun(['a'], Path(sys.argv[1]), 1) as one: print(one)"
         said = subprocess.run([sys.executable, "-c", script, str(now)], capture_output=True, text=True)
         assert said.stdout.strip() == str(tmp_path / "now-1"), said.stderr
-    with begun(["a"], tmp_path / "later", fixed=False) as again:
+    with begun(["a"], tmp_path / "later", 1) as again:
         assert again == one  # which has not ended
         again.write(["a"], finished=True)
-    with begun(["a"], tmp_path / "later", fixed=False) as new:
+    with begun(["a"], tmp_path / "later", 1) as new:
         assert new == Sweep(tmp_path / "later")
 
 
@@ -473,15 +494,15 @@ def test_files_of_another_program_in_the_folder_of_a_sweep_stay(tmp_path: Path) 
         path.write_text(text)
     with (
         pytest.raises(FileExistsError, match=r"holds multirun\.yaml of a sweep of another program"),
-        begun(["seed=0,1"], tmp_path, fixed=True),
+        begun(["seed=0,1"], tmp_path, 0),
     ):
         pass
     (tmp_path / "multirun.yaml").rename(tmp_path / "elsewhere.yaml")
-    with begun(["seed=0,1"], tmp_path, fixed=True) as sweep:
+    with begun(["seed=0,1"], tmp_path, 0) as sweep:
         sweep.write(["seed=0,1"], finished=False)
         sweep.forget_failures()
         assert sweep.failures() == []
     (tmp_path / "multirun.yaml").touch()  # by Hydra
-    with begun(["seed=0,1"], tmp_path, fixed=True):
+    with begun(["seed=0,1"], tmp_path, 0):
         pass
     assert (tmp_path / "batch1.failed.json").read_text() == "mine too"
