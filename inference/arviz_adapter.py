@@ -24,7 +24,7 @@ from pyro_tvae.files import check_room, state_of
 from pyro_tvae.wording import in_words
 
 from .labels import Coordinates, Layout
-from .netcdf import OVERHEAD, open_dataset, open_file, write_datasets
+from .netcdf import OVERHEAD, check_same, open_dataset, open_file, write_datasets
 
 if TYPE_CHECKING:
     from xarray import Dataset, Variable
@@ -330,7 +330,7 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
     with _opened(path) as root:
         attributes = dict(root.attrs)
     _tell_of_lost(path, json.loads(attributes.pop(FILES, "{}")))
-    held = _held(path) if lazy and path.is_file() else None
+    held = None if not lazy else _held(path) if path.is_file() else _held_folder(path)
     for name in names if groups is None else groups:
         group = _opened(path, name) if held is None else _of_held(held, name)
         # Else a lazy file stays open and could not be written again.
@@ -344,11 +344,19 @@ def read(path: Path, groups: Collection[str] | None = None, lazy: bool = False) 
 
 
 def _opened(path: Path, group: str | None = None) -> Dataset:
-    if path.is_dir():
-        import xarray
+    return _of_zarr(path, group) if path.is_dir() else open_dataset(path, group)
 
-        return xarray.open_dataset(path, group=group, engine="zarr", consolidated=False)
-    return open_dataset(path, group)
+
+def _of_zarr(store: Any, group: str | None) -> Dataset:
+    import xarray
+
+    return xarray.open_dataset(store, group=group, engine="zarr", consolidated=False)
+
+
+def _held_folder(path: Path) -> Any:
+    from .zarr_folder import SameFolder
+
+    return SameFolder(path.absolute())
 
 
 def _held(path: Path) -> Any:
@@ -372,17 +380,14 @@ def _close_unread(files: dict[Any, Any]) -> None:
 
 def _of_held(held: Any, group: str) -> Dataset:
     from xarray import open_dataset
-    from xarray.backends import H5NetCDFStore
+    from xarray.backends import CachingFileManager, H5NetCDFStore
 
-    return open_dataset(H5NetCDFStore(held, group=group))
+    is_file = isinstance(held, CachingFileManager)
+    return open_dataset(H5NetCDFStore(held, group=group)) if is_file else _of_zarr(held, group)
 
 
 def _same_file(path: str, written: tuple[int, int], mode: str) -> Any:
-    if state_of(Path(path)) != tuple(written):
-        raise ValueError(
-            f"{path} was written anew, or removed, since these data were read from it; read them again, or read with "
-            "lazy=False what is to outlast its file."
-        )
+    check_same(Path(path), Path(path), written)
     return open_file(Path(path), mode, decode_vlen_strings=True, phony_dims="access")
 
 

@@ -83,7 +83,7 @@ def _begins(argument: str) -> bool:
 
 
 def described(loader: object) -> dict[str, Any]:
-    """A loader's number of sequences, fingerprint of its data and batch size, as far as reading leaves no trace.
+    """A loader's number of sequences, fingerprint of its data and size of batches, as far as reading leaves no trace.
 
     Tensors are looked at whole; of other data, which may lie on a disk, a few items, the first to the last, unless two
     readings differ. What is read from a stream would be gone, so streams are left alone.
@@ -102,7 +102,8 @@ def described(loader: object) -> dict[str, Any]:
         if data:
             some = chosen(loader)
             data["chosen"] = "all" if some is None else _digest(str(sorted(map(int, some))))
-    return ({"data": data} if data else {}) | ({"batch_size": loader.batch_size} if loader.batch_size else {})
+    batches = {"batch_size": loader.batch_size, "drop_last": loader.drop_last} if loader.batch_size else {}
+    return ({"data": data} if data else {}) | batches
 
 
 def _of_items(loader: DataLoader, numbers: Sequence[int]) -> Mapping[str, Any]:
@@ -163,6 +164,7 @@ def _same(now: Any, then: Any) -> bool:
     fingerprints = "exact" in now and "exact" in then and now.get("items") == then.get("items")
     items = then.get("chosen", now.get("chosen")) == now.get("chosen")  # which older checkpoints do not say
     number = now.get("sequences") == then.get("sequences")
+    number = number and then.get("limit", now.get("limit")) == now.get("limit")  # of batches that are looked at
     return items and number and (not fingerprints or alike(now, then))  # type: ignore[arg-type]
 
 

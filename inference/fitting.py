@@ -399,6 +399,7 @@ class Fitting(lightning.LightningModule):
         """What this fit is told and shown."""
         loaders: Any = self.trainer.val_dataloaders if self.validates else None
         validation = loaders[0] if isinstance(loaders, list | tuple) and len(loaders) == 1 else loaders
+        limit = self.trainer.limit_val_batches
         objective = getattr(self.objective, "loss", self.objective)  # of Pyro's, whose particles it says itself
         return {
             "objective": type(objective).__name__,
@@ -408,6 +409,10 @@ class Fitting(lightning.LightningModule):
             "subsample_frames": self.subsample_frames,
             "warmup_steps": self.warmup_steps,
             "gradient_clip": self.trainer.gradient_clip_val,
+            "gradient_clip_algorithm": str(self.trainer.gradient_clip_algorithm or "norm"),
+            "precision": self.trainer.precision,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "limit_train_batches": self.trainer.limit_train_batches,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "processes": self.trainer.world_size,  # each takes a part of an epoch's batches
             "frozen": [
@@ -415,7 +420,7 @@ class Fitting(lightning.LightningModule):
             ],
             **described(self.trainer.train_dataloader),
             CODE: digests(self.objective),
-            **({"validation": shown} if (shown := described(validation).get("data")) else {}),
+            **({"validation": {**shown, "limit": limit}} if (shown := described(validation).get("data")) else {}),
         }
 
     def _forget_the_best(self) -> None:

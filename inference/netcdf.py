@@ -6,13 +6,13 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_tvae.files import check_room
+from pyro_tvae.files import check_room, state_of
 from pyro_tvae.locks import unlocked
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
-__all__ = ["OVERHEAD", "check_writes", "open_dataset", "open_file", "write_datasets"]
+__all__ = ["OVERHEAD", "check_same", "check_writes", "open_dataset", "open_file", "write_datasets"]
 
 OVERHEAD = 2**20  # bytes of names and indices, at most
 
@@ -54,3 +54,18 @@ def check_writes(path: Path) -> None:
     with open_file(path, "w") as file:
         file.create_group("nothing")
     path.write_bytes(b"")
+
+
+def check_same(path: Path, mark: Path, written: tuple[int, int]) -> None:
+    """Raise ValueError where what data are read from, when they are used, is not what was opened.
+
+    Args:
+        path: of the file or folder.
+        mark: the file, or one in the folder.
+        written: its state when it was opened, see :func:`.state_of`.
+    """
+    if state_of(mark) != tuple(written):
+        raise ValueError(
+            f"{path} was written anew, or removed, since these data were read from it; read them again, or read with "
+            f"lazy=False what is to outlast {'its file' if path == mark else 'its folder'}."
+        )

@@ -23,6 +23,7 @@ __all__ = ["digests", "edited"]
 
 INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
 COUNTS = "STORE_GLOBAL"  # what code does to a name of its module that is no constant
+MANY = 10_000  # values of a table, more of which are data
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 # What says nothing of what a class computes, or is in another order every time.
 ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"}
@@ -40,7 +41,10 @@ def digests(*modules: nn.Module) -> dict[str, str]:
     """
     seen: set[int] = set()
     classes = {cls for module in modules for one in _objects(module, seen) for cls in type(one).__mro__ if _own(cls)}
-    made = {dotted(cls): hashlib.sha256("\n".join(_of(cls, set())).encode()).hexdigest()[:16] for cls in classes}
+    made: dict[str, str] = {}
+    for cls in classes:
+        with suppress(Exception):  # of objects that do not let themselves be looked at
+            made[dotted(cls)] = hashlib.sha256("\n".join(_of(cls, set())).encode()).hexdigest()[:16]
     interpreter = f"{MAGIC_NUMBER.hex()}{sys.flags.optimize}"
     return {INTERPRETER: interpreter, **dict(sorted(made.items()))} if made else {}
 
@@ -54,7 +58,10 @@ def edited(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
 
 def _own(value: type | FunctionType | ModuleType) -> bool:
     """Whether something is of the user's, neither of a library nor Python's."""
-    name = value.__name__ if isinstance(value, ModuleType) else value.__module__ or "builtins"
+    if isinstance(value, FunctionType):  # a wrapper bears the module of what it wraps
+        name = str(value.__globals__.get("__name__", ""))
+    else:
+        name = value.__name__ if isinstance(value, ModuleType) else value.__module__
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     return name.partition(".")[0] not in OTHERS and not {"site-packages", "dist-packages"} & {*file.split("/")}
 
@@ -81,7 +88,10 @@ def _of(value: Any, seen: set[int]) -> Iterator[str]:
         for one in (value.func, value.args, value.keywords):
             yield from _of(one, seen)
         return
-    value = getattr(value, "__wrapped__", getattr(value, "__func__", getattr(value, "fget", value)))
+    if isinstance(value, classmethod | staticmethod | property):
+        value = value.fget if isinstance(value, property) else value.__func__
+    while isinstance(value, FunctionType) and not _own(value) and "__wrapped__" in vars(value):
+        value = vars(value)["__wrapped__"]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
@@ -112,9 +122,9 @@ def _of(value: Any, seen: set[int]) -> Iterator[str]:
 
 def _plain(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(_plain(one) for item in value.items() for one in item)
+        return len(value) <= MANY and all(_plain(one) for item in value.items() for one in item)
     if isinstance(value, tuple | list | set | frozenset):
-        return all(map(_plain, value))
+        return len(value) <= MANY and all(map(_plain, value))
     return value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes)
 
 

@@ -379,6 +379,25 @@ def test_data_that_are_read_lazily_stay_those_of_their_file(tmp_path: Path) -> N
         pickle.loads(kept)["t"].sum()
 
 
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_zarr_folder_that_is_read_lazily_is_the_one_that_was_opened(anew: bool, tmp_path: Path) -> None:
+    """Zarr itself reads what lies there by then, and of what does not, missing values."""
+    path = to_zarr(numbered(1.0), tmp_path / "same.zarr")
+    before = from_netcdf(path, lazy=True)
+    part, kept = before.posterior["t"].isel(draw=slice(2)), pickle.dumps(before.posterior)
+    assert [float(one["t"].sum()) for one in (before.posterior.copy(), pickle.loads(kept))] == [4.0, 4.0]
+    if anew:
+        path.rename(tmp_path / "former.zarr")
+        to_zarr(numbered(22.0), path)
+        os.utime(path / ".zgroup", ns=(1, 1))
+        assert float(from_netcdf(path, lazy=True).posterior["t"].sum()) == 88.0
+    else:
+        shutil.rmtree(path)
+    for read in (part.sum, lambda: pickle.loads(kept)["t"].sum()):
+        with pytest.raises(ValueError, match=r"same.zarr was written anew, or removed, since these data were read"):
+            read()
+
+
 def test_a_process_that_ends_with_lazy_data_ends_in_silence(tmp_path: Path) -> None:
     path = to_netcdf(numbered(1.0), tmp_path / "same.nc")
     code = "import sys\nfrom pyro_tvae.inference import from_netcdf\ndata = from_netcdf(sys.argv[1], lazy=True)\n"

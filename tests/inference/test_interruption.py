@@ -380,6 +380,11 @@ COURSES: dict[str, tuple[dict[str, Any], str]] = {
     "warmup_steps": ({"warmup_steps": 7}, "warmup_steps=7, which was 6"),
     "objective": ({"objective": IWAE}, "objective='IWAE', which was 'ELBO'"),
     "gradient_clip": ({"gradient_clip": 1.0}, "gradient_clip=1.0, which was None"),
+    "precision": (
+        {"trainer": TrainerOptions("cpu", precision="bf16-mixed")},
+        "precision='bf16-mixed', which was '32-true'",
+    ),
+    "matmul_precision": ({"matmul_precision": "high"}, "matmul_precision='high', which was 'highest'"),
     "batch_size": ({"batch_size": 4}, "batch_size=4, which was 8"),
     "more data": ({"data": sequences(30)}, "other data, 30 sequences, which were 20"),
     "another pixel": ({"data": SECOND}, "other data, 20 other sequences"),
@@ -402,6 +407,17 @@ def test_another_course_is_warned_of_with_what_it_was(setting: str, stopped: Pat
     assert otherwise(stopped, {}, now) == [
         f"fit: goes on with {said}: from here on it is not the fit that was stopped."
     ]
+
+
+def test_another_share_of_the_validation_data_is_other_validation_data(stopped: Path) -> None:
+    otherwise(stopped, {}, {})
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="cpu", limit_val_batches=0.5, logger=False, enable_progress_bar=False
+    )
+    validation = DataLoader(TensorDataset(sequences(5)), batch_size=1)
+    options: dict[str, Any] = {"resume": stopped / "then/checkpoints/last.ckpt", "directory": stopped / "share"}
+    with pytest.warns(UserWarning, match="goes on with other validation data, 5 other sequences, of which the best"):
+        fit(*start(), sequences(), validation=validation, trainer=trainer, warmup_steps=6, **options)
 
 
 def test_what_is_trained_no_more_or_again_is_told_of(tmp_path: Path) -> None:

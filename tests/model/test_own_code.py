@@ -17,7 +17,7 @@ from pyro_tvae.own_code import digests, edited
 
 HELPERS = "def twice(x):\n    return 2 * x\n"
 MINE = """
-from functools import partialmethod
+from functools import partialmethod, wraps
 import torch
 import own_helpers
 from own_helpers import twice
@@ -27,11 +27,20 @@ SCALE = 1.0
 TABLE = {"a": [1, {2, 3}]}
 RATES = torch.tensor([1.0, 2.0])
 shift = 0.5
+many = list(range(20_000))
+hidden = type("Hidden", (dict,), {"__getattr__": dict.__getitem__})()
+lazy = type("Lazy", (), {"__class__": property(lambda self: 1 / 0)})()
 calls = 0
 seen = []
 
 def made(factor):
     return lambda self, value: factor * value
+
+def logged(method):
+    @wraps(method)
+    def wrapper(self, *args):
+        return 1.0 * method(self, *args)
+    return wrapper
 
 def powered(value, exponent=1):
     return value**exponent
@@ -40,9 +49,13 @@ class Mine(MeanFieldGuide):
     "What it is."
     widths = [3, 4]
     scaled = made(2.0)
+    cubed = logged(lambda self, value: value**3)
+    whole = property(lambda self: 8)
+    at_home = staticmethod(lambda: 9)
     squared = partialmethod(powered, exponent=2)
 
     def weight(self, *, power=1.0):
+        many, hidden
         return power + shift + TABLE["a"][0] + RATES[0]
 
     def distributions(self, x, *args, **kwargs):
@@ -71,6 +84,10 @@ OTHERWISE = {
     "a list of the class": (MINE.replace("[3, 4]", "[3, 5]"), HELPERS),
     "what encloses a method": (MINE.replace("made(2.0)", "made(3.0)"), HELPERS),
     "a part of a method": (MINE.replace("exponent=2", "exponent=3"), HELPERS),
+    "a decorator": (MINE.replace("1.0 * method", "2.0 * method"), HELPERS),
+    "what is decorated": (MINE.replace("value**3", "value**4"), HELPERS),
+    "a property": (MINE.replace("self: 8", "self: 7"), HELPERS),
+    "a static method": (MINE.replace("lambda: 9", "lambda: 7"), HELPERS),
     "a default by keyword": (MINE.replace("power=1.0", "power=2.0"), HELPERS),
     "a function of another module": (MINE, HELPERS.replace("2", "3")),
     "one more method": (MINE + "\n    def more(self):\n        return 1\n", HELPERS),
@@ -123,6 +140,12 @@ def test_a_fit_that_goes_on_with_edited_code_says_so(what: str, tmp_path: Path) 
     told = [text for one in caught if (text := str(one.message)).startswith("fit: goes on")]
     said = "fit: goes on with other code of own_parts.Mine: from here on it is not the fit that was stopped."
     assert told == [said] * (what in OTHERWISE)
+
+
+def test_objects_that_do_not_let_themselves_be_looked_at_cost_no_file(tmp_path: Path) -> None:
+    path = pyro_tvae.save(tmp_path / "m.safetensors", *own(MINE.replace("many, hidden", "lazy"), HELPERS))
+    own(MINE.replace("power=1.0", "power=2.0"), HELPERS)
+    assert told_of_loading(path) == []
 
 
 def test_parts_of_the_package_have_no_code_of_their_own() -> None:
