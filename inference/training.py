@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -264,6 +265,8 @@ def fit(
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)
                 keeping.finish(module)
+                if trainer.received_sigterm:  # after its last batch, where Lightning tells nobody
+                    raise SystemExit(128 + signal.SIGTERM)
     for part in (model, guide):
         if isinstance(part, NamedModule):
             part.enter_store()

@@ -36,7 +36,7 @@ from .own_code import digests, edited
 from .parts import Part, UnknownPartError, build, describe, dotted
 from .products import Linear
 
-__all__ = ["load", "save"]
+__all__ = ["edited_since", "load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
@@ -536,6 +536,16 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
             stacklevel=2,
         )
     return model.to(device).eval(), guide.to(device).eval()
+
+
+def edited_since(path: str | Path, model: TVAE, guide: Guide) -> dict[str, str]:
+    """Class -> digest of its code, of a user's classes whose code was edited since :func:`save` wrote a file."""
+    now = digests(model, guide)
+    if not now:
+        return {}
+    with safe_open(path, framework="pt") as file:
+        then = _code_of(file.metadata() or {})
+    return {name: now[name] for name in edited(now, then)}
 
 
 def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -185,7 +185,7 @@ def check_whole(run: Run, record: EvaluationRecord, written: bool = True) -> Non
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
     """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
-    config, weights = trained.config, {**run.weights(), WEIGHTS: trained.weights}
+    config, weights = trained.config, {**run.weights(), WEIGHTS: trained.file}
     rivals = {
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
@@ -210,7 +210,7 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
         result.record["notes"].append(f"{UNTRAINED}, the model before training, is not there any more to set beside.")
     if run.weights() != weights:
         raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
-    result.record["weights"] = weights
+    result.record["weights"] = {**weights, WEIGHTS: trained.weights}
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
     written = _replace(run, trained, result, history)
     for name, sentence in result.record["failed"].items():

@@ -78,7 +78,7 @@ class Judged(TypedDict, total=False):
 class Trained:
     """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on.
 
-    ``weights`` is the digest of the file that model and guide were read from.
+    ``weights`` is the digest of the file that model and guide were read from, with that of code that was edited since.
     ``others`` is empty where the data are those that it was begun with. Where other settings of the data were given it
     holds these, and the fingerprints of the splits, for whatever is written down about them.
     """
@@ -90,6 +90,11 @@ class Trained:
     device: torch.device
     weights: str
     others: Mapping[str, Any]
+
+    @property
+    def file(self) -> str:
+        """The digest of the file alone."""
+        return self.weights.partition(EDITED)[0]
 
     @property
     def aside(self) -> str:
@@ -144,17 +149,20 @@ class Run:
         return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
 
     def fitted(self, device: torch.device) -> tuple[TVAE, Guide, str]:
-        """Model and guide from their file, and its digest.
+        """Model and guide from their file, and its digest, to which that of code is added which was edited since.
 
         Raises:
             ValueError: it was replaced while it was read.
         """
+        from pyro_tvae.storage import edited_since  # takes seconds, for which a list of runs does not wait
+
         path = self.path / WEIGHTS
         read = digest(path)
         model, guide = pyro_tvae.load(path, device)
         if digest(path) != read:
             raise ValueError(f"{path} was replaced while it was read; give the command again.")
-        return model, guide, read
+        codes = edited_since(path, model, guide)
+        return model, guide, "".join([read, *(f"{EDITED}{name} {code}" for name, code in codes.items())])
 
     @contextmanager
     def kept(self) -> Iterator[Callable[[], None]]:
@@ -295,7 +303,9 @@ class Run:
                 others = {"given": dict(self.given), "splits": splits}
         data = self.data(config) if data is None else data
         ended = self.read(TRAINED, dict[str, str]) if self.has(TRAINED) else {}
-        together = ended.get(WEIGHTS) == weights and ended.get(CONFIG) == digest(self.path / CONFIG)
+        together = ended.get(WEIGHTS) == weights.partition(EDITED)[0] and ended.get(CONFIG) == digest(
+            self.path / CONFIG
+        )
         other = None if self.given or together else other_than_described(config, data, model, guide)
         if other:
             raise ValueError(
@@ -685,6 +695,7 @@ def _computed(config: DictConfig) -> DictConfig:
     return config
 
 
+EDITED = " by edited "
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
 # Settings that older runs lack, and what they were made with.
 LATER = {

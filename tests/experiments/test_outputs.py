@@ -716,3 +716,26 @@ def test_a_split_is_judged_and_drawn_alike(tmp_path: Path, monkeypatch: pytest.M
     picture = run / "figures" / "reconstructions.png"
     picture.write_bytes((run / "figures" / "forward_roll_strip.png").read_bytes())
     assert report_run(run).read_text().count("data:image/png") == whole - 1
+
+
+def test_what_edited_code_judged_is_not_gone_on_with_by_the_code_of_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_tvae.storage.edited_since", lambda *_: {"mine.Guide": "0123"})
+        calibrate_run(run, simulations=20, draws=3, bins=4)
+        likelihood_run(run, particles=(1,), sequences=2)
+        evaluate_run(run)
+    stored = json.loads((run / "evaluation.json").read_text())["weights"]["model.safetensors"]
+    assert stored == f"{Run(run).weights()['model.safetensors']} by edited mine.Guide 0123"
+    for again in (
+        lambda: calibrate_run(run, simulations=40, draws=3, bins=4),
+        lambda: likelihood_run(run, particles=(1,), sequences=2),
+    ):
+        with pytest.raises(FileExistsError, match="was made with other weights"):
+            again()
+    with pytest.raises(ValueError, match=r"is of other weights than model\.safetensors holds now"):
+        report_run(run)
+    evaluate_run(run)
+    report_run(run)

@@ -678,6 +678,22 @@ def test_an_interruption_leaves_fit_as_itself(error: BaseException, tmp_path: Pa
     assert_same(state, quick({"data": sequences()}, tmp_path / "whole")[1])
 
 
+def test_a_sigterm_after_the_last_batch_ends_the_process_too(tmp_path: Path) -> None:
+    """Of which Lightning tells at batches alone; the fit is whole by then, and nothing is trained by the same call."""
+
+    class Stop(Callback):
+        def on_train_end(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        quick({"data": sequences(), "callbacks": [Stop()]}, tmp_path)
+    assert caught.value.code == 143
+    _, whole = quick({"data": sequences()}, tmp_path / "whole")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert_same(torch.load(last, weights_only=True), whole)
+    assert_same(quick({"data": sequences()}, tmp_path, resume=last)[1], whole)
+
+
 class Interrupting(Callback):
     """Ctrl-C for all processes of a terminal: for the workers first, whose end is told of before it arrives here."""
 

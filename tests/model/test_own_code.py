@@ -14,6 +14,7 @@ import pyro_tvae
 from pyro_tvae import TVAE, CapsuleRoll, Guide
 from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.own_code import digests, edited
+from pyro_tvae.storage import edited_since
 
 HELPERS = "def twice(x):\n    return 2 * x\n"
 MINE = """
@@ -117,12 +118,14 @@ def told_of_loading(path: Path) -> list[str]:
     return [str(one.message) for one in caught]
 
 
+@pytest.mark.filterwarnings("ignore:load. the code of own_parts.Mine was edited")
 @pytest.mark.parametrize("what", [*ALIKE, *OTHERWISE])
 def test_code_that_was_edited_since_a_file_was_written_is_told_of(what: str, tmp_path: Path) -> None:
     path = pyro_tvae.save(tmp_path / "m.safetensors", *own(MINE, HELPERS))
     own(*(ALIKE | OTHERWISE)[what])
     told = told_of_loading(path)
     assert len(told) == (what in OTHERWISE)
+    assert {*edited_since(path, *pyro_tvae.load(path))} == ({"own_parts.Mine"} if what in OTHERWISE else set())
     said = f"load: the code of own_parts.Mine was edited since {path} was written"
     assert all(text.startswith(said) for text in told)
 
