@@ -319,7 +319,7 @@ def _given(
 ) -> Fingerprint:
     """The fingerprint of the frames that are scored, of which they are, of covariates, and of the model.
 
-    Of a model in a handler also how much each site counts; with a guide of its weights too.
+    Of a model in a handler also how much each site counts, and what it is told; with a guide of its weights too.
     """
     mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     if observed is not None:
@@ -333,8 +333,18 @@ def _given(
         sites = [site for _, site in scored(prior_trace(model, x, covariates))]
         beside += [torch.as_tensor(site["scale"]).double() for site in sites]
         beside.append(torch.tensor([site["mask"] is not None for site in sites]))
-    weights = [*tvae.parameters(), *(guide.parameters() if isinstance(guide, nn.Module) else ())]
+        told = [site for site in sites if site["is_observed"] and site["name"] != "x"]  # as by poutine.condition
+        beside += [torch.as_tensor(site["value"]).double() for site in told]
+    modules = [tvae, *([guide] if isinstance(guide, nn.Module) else [])]
+    weights = [weight for module in modules for weight in module.parameters()]
+    weights += [value for value in _kept_buffers(tvae) if value.numel()]
     return fingerprint([seen, mask, *beside, *(weight.double() for weight in weights)])
+
+
+def _kept_buffers(module: nn.Module) -> list[Tensor]:
+    """Those that are in its state beside its weights."""
+    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return [value for name, value in module.state_dict().items() if isinstance(value, Tensor) and name not in weights]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
 from gaussian import FRAME, Toy
 from pyro import poutine
-from pyro.distributions import LogNormal
+from pyro.distributions import LogNormal, Normal
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from torch import Tensor
@@ -208,6 +209,30 @@ def test_draws_of_another_model_of_the_same_weights_are_refused() -> None:
     result = nuts(one, x, init=default_guide(one), num_samples=2, warmup_steps=2, num_chains=1)
     with pytest.raises(ValueError, match="or of another model; expected the model, x, 'observed' and 'covariates'"):
         to_arviz(two, default_guide(two), x, result=result)
+
+
+class Rated(TVAE):
+    """A statement that can be told, at a rate that is no weight."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_buffer("rate", torch.tensor(1.0))
+
+    def heads(self, t: Tensor, label: Tensor | None = None) -> None:
+        pyro.sample("y", Normal(self.rate * t[..., 0, 0, 0], 1.0), obs=label)
+
+
+@pytest.mark.parametrize("what", ["told", "buffer"])
+def test_draws_of_a_model_that_was_told_something_else_are_refused(what: str) -> None:
+    model = Rated(FRAME, 3, 1, 3, CapsuleRoll(3, 0))
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    one, two = (poutine.condition(model, {"y": torch.full((2,), float(number))}) for number in (0, 3))
+    result = nuts(one, x, init=guide, num_samples=2, warmup_steps=2, num_chains=1)
+    to_arviz(one, guide, x, result=result)
+    if what == "buffer":
+        model.rate.fill_(2.0)
+    with pytest.raises(ValueError, match="or of another model; expected the model, x, 'observed' and 'covariates'"):
+        to_arviz(two if what == "told" else one, guide, x, result=result)
 
 
 @pytest.mark.parametrize("kind", MODELS)
