@@ -49,6 +49,9 @@ PLAIN = (
 )
 
 
+OF_WORKERS = ("DataLoader worker", "DataLoader timed out")  # how torch begins to say so
+
+
 def sentence(error: BaseException) -> str | None:
     """What a user is told of an error that he can cause, in one sentence; None for one that he cannot."""
     cause = first_cause(error)
@@ -57,10 +60,10 @@ def sentence(error: BaseException) -> str | None:
             "there is not enough memory for this; lower what is made at once, such as data.batch_size, "
             f"fit.num_particles or evaluation.num_particles ({_one_line(cause)})."
         )
-    if isinstance(cause, ConnectionResetError) or "DataLoader worker" in str(cause):
+    if isinstance(cause, ConnectionResetError) or any(text in str(cause) for text in OF_WORKERS):
         return (
-            "a process that reads the data was ended, as where the system wants memory; the same command goes on, and "
-            f"with a lower data.num_workers needs less ({_one_line(cause)})."
+            "a process that reads the data was ended, or hands on nothing, as where the system wants memory; the same "
+            f"command goes on, and with a lower data.num_workers needs less ({_one_line(cause)})."
         )
     if not isinstance(error, PLAIN):
         return None

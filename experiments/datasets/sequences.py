@@ -152,6 +152,8 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 ROWS = 65_536  # at a time
+PREFETCHED, PAGE = 2, 4096  # batches of every worker that torch has fetched ahead; bytes that the least tensor takes
+PATIENCE = 1800.0  # seconds for a batch of a worker's, after which it is not to come
 MOST_WORKERS = 256  # a mistyped number must not take a machine down
 
 
@@ -280,6 +282,8 @@ class SequenceDataModule(lightning.LightningDataModule):
         sampler = EpochSampler(dataset, seed=mix(self.seed, len(SPLITS)))
         first, self._first_epoch = self._first_epoch, 0  # used once: the next fit begins anew
         sampler.set_epoch(first)
+        if self.num_workers:
+            _check_shared(dataset.__getitems__(range(min(self.batch_size, len(dataset)))), self.num_workers)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -288,6 +292,7 @@ class SequenceDataModule(lightning.LightningDataModule):
             drop_last=len(sampler) >= self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            timeout=PATIENCE if self.num_workers else 0,
             collate_fn=_as_is,
             # The loader draws a seed for its workers whenever they start; no other draw may depend on how often.
             generator=torch.Generator().manual_seed(self.seed),
@@ -378,6 +383,20 @@ def mix(*numbers: int) -> int:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _check_shared(batch: Batch, num_workers: int) -> None:
+    """Raise ValueError where such batches find no room in what workers hand them on by, for which torch would wait."""
+    one = sum(-(-value.nbytes // PAGE) * PAGE for value in batch.values() if isinstance(value, Tensor))
+    wanted = PREFETCHED * num_workers * one
+    try:
+        torch.empty(wanted, dtype=torch.uint8).share_memory_()
+    except RuntimeError:
+        raise ValueError(
+            f"num_workers is {num_workers}, and {wanted / 2**20:,.1f} MB of batches find no room in "
+            "shared memory (/dev/shm on Linux); give data.num_workers=0, a smaller data.batch_size, or a container "
+            "more of it (docker run --shm-size)."
+        ) from None
 
 
 def _of(split: str, batch: Any) -> Any:

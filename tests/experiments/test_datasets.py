@@ -257,6 +257,22 @@ def test_virtual_items_carry_their_epoch() -> None:
     assert len(torch.unique(tables.flatten(1), dim=0)) == 6
 
 
+def test_workers_without_room_to_hand_batches_on_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with little of it, where torch would wait for the first batch without end."""
+    asked: list[int] = []
+
+    def share_memory_(self: torch.Tensor) -> torch.Tensor:
+        asked.append(self.nbytes)
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
+    module().train_dataloader()
+    assert not asked
+    with pytest.raises(ValueError, match=r"^num_workers is 3, and 0\.1 MB of batches find no room in shared memory"):
+        module(num_workers=3).train_dataloader()
+    assert asked == [2 * 3 * 4 * 4096]  # of four small tensors
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_seed_alone_decides_the_training_sequences(num_workers: int) -> None:
     expected, data = module(seed=5), module(seed=5, num_workers=num_workers)
