@@ -240,6 +240,9 @@ def _mistake(overrides: Sequence[str]) -> str | None:
         name = str(override.key_or_group)
         if name in groups or name in settings or override.is_add() or name.startswith("hydra"):
             continue
+        owner, _, own = name.rpartition(".")
+        if own.startswith("_") and owner in settings:  # such as topography._target_, which is no setting's name
+            continue
         group = name.partition(".")[0]
         others = [choice for choice in groups.get(group, ()) if name in _keys_with(f"{group}={choice}")]
         if others:

@@ -76,6 +76,14 @@ def swept(*arguments: str) -> list[int]:
     return [*Listener.trained]
 
 
+@pytest.mark.parametrize("swept_over", ["seed=0,1", "network._target_=own_parts.Small,own_parts.Large"])
+def test_jobs_of_parts_of_ones_own_are_swept_over(swept_over: str, jobs: dict[int, BaseException]) -> None:
+    given = ["network=own", *(["network._target_=own_parts.Small"] if swept_over.startswith("seed") else [])]
+    assert len(swept(*given, "+network.width=3", swept_over)) == 2
+    with pytest.raises(ConfigurationError, match=r"there is no setting called 'netwrok\._target_'"):
+        swept("network=own", "netwrok._target_=own_parts.Small", "seed=0,1")
+
+
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
