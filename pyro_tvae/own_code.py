@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .marks import mark
 from .parts import Part, dotted
 
-__all__ = ["digests", "edited"]
+__all__ = ["digests", "edited", "several"]
 
 INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
 COUNTS = "STORE_GLOBAL"  # what code does to a name of its module that is no constant
@@ -54,6 +54,25 @@ def edited(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
     if now.get(INTERPRETER) != then.get(INTERPRETER):
         return []
     return [name for name in now if name in then and now[name] != then[name]]
+
+
+def several(codes: Mapping[str, Mapping[str, str]]) -> dict[str, list[list[str]]]:
+    """Class -> whose code of it is the same, of those classes of which there are several codes.
+
+    Args:
+        codes: name -> its :func:`digests`.
+
+    Example:
+        >>> several({"a": {"mine.Guide": "1"}, "b": {"mine.Guide": "2"}, "c": {"mine.Guide": "1"}})
+        {'mine.Guide': [['a', 'c'], ['b']]}
+    """
+    found: dict[str, dict[tuple[str | None, str], list[str]]] = {}
+    for owner, code in codes.items():
+        for name, digest in code.items():
+            if name != INTERPRETER:
+                found.setdefault(name, {}).setdefault((code.get(INTERPRETER), digest), []).append(owner)
+    # Of another version of Python nothing can be said.
+    return {name: [*same.values()] for name, same in found.items() if len(same) > len({version for version, _ in same})}
 
 
 def _own(value: type | FunctionType | ModuleType) -> bool:

@@ -36,7 +36,7 @@ from .own_code import digests, edited
 from .parts import Part, UnknownPartError, build, describe, dotted
 from .products import Linear
 
-__all__ = ["edited_since", "load", "save"]
+__all__ = ["code_in", "edited_since", "load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
@@ -541,11 +541,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[TVAE, Gu
 def edited_since(path: str | Path, model: TVAE, guide: Guide) -> dict[str, str]:
     """Class -> digest of its code, of a user's classes whose code was edited since :func:`save` wrote a file."""
     now = digests(model, guide)
-    if not now:
-        return {}
-    with safe_open(path, framework="pt") as file:
-        then = _code_of(file.metadata() or {})
-    return {name: now[name] for name in edited(now, then)}
+    return {name: now[name] for name in edited(now, code_in(path))} if now else {}
+
+
+def code_in(path: str | Path) -> dict[str, str]:
+    """What a file says of the code of a user's classes, see :mod:`.own_code`; nothing in files of this package's parts.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _code_of(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({_quoted(str(error))}).") from None
 
 
 def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -200,6 +200,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
                     raise asked from None
                 status = error.code  # of a sweeper that gave up
         check_stays(sweep.path)
+        for told in sweep.other_codes():
+            print(f"pyro-tvae: {told}", file=sys.stderr)
         failures = sweep.failures()
         sweep.write(own, finished=not failures and not status)
         if settings.sweeper._target_ != SWEEPER and not (failures or status):

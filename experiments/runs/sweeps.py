@@ -14,7 +14,7 @@ from typing import TypedDict
 from pyro_tvae.files import make_folder
 
 from .files import read_record, write_text
-from .names import REPORT
+from .names import REPORT, WEIGHTS
 from .run import Run, at_any_time, runs_in
 
 __all__ = ["Failure", "Sweep", "begun"]
@@ -95,6 +95,21 @@ class Sweep:
     def begun(self) -> list[Run]:
         """The runs that are not done."""
         return [run for run in runs_in(self.path) if not _is_done(run)]
+
+    def other_codes(self) -> list[str]:
+        """What is to be said of runs whose parts of the user's own are of different code, a sentence each."""
+        from pyro_tvae.own_code import several  # takes seconds, for which a mistyped command does not wait
+        from pyro_tvae.storage import code_in
+
+        codes: dict[str, dict[str, str]] = {}
+        for run in runs_in(self.path):
+            with suppress(OSError, ValueError):  # it is not trained yet, or its own command says what is wrong with it
+                codes[str(run.path.relative_to(self.path))] = code_in(run.path / WEIGHTS)
+        return [
+            f"the code of {name} was edited between runs in {self}: {' / '.join(', '.join(one) for one in same)}; how "
+            "they differ may be how it does."
+            for name, same in several(codes).items()
+        ]
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -84,6 +84,20 @@ def test_jobs_of_parts_of_ones_own_are_swept_over(swept_over: str, jobs: dict[in
         swept("network=own", "netwrok._target_=own_parts.Small", "seed=0,1")
 
 
+def test_runs_of_code_that_was_edited_between_them_are_told_of(
+    jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def code_in(path: Path) -> dict[str, str]:
+        number = path.parent.name
+        return {"interpreter": "2" if number == "3" else "1", "mine.Guide": "new" if number in "13" else "old"}
+
+    monkeypatch.setattr("pyro_tvae.storage.code_in", code_in)
+    swept("seed=0,1,2,3", "hydra.sweep.dir=sweep")
+    assert "the code of mine.Guide was edited between runs in sweep: 0, 2 / 1 / 3; how they" in capsys.readouterr().err
+    swept("seed=0", "hydra.sweep.dir=other")
+    assert "was edited" not in capsys.readouterr().err
+
+
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
