@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from dis import get_instructions
-from functools import partial, partialmethod
+from functools import cached_property, partial, partialmethod
 from importlib.util import MAGIC_NUMBER
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -107,8 +107,10 @@ def _of(value: Any, seen: set[int]) -> Iterator[str]:
         for one in (value.func, value.args, value.keywords):
             yield from _of(one, seen)
         return
-    if isinstance(value, classmethod | staticmethod | property):
-        value = value.fget if isinstance(value, property) else value.__func__
+    if isinstance(value, classmethod | staticmethod):
+        value = value.__func__
+    if isinstance(value, property | cached_property):
+        value = value.fget if isinstance(value, property) else value.func
     while isinstance(value, FunctionType) and not _own(value) and "__wrapped__" in vars(value):
         value = vars(value)["__wrapped__"]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
@@ -117,6 +119,12 @@ def _of(value: Any, seen: set[int]) -> Iterator[str]:
         yield " ".join([str(value.dtype), *map(str, value.shape), *(f"{one:.4e}" for one in mark(value))])
     elif _plain(value):
         yield _text(value)
+    elif isinstance(value, dict | list | tuple) and len(value) <= MANY and id(value) not in seen:  # as of functions
+        seen.add(id(value))
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _of(one, seen)
+    elif not isinstance(value, type | FunctionType):
+        value = type(value)  # of an object, as of one that is called
     if id(value) in seen or not isinstance(value, type | FunctionType) or not _own(value):
         return
     seen.add(id(value))

@@ -18,7 +18,7 @@ from pyro_tvae.storage import edited_since
 
 HELPERS = "def twice(x):\n    return 2 * x\n"
 MINE = """
-from functools import partialmethod, wraps
+from functools import cached_property, partialmethod, wraps
 import torch
 import own_helpers
 from own_helpers import twice
@@ -37,6 +37,13 @@ seen = []
 def made(factor):
     return lambda self, value: factor * value
 
+class Twice:
+    def __call__(self, value):
+        return 2 * value
+
+twice_again = Twice()
+KINDS = {"cube": lambda value: value**3, "twice": twice_again}
+
 def logged(method):
     @wraps(method)
     def wrapper(self, *args):
@@ -52,11 +59,12 @@ class Mine(MeanFieldGuide):
     scaled = made(2.0)
     cubed = logged(lambda self, value: value**3)
     whole = property(lambda self: 8)
+    once = cached_property(lambda self: 6)
     at_home = staticmethod(lambda: 9)
     squared = partialmethod(powered, exponent=2)
 
     def weight(self, *, power=1.0):
-        many, hidden
+        many, hidden, KINDS
         return power + shift + TABLE["a"][0] + RATES[0]
 
     def distributions(self, x, *args, **kwargs):
@@ -88,6 +96,9 @@ OTHERWISE = {
     "a decorator": (MINE.replace("1.0 * method", "2.0 * method"), HELPERS),
     "what is decorated": (MINE.replace("value**3", "value**4"), HELPERS),
     "a property": (MINE.replace("self: 8", "self: 7"), HELPERS),
+    "a property that is kept": (MINE.replace("lambda self: 6", "lambda self: 5"), HELPERS),
+    "a table of functions": (MINE.replace('lambda value: value**3, "', 'lambda value: value**2, "'), HELPERS),
+    "an object that is called": (MINE.replace("return 2 * value", "return 3 * value"), HELPERS),
     "a static method": (MINE.replace("lambda: 9", "lambda: 7"), HELPERS),
     "a default by keyword": (MINE.replace("power=1.0", "power=2.0"), HELPERS),
     "a function of another module": (MINE, HELPERS.replace("2", "3")),
@@ -146,7 +157,7 @@ def test_a_fit_that_goes_on_with_edited_code_says_so(what: str, tmp_path: Path) 
 
 
 def test_objects_that_do_not_let_themselves_be_looked_at_cost_no_file(tmp_path: Path) -> None:
-    path = pyro_tvae.save(tmp_path / "m.safetensors", *own(MINE.replace("many, hidden", "lazy"), HELPERS))
+    path = pyro_tvae.save(tmp_path / "m.safetensors", *own(MINE.replace("many, hidden, KINDS", "lazy"), HELPERS))
     own(MINE.replace("power=1.0", "power=2.0"), HELPERS)
     assert told_of_loading(path) == []
 
