@@ -111,13 +111,18 @@ def layout(
     """How variables of these shapes are laid out in a group.
 
     Raises:
-        ValueError: a coordinate has another length than its dimension.
+        ValueError: a coordinate has another length than its dimension, or a variable its name or an axis's.
     """
     dims = {name: _dimensions(group, name, len(shape), shared, one_prior) for name, shape in shapes.items()}
     sizes = {dim: n for name, shape in shapes.items() for dim, n in zip(dims[name], shape, strict=True)}
     for name, (_, values) in coords.items():
         if name in sizes and len(values) != sizes[name]:
             raise ValueError(f"to_arviz: coordinate {name!r} has {len(values)} values; expected {sizes[name]}.")
+    if taken := sorted(shapes.keys() & (sizes.keys() | coords.keys())):
+        raise ValueError(
+            f"to_arviz: {taken[0]!r} is a site of the model and the name of an axis or a coordinate; call one of the "
+            "two otherwise."
+        )
     index = {name: ((name,), np.arange(n)) for name, n in sizes.items()}
     # ArviZ 1.x cannot stack variables of which some have a coordinate and some (random weights, energies of orbits)
     # have not. Nobody stacks statistics.

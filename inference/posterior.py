@@ -211,10 +211,13 @@ def to_arviz(
             check_holds(names, attributes or {})
             partial = stack.enter_context(atomic_write(path))
             check_writes(partial)
-            if method == "nuts" and result is None:
-                given: dict[str, Any] = {"observed": observed, "covariates": covariates}
-                given |= {"groups": groups, "variables": variables, "draws": draws, "num_chains": num_chains}
-                check_room(partial, expected_size(model, guide, x, **given))
+        if method == "nuts" and result is None:
+            given: dict[str, Any] = {"observed": observed, "covariates": covariates}
+            given |= {"groups": groups, "variables": variables}
+            # What cannot be laid out, such as a site that is called like an axis, is told before the draws as well.
+            close(to_arviz(model, guide, x, draws=2, seed=0, coords=coords, attributes=attributes, **given))
+            if path is not None:
+                check_room(partial, expected_size(model, guide, x, draws=draws, num_chains=num_chains, **given))
         told_seed = seed if result is None else result.seed  # of the draws of the posterior
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())

@@ -45,10 +45,10 @@ from ..config.loggers import check_stored_loggers
 from ..config.processes import place_among
 from ..interruption import end_with_parent, goes_on_with, interruption_of, leave_to_parent, override, typed
 from ..outlets import outlasting
-from ..runs.data import made_fingerprints
+from ..runs.data import files_of, made_fingerprints
 from ..runs.files import write_text
 from ..runs.names import CONFIG, DATA, HYDRA, LOCK
-from ..runs.run import Run, claimed, unfinished
+from ..runs.run import Run, claimed, runs_in, unfinished
 from ..runs.sweeps import Failure, begun
 
 __all__ = ["run_with_hydra"]
@@ -272,7 +272,7 @@ def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[st
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     told: list[str] = []
     with failing(told.append):
-        return _trained(config, path, allow, subdir, proposed=settings.sweeper._target_ != SWEEPER)
+        return _trained(config, path, allow, subdir, home, proposed=settings.sweeper._target_ != SWEEPER)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
     failure.write(home)
@@ -283,7 +283,13 @@ def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[st
 
 
 def _trained(
-    config: DictConfig, path: Path, allow: Allowlist, subdir: str | None, *, proposed: bool = False
+    config: DictConfig,
+    path: Path,
+    allow: Allowlist,
+    subdir: str | None,
+    home: Path | None = None,
+    *,
+    proposed: bool = False,
 ) -> float | None:
     """The measure of a run that is begun, gone on with, or done.
 
@@ -292,6 +298,7 @@ def _trained(
         path: of its folder.
         allow: what a stored configuration may call.
         subdir: where Hydra's own files lie in it; None for nowhere.
+        home: the folder of the sweep; by default the one that the run's folder lies in.
         proposed: by a sweeper that counts from 0 again with other trials, as from its storage, or without a seed.
     """
     from .train import measured, resume_run, train_run  # their imports take seconds
@@ -302,8 +309,8 @@ def _trained(
     taken = run.has(CONFIG)
     if not taken or (proposed and run.others_than(config)):
         if taken and (same := _proposed_before(config, path)) is not None:
-            return _trained(config, same, allow, subdir)
-        _check_alike(config, path)
+            return _trained(config, same, allow, subdir, home)
+        _check_alike(config, home or path.parent)
         with claimed(path, automatic=taken) as run:
             if subdir is not None:
                 _write_settings(config, run.path / subdir)
@@ -346,15 +353,20 @@ def _proposed_before(config: DictConfig, path: Path) -> Path | None:
     return None
 
 
-def _check_alike(config: DictConfig, path: Path) -> None:
-    """Raise ValueError where a job that says the same of its data was begun with others, as of a replaced file."""
+def _check_alike(config: DictConfig, home: Path) -> None:
+    """Raise ValueError where a job that says the same of its data as another was begun with others, as a replaced file.
+
+    Args:
+        config: of the job.
+        home: the folder of the sweep.
+    """
     here, said = located(config), ("data", MATRIX)
-    if all(OmegaConf.select(here, name) is None for name in FILES):  # what code draws may be other data every time
+    if not files_of(here):  # what code draws may be other data every time
         return
-    for run in map(Run, sorted(file.parent for file in path.parent.glob(f"*/{DATA}"))):
+    for run in runs_in(home):
         with suppress(OSError, ValueError, OmegaConfBaseException):  # of others
             then = run.stored()
-            if all(OmegaConf.select(then, name) == OmegaConf.select(here, name) for name in said):
+            if run.has(DATA) and all(OmegaConf.select(then, name) == OmegaConf.select(here, name) for name in said):
                 break
     else:
         return

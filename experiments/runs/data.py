@@ -25,6 +25,7 @@ __all__ = [
     "MATRIX",
     "SplitRecord",
     "Splits",
+    "files_of",
     "fingerprints",
     "in_words",
     "made_fingerprints",
@@ -82,19 +83,25 @@ def _made(data: str, state: object) -> Splits:
     return fingerprints(make(OmegaConf.create(data)))
 
 
+def files_of(config: DictConfig) -> list[Path]:
+    """Files and folders that settings of the data name, those beside others among them, and the file of W."""
+    texts = {*_texts([value for _, value in flat(OmegaConf.to_container(config.data, resolve=True))])}
+    homes = {Path(), *(Path(text).expanduser().parent for text in texts if os.path.lexists(os.path.expanduser(text)))}
+    texts |= {*_texts([OmegaConf.select(config, SETTING)])}
+    places = {home / os.path.expanduser(text) for home in homes for text in texts}
+    return sorted(place for place in places if os.path.lexists(place))
+
+
 def _state(config: DictConfig) -> object:
-    """Names, sizes and times of all files that data may come from, those beside others among them.
+    """Names, sizes and times of all files that data may come from.
 
     Something new each time where there are too many, or where code of others decides what is read.
     """
     settings = dict(flat(OmegaConf.to_container(config.data, resolve=True)))
     if any(name.endswith("_target_") and not str(value).startswith(KNOWN) for name, value in settings.items()):
         return object()
-    texts = {*_texts([*settings.values()])}
-    homes = {Path(), *(Path(text).expanduser().parent for text in texts if os.path.lexists(os.path.expanduser(text)))}
-    places = {home / os.path.expanduser(text) for home in homes for text in texts}
     found: list[tuple[object, ...]] = []
-    for place in sorted(place for place in places if os.path.lexists(place)):
+    for place in files_of(config):
         for file in itertools.chain([place], place.rglob("*") if place.is_dir() else ()):
             if len(found) == MANY:
                 return object()

@@ -132,12 +132,12 @@ def request_of(path: Path) -> dict[str, Any] | None:
         OSError: it cannot be read, for a cause that may pass.
     """
     try:
-        if path.suffix == ".json":
-            stored: Any = read_record(path, dict[str, Any]).get(REQUEST)
-        elif path.is_dir():  # a Zarr store, whose attributes lie in JSON files of their own
+        if path.is_dir():  # a Zarr store, whose attributes lie in JSON files of their own
             found = [json.loads(file.read_text()) for name in (".zattrs", "zarr.json") for file in path.rglob(name)]
             texts = [node.get(REQUEST) or node.get("attributes", {}).get(REQUEST) for node in found]
-            stored = json.loads(next(text for text in texts if text))
+            stored: Any = json.loads(next(text for text in texts if text))
+        elif path.suffix == ".json" or not _is_hdf5(path):
+            stored = read_record(path, dict[str, Any]).get(REQUEST)
         else:
             import h5py
 
@@ -149,6 +149,12 @@ def request_of(path: Path) -> dict[str, Any] | None:
         refuse_unread(path, error)
         return None
     return stored if isinstance(stored, dict) else None
+
+
+def _is_hdf5(path: Path) -> bool:
+    import h5py
+
+    return bool(h5py.is_hdf5(path))
 
 
 def check_replaceable(path: Path, request: Mapping[str, Any], overwrite: bool, *, page: Path | None = None) -> None:
