@@ -250,11 +250,12 @@ def test_jobs_that_say_the_same_of_their_data_are_of_one_data_set(
     before = Path(replaced).read_bytes()
     np.save(replaced, film(1) if replaced == "x.npy" else np.eye(16, dtype=np.float32) + 0.2)
 
-    def job() -> None:
-        hydra_entry._trained(compose([*MATRIX, "seed=1"]), Path("next"), PARTS_ONLY, None)
+    def job(folder: str = "next") -> None:
+        hydra_entry._trained(compose([*MATRIX, "seed=1"]), Path(folder), PARTS_ONLY, None, Path())
 
-    assert "run was begun with " in refused(job)
-    assert not Path("next").exists()
+    for folder in ("next", "next/of/seed1"):
+        assert "run was begun with " in refused(lambda: job(folder))  # noqa: B023
+        assert not Path("next").exists()
     # That of other settings may be another one.
     hydra_entry._trained(compose([*MATRIX, "data.n_train=8"]), Path("other"), PARTS_ONLY, None)
     shutil.rmtree("other")
@@ -543,6 +544,17 @@ def test_files_that_were_replaced_meanwhile_are_read_again(
     for _ in range(2):
         runs_data.made_fingerprints(config)
     assert len(read) == 4
+
+
+def test_files_are_found_that_settings_name_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films").mkdir()
+    for name in ("films/x.npy", "films/seen.npy", "mine.npy", "w.npy", "another.npy"):
+        Path(name).touch()
+    settings = ["data.source.mask=seen.npy", "+data.source.file=mine.npy", "topography=matrix", "topography.w=w.npy"]
+    found = runs_data.files_of(located(compose([*OF_ONES_OWN, *settings])))
+    assert {path.name for path in found} == {"x.npy", "seen.npy", "mine.npy", "w.npy"}
+    assert runs_data.files_of(compose([])) == []
 
 
 def test_what_code_of_others_reads_is_read_again_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
