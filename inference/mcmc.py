@@ -336,7 +336,7 @@ def _given(
         told = [site for site in sites if site["is_observed"] and site["name"] != "x"]  # as by poutine.condition
         beside += [torch.as_tensor(site["value"]).double() for site in told]
     modules = [tvae, *([guide] if isinstance(guide, nn.Module) else [])]
-    weights = [weight for module in modules for weight in module.parameters()]
+    weights: list[Tensor] = [weight for module in modules for weight in module.parameters()]
     weights += [value for value in _kept_buffers(tvae) if value.numel()]
     return fingerprint([seen, mask, *beside, *(weight.double() for weight in weights)])
 
