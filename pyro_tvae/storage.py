@@ -545,7 +545,7 @@ def edited_since(path: str | Path, model: TVAE, guide: Guide) -> dict[str, str]:
 
 
 def code_in(path: str | Path) -> dict[str, str]:
-    """What a file says of the code of a user's classes, see :mod:`.own_code`; nothing in files of this package's parts.
+    """Digests that a file has of the code of a user's classes; none in files of parts of this package.
 
     Raises:
         OSError: it cannot be read.

@@ -412,7 +412,7 @@ def test_another_course_is_warned_of_with_what_it_was(setting: str, stopped: Pat
 def test_another_share_of_the_validation_data_is_other_validation_data(stopped: Path) -> None:
     otherwise(stopped, {}, {})
     trainer = lightning.Trainer(
-        max_epochs=3, accelerator="cpu", limit_val_batches=0.5, logger=False, enable_progress_bar=False
+        max_epochs=3, accelerator="cpu", limit_val_batches=0.5, logger=False, enable_checkpointing=False
     )
     validation = DataLoader(TensorDataset(sequences(5)), batch_size=1)
     options: dict[str, Any] = {"resume": stopped / "then/checkpoints/last.ckpt", "directory": stopped / "share"}
