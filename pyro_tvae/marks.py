@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .topographies import Topography
 
-__all__ = ["checksum", "mark", "marks", "other_mark"]
+__all__ = ["checksum", "marks", "other_mark"]
 
 TOPOGRAPHY = "model.topography"
 TOLERANCE = 1e-5  # of rounding, as by another processor
@@ -37,10 +37,10 @@ def marks(model: Any, pair: nn.Module, derived: Mapping[str, object]) -> Marks:
         path, _, key = name.rpartition(".")
         value = pair.get_submodule(path)._buffers.get(key)
         if value is not None:
-            made[name] = mark(value)
+            made[name] = _mark(value)
     topography = getattr(model, "topography", None)
     if isinstance(topography, Topography):
-        made[TOPOGRAPHY] = mark(_neighbors(topography, *model.latent_shape))
+        made[TOPOGRAPHY] = _mark(_neighbors(topography, *model.latent_shape))
     return made
 
 
@@ -65,7 +65,7 @@ def _neighbors(topography: Topography, n_frames: int, _: int, n_positions: int) 
 
 
 @torch.no_grad()
-def mark(value: Tensor) -> list[float]:
+def _mark(value: Tensor) -> list[float]:
     """The norm of a tensor's entries, and two sums with fixed weights that never repeat."""
     value = (torch.view_as_real(value) if value.is_complex() else value).detach().cpu().double().nan_to_num(2.0)
     if not value.numel():

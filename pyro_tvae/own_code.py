@@ -12,17 +12,13 @@ from importlib.util import MAGIC_NUMBER
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .marks import mark
 from .parts import Part, dotted
 
 __all__ = ["digests", "edited", "several"]
 
 INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
-COUNTS = "STORE_GLOBAL"  # what code does to a name of its module that is no constant
 MANY = 10_000  # values of a table, more of which are data
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 # What says nothing of what a class computes, or is in another order every time.
@@ -32,7 +28,9 @@ ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_a
 def digests(*modules: nn.Module) -> dict[str, str]:
     """Class -> digest of its code and of what that calls by name, of the user's classes that modules are made of.
 
-    Not of source files, which may have been edited since they were imported. Empty where there are no such classes.
+    With the numbers, words and tuples that it names, but for those that code counts on: what a program changes while it
+    runs, as tables that it fills, tells of no edit. Not of source files, which may have been edited since they were
+    imported. Empty where there are no such classes.
 
     Example:
         >>> import pyro_tvae
@@ -44,7 +42,7 @@ def digests(*modules: nn.Module) -> dict[str, str]:
     made: dict[str, str] = {}
     for cls in classes:
         with suppress(Exception):  # of objects that do not let themselves be looked at
-            made[dotted(cls)] = hashlib.sha256("\n".join(_of(cls, set())).encode()).hexdigest()[:16]
+            made[dotted(cls)] = hashlib.sha256("\n".join(_Code().of(cls)).encode()).hexdigest()[:16]
     interpreter = f"{MAGIC_NUMBER.hex()}{sys.flags.optimize}"
     return {INTERPRETER: interpreter, **dict(sorted(made.items()))} if made else {}
 
@@ -101,84 +99,95 @@ def _objects(value: Any, seen: set[int]) -> Iterator[object]:
         yield from _objects(one, seen)
 
 
-def _of(value: Any, seen: set[int]) -> Iterator[str]:
-    """What a class, a function or a constant says, and whatever of the user's is called in it by name."""
-    if isinstance(value, partial | partialmethod):
-        for one in (value.func, value.args, value.keywords):
-            yield from _of(one, seen)
-        return
-    if isinstance(value, classmethod | staticmethod):
-        value = value.__func__
-    if isinstance(value, property | cached_property):
-        value = value.fget if isinstance(value, property) else value.func
-    while isinstance(value, FunctionType) and not _own(value) and "__wrapped__" in vars(value):
-        value = vars(value)["__wrapped__"]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        value = torch.as_tensor(value)
-    if isinstance(value, Tensor):
-        yield " ".join([str(value.dtype), *map(str, value.shape), *(f"{one:.4e}" for one in mark(value))])
-    elif _plain(value):
-        yield _text(value)
-    elif isinstance(value, dict | list | tuple) and len(value) <= MANY and id(value) not in seen:  # as of functions
-        seen.add(id(value))
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _of(one, seen)
-    elif not isinstance(value, type | FunctionType):
-        value = type(value)  # of an object, as of one that is called
-    if id(value) in seen or not isinstance(value, type | FunctionType) or not _own(value):
-        return
-    seen.add(id(value))
-    if isinstance(value, type):
-        for name, inner in sorted(vars(value).items()):
-            if name not in ASIDE:
+class _Code:
+    """What a class of the user's says, and whatever of his is called in it by name, each once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._counted: dict[int, set[str]] = {}  # by namespace
+
+    def of(self, value: Any) -> Iterator[str]:
+        """What a class, a function, an object that is called, or a constant says."""
+        if isinstance(value, partial | partialmethod):
+            yield from self._all(value.func, *value.args, *_items(value.keywords))
+            return
+        if isinstance(value, classmethod | staticmethod):
+            value = value.__func__
+        if isinstance(value, property | cached_property):
+            value = value.fget if isinstance(value, property) else value.func
+        while isinstance(value, FunctionType) and not _own(value) and "__wrapped__" in vars(value):
+            value = vars(value)["__wrapped__"]
+        if _plain(value):
+            yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
+            return
+        if isinstance(value, tuple):
+            yield from self._all(*value)
+            return
+        if not isinstance(value, type | FunctionType):
+            value = type(value)
+        if id(value) in self._seen or not _own(value):
+            return
+        self._seen.add(id(value))
+        yield from self._of_class(value) if isinstance(value, type) else self._of_function(value)
+
+    def _all(self, *values: Any) -> Iterator[str]:
+        for one in values:
+            yield from self.of(one)
+
+    def _of_class(self, cls: type) -> Iterator[str]:
+        counted = {name for function in _functions(vars(cls)) for name in _stored(function, "STORE_ATTR")}
+        for name, value in sorted(vars(cls).items()):
+            if name not in ASIDE and not (name in counted and _plain(value)):
                 yield name
-                yield from _of(inner, seen)
-        return
-    for one in (value.__defaults__, value.__kwdefaults__, *_enclosed(value)):
-        yield from _of(one, seen)
-    counted = {one.argval for code in _codes(value.__code__) for one in get_instructions(code) if one.opname == COUNTS}
-    for code in _codes(value.__code__):
-        yield code.co_code.hex()
-        for constant in code.co_consts:
-            if constant != value.__doc__:
-                yield from _of(constant, seen)
-        yield from code.co_names
-        for one in _named({*code.co_names} - counted, value.__globals__):
-            yield from _of(one, seen)
+                yield from self.of(value)
+
+    def _of_function(self, function: FunctionType) -> Iterator[str]:
+        yield from self._all(*(function.__defaults__ or ()), *_items(function.__kwdefaults__ or {}))
+        counted = _stored(function, "STORE_DEREF")
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with suppress(ValueError):  # it is empty
+                if name not in counted:
+                    yield from self.of(cell.cell_contents)
+        for code in _codes(function.__code__):
+            yield code.co_code.hex()
+            yield from self._all(*(one for one in code.co_consts if one != function.__doc__))
+            yield from code.co_names
+            yield from self._all(*self._named({*code.co_names}, function.__globals__))
+
+    def _named(self, names: Set[str], scope: dict[str, Any]) -> Iterator[Any]:
+        """What code calls by name, also in modules of the user's."""
+        for one in (scope, *(vars(scope[name]) for name in sorted(names) if _is_own_module(scope.get(name)))):
+            if id(one) not in self._counted:
+                functions = [inner for value in [*one.values()] for inner in _functions({"": value})]
+                self._counted[id(one)] = {name for each in functions for name in _stored(each, "STORE_GLOBAL")}
+            yield from (one[name] for name in sorted(names & one.keys() - self._counted[id(one)]))
+
+
+def _items(given: Mapping[str, Any]) -> list[Any]:
+    return [part for item in sorted(given.items()) for part in item]
+
+
+def _functions(scope: Mapping[str, Any]) -> Iterator[FunctionType]:
+    """The functions in a namespace, and the methods of classes in it."""
+    for value in scope.values():  # of which some may not let themselves be looked at
+        kind = type(value)
+        if issubclass(kind, classmethod | staticmethod):
+            value, kind = value.__func__, type(value.__func__)
+        if issubclass(kind, type) and _own(value):
+            yield from (one for one in vars(value).values() if isinstance(one, FunctionType))
+        elif kind is FunctionType:
+            yield value
+
+
+def _stored(function: FunctionType, how: str) -> set[str]:
+    """What code writes by an instruction, so that it is no constant."""
+    return {one.argval for code in _codes(function.__code__) for one in get_instructions(code) if one.opname == how}
 
 
 def _plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return len(value) <= MANY and all(_plain(one) for item in value.items() for one in item)
-    if isinstance(value, tuple | list | set | frozenset):
+    if isinstance(value, tuple | frozenset):
         return len(value) <= MANY and all(map(_plain, value))
     return value is None or value is ... or isinstance(value, bool | int | float | complex | str | bytes)
-
-
-def _text(value: Any) -> str:
-    """As repr has it, of sets in an order."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_text(name)}: {_text(inner)}' for name, inner in value.items())}}}"
-    if isinstance(value, tuple | list | set | frozenset):
-        items = [*map(_text, value)]
-        return f"{type(value).__name__}{items if isinstance(value, tuple | list) else sorted(items)}"
-    return repr(value)
-
-
-def _enclosed(function: FunctionType) -> Iterator[Any]:
-    """What a function holds of those around it, as one that another function made."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # it is empty
-            yield cell.cell_contents
-
-
-def _named(names: Set[str], scope: Mapping[str, Any]) -> Iterator[Any]:
-    """What code calls by name, also of modules of the user's; of tables those that are called like constants."""
-    scopes = [scope, *(vars(scope[name]) for name in sorted(names) if _is_own_module(scope.get(name)))]
-    for one in scopes:
-        for name in sorted(names & one.keys()):
-            if name.isupper() or not isinstance(one[name], dict | list | set):
-                yield one[name]
 
 
 def _is_own_module(value: Any) -> bool:

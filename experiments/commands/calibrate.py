@@ -93,9 +93,10 @@ def calibrate_run(
     own = Run(run, allow)
     config = own.config()
     own.check_trained()
-    model, guide, weights = own.fitted(device_of(config))  # it makes its own data
+    model, guide, weights, code = own.fitted(device_of(config))  # it makes its own data
     nuts = {"warmup": warmup, "thin": thin} if method == "nuts" else {}
     request: dict[str, Any] = {"method": method, "draws": draws, **nuts, "seed": seed, "weights": weights}
+    request |= {"code": code} if code else {}
     file = output or own.path / CALIBRATION
     page = file.with_suffix(".html")
     with replacing(file, request, overwrite, page=page) as written:

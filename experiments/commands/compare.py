@@ -79,6 +79,7 @@ def compare_runs(
         "chains": chains if temperatures else None,
         "split": split,
         "seed": seed,
+        **({"code": code} if (code := {name: one for each in loaded for name, one in each.code.items()}) else {}),
         **({"data": others} if (others := next((one.others for one in loaded if one.others), None)) else {}),
     }
     with nullcontext() if output is None else replacing(output, request, overwrite) as written:

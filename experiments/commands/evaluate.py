@@ -107,7 +107,9 @@ def report_run(path: Path, allow: Allowlist = PARTS_ONLY) -> Path:
     config = run.config()
     if not run.has(EVALUATION):
         run.check_trained()
-        raise FileNotFoundError(f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path)}")
+        raise FileNotFoundError(
+            f"{run} holds no {EVALUATION}; make it first: {command('evaluate', path, *run.imports)}"
+        )
     with run.held():  # so that the page is of the evaluation that is there when it is written
         record = run.read(EVALUATION, EvaluationRecord)
         run.check_weights(record.get("weights"))
@@ -171,7 +173,6 @@ def check_whole(run: Run, record: EvaluationRecord, written: bool = True) -> Non
             f"{run.path / EVALUATION} stays as it was, whole, since the new one lacks {', '.join(names)}, {cause}; the "
             "same command tries again."
         )
-    imports = [word for module in sorted(run.allow.modules) for word in ("--import", module)]
     split = ["--split", data["split"]] if data.get("split", "test") != "test" else []
     given = [
         override(name, value) if isinstance(value, str) else f"{name}={json.dumps(value)}"
@@ -179,13 +180,13 @@ def check_whole(run: Run, record: EvaluationRecord, written: bool = True) -> Non
     ]
     raise LeftOut(
         f"{run.path / EVALUATION} lacks {', '.join(names)}, {cause}; all else is there, and the same command tries "
-        f"again, as does: {command('evaluate', run.path, *given, *split, *imports)}"
+        f"again, as does: {command('evaluate', run.path, *given, *split, *run.imports)}"
     )
 
 
 def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "test") -> None:
     """What :func:`evaluate_run` does with a run that is loaded, and its training history."""
-    config, weights = trained.config, {**run.weights(), WEIGHTS: trained.file}
+    config, weights = trained.config, {**run.weights(), WEIGHTS: trained.weights}
     rivals = {
         role: pyro_tvae.load(run.path / file, trained.device) if run.has(file) else None
         for role, file in (("untrained", UNTRAINED), ("plain_vae", PLAIN_VAE))
@@ -206,11 +207,15 @@ def judge(run: Run, trained: Trained, history: Mapping[str, Any], split: str = "
     if trained.others:
         result.record["data"] |= {"given": trained.others["given"], "splits": trained.others["splits"]}
         result.record["notes"].append(f"Judged on the {split} split{trained.aside}.")
+    if trained.code:
+        result.record["notes"].append(
+            f"Judged by code of {', '.join(trained.code)} that was edited since the training."
+        )
     if run.has(TRAINED) and not run.has(UNTRAINED):  # which every training leaves
         result.record["notes"].append(f"{UNTRAINED}, the model before training, is not there any more to set beside.")
     if run.weights() != weights:
         raise ValueError(f"weights in {run} were replaced while it was judged; give the command again.")
-    result.record["weights"] = {**weights, WEIGHTS: trained.weights}
+    result.record["weights"] = weights
     result.record["seconds"] = {"training": history.get("seconds"), **result.record["seconds"]}
     written = _replace(run, trained, result, history)
     for name, sentence in result.record["failed"].items():
@@ -279,7 +284,8 @@ def write_page(run: Run, config: DictConfig, record: EvaluationRecord, history: 
     if undrawn := _undrawn(record, pictures):
         said.append(
             f"{', '.join(undrawn)} in {run.path / FIGURES} {'is' if len(undrawn) == 1 else 'are'} not what the "
-            f"evaluation drew, and not shown; judge the run again: {command('evaluate', run.path)}"
+            f"evaluation drew, and not shown; judge the run again: "
+            f"{command('evaluate', run.path, *run.imports)}"
         )
     for sentence in said:
         print(f"pyro-tvae: {sentence}", file=sys.stderr, flush=True)

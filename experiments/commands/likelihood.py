@@ -161,6 +161,7 @@ def likelihood_run(
         "seed": seed,
         "weights": loaded.weights,
         **({"data": loaded.others} if loaded.others else {}),
+        **({"code": loaded.code} if loaded.code else {}),
     }
     file = output or run / LIKELIHOOD
     with replacing(file, request, overwrite) as written:

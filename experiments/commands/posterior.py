@@ -104,6 +104,7 @@ def posterior_run(
         "variables": sorted(variables),
         "weights": loaded.weights,
         **({"data": loaded.others} if loaded.others else {}),
+        **({"code": loaded.code} if loaded.code else {}),
     }
     page = file.with_suffix(".html")
     whole = {*groups} >= FOR_THE_PAGE and not variables

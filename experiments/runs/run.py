@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -78,7 +78,8 @@ class Judged(TypedDict, total=False):
 class Trained:
     """A run whose training has ended: its configuration, fitted model and guide, data, and the device they are on.
 
-    ``weights`` is the digest of the file that model and guide were read from, with that of code that was edited since.
+    ``weights`` is the digest of the file that model and guide were read from; ``code`` holds those of the code of the
+    user's classes that was edited since, by name.
     ``others`` is empty where the data are those that it was begun with. Where other settings of the data were given it
     holds these, and the fingerprints of the splits, for whatever is written down about them.
     """
@@ -90,11 +91,7 @@ class Trained:
     device: torch.device
     weights: str
     others: Mapping[str, Any]
-
-    @property
-    def file(self) -> str:
-        """The digest of the file alone."""
-        return self.weights.partition(EDITED)[0]
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def aside(self) -> str:
@@ -148,8 +145,8 @@ class Run:
         """A digest of every file of weights in the folder, by its name."""
         return {name: digest(self.path / name) for name in (WEIGHTS, UNTRAINED, PLAIN_VAE) if self.has(name)}
 
-    def fitted(self, device: torch.device) -> tuple[TVAE, Guide, str]:
-        """Model and guide from their file, and its digest, to which that of code is added which was edited since.
+    def fitted(self, device: torch.device) -> tuple[TVAE, Guide, str, dict[str, str]]:
+        """Model and guide from their file, its digest, and those of the user's classes that were edited since.
 
         Raises:
             ValueError: it was replaced while it was read.
@@ -161,8 +158,7 @@ class Run:
         model, guide = pyro_tvae.load(path, device)
         if digest(path) != read:
             raise ValueError(f"{path} was replaced while it was read; give the command again.")
-        codes = edited_since(path, model, guide)
-        return model, guide, "".join([read, *(f"{EDITED}{name} {code}" for name, code in codes.items())])
+        return model, guide, read, edited_since(path, model, guide)
 
     @contextmanager
     def kept(self) -> Iterator[Callable[[], None]]:
@@ -211,7 +207,7 @@ class Run:
             raise ValueError(
                 f"{self.path / EVALUATION} is of other weights than {other} holds now; "
                 f"{f'so is {further} beside it: move that away, and ' if further else ''}judge the run again: "
-                f"{command('evaluate', self.path)}"
+                f"{command('evaluate', self.path, *self.imports)}"
             )
 
     def stored(self) -> DictConfig:
@@ -294,7 +290,7 @@ class Run:
         config = self.config() if config is None else config
         self.check_trained()
         device = device_of(config)
-        model, guide, weights = self.fitted(device)
+        model, guide, weights, code = self.fitted(device)
         others: dict[str, Any] = {}
         if data is None and self.given:
             data = self._made(config)
@@ -303,16 +299,14 @@ class Run:
                 others = {"given": dict(self.given), "splits": splits}
         data = self.data(config) if data is None else data
         ended = self.read(TRAINED, dict[str, str]) if self.has(TRAINED) else {}
-        together = ended.get(WEIGHTS) == weights.partition(EDITED)[0] and ended.get(CONFIG) == digest(
-            self.path / CONFIG
-        )
+        together = ended.get(WEIGHTS) == weights and ended.get(CONFIG) == digest(self.path / CONFIG)
         other = None if self.given or together else other_than_described(config, data, model, guide)
         if other:
             raise ValueError(
                 f"{self.path / WEIGHTS} holds another model than {CONFIG} beside it describes: {other}; put the file "
                 "back that the run was trained with, or the model into a folder with its own configuration."
             )
-        return Trained(config, model, guide, data, device, weights, others)
+        return Trained(config, model, guide, data, device, weights, others, code)
 
     def begin(self, config: DictConfig, data: SequenceDataModule) -> None:
         """Write what the run is made from; in this order, so that a folder with a configuration holds both."""
@@ -498,11 +492,15 @@ class Run:
         return ", ".join([*told, *(["…"] if len(names) > 3 else [])]) or "their order"
 
     @property
+    def imports(self) -> list[str]:
+        """The options of a command by which it knows the parts of one's own that the run is made of."""
+        return [word for module in sorted(self.allow.modules) for word in ("--import", module)]
+
+    @property
     def resume(self) -> str:
         """The command that goes on with the run."""
-        imports = (word for module in sorted(self.allow.modules) for word in ("--import", module))
         places = (override(name, value) for name, value in self.given)
-        return command("train", override("resume", self.path), *places, *self.logs, *imports)
+        return command("train", override("resume", self.path), *places, *self.logs, *self.imports)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -695,7 +693,6 @@ def _computed(config: DictConfig) -> DictConfig:
     return config
 
 
-EDITED = " by edited "
 EXPECTED = "expected the file that 'pyro-tvae train' wrote."
 # Settings that older runs lack, and what they were made with.
 LATER = {
