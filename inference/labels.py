@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_tvae import TVAE
 
-__all__ = ["Layout", "coordinates", "layout"]
+__all__ = ["Coordinates", "Layout", "check_apart", "coordinates", "layout"]
 
 SAMPLE = ("chain", "draw")
 LATTICE = ("sequence", "frame", "capsule", "position")
@@ -100,6 +100,15 @@ def coordinates(
     return placed
 
 
+def check_apart(variables: Collection[str], coords: Coordinates) -> None:
+    """Raise ValueError where a variable is called like an axis or a coordinate, beside which it has no place."""
+    if taken := sorted({*variables} & {*SAMPLE, *LATTICE, *PIXELS, "orbit", *coords}):
+        raise ValueError(
+            f"to_arviz: {taken[0]!r} is a site of the model and the name of an axis or a coordinate; call one of the "
+            "two otherwise."
+        )
+
+
 def layout(
     group: str,
     shapes: Mapping[str, tuple[int, ...]],
@@ -111,18 +120,13 @@ def layout(
     """How variables of these shapes are laid out in a group.
 
     Raises:
-        ValueError: a coordinate has another length than its dimension, or a variable its name or an axis's.
+        ValueError: a coordinate has another length than its dimension.
     """
     dims = {name: _dimensions(group, name, len(shape), shared, one_prior) for name, shape in shapes.items()}
     sizes = {dim: n for name, shape in shapes.items() for dim, n in zip(dims[name], shape, strict=True)}
     for name, (_, values) in coords.items():
         if name in sizes and len(values) != sizes[name]:
             raise ValueError(f"to_arviz: coordinate {name!r} has {len(values)} values; expected {sizes[name]}.")
-    if taken := sorted(shapes.keys() & (sizes.keys() | coords.keys())):
-        raise ValueError(
-            f"to_arviz: {taken[0]!r} is a site of the model and the name of an axis or a coordinate; call one of the "
-            "two otherwise."
-        )
     index = {name: ((name,), np.arange(n)) for name, n in sizes.items()}
     # ArviZ 1.x cannot stack variables of which some have a coordinate and some (random weights, energies of orbits)
     # have not. Nobody stacks statistics.

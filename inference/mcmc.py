@@ -335,16 +335,8 @@ def _given(
         beside.append(torch.tensor([site["mask"] is not None for site in sites]))
         told = [site for site in sites if site["is_observed"] and site["name"] != "x"]  # as by poutine.condition
         beside += [torch.as_tensor(site["value"]).double() for site in told]
-    modules = [tvae, *([guide] if isinstance(guide, nn.Module) else [])]
-    weights: list[Tensor] = [weight for module in modules for weight in module.parameters()]
-    weights += [value for value in _kept_buffers(tvae) if value.numel()]
+    weights = [*tvae.parameters(), *(guide.parameters() if isinstance(guide, nn.Module) else ())]
     return fingerprint([seen, mask, *beside, *(weight.double() for weight in weights)])
-
-
-def _kept_buffers(module: nn.Module) -> list[Tensor]:
-    """Those that are in its state beside its weights."""
-    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return [value for name, value in module.state_dict().items() if isinstance(value, Tensor) and name not in weights]
 
 
 @dataclass(frozen=True)

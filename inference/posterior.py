@@ -40,7 +40,7 @@ from .arviz_adapter import (
 )
 from .derived import Consequences, consequences
 from .draws import guide_draws, nuts_draws
-from .labels import coordinates, layout
+from .labels import Coordinates, check_apart, coordinates, layout
 from .mcmc import GuideQuality, NUTSResult, check_drawn, check_quality, nuts
 from .netcdf import check_writes
 from .pareto import RELIABLE_PARETO_K, UnreliableWeights
@@ -202,8 +202,7 @@ def to_arviz(
     if quality is not None:
         check_quality(quality, model, guide, x, observed, covariates, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
-    if variables is not None:
-        _check_variables(following, variables)
+    _check_variables(following, variables, names)
     with ExitStack() as stack:
         if path is not None:
             # All that may fail in writing does so before the draws, which would be lost.
@@ -211,13 +210,10 @@ def to_arviz(
             check_holds(names, attributes or {})
             partial = stack.enter_context(atomic_write(path))
             check_writes(partial)
-        if method == "nuts" and result is None:
-            given: dict[str, Any] = {"observed": observed, "covariates": covariates}
-            given |= {"groups": groups, "variables": variables}
-            # What cannot be laid out, such as a site that is called like an axis, is told before the draws as well.
-            close(to_arviz(model, guide, x, draws=2, seed=0, coords=coords, attributes=attributes, **given))
-            if path is not None:
-                check_room(partial, expected_size(model, guide, x, draws=draws, num_chains=num_chains, **given))
+            if method == "nuts" and result is None:
+                given: dict[str, Any] = {"observed": observed, "covariates": covariates}
+                given |= {"groups": groups, "variables": variables, "draws": draws, "num_chains": num_chains}
+                check_room(partial, expected_size(model, guide, x, **given))
         told_seed = seed if result is None else result.seed  # of the draws of the posterior
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
@@ -344,12 +340,14 @@ def _fill(
     return lp
 
 
-def _check_variables(following: Consequences, variables: Collection[str]) -> None:
+def _check_variables(following: Consequences, variables: Collection[str] | None, names: Coordinates) -> None:
+    """Raise ValueError where one is asked for that there is not, or is called like an axis: before there are draws."""
     if isinstance(variables, str):
         raise TypeError(f"to_arviz: variables is {variables!r}; expected a list of names, such as [{variables!r}].")
     with torch.random.fork_rng(), untouched_store():
         piece = next(iter(following.follow(following.prior(1), True, False, False)))
-    unknown = sorted(set(variables) - {*piece.variables})
+    check_apart({*piece.variables, *following.observed}, names)
+    unknown = sorted({*(variables or ())} - {*piece.variables})
     if unknown:
         raise ValueError(
             f"to_arviz: there is no variable {unknown[0]!r}; expected some of {', '.join(sorted(piece.variables))}."

@@ -289,21 +289,23 @@ def test_room_for_draws_by_nuts_is_looked_for_before_them(tmp_path: Path, monkey
         to_arviz(model, default_guide(model), x, method="nuts", draws=300, path=tmp_path / "a.nc")
 
 
+@pytest.mark.parametrize("method", ["guide", "importance", "nuts"])
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("name", ["draw", "chain", "frame", "mine"])
-def test_a_site_that_is_called_like_an_axis_is_refused_before_draws_by_nuts(
-    name: str, written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_site_that_is_called_like_an_axis_is_refused_before_draws(
+    name: str, written: bool, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Named(TVAE):
         def heads(self, t: torch.Tensor) -> None:
             pyro.deterministic(name, t.sum((-1, -2, -3)), event_dim=0)
 
-    monkeypatch.setattr(posterior, "nuts", lambda *_, **__: pytest.fail("draws were made"))
+    for drawing in ("nuts", "guide_draws"):
+        monkeypatch.setattr(posterior, drawing, lambda *_, **__: pytest.fail("draws were made"))
     model, x = Named((1, 4, 4), 3, 1, 3), torch.rand(2, 3, 1, 4, 4)
     coords = {"mine": np.arange(2)} if name == "mine" else None
     with pytest.raises(ValueError, match=f"to_arviz: '{name}' is a site of the model and the name of an axis or a coo"):
         to_arviz(
-            model, default_guide(model), x, method="nuts", coords=coords, path=tmp_path / "a.nc" if written else None
+            model, default_guide(model), x, method=method, coords=coords, path=tmp_path / "a.nc" if written else None
         )
     assert not [*tmp_path.iterdir()]
 
