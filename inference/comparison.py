@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from pyro import poutine
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_tvae import TVAE, Guide
 from pyro_tvae.guides.base import posterior_of
@@ -233,6 +233,8 @@ def compare(
     for_all = {name: value for name, value in covariates.items() if name not in known}
     for pair, given in zip(fitted.values(), told, strict=True):
         check_covariates(*pair, for_all | given, len(x))
+    for name, pair in fitted.items():
+        _check_finite(name, *pair)
     _check_measures({name: model for name, (model, _) in fitted.items()}, x, told)
     measured = covariates.get("measured")
     whole = None if observed is None else frame_mask(observed, *x.shape[:2]).expand(len(x), -1)
@@ -286,6 +288,19 @@ def compare(
         x.shape[-4] if whole is None else float(whole.sum(1).double().mean()),
         level,
     )
+
+
+def _check_finite(name: str, *pair: Any) -> None:
+    """Raise ValueError where weights are no numbers, as after a step that was too long: before others are judged."""
+    for module in (tvae_of(pair[0]), pair[1]):
+        weights = module.named_parameters() if isinstance(module, nn.Module) else ()
+        bad = next((one for one, value in weights if not bool(value.isfinite().all())), None)
+        if bad is not None:
+            whose = "model" if module is not pair[1] else "guide"
+            raise ValueError(
+                f"compare: {name!r} has weights that are not finite ({bad} of its {whose}), and nothing can be said of "
+                "it; leave it out, or train it anew with a lower learning rate."
+            )
 
 
 def _check_measures(models: Mapping[str, Any], x: Tensor, told: Sequence[Mapping[str, Tensor]]) -> None:

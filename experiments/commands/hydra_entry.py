@@ -32,11 +32,13 @@ from ..config.composition import (
     FILES,
     MATRIX,
     check_names,
+    check_recipes,
     compose,
     flat,
     located,
     parsed,
     places_apart,
+    recipes_in,
 )
 from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
@@ -170,7 +172,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
             # A launcher's processes know of neither yet.
             with outlasting(tells=False), staying(home, there):
                 _check_no_ghost(Path(HydraConfig.get().runtime.output_dir), home)
-                measure = _job(config, home, allow, common, subdir)
+                measure = _job(config, home, allow, common, subdir, recipes)
                 check_stays(home)
                 return measure
         except FolderMoved:
@@ -181,8 +183,9 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         home, there = sweep.path.absolute(), os.stat(sweep.path)
         if sweep.record():
             print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
+        recipes = sweep.record().get("recipes") or recipes_in(settings.searchpath or ())
         sweep.forget_failures()
-        sweep.write(own, finished=False)
+        sweep.write(own, recipes, finished=False)
         # All jobs lie in one folder, also where a name that is part of its path differs between them. Hydra would write
         # its files into a job's folder before anything can refuse it, over those of the run that is there.
         added = [override("hydra.sweep.dir", sweep.path), "hydra.output_subdir=null"]
@@ -203,7 +206,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         for told in sweep.other_codes():
             print(f"pyro-tvae: {told}", file=sys.stderr)
         failures = sweep.failures()
-        sweep.write(own, finished=not failures and not status)
+        sweep.write(own, recipes, finished=not failures and not status)
         if settings.sweeper._target_ != SWEEPER and not (failures or status):
             for run in sweep.begun():
                 resume = replace(run, allow=allow).resume
@@ -256,7 +259,14 @@ def _listed(one: Any) -> bool:
     return bool(one.is_discrete_sweep()) and not isinstance(one.value(), Glob)
 
 
-def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[str], subdir: str | None) -> float | None:
+def _job(
+    config: DictConfig,
+    home: Path,
+    allow: Allowlist,
+    common: Collection[str],
+    subdir: str | None,
+    recipes: Mapping[str, str],
+) -> float | None:
     """One job of a sweep, unless it is done: its measure. A failure is written down, and does not stop the others.
 
     Args:
@@ -265,6 +275,7 @@ def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[st
         allow: what a stored configuration may call.
         common: the settings that all jobs were given, so that they tell nothing of this one.
         subdir: where Hydra's own files lie in a job's folder; None for nowhere.
+        recipes: the files that jobs may be composed from, as they were when the sweep began.
     """
     leave_to_parent()
     settings = HydraConfig.get()
@@ -272,6 +283,7 @@ def _job(config: DictConfig, home: Path, allow: Allowlist, common: Collection[st
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     told: list[str] = []
     with failing(told.append):
+        check_recipes(settings.runtime.choices, recipes)
         return _trained(config, path, allow, subdir, home, proposed=settings.sweeper._target_ != SWEEPER)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
@@ -28,6 +28,7 @@ class SweepRecord(TypedDict, total=False):
 
     overrides: list[str]
     finished: bool
+    recipes: dict[str, str]  # a digest of each file of the user's that jobs may be composed from
 
 
 class FailureRecord(TypedDict):
@@ -68,9 +69,10 @@ class Sweep:
         except (OSError, ValueError):
             return {}
 
-    def write(self, overrides: Sequence[str], *, finished: bool) -> None:
+    def write(self, overrides: Sequence[str], recipes: Mapping[str, str], *, finished: bool) -> None:
         """Write the record."""
-        write_text(self.path / RECORD, json.dumps({"overrides": [*overrides], "finished": finished}, indent=1))
+        record = {"overrides": [*overrides], "finished": finished, **({"recipes": {**recipes}} if recipes else {})}
+        write_text(self.path / RECORD, json.dumps(record, indent=1))
 
     def failures(self) -> list[Failure]:
         """The jobs that failed since they were last forgotten, by number."""
@@ -160,17 +162,23 @@ def begun(overrides: Sequence[str], folder: Path, timed: int) -> Iterator[Sweep]
                     "hydra.sweep.dir, or give the command that began it."
                 )
         else:
-            unfinished: SweepRecord = {"overrides": [*overrides], "finished": False}
+            unfinished = [*overrides], False
             earlier = sorted((path.parent for path in at_any_time(folder, timed, RECORD)), reverse=True)
-            going_on = (one for one in map(Sweep, earlier) if one.record() == unfinished)
+            going_on = (one for one in map(Sweep, earlier) if _asked(one) == unfinished)
             for sweep in chain(going_on, _free(folder)):
                 # One at work; or somebody else's, in a folder that several people share, which is not to be written.
                 with suppress(*((OSError, ValueError) if sweep.path.exists() else (BlockingIOError,))):
                     stack.enter_context(sweep.held())
-                    if sweep.record() in (unfinished, {}):  # nobody was faster
+                    if _asked(sweep) in (unfinished, (None, None)):  # nobody was faster
                         break
                     stack.pop_all().close()
         yield sweep
+
+
+def _asked(sweep: Sweep) -> tuple[list[str] | None, bool | None]:
+    """What a sweep was asked for, and whether it is finished; None where there is none yet."""
+    record = sweep.record()
+    return record.get("overrides"), record.get("finished")
 
 
 def _is_done(run: Run) -> bool:

@@ -98,6 +98,38 @@ def test_runs_of_code_that_was_edited_between_them_are_told_of(
     assert "was edited" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("edited", ["mine", "another"])
+def test_jobs_are_composed_of_files_as_they_were_when_the_sweep_began(
+    edited: str, jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: Path("recipes", "experiment", f"{name}.yaml") for name in ("mine", "another")}
+    before = "# @package _global_\noptimizer:\n  optimizer:\n    lr: 0.001\n"
+    for file in files.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(before)
+    whole = train.train_run
+
+    def editing(config: DictConfig, *given: Any) -> float | None:
+        files[edited].write_text(before.replace("0.001", "0.1"))
+        return whole(config, *given)
+
+    given = ["--config-dir", "recipes", "experiment=mine", "seed=0,1", "hydra.sweep.dir=sweep"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_run", editing)
+        if edited == "another":  # which no job is composed of
+            assert swept(*given) == [0, 1]
+            return
+        with pytest.raises(SystemExit):
+            swept(*given)
+    assert Listener.trained == [0]
+    assert "experiment/mine.yaml was edited since this sweep began" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # nor when it goes on
+        swept(*given)
+    assert Listener.trained == []
+    files["mine"].write_text(before)
+    assert swept(*given) == [1]
+
+
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,7 +374,7 @@ def test_hydras_own_files_are_those_of_the_run_that_a_folder_holds(jobs: dict[in
 def test_somebody_elses_sweep_that_cannot_be_written_is_passed_over(kept: str, tmp_path: Path) -> None:
     theirs = Sweep(tmp_path / "9-theirs")
     theirs.path.mkdir()
-    theirs.write(["a"], finished=False)
+    theirs.write(["a"], {}, finished=False)
     if kept == "link":
         (theirs.path / "link").symlink_to("/etc/hostname")
     else:
@@ -414,14 +446,14 @@ def test_a_folder_at_work_is_refused(tmp_path: Path) -> None:
 def test_two_sweeps_of_one_second_get_two_folders(tmp_path: Path) -> None:
     now = tmp_path / "now"
     with begun(["a"], now, 1) as one:
-        one.write(["a"], finished=False)
+        one.write(["a"], {}, finished=False)
         script = "import sys; from pathlib import Path; from pyro_tvae.experiments.runs.sweeps import begun\n"
         script += "with begun(['a'], Path(sys.argv[1]), 1) as one: print(one)"
         said = subprocess.run([sys.executable, "-c", script, str(now)], capture_output=True, text=True)
         assert said.stdout.strip() == str(tmp_path / "now-1"), said.stderr
     with begun(["a"], tmp_path / "later", 1) as again:
         assert again == one  # which has not ended
-        again.write(["a"], finished=True)
+        again.write(["a"], {}, finished=True)
     with begun(["a"], tmp_path / "later", 1) as new:
         assert new == Sweep(tmp_path / "later")
 
@@ -521,7 +553,7 @@ def test_files_of_another_program_in_the_folder_of_a_sweep_stay(tmp_path: Path) 
         pass
     (tmp_path / "multirun.yaml").rename(tmp_path / "elsewhere.yaml")
     with begun(["seed=0,1"], tmp_path, 0) as sweep:
-        sweep.write(["seed=0,1"], finished=False)
+        sweep.write(["seed=0,1"], {}, finished=False)
         sweep.forget_failures()
         assert sweep.failures() == []
     (tmp_path / "multirun.yaml").touch()  # by Hydra

@@ -212,6 +212,21 @@ def test_annealed_bounds_are_compared_as_well() -> None:
     assert annealed.table["bad_k"].isna().all()
 
 
+@pytest.mark.parametrize("of", ["model", "guide"])
+def test_weights_that_are_not_finite_are_refused_before_others_are_judged(
+    of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pyro_tvae.inference.comparison.annealed_importance", lambda *_, **__: pytest.fail("one was judged")
+    )
+    models = [TVAE((1, 4, 4), 3, 1, 3) for _ in range(2)]
+    pairs = {name: (model, default_guide(model)) for name, model in zip(("one", "other"), models, strict=True)}
+    with torch.no_grad():
+        next(iter(pairs["other"][of == "guide"].parameters())).fill_(math.nan)
+    with pytest.raises(ValueError, match=rf"'other' has weights that are not finite \(\S+ of its {of}\), and nothing"):
+        compare(pairs, torch.rand(4, 3, 1, 4, 4), annealing=Annealing(4, 20))
+
+
 def test_what_is_not_comparable_is_refused() -> None:
     def fitted(**options: Any) -> Any:
         model = TVAE((1, 2, 2), 3, 1, 3, NoTopography(), **options)
