@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor, nn
@@ -273,7 +274,18 @@ def _starts(
         for name, site in scored(prior_trace(model, x, covariates))
         if not site["is_observed"] and not site["fn"].has_enumerate_support
     }
-    return [_fitted(start, shapes) for start in starts]
+    fitted = [_fitted(start, shapes) for start in starts]
+    program = call(model, x, observed, covariates)
+    for number, start in enumerate(fitted, start=1):  # of all chains, since one that cannot start ends those before it
+        with torch.random.fork_rng():
+            score = poutine.trace(poutine.condition(program, data=start)).get_trace().log_prob_sum()
+        if not bool(torch.as_tensor(score).isfinite()):
+            where = "the mean of" if number == 1 else "a draw from"
+            raise ValueError(
+                f"nuts: chain {number} would start at {where} the guide 'init', where log p(x, latents) is "
+                f"{float(score)}; train the guide, or give another one, fewer chains or another seed."
+            )
+    return fitted
 
 
 def _fitted(start: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

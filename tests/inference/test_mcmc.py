@@ -19,8 +19,9 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from torch import Tensor
 
-from pyro_tvae import TVAE, CapsuleRoll, MeanFieldGuide, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, CapsuleRoll, GuideList, MeanFieldGuide, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
+from pyro_tvae.inference import mcmc
 from pyro_tvae.inference.arviz_adapter import diagnose
 from pyro_tvae.inference.mcmc import NUTSResult, guide_quality, identified, nuts
 from pyro_tvae.inference.posterior import from_netcdf, to_arviz, to_netcdf
@@ -209,6 +210,25 @@ def test_draws_of_another_model_of_the_same_weights_are_refused() -> None:
     result = nuts(one, x, init=default_guide(one), num_samples=2, warmup_steps=2, num_chains=1)
     with pytest.raises(ValueError, match="or of another model; expected the model, x, 'observed' and 'covariates'"):
         to_arviz(two, default_guide(two), x, result=result)
+
+
+def test_a_chain_that_cannot_start_is_told_of_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcmc, "MCMC", lambda *_, **__: pytest.fail("a chain was run"))
+
+    class Steep(TVAE):
+        def heads(self, t: Tensor) -> None:
+            far = (pyro.sample("w", Normal(0.0, 1.0)) - 0.5).abs() > 0.5
+            pyro.factor("steep", torch.where(far, -math.inf, 0.0))
+
+    def init(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("w", Normal(0.5, 1.0))
+
+    model = Steep(FRAME, 3, 1, 3, CapsuleRoll(3, 0))
+    start = GuideList(default_guide(model), init)
+    said = r"^nuts: chain 2 would start at a draw from the guide 'init', where log p\(x, latents\) is -inf"
+    with pytest.raises(ValueError, match=said):
+        nuts(model, torch.rand(2, 3, *FRAME), init=start, num_samples=2, warmup_steps=2)
 
 
 class Told(TVAE):
