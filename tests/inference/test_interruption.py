@@ -534,7 +534,8 @@ def test_data_modules_and_data_sets_are_told_by_a_few_items(item: int, tmp_path:
 def test_a_look_at_the_data_leaves_no_trace() -> None:
     dataset = Diced(0)
     before = torch.get_rng_state(), dataset.generator.get_state()
-    assert described(DataLoader(dataset, 4)) == {"data": {"sequences": 20, "chosen": "all"}, "batch_size": 4}
+    told = described(DataLoader(dataset, 4))
+    assert told == {"data": {"sequences": 20, "chosen": "all"}, "batch_size": 4, "drop_last": False}
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.equal(dataset.generator.get_state(), before[1])
 
