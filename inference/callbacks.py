@@ -90,6 +90,7 @@ class Settings(Callback):
     def __init__(self) -> None:
         self.given: dict[str, dict[str, Any]] = {}
         self.then: dict[str, dict[str, Any]] = {}
+        self.changed: set[str] = set()  # keys of callbacks whose settings are others than then
 
     def setup(self, trainer: Any, module: lightning.LightningModule, stage: str) -> None:
         self.given = {one.state_key: _given(one) for one in trainer.callbacks}
@@ -104,8 +105,10 @@ class Settings(Callback):
         for one in trainer.callbacks:
             now, then = self.given[one.state_key], self.then.get(one.state_key, {})
             for name, value in now.items():
-                if name in then and then[name] != value and vars(one)[name] == then[name]:
-                    setattr(one, name, value)
+                if name in then and then[name] != value:
+                    self.changed.add(one.state_key)
+                    if vars(one)[name] == then[name]:
+                        setattr(one, name, value)
         self.then = {}
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -220,6 +221,10 @@ class Keeper(ModelCheckpoint):
         return next((file for file in kept if file.is_file()), kept[0] if kept else None)
 
 
+# Of what a callback can stop for, what a new patience decides on anew.
+PATIENT = (EarlyStoppingReason.NOT_STOPPED, EarlyStoppingReason.PATIENCE_EXHAUSTED)
+
+
 class Patience(EarlyStopping):
     """Lightning's, by a name of its own in checkpoints; a new patience wins over that of a checkpoint."""
 
@@ -227,10 +232,22 @@ class Patience(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-def stay_stopped(callbacks: Sequence[Callback], trainer: lightning.Trainer) -> None:
-    """Stop a fit that goes on from where a callback had stopped it: Lightning would train one more epoch each time."""
-    if any(isinstance(one, EarlyStopping) and one.wait_count >= one.patience for one in callbacks):
-        trainer.should_stop = True
+def stay_stopped(trainer: Any, changed: Collection[str]) -> None:
+    """Stop a fit that goes on from where a callback had stopped it: Lightning would train one more epoch each time.
+
+    Args:
+        trainer: of the fit.
+        changed: keys of callbacks that are made with other settings than then, which may let it go on.
+    """
+    for one in trainer.callbacks:
+        if isinstance(one, EarlyStopping):
+            out = one.wait_count >= one.patience
+            reached = one.stopping_reason not in (
+                EarlyStoppingReason.NOT_STOPPED,
+                EarlyStoppingReason.PATIENCE_EXHAUSTED,
+            )
+            ended = reached and one.state_key not in changed
+            trainer.should_stop = trainer.should_stop or out or ended
 
 
 def forget_best(stopping: EarlyStopping, trainer: lightning.Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import re
 import uuid
@@ -30,7 +31,7 @@ from pyro_tvae.own_code import digests
 from pyro_tvae.programs import is_bayesian
 
 from .batches import Batch, batch_of, n_sequences, peek
-from .callbacks import ProgressBar
+from .callbacks import ProgressBar, Settings
 from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_of
 from .checkpoints import KEY, VERSION, forget_best, holdings, in_plain, stay_stopped
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
@@ -332,7 +333,8 @@ class Fitting(lightning.LightningModule):
             self._course = self._described()
             self._parts = parts_of(self.objective.model, self.objective.guide)
         if self.trainer.global_step:
-            stay_stopped(cast(Any, self.trainer).callbacks, self.trainer)
+            settings = [one for one in cast(Any, self.trainer).callbacks if isinstance(one, Settings)]
+            stay_stopped(self.trainer, {key for one in settings for key in one.changed})
         if self._former is not None:
             check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
             if "validation" in differing(self._course, self._former):
@@ -400,6 +402,7 @@ class Fitting(lightning.LightningModule):
         loaders: Any = self.trainer.val_dataloaders if self.validates else None
         validation = loaders[0] if isinstance(loaders, list | tuple) and len(loaders) == 1 else loaders
         limit = self.trainer.limit_val_batches
+        schedules = [getattr(config.scheduler, "lr_lambdas", ()) for config in self.trainer.lr_scheduler_configs]
         objective = getattr(self.objective, "loss", self.objective)  # of Pyro's, whose particles it says itself
         return {
             "objective": type(objective).__name__,
@@ -419,7 +422,7 @@ class Fitting(lightning.LightningModule):
                 name.removeprefix("objective.") for name, value in self.named_parameters() if not value.requires_grad
             ],
             **described(self.trainer.train_dataloader),
-            CODE: digests(self.objective),
+            CODE: digests(self.objective, functions=itertools.chain(*schedules)),
             **({"validation": {**shown, "limit": limit}} if (shown := described(validation).get("data")) else {}),
         }
 

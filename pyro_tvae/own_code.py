@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dis import get_instructions
 from functools import cached_property, partial, partialmethod
@@ -25,8 +25,10 @@ OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 
 
-def digests(*modules: nn.Module) -> dict[str, str]:
+def digests(*modules: nn.Module, functions: Iterable[Any] = ()) -> dict[str, str]:
     """Class -> digest of its code and of what that calls by name, of the user's classes that modules are made of.
+
+    And of functions of the user's, where some are given.
 
     With the numbers, words and tuples that it names, but for those that code counts on: what a program changes while it
     runs, as tables that it fills, tells of no edit. Not of source files, which may have been edited since they were
@@ -40,9 +42,11 @@ def digests(*modules: nn.Module) -> dict[str, str]:
     seen: set[int] = set()
     classes = {cls for module in modules for one in _objects(module, seen) for cls in type(one).__mro__ if _own(cls)}
     made: dict[str, str] = {}
-    for cls in classes:
+    own = [one for one in functions if isinstance(one, FunctionType) and _own(one)]
+    for one in (*classes, *own):
         with suppress(Exception):  # of objects that do not let themselves be looked at
-            made[dotted(cls)] = hashlib.sha256("\n".join(_Code().of(cls)).encode()).hexdigest()[:16]
+            said = [made.get(dotted(one), ""), *_Code().of(one)]  # several functions may have one name, as <lambda>
+            made[dotted(one)] = hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
     interpreter = f"{MAGIC_NUMBER.hex()}{sys.flags.optimize}"
     return {INTERPRETER: interpreter, **dict(sorted(made.items()))} if made else {}
 

@@ -103,8 +103,8 @@ def _names(signature: inspect.Signature) -> str:
     return ", ".join(list(signature.parameters)[1:]) or "no argument"
 
 
-def dotted(cls: type) -> str:
-    """Module and name of a class."""
+def dotted(cls: Any) -> str:
+    """Module and name of a class or a function."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

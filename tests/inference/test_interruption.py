@@ -356,6 +356,21 @@ def test_a_fit_that_ran_out_of_patience_stays_stopped_until_it_has_more(by: str,
     assert state["epoch"] == whole["epoch"] + 2
 
 
+@pytest.mark.parametrize("threshold", ["stopping_threshold", "divergence_threshold"])
+def test_a_fit_that_reached_a_threshold_stays_stopped_until_it_has_another(threshold: str, tmp_path: Path) -> None:
+    reached, other = (-1e9, 0.0) if threshold == "stopping_threshold" else (0.0, -1e9)
+
+    def epochs(value: float, **options: Any) -> int:
+        stopping: Any = EarlyStopping("val/elbo", mode="max", patience=9, **{threshold: value})
+        case = {"data": sequences(), "validation": sequences(5), "trainer": TrainerOptions("cpu", callbacks=[stopping])}
+        return int(quick(case | {"max_epochs": 4}, tmp_path, **options)[1]["epoch"])
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert epochs(reached) == 0
+    assert [epochs(reached, resume=last) for _ in range(2)] == [0, 0]
+    assert epochs(other, resume=last) == 3
+
+
 # --- fits that go on otherwise ----------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Code of a user's classes that was edited since a file or a checkpoint was written is told of."""
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -184,6 +185,14 @@ def test_what_a_program_changes_while_it_runs_is_no_edit() -> None:
     module: Any = sys.modules["own_parts"]
     assert (module.calls, module.elsewhere, module.Mine.number, len(module.CACHE)) == (2, 2, 2, 2)
     assert digests(model, guide) == before != {}
+
+
+def test_functions_of_the_users_are_told_apart_too() -> None:
+    one, other, same = (eval(f"lambda step: {value}", {"__name__": "own"}) for value in (1.0, 0.01, 1.0))
+    assert digests(functions=[one]) == digests(functions=[same])
+    assert [*digests(functions=[one])] == ["interpreter", "own.<lambda>"]
+    assert digests(functions=[one, other]) != digests(functions=[one, one])
+    assert digests(functions=[math.sqrt, torch.nn.functional.relu, None]) == {}
 
 
 def test_parts_of_the_package_have_no_code_of_their_own() -> None:
