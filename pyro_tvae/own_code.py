@@ -125,7 +125,7 @@ class _Code:
             yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
             return
         if isinstance(value, tuple):
-            yield from self._all(*value)
+            yield from self._all(*(value if len(value) <= MANY else ()))
             return
         if not isinstance(value, type | FunctionType):
             value = type(value)
@@ -142,8 +142,8 @@ class _Code:
         counted = {name for function in _functions(vars(cls)) for name in _stored(function, "STORE_ATTR")}
         for name, value in sorted(vars(cls).items()):
             if name not in ASIDE and not (name in counted and _plain(value)):
-                yield name
-                yield from self.of(value)
+                said = [*self.of(value)]
+                yield from [name, *said] if said else ()  # of what others put there, nothing
 
     def _of_function(self, function: FunctionType) -> Iterator[str]:
         yield from self._all(*(function.__defaults__ or ()), *_items(function.__kwdefaults__ or {}))
