@@ -36,7 +36,7 @@ from .own_code import digests, edited
 from .parts import Part, UnknownPartError, build, describe, dotted
 from .products import Linear
 
-__all__ = ["code_in", "edited_since", "load", "save"]
+__all__ = ["check_storable", "code_in", "edited_since", "load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
@@ -137,9 +137,20 @@ def record(model: TVAE, guide: Guide) -> Record:
         TypeError: a part was built from something that is not plain data.
         ValueError: something of it would not come back the same.
     """
-    guide.check(model)
     for part in (model, guide):
         part.follow_store()
+    return _recorded(model, guide)
+
+
+def check_storable(model: TVAE, guide: Guide) -> None:
+    """Raise what :func:`save` would, TypeError or ValueError, of a pair as it is now; nothing is written."""
+    with in_turn(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which save gives
+        _recorded(model, guide)
+
+
+def _recorded(model: TVAE, guide: Guide) -> Record:
+    guide.check(model)
     description = {"model": describe(model), "guide": describe(guide, {"model": model})}
     pair = _pair(model, guide)
     state = pair.state_dict()
@@ -366,7 +377,10 @@ def _compare_parts(prefix: str, one: nn.Module, two: nn.Module) -> None:
         twin = twins[path]
         for key, value in _attributes(module).items():
             if key in vars(twin) and _plain(value) != _plain(vars(twin)[key]):
-                remedy = f"give {type(module).__name__} that value when it is built"
+                remedy = (
+                    f"give {type(module).__name__} that value when it is built, or, where it moves in training, make "
+                )
+                remedy += f"it a buffer, or call it _{key}, which no file holds"
                 raise _refusal(f"{path}.{key}", "is not what the constructors' arguments make", remedy)
         for key in _private(module).keys() & _private(twin).keys():
             if _plain(vars(module)[key]) != _plain(vars(twin)[key]):  # a constant as well as what a method counts

@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import pyro_tvae
 from pyro_tvae.files import NO_ROOM
+from pyro_tvae.storage import check_storable
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
@@ -187,6 +189,21 @@ def _naming_the_run(run: Run) -> Iterator[None]:
         ) from error
 
 
+class _Storable(Callback):
+    """Ends a training whose parts no file could hold any more after its first batch or epoch, not after its last."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.looked = parts, False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if not self.looked:
+            self.looked = True
+            check_storable(self.parts.model, self.parts.guide)
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        check_storable(self.parts.model, self.parts.guide)
+
+
 def _trained(run: Run, config: DictConfig, parts: Parts, put_back: Callable[[], None]) -> dict[str, Any]:
     """The step of training; its history. What was removed meanwhile is put back before the run's files are tied."""
     run.check_can_go_on()
@@ -195,7 +212,8 @@ def _trained(run: Run, config: DictConfig, parts: Parts, put_back: Callable[[], 
     if not run.has(UNTRAINED):
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
-    fitted = fit_parts(config, parts, run.path)
+    # What is compiled is not itself until the fit ends.
+    fitted = fit_parts(config, parts, run.path, [] if config.fit.compile else [_Storable(parts)])
     history = {"rows": fitted.rows, "seconds": fitted.seconds}
     if _first():
         (run.path / TRAINED).unlink(missing_ok=True)  # of a former training

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from tiny import TINY as SMALLEST
 
+from pyro_tvae import MeanFieldGuide
 from pyro_tvae.experiments.commands import evaluate, train
 from pyro_tvae.experiments.commands.evaluate import evaluate_run
 from pyro_tvae.experiments.commands.hydra_entry import run_with_hydra
@@ -224,3 +227,32 @@ def test_a_training_that_was_killed_in_its_first_epoch_begins_again(
     assert all(weights[key].equal(value) for key, value in load_file(path / "model.safetensors").items())
     assert {file.name for file in (path / "checkpoints").iterdir()} == {"best.ckpt", "best.former", "last.ckpt"}
     assert torch.load(path / "checkpoints" / "best.former", weights_only=True)["epoch"] == 0
+
+
+class Moving(MeanFieldGuide):
+    """An attribute that moves in training, from a step on."""
+
+    since = 0
+
+    def posterior(self, *given: Any, **options: Any) -> Any:
+        self.steps = getattr(self, "steps", 0) + 1
+        self.temperature = 0.5 if self.steps > self.since else 1.0
+        return super().posterior(*given, **options)
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.temperature = 1.0
+
+
+@pytest.mark.parametrize("since", [0, 3])
+def test_what_no_file_can_hold_ends_a_training_at_once_and_not_after_it(
+    since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "moving", sys.modules[Moving.__module__])
+    monkeypatch.setattr(Moving, "since", since)
+    own = ["prior=gaussian", "guide=mean_field", "guide._target_=moving.Moving", "fit.max_epochs=9"]
+    text = refused(lambda: train_run(compose([*TINY, *own]), tmp_path / "run"))
+    assert "guide.temperature is not what the constructors' arguments make" in text
+    assert "where it moves in training, make it a buffer, or call it _temperature, which no file holds" in text
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert not last.exists() or torch.load(last, weights_only=True)["epoch"] <= 1
