@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import pyro_tvae
 from pyro_tvae.files import NO_ROOM
 from pyro_tvae.storage import check_storable
+from pyro_tvae.wording import in_words
 
 from ..config.allowlist import PARTS_ONLY, Allowlist
 from ..config.building import Parts, build, check_fit, fit_parts
@@ -156,6 +157,8 @@ def _finish(run: Run, config: DictConfig, parts: Parts | None = None) -> Mapping
             if _first() and history and not run.has(TRAINED):  # it was killed between the two
                 run.end_training()
         else:
+            if compares:
+                _check_baseline(config, data)
             history = _trained(run, config, parts or build(config, data), put_back)
         if compares:
             plain_config = _plain_vae(config)
@@ -250,6 +253,25 @@ def _save(run: Run, name: str, parts: Parts) -> None:
         for judged in (REPORT, EVALUATION):  # of other weights, or before the run had ended
             (run.path / judged).unlink(missing_ok=True)
         pyro_tvae.save(run.path / name, parts.model, parts.guide)
+
+
+def _check_baseline(config: DictConfig, data: SequenceDataModule | None) -> None:
+    """Raise ConfigurationError where an objective of one's own takes no plain VAE, by a step before the training."""
+    target = str(OmegaConf.select(config, "objective._target_") or "pyro_tvae.")
+    if target.startswith("pyro_tvae."):
+        return
+    plain_config = _plain_vae(config)
+    with open_dict(plain_config):
+        plain_config.logger, plain_config.fit.progress = None, False
+        plain_config.fit.max_steps = plain_config.baseline.max_epochs = plain_config.fit.max_epochs = 1
+    plain = build(plain_config, data)
+    try:
+        fit_parts(plain_config, plain)
+    except Exception as error:  # of code of one's own, in any way
+        raise ConfigurationError(
+            f"{target} cannot train the plain VAE, which is set beside the model ({in_words(error).rstrip('.')}); give "
+            "baseline.enabled=false, or let it take a model without topography and energies."
+        ) from error
 
 
 def _plain_vae(config: DictConfig) -> DictConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.evaluation.scoring import SHUFFLED
 from pyro_tvae.experiments.reports import figures, films
 from pyro_tvae.experiments.runs.run import Run
-from pyro_tvae.inference import roll_velocity_test
+from pyro_tvae.inference import ELBO, roll_velocity_test
 
 SMALL = ["data=sequences", "data.n_frames=4", "model.n_capsules=2", "model.capsule_dim=4", "fit.max_epochs=1"]
 SMALL += ["baseline.max_epochs=1", "evaluation.num_particles=5", "fit.progress=false", "fit.accelerator=cpu"]
@@ -122,3 +124,24 @@ def test_the_baseline_is_looked_at_before_the_model_is_trained(tmp_path: Path) -
         with pytest.raises(ConfigurationError, match=r"baseline\.warmup_steps is"):
             train_run(config, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+class OfEnergies(ELBO):
+    """An objective that a plain VAE, which has no energies, cannot have."""
+
+    def __call__(self, x: Any, **options: Any) -> Any:
+        assert self.guide.posterior(x)["u"] is not None
+        return super().__call__(x, **options)
+
+
+def test_an_objective_that_takes_no_plain_vae_is_told_of_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "own_objectives", sys.modules[OfEnergies.__module__])
+    own = ["objective._target_=own_objectives.OfEnergies", "prior=gaussian", "guide=mean_field"]
+    said = r"^own_objectives\.OfEnergies cannot train the plain VAE, which is set beside the model"
+    with pytest.raises(ConfigurationError, match=said):
+        train_run(compose([*SMALL, arrays(tmp_path, 40, 1), *own]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train_run(compose([*SMALL, arrays(tmp_path, 40, 1), *own, "baseline.enabled=false"]), tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
