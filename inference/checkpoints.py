@@ -221,7 +221,7 @@ class Keeper(ModelCheckpoint):
         return next((file for file in kept if file.is_file()), kept[0] if kept else None)
 
 
-# Of what a callback can stop for, what a new patience decides on anew.
+# Of what a callback stops for, what a new patience decides on anew.
 PATIENT = (EarlyStoppingReason.NOT_STOPPED, EarlyStoppingReason.PATIENCE_EXHAUSTED)
 
 
@@ -241,19 +241,14 @@ def stay_stopped(trainer: Any, changed: Collection[str]) -> None:
     """
     for one in trainer.callbacks:
         if isinstance(one, EarlyStopping):
-            out = one.wait_count >= one.patience
-            reached = one.stopping_reason not in (
-                EarlyStoppingReason.NOT_STOPPED,
-                EarlyStoppingReason.PATIENCE_EXHAUSTED,
-            )
-            ended = reached and one.state_key not in changed
-            trainer.should_stop = trainer.should_stop or out or ended
+            reached = one.stopping_reason not in PATIENT and one.state_key not in changed
+            trainer.should_stop = trainer.should_stop or reached or one.wait_count >= one.patience
 
 
 def forget_best(stopping: EarlyStopping, trainer: lightning.Trainer) -> None:
-    """Begin anew: what was the best of other sequences is not compared with."""
+    """Begin anew: what was the best of other sequences is not compared with, nor what was reached of them."""
     if stopping.monitor.startswith("val"):
-        if stopping.wait_count >= stopping.patience:
+        if stopping.stopping_reason not in PATIENT or stopping.wait_count >= stopping.patience:
             trainer.should_stop = False
         worst = torch.inf if stopping.monitor_op is torch.lt else -torch.inf
         stopping.best_score, stopping.wait_count = torch.tensor(worst), 0

@@ -87,7 +87,10 @@ class Allowlist:
         """This list, and the modules of what a built configuration calls beside the project's parts: it was typed."""
         named = {str(target) for _, target in _targets(OmegaConf.to_container(config, resolve=True))}
         foreign = {
-            target.rpartition(".")[0] for target in named - {*FILE_LOGGERS, *SERVICES} if not self._allows(target)
+            target.rpartition(".")[0]
+            for target in named - {*FILE_LOGGERS, *SERVICES}
+            # A part of one's own is allowed where it is imported, as here, and no later command imports it by itself.
+            if not target.startswith(("pyro_tvae.", "torch.")) or not self._allows(target)
         }
         return replace(self, modules=self.modules | (foreign & {*sys.modules}))
 

@@ -19,6 +19,7 @@ from pyro_tvae.experiments.config.allowlist import PARTS_ONLY
 from pyro_tvae.experiments.config.composition import compose, parsed
 from pyro_tvae.experiments.interruption import command, override
 from pyro_tvae.experiments.runs.run import Run
+from pyro_tvae.parts import Part
 
 NAMES = [
     "plain", "two words", "it's", 'a "quoted" one', "lr=0.1", "a,b", "[1]", "{a: 1}", "${name}", "$HOME", "100%",
@@ -86,9 +87,14 @@ def test_an_override_means_its_value(value: str) -> None:
     assert meant(word) == value
 
 
-def test_what_a_run_of_ones_own_parts_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", [None, Part])
+def test_what_a_run_of_ones_own_parts_needs_is_named(
+    part: type | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = compose(["network=own", "network._target_=own_parts.Small"])
-    monkeypatch.setitem(sys.modules, "own_parts", type(sys)("own_parts"))
+    monkeypatch.setitem(sys.modules, "own_parts", module := type(sys)("own_parts"))
+    if part is not None:  # which is allowed in the process that has imported it, and in no later one
+        vars(module)["Small"] = type("Small", (part,), {"__module__": "own_parts"})
     run = Run(tmp_path, PARTS_ONLY.naming(config))
     assert pasted(run.resume)[-2:] == ["--import", "own_parts"]
     assert Run(tmp_path, PARTS_ONLY.naming(compose())).allow == PARTS_ONLY
