@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dis import get_instructions
 from functools import cached_property, partial, partialmethod
@@ -19,6 +19,7 @@ from .parts import Part, dotted
 __all__ = ["digests", "edited", "several"]
 
 INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
+LOADED = ("LOAD_GLOBAL", "LOAD_NAME")
 MANY = 10_000  # values of a table, more of which are data
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 # What says nothing of what a class computes, or is in another order every time.
@@ -156,11 +157,13 @@ class _Code:
             yield code.co_code.hex()
             yield from self._all(*(one for one in code.co_consts if one != function.__doc__))
             yield from code.co_names
-            yield from self._all(*self._named({*code.co_names}, function.__globals__))
+            yield from self._all(*self._named(code, function.__globals__))
 
-    def _named(self, names: Set[str], scope: dict[str, Any]) -> Iterator[Any]:
+    def _named(self, code: CodeType, scope: dict[str, Any]) -> Iterator[Any]:
         """What code calls by name, also in modules of the user's."""
-        for one in (scope, *(vars(scope[name]) for name in sorted(names) if _is_own_module(scope.get(name)))):
+        called = _named_by(code, *LOADED)  # of attributes that are called the same as a value of the module, none
+        modules = (vars(scope[name]) for name in sorted(called) if _is_own_module(scope.get(name)))
+        for one, names in ((scope, called), *((module, {*code.co_names}) for module in modules)):
             if id(one) not in self._counted:
                 functions = [inner for value in [*one.values()] for inner in _functions({"": value})]
                 self._counted[id(one)] = {name for each in functions for name in _stored(each, "STORE_GLOBAL")}
@@ -185,7 +188,12 @@ def _functions(scope: Mapping[str, Any]) -> Iterator[FunctionType]:
 
 def _stored(function: FunctionType, how: str) -> set[str]:
     """What code writes by an instruction, so that it is no constant."""
-    return {one.argval for code in _codes(function.__code__) for one in get_instructions(code) if one.opname == how}
+    return {name for code in _codes(function.__code__) for name in _named_by(code, how)}
+
+
+def _named_by(code: CodeType, *how: str) -> set[str]:
+    """The names that instructions of a kind are about."""
+    return {one.argval for one in get_instructions(code) if one.opname in how}
 
 
 def _plain(value: Any) -> bool:

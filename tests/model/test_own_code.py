@@ -27,6 +27,7 @@ from pyro_tvae import MeanFieldGuide
 
 SCALE = 1.0
 PAIR = (1, (2.0, "a"))
+shape = 1
 MANY = tuple(range(1_000_000))
 shift = 0.5
 hidden = type("Hidden", (dict,), {"__getattr__": dict.__getitem__})()
@@ -89,6 +90,7 @@ class Mine(MeanFieldGuide):
         self.scaled(1.0)
         seen.append(calls)
         CACHE[calls] = self.table[calls] = calls
+        x.shape
         inner = lambda value: twice(value) * own_helpers.twice(SCALE)
         assert inner(1.0)
         return super().posterior(x, *args, **kwargs)
@@ -98,6 +100,7 @@ ALIKE = {
     "comments and lines": (MINE.replace("  # how often", "\n").replace("calls = 0", "calls = 0  # so far"), HELPERS),
     "docstrings": (MINE.replace("What it", "All that it"), HELPERS),
     "what is counted on": (MINE.replace("= 0\n", "= 7\n"), HELPERS),
+    "what is called like an attribute": (MINE.replace("shape = 1", "shape = 2"), HELPERS),
     "what is filled": (MINE.replace("= []", "= [1]").replace("= {}", "= {1: 2}").replace("ones", "zeros"), HELPERS),
 }
 OTHERWISE = {
