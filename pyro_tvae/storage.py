@@ -36,7 +36,7 @@ from .own_code import digests, edited
 from .parts import Part, UnknownPartError, build, describe, dotted
 from .products import Linear
 
-__all__ = ["check_storable", "code_in", "edited_since", "load", "save"]
+__all__ = ["load", "save"]
 
 # Version 2 has, beside what version 1 has: ties, frozen parameters, dtypes of what is not stored, and the order.
 # Version 3 names parts by their public path.
