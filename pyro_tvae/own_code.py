@@ -165,8 +165,7 @@ class _Code:
         modules = (vars(scope[name]) for name in sorted(called) if _is_own_module(scope.get(name)))
         for one, names in ((scope, called), *((module, {*code.co_names}) for module in modules)):
             if id(one) not in self._counted:
-                functions = [inner for value in [*one.values()] for inner in _functions({"": value})]
-                self._counted[id(one)] = {name for each in functions for name in _stored(each, "STORE_GLOBAL")}
+                self._counted[id(one)] = {name for each in _functions(one) for name in _stored(each, "STORE_GLOBAL")}
             yield from (one[name] for name in sorted(names & one.keys() - self._counted[id(one)]))
 
 

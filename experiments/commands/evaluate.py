@@ -284,7 +284,7 @@ def write_page(run: Run, config: DictConfig, record: EvaluationRecord, history: 
     if undrawn := _undrawn(record, pictures):
         said.append(
             f"{', '.join(undrawn)} in {run.path / FIGURES} {'is' if len(undrawn) == 1 else 'are'} not what the "
-            f"evaluation drew, and not shown; judge the run again: "
+            "evaluation drew, and not shown; judge the run again: "
             f"{command('evaluate', run.path, *run.imports)}"
         )
     for sentence in said:

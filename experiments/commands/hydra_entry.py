@@ -32,13 +32,10 @@ from ..config.composition import (
     FILES,
     MATRIX,
     check_names,
-    check_recipes,
     compose,
-    flat,
     located,
     parsed,
     places_apart,
-    recipes_in,
 )
 from ..config.errors import ConfigurationError, failing, plain_errors
 from ..config.former_names import announced
@@ -51,7 +48,7 @@ from ..runs.data import files_of, made_fingerprints
 from ..runs.files import write_text
 from ..runs.names import CONFIG, DATA, HYDRA, LOCK
 from ..runs.run import Run, claimed, runs_in, unfinished
-from ..runs.sweeps import Failure, begun
+from ..runs.sweeps import Failure, begun, check_recipes, recipes_in
 
 __all__ = ["run_with_hydra"]
 
@@ -445,7 +442,8 @@ def _timed(place: DictConfig) -> int:
         >>> _timed(OmegaConf.create({"dir": "runs/${name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"}))
         2
     """
-    names = Path(str(dict(flat(OmegaConf.to_container(place)))["dir"])).parts
+    container: Any = OmegaConf.to_container(place)
+    names = Path(container["dir"]).parts
     return next((len(names) - number for number, name in enumerate(names) if "${now:" in name), 0)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ __all__ = [
     "MATRIX",
     "PLACES",
     "check_names",
-    "check_recipes",
     "compose",
     "data_settings",
     "fitting_overrides",
@@ -44,7 +41,6 @@ __all__ = [
     "options",
     "parsed",
     "places_apart",
-    "recipes_in",
 ]
 
 CONF = "pyro_tvae.experiments.conf"
@@ -188,34 +184,6 @@ def check_names(overrides: Sequence[str]) -> None:
         mistake = _mistake(overrides)
     if mistake:
         raise ConfigurationError(mistake)
-
-
-def recipes_in(places: Sequence[Any]) -> dict[str, str]:
-    """Path -> digest of every file of option groups in folders of the user's.
-
-    Args:
-        places: of ``hydra.searchpath``.
-    """
-    folders = [Path(str(place).removeprefix("file://")) for place in places if str(place).startswith("file://")]
-    files = sorted(file for folder in folders for file in folder.rglob("*.yaml"))
-    return {str(file.absolute()): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
-
-
-def check_recipes(choices: Mapping[str, Any], then: Mapping[str, str]) -> None:
-    """Raise ConfigurationError where a file that a job is composed from was edited since its sweep began.
-
-    Args:
-        choices: of the job, of every option group.
-        then: what :func:`recipes_in` was when the sweep began.
-    """
-    used = [f"/{group.lstrip('/')}/{choice}.yaml" for group, choice in choices.items()]
-    for file, digest in then.items():
-        now = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if os.path.isfile(file) else None
-        if now != digest and file.endswith(tuple(used)):
-            raise ConfigurationError(
-                f"{file} was edited since this sweep began, so that its jobs would be of different settings; put it "
-                "back, or begin a new sweep by another hydra.sweep.dir."
-            )
 
 
 def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[str]:

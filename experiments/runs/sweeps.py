@@ -9,15 +9,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from pyro_tvae.files import make_folder
 
+from ..config.errors import ConfigurationError
 from .files import read_record, write_text
 from .names import REPORT, WEIGHTS
+from .outputs import digest
 from .run import Run, at_any_time, runs_in
 
-__all__ = ["Failure", "Sweep", "begun"]
+__all__ = ["Failure", "Sweep", "begun", "check_recipes", "recipes_in"]
 
 RECORD, FAILED = "sweep.json", ".failed.json"
 OF_HYDRA = "multirun.yaml"  # which it writes after the record
@@ -173,6 +175,32 @@ def begun(overrides: Sequence[str], folder: Path, timed: int) -> Iterator[Sweep]
                         break
                     stack.pop_all().close()
         yield sweep
+
+
+def recipes_in(places: Sequence[Any]) -> dict[str, str]:
+    """Path -> digest of every file of option groups in folders of the user's.
+
+    Args:
+        places: of ``hydra.searchpath``.
+    """
+    folders = [Path(str(place).removeprefix("file://")) for place in places if str(place).startswith("file://")]
+    return {str(file.absolute()): digest(file) for folder in folders for file in sorted(folder.rglob("*.yaml"))}
+
+
+def check_recipes(choices: Mapping[str, Any], then: Mapping[str, str]) -> None:
+    """Raise ConfigurationError where a file that a job is composed from was edited since its sweep began.
+
+    Args:
+        choices: of the job, of every option group.
+        then: what :func:`recipes_in` was when the sweep began.
+    """
+    used = tuple(f"/{group.lstrip('/')}/{choice}.yaml" for group, choice in choices.items())
+    for file in (Path(name) for name in then if name.endswith(used)):
+        if not file.is_file() or digest(file) != then[str(file)]:
+            raise ConfigurationError(
+                f"{file} was edited since this sweep began, so that its jobs would be of different settings; put it "
+                "back, or begin a new sweep by another hydra.sweep.dir."
+            )
 
 
 def _asked(sweep: Sweep) -> tuple[list[str] | None, bool | None]:
