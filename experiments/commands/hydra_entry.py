@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
 import sys
 from argparse import Namespace
@@ -20,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -162,6 +164,12 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
     jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
+    if "${now:" in str(OmegaConf.to_container(settings.sweep)["subdir"]):
+        raise ConfigurationError(
+            "hydra.sweep.subdir names a time, by which no job would be found again where the sweep goes on; name the "
+            "time in hydra.sweep.dir, and jobs by ${hydra.job.num} or ${hydra.job.override_dirname}."
+        )
+    random.seed(0)  # by which shuffle(…) puts jobs in the same order where the sweep goes on
 
     def job(config: DictConfig) -> float | None:
         sys.argv = before
@@ -180,7 +188,7 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
         home, there = sweep.path.absolute(), os.stat(sweep.path)
         if sweep.record():
             print(f"{sweep}: this command was begun before, and goes on with what is missing", flush=True)
-        recipes = sweep.record().get("recipes") or recipes_in(settings.searchpath or ())
+        recipes = sweep.record().get("recipes") or recipes_in(_searched(settings))
         sweep.forget_failures()
         sweep.write(own, recipes, finished=False)
         # All jobs lie in one folder, also where a name that is part of its path differs between them. Hydra would write
@@ -272,7 +280,7 @@ def _job(
         allow: what a stored configuration may call.
         common: the settings that all jobs were given, so that they tell nothing of this one.
         subdir: where Hydra's own files lie in a job's folder; None for nowhere.
-        recipes: the files that jobs may be composed from, as they were when the sweep began.
+        recipes: the user's files that jobs may be composed of, as they were when the sweep began.
     """
     leave_to_parent()
     settings = HydraConfig.get()
@@ -280,7 +288,8 @@ def _job(
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     told: list[str] = []
     with failing(told.append):
-        check_recipes(settings.runtime.choices, recipes)
+        if recipes:
+            check_recipes(_composed_of(settings), _searched(settings, Path(settings.runtime.cwd)), recipes)
         return _trained(config, path, allow, subdir, home, proposed=settings.sweeper._target_ != SWEEPER)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
@@ -289,6 +298,20 @@ def _job(
     if settings.sweeper._target_ == SWEEPER:
         return math.nan  # it would stop at an error, after the batch
     raise HydraException(f"job {failure.number} failed: {said}")  # the sweeper's to count, without a traceback
+
+
+def _searched(settings: DictConfig, home: Path = Path()) -> list[Path]:
+    """The user's folders of option groups, which Hydra's settings name from home on."""
+    places = map(str, settings.searchpath or ())
+    return [home / place.removeprefix("file://") for place in places if place.startswith("file://")]
+
+
+def _composed_of(settings: DictConfig) -> list[str]:
+    """The files that a job is composed of, also those that its recipes name, by their names within option groups."""
+    given = [*settings.overrides.task, *settings.overrides.hydra]
+    loader = GlobalHydra.instance().config_loader()
+    chosen = loader.compute_defaults_list(settings.job.config_name, given, RunMode.MULTIRUN).defaults
+    return [f"{one.config_path}.yaml" for one in chosen]
 
 
 def _trained(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from pyro_tvae.files import make_folder
 
@@ -177,30 +177,34 @@ def begun(overrides: Sequence[str], folder: Path, timed: int) -> Iterator[Sweep]
         yield sweep
 
 
-def recipes_in(places: Sequence[Any]) -> dict[str, str]:
-    """Path -> digest of every file of option groups in folders of the user's.
-
-    Args:
-        places: of ``hydra.searchpath``.
-    """
-    folders = [Path(str(place).removeprefix("file://")) for place in places if str(place).startswith("file://")]
-    return {str(file.absolute()): digest(file) for folder in folders for file in sorted(folder.rglob("*.yaml"))}
+def recipes_in(folders: Iterable[Path]) -> dict[str, str]:
+    """Name, such as ``experiment/mine.yaml``, -> digest of every file of option groups in folders of the user's."""
+    files = {f"{file.relative_to(folder)}": file for folder in folders for file in _yaml_in(folder)}
+    return {name: digest(files[name]) for name in sorted(files)}
 
 
-def check_recipes(choices: Mapping[str, Any], then: Mapping[str, str]) -> None:
+def check_recipes(used: Iterable[str], folders: Iterable[Path], then: Mapping[str, str]) -> None:
     """Raise ConfigurationError where a file that a job is composed from was edited since its sweep began.
 
     Args:
-        choices: of the job, of every option group.
+        used: names of the files, as of :func:`recipes_in`.
+        folders: of the user's.
         then: what :func:`recipes_in` was when the sweep began.
     """
-    used = tuple(f"/{group.lstrip('/')}/{choice}.yaml" for group, choice in choices.items())
-    for file in (Path(name) for name in then if name.endswith(used)):
-        if not file.is_file() or digest(file) != then[str(file)]:
-            raise ConfigurationError(
-                f"{file} was edited since this sweep began, so that its jobs would be of different settings; put it "
-                "back, or begin a new sweep by another hydra.sweep.dir."
-            )
+    now = recipes_in(folders)
+    if edited := next((name for name in used if name in then and now.get(name) != then[name]), None):
+        raise ConfigurationError(
+            f"{edited} was edited since this sweep began, so that its jobs would be of different settings; put it "
+            "back, or begin a new sweep by another hydra.sweep.dir."
+        )
+
+
+def _yaml_in(folder: Path) -> Iterator[Path]:
+    """The files of option groups, also those in folders that are linked, as Hydra sees them."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = Path(root)
+        folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
+        yield from (here / name for name in names if name.endswith(".yaml"))
 
 
 def _asked(sweep: Sweep) -> tuple[list[str] | None, bool | None]:

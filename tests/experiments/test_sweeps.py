@@ -98,19 +98,26 @@ def test_runs_of_code_that_was_edited_between_them_are_told_of(
     assert "was edited" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("edited", ["mine", "another"])
+@pytest.mark.parametrize("edited", ["mine", "base", "rate", "another"])
 def test_jobs_are_composed_of_files_as_they_were_when_the_sweep_began(
     edited: str, jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = {name: Path("recipes", "experiment", f"{name}.yaml") for name in ("mine", "another")}
-    before = "# @package _global_\noptimizer:\n  optimizer:\n    lr: 0.001\n"
-    for file in files.values():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(before)
+    Path("recipes", "optimizer").mkdir(parents=True)
+    Path("shared").mkdir()
+    Path("recipes", "experiment").symlink_to(Path("shared").absolute())
+    Path("shared", "around").symlink_to(Path("recipes").absolute())
+    files = {name: Path("shared", f"{name}.yaml") for name in ("mine", "base", "another")}
+    files["rate"] = Path("recipes", "optimizer", "rate.yaml")
+    before = "optimizer:\n  optimizer:\n    lr: 0.001\n"
+    parts = "defaults: [base, /optimizer@optimizer.optimizer: rate, _self_]\n"
+    texts = {name: f"# @package _global_\n{parts if name == 'mine' else ''}{before}" for name in files}
+    texts["rate"] = "lr: 0.001\n"
+    for name, file in files.items():
+        file.write_text(texts[name])
     whole = train.train_run
 
     def editing(config: DictConfig, *given: Any) -> float | None:
-        files[edited].write_text(before.replace("0.001", "0.1"))
+        files[edited].write_text(texts[edited].replace("0.001", "0.1"))
         return whole(config, *given)
 
     given = ["--config-dir", "recipes", "experiment=mine", "seed=0,1", "hydra.sweep.dir=sweep"]
@@ -122,12 +129,25 @@ def test_jobs_are_composed_of_files_as_they_were_when_the_sweep_began(
         with pytest.raises(SystemExit):
             swept(*given)
     assert Listener.trained == [0]
-    assert "experiment/mine.yaml was edited since this sweep began" in capsys.readouterr().err
+    said = f"{'optimizer' if edited == 'rate' else 'experiment'}/{edited}.yaml was edited since this sweep began"
+    assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):  # nor when it goes on
         swept(*given)
     assert Listener.trained == []
-    files["mine"].write_text(before)
+    files[edited].write_text(texts[edited])
     assert swept(*given) == [1]
+
+
+def test_jobs_have_the_same_order_and_folders_where_a_sweep_goes_on(jobs: dict[int, BaseException]) -> None:
+    given = ["seed=shuffle(range(0,5))", "hydra.sweep.dir=sweep"]
+    jobs[2] = ConfigurationError("that cannot be.")
+    with pytest.raises(SystemExit):
+        swept(*given)
+    assert sorted(Listener.trained) == [0, 1, 3, 4] != Listener.trained
+    jobs.clear()
+    assert swept(*given) == [2]
+    with pytest.raises(ConfigurationError, match=r"hydra\.sweep\.subdir names a time, by which no job would be found"):
+        swept("seed=0,1", "hydra.sweep.subdir=${hydra.job.num}_${now:%H%M%S}")
 
 
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(
