@@ -65,7 +65,8 @@ class Comparison:
         log_p: (M, N), higher is better.
         pareto_k: (M, N), of the importance weights, see :class:`.LogLikelihood`; nan for annealing.
         looseness: (M,), mean gap between an upper and this lower bound on sequences that the model itself made, which
-            is how far the bound may lie below log p(x); nan where it cannot be measured.
+            is how far the bound may lie below log p(x); nan where it cannot be measured, as
+            where none can be made.
         looseness_error: (M,), its standard error over those sequences.
         n_frames: S, to convert to nats per frame; of frames that were observed in part, their mean number.
         level: of the intervals, over all pairs of models together.
@@ -248,23 +249,25 @@ def compare(
     of_simulated: dict[str, Any] = {
         name: None if one is None else one[turns.to(one.device)] for name, one in masks.items()
     }
-    for (model, guide), given in zip(fitted.values(), told, strict=True):  # what one is refused for, before others run
+    pairs = [*fitted.values()]
+    for (model, guide), given in zip(pairs, told, strict=True):  # what one is refused for, before others run
         if annealing is not None:
             check_annealing(cast(Any, model), cast(Any, guide), x, whole, given)
         else:
             check_likelihood(model, guide, x, whole, given)
+    # Of other covariates nothing tells what belongs to simulated sequences.
+    masked = [given.keys() <= {"measured"} for given in told]
+    simulable = [alone and _simulates(model) for (model, _), alone in zip(pairs, masked, strict=True)]
     bounds, ks, gaps = [], [], []
-    for index, ((model, guide), given) in enumerate(zip(fitted.values(), told, strict=True)):
+    for index, ((model, guide), given) in enumerate(zip(pairs, told, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
         unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
-        masked = given.keys() <= {"measured"}  # nothing tells what else belongs to simulated sequences
-        simulable = plain_program(model) and masked
         if annealing is None:
             tried = {
                 numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index, **of_simulated)
-                if simulable
+                if simulable[index]
                 else unknown
-                for numbers in _numbers(model, guide, x, num_particles, frame_averages and simulable)
+                for numbers in _numbers(model, guide, x, num_particles, frame_averages and simulable[index])
             }
             k, m = min(tried, key=lambda numbers: float(tried[numbers].mean()))
             own |= {"observed": observed, "covariates": given, "batch_size": batch_size}
@@ -278,7 +281,7 @@ def compare(
             own["annealing"] = annealing
             bounds.append(annealed_importance(walked, by, x, observed=whole, covariates=given, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if masked else unknown)
+            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if simulable[index] else unknown)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),
@@ -320,6 +323,14 @@ def _check_measures(models: Mapping[str, Any], x: Tensor, told: Sequence[Mapping
             f"compare: {name!r} scales or masks site 'x' and others do not, so that nats are of different things; "
             "expected models that count all of x, or all the same part."
         )
+
+
+def _simulates(model: Any) -> bool:
+    """Whether sequences can be made of a model: a likelihood of the user's may score pixels, and draw none."""
+    try:
+        return plain_program(model) and bool(len(simulate(model, 1).x))
+    except NotImplementedError:
+        return False
 
 
 def _scales(model: Any, x: Tensor, given: Mapping[str, Tensor]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.data import sized_len
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from pyro_tvae.former_names import current
 from pyro_tvae.marks import TOPOGRAPHY, marks
@@ -102,8 +102,17 @@ def described(loader: object) -> dict[str, Any]:
         if data:
             some = chosen(loader)
             data["chosen"] = "all" if some is None else _digest(str(sorted(map(int, some))))
+            # Which part of data it is that are others at every reading, as augmented ones.
+            if parts := [str([*map(int, one.indices)]) for one in _subsets(dataset)]:
+                data["subset"] = _digest(" ".join(parts))
     batches = {"batch_size": loader.batch_size, "drop_last": loader.drop_last} if loader.batch_size else {}
     return ({"data": data} if data else {}) | batches
+
+
+def _subsets(dataset: Any) -> Iterator[Subset[Any]]:
+    while isinstance(dataset, Subset):
+        yield dataset
+        dataset = dataset.dataset
 
 
 def _of_items(loader: DataLoader, numbers: Sequence[int]) -> Mapping[str, Any]:
@@ -152,6 +161,16 @@ def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: 
         )
 
 
+def check_untrained(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Warn where nothing was left to train, and so what is said otherwise than then had no effect."""
+    if others := differing(now, then):
+        warnings.warn(
+            f"fit: nothing is trained with {'; '.join(_said(name, now, then) for name in others)}, since the "
+            "checkpoint is of a fit that ended; max_epochs counts from the beginning: give more to go on.",
+            stacklevel=5,
+        )
+
+
 def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """Names of what both say, and say otherwise."""
     others = [name for name in now if name in then and name != CODE and not _same(now[name], then[name])]
@@ -163,6 +182,7 @@ def _same(now: Any, then: Any) -> bool:
         return bool(now == then)
     fingerprints = "exact" in now and "exact" in then and now.get("items") == then.get("items")
     items = then.get("chosen", now.get("chosen")) == now.get("chosen")  # which older checkpoints do not say
+    items = items and then.get("subset", now.get("subset")) == now.get("subset")
     number = now.get("sequences") == then.get("sequences")
     number = number and then.get("limit", now.get("limit")) == now.get("limit")  # of batches that are looked at
     return items and number and (not fingerprints or alike(now, then))  # type: ignore[arg-type]

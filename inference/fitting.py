@@ -36,7 +36,7 @@ from .capture import NOT_RECORDED, Capture, Recorder, per_step_needs, recorder_o
 from .checkpoints import KEY, VERSION, forget_best, holdings, in_plain, stay_stopped
 from .checks import NonFiniteError, check_batch, check_names, check_sequences, covariates, dry_run
 from .compiling import Compiled, missing_compiler
-from .course import CODE, check_course, described, differing, parts_of
+from .course import CODE, check_course, check_untrained, described, differing, parts_of
 from .objectives import ELBO, Objective, Terms
 from .optimizers import (
     Clips,
@@ -345,6 +345,16 @@ class Fitting(lightning.LightningModule):
             self._former = None
         validated = self.validates and self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
         check_sequences(self.objective.guide, self.trainer.num_training_batches, validated)
+        if (
+            self.trainer.checkpoint_callbacks
+            and self.trainer.num_training_batches == self.trainer.val_check_batch == math.inf
+        ):
+            warnings.warn(
+                "fit: the data do not say how many batches they have, and until an epoch has ended nothing is "
+                "validated and there is no checkpoint to go on from; where they have no end, let their iterator end "
+                "after as many as an epoch is to have.",
+                stacklevel=2,
+            )
         number = n_sequences(self.trainer.train_dataloader)
         if number:
             self.objective.dataset_size = number
@@ -392,6 +402,11 @@ class Fitting(lightning.LightningModule):
 
     def on_train_end(self) -> None:
         self._note_movement()
+
+    def tell_of_untrained(self) -> None:
+        """Warn where a checkpoint of a fit's end was given other settings, which nothing was trained with."""
+        if self._former is not None:  # no training has begun, by which it is looked at
+            check_untrained(self._described(), self._former)
 
     def _note_movement(self) -> None:
         if self._before and any(not torch.equal(_bits(now), before) for now, before in self._before):

@@ -83,6 +83,7 @@ def coordinates(
     placed: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {ITEM: (("sequence",), np.arange(len(x)))}
     for name, given in coords.items():
         values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+        values = values.copy()  # the user's own may change
         if name in dimensions and values.ndim == 1:
             placed[name] = ((name,), values)
         elif name in {*SAMPLE, *dimensions, *SITES, *STATISTICS, *taken}:

@@ -51,6 +51,7 @@ OF_POSTERIOR = ("posterior", "posterior_predictive", "log_likelihood", "log_prio
 OF_PRIOR = ("prior", "prior_predictive")
 GROUPS = (*OF_POSTERIOR, "sample_stats", "sequence_stats", *OF_PRIOR, "observed_data", "constant_data")
 METHODS = ("guide", "importance", "nuts")
+FEW = 2  # draws that are tried before many are made
 
 
 @judges
@@ -203,6 +204,9 @@ def to_arviz(
         check_quality(quality, model, guide, x, observed, covariates, "to_arviz")
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     _check_variables(following, variables, names)
+    alike: dict[str, Any] = {"observed": observed, "covariates": covariates, "groups": groups, "variables": variables}
+    if result is None and draws > FEW:  # what fails after the draws of this model, which would be lost, fails before
+        to_arviz(model, guide, x, draws=FEW, chunk_bytes=chunk_bytes, **alike)
     with ExitStack() as stack:
         if path is not None:
             # All that may fail in writing does so before the draws, which would be lost.
@@ -211,9 +215,8 @@ def to_arviz(
             partial = stack.enter_context(atomic_write(path))
             check_writes(partial)
             if method == "nuts" and result is None:
-                given: dict[str, Any] = {"observed": observed, "covariates": covariates}
-                given |= {"groups": groups, "variables": variables, "draws": draws, "num_chains": num_chains}
-                check_room(partial, expected_size(model, guide, x, **given))
+                size = expected_size(model, guide, x, draws=draws, num_chains=num_chains, **alike)
+                check_room(partial, size)
         told_seed = seed if result is None else result.seed  # of the draws of the posterior
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())
@@ -298,7 +301,7 @@ def expected_size(
         True
     """
     check_whole("expected_size", draws=draws, num_chains=num_chains)
-    few, more = 2, 10
+    few, more = FEW, 5 * FEW
     given: dict[str, Any] = {"observed": observed, "covariates": covariates, "groups": groups, "variables": variables}
     with TemporaryDirectory() as folder:
         small, large = Path(folder) / "small.nc", Path(folder) / "large.nc"

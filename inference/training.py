@@ -261,6 +261,7 @@ def fit(
             with lent(trainer, before, after), keeping.whatever_fails(module), restored(resume):
                 trainer.fit(module, **source, ckpt_path=resume, weights_only=True)
                 keeping.tell_of_lost()
+                module.tell_of_untrained()
                 if validates and not keeping.history.column("val/elbo")[0]:  # max_steps fell within the first epoch
                     source.pop("train_dataloaders", None)
                     trainer.validate(module, source.pop("val_dataloaders", None), verbose=False, **source)

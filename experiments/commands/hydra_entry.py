@@ -164,7 +164,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
     jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
-    if "${now:" in str(OmegaConf.to_container(settings.sweep)["subdir"]):
+    container: Any = OmegaConf.to_container(settings.sweep)
+    if "${now:" in str(container["subdir"]):
         raise ConfigurationError(
             "hydra.sweep.subdir names a time, by which no job would be found again where the sweep goes on; name the "
             "time in hydra.sweep.dir, and jobs by ${hydra.job.num} or ${hydra.job.override_dirname}."
@@ -300,13 +301,13 @@ def _job(
     raise HydraException(f"job {failure.number} failed: {said}")  # the sweeper's to count, without a traceback
 
 
-def _searched(settings: DictConfig, home: Path = Path()) -> list[Path]:
+def _searched(settings: Any, home: Path = Path()) -> list[Path]:
     """The user's folders of option groups, which Hydra's settings name from home on."""
     places = map(str, settings.searchpath or ())
     return [home / place.removeprefix("file://") for place in places if place.startswith("file://")]
 
 
-def _composed_of(settings: DictConfig) -> list[str]:
+def _composed_of(settings: Any) -> list[str]:
     """The files that a job is composed of, also those that its recipes name, by their names within option groups."""
     given = [*settings.overrides.task, *settings.overrides.hydra]
     loader = GlobalHydra.instance().config_loader()

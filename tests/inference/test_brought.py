@@ -633,6 +633,35 @@ def test_where_nobody_says_how_many_sequences_there_are_random_weights_are_told_
         assert len(said) == (objective is ELBO)
 
 
+def test_data_that_do_not_say_where_an_epoch_ends_are_told_of(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"max_epochs": 1, "progress": False, "directory": tmp_path}
+    with pytest.warns(UserWarning, match="where they have no end, let their iterator end after as many as an epoch"):
+        fit(*start(), DataLoader(Stream(), 8), **given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "fit: the data do not say")
+        fit(*start(), DataLoader(Stream(), 8), **given | {"directory": None})  # which could not be gone on with
+        fit(*start(), sequences(16), **given)
+
+
+class Augmented(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, item: int) -> Tensor:
+        return 0.9 * sequences(16)[item] + 0.1 * torch.rand(())
+
+
+def test_another_part_of_data_that_are_others_at_every_reading_is_told_of(tmp_path: Path) -> None:
+    halves = {first: DataLoader(Subset(Augmented(), range(first, first + 8)), 4) for first in (0, 8)}
+    given: dict[str, Any] = {"progress": False, "directory": tmp_path}
+    last = fit(*start(), halves[0], max_epochs=1, **given).last_checkpoint
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "fit: ")
+        fit(*start(), halves[0], max_epochs=2, resume=last, **given)
+    with pytest.warns(UserWarning, match="fit: goes on with other data"):
+        fit(*start(), halves[8], max_epochs=3, resume=last, **given)
+
+
 def test_an_export_holds_no_draw_of_a_random_weight() -> None:
     model, site = bayesian()
     with pytest.raises(ValueError, match=f"^Decoder: the model has a random weight '{site}', of which no exported"):

@@ -297,6 +297,29 @@ def test_every_pair_is_given_the_covariates_that_it_takes(annealing: Annealing |
         compare(fitted, x, 5, covariates={"lable": torch.zeros(6)}, **options)
 
 
+class Scoring(dist.Normal):
+    """Scores pixels, and draws none."""
+
+    def sample(self, *_: object) -> Any:
+        raise NotImplementedError
+
+    rsample = sample
+
+
+class Scored(Normal):
+    def forward(self, parameters: Tensor) -> Any:
+        return Scoring(parameters, SIGMA)
+
+
+@pytest.mark.parametrize("annealing", [None, Annealing(num_chains=2, num_temperatures=3)])
+def test_a_likelihood_that_draws_no_pixels_has_no_looseness(annealing: Annealing | None) -> None:
+    made = toys(0.0, 0.0)
+    made["toy 1"].model.likelihood = Scored(SIGMA)
+    found = compare(pairs(made), made["toy 0"].sequences(4), 20, n_simulations=2, annealing=annealing)
+    assert found.looseness.isnan().tolist() == [False, True]
+    torch.testing.assert_close(found.log_p[1], found.log_p[0], rtol=0.05, atol=0.5)
+
+
 class Sharp(Likelihood):
     """Pixels of an own family, as mass or as density."""
 

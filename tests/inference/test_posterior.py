@@ -8,9 +8,12 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -19,8 +22,9 @@ from gaussian import Affine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_tvae import TVAE, Bernoulli, CapsuleRoll, Guide, MeanFieldGuide, Normal, NoTopography, OrbitEnergy
+from pyro_tvae import TVAE, Bernoulli, CapsuleRoll, Guide, Likelihood, MeanFieldGuide, Normal, NoTopography, OrbitEnergy
 from pyro_tvae.guides import default_guide
+from pyro_tvae.inference import posterior
 from pyro_tvae.inference.draws import systematic
 from pyro_tvae.inference.mcmc import nuts
 from pyro_tvae.inference.pareto import UnreliableWeights
@@ -630,6 +634,47 @@ for call in (lambda: to_arviz(model, guide, x, draws=2), lambda: nuts(model, x, 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pwd")
+class Logged(TVAE):
+    """Notes one number of a whole batch, which belongs to no sequence."""
+
+    def heads(self, t: Tensor) -> None:
+        pyro.deterministic("energy", t.square().sum())
+
+
+class Unsampled(dist.Normal):
+    def sample(self, *_: object) -> Any:
+        raise NotImplementedError
+
+    rsample = sample
+
+
+class Scored(Likelihood):
+    def forward(self, parameters: Tensor) -> TorchDistribution:
+        return Unsampled(parameters, 1.0)
+
+
+@pytest.mark.parametrize("method", ["guide", "importance", "nuts"])
+@pytest.mark.parametrize("wrong", [Logged, partial(TVAE, likelihood=Scored())])
+def test_what_fails_after_the_draws_fails_before(
+    wrong: Callable[..., TVAE], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wrong(FRAME, S, 1, 2, NoTopography())
+    made: list[str] = []
+
+    def counted(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            made.append("")
+            return whole(*given, **options)
+
+        return call
+
+    for name in ("guide_draws", "nuts"):
+        monkeypatch.setattr(posterior, name, counted(getattr(posterior, name)))
+    with pytest.raises((NotImplementedError, ValueError)):
+        to_arviz(model, default_guide(model), torch.rand(B, S, *FRAME), method=method, draws=7)
+    assert len(made) <= 1  # the few that are tried
+
+
 def test_without_a_home_arviz_is_missed_before_the_draws() -> None:
     """Some of its versions look for a cache in it when they are imported; others do not mind."""
     done = subprocess.run([sys.executable, "-c", HOMELESS], capture_output=True, text=True, timeout=300)

@@ -934,3 +934,7 @@ def test_fewer_epochs_than_a_checkpoint_has_had_are_said(tmp_path: Path) -> None
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "fit: ")
         quick(*start(), directory=tmp_path, max_epochs=3, resume=last)
+    with pytest.warns(
+        UserWarning, match=r"nothing is trained with beta=0\.5, which was 1\.0, since the checkpoint is of"
+    ):
+        quick(*start(), directory=tmp_path, max_epochs=3, resume=last, beta=0.5)
