@@ -339,6 +339,14 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
+def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
+    """Of each tensor its shape, and of what a module stores beside, as torch's ``get_extra_state``, its type."""
+    return {
+        name: str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+        for name, value in state.items()
+    }
+
+
 @contextmanager
 def restored(path: str | Path | None) -> Iterator[None]:
     """Turn what Lightning meets while it puts a checkpoint's state into place into one sentence about the file."""
@@ -414,14 +422,12 @@ def read_checkpoint(path: str | Path, module: lightning.LightningModule, purpose
             f"fit: cannot {purpose}, {path} is incomplete, without {', '.join(missing[:8])} as fit wrote it; expected "
             "a file that fit wrote."
         )
-    stored, own = checkpoint["state_dict"], module.state_dict()
-    shapes = {name: tuple(value.shape) for name, value in stored.items() if isinstance(value, torch.Tensor)}
-    for name in sorted({*shapes, *own}):
-        expected = tuple(own[name].shape) if name in own else "nothing"
-        if shapes.get(name, "nothing") != expected:
+    stored, own = (_shapes(state) for state in (checkpoint["state_dict"], module.state_dict()))
+    for key in sorted({*stored, *own}):
+        if stored.get(key) != own.get(key):
             raise ValueError(
-                f"fit: cannot {purpose}, {path} is of another model: {name} is {shapes.get(name, 'nothing')} there and "
-                f"{expected} here; resume with the model, guide and objective that it was trained with."
+                f"fit: cannot {purpose}, {path} is of another model: {key} is {stored.get(key, 'nothing')} there and "
+                f"{own.get(key, 'nothing')} here; resume with the model, guide and objective that it was trained with."
             )
     objective: Any = module.objective
     parts, then = parts_of(objective.model, objective.guide), stamp.get("parts", {})

@@ -159,6 +159,11 @@ def check_course(now: Mapping[str, Any], then: Mapping[str, Any], *, mid_epoch: 
             "that was stopped.",
             stacklevel=3,  # that of what called back
         )
+    if "validation" in then and "validation" not in now:
+        warnings.warn(
+            "fit: goes on without validation data, so that the weights left in place are the last, and not the best.",
+            stacklevel=3,
+        )
 
 
 def check_untrained(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

@@ -337,6 +337,12 @@ class Fitting(lightning.LightningModule):
             stay_stopped(self.trainer, {key for one in settings for key in one.changed})
         if self._former is not None:
             check_course(self._course, self._former, mid_epoch=bool(self._former.get("mid_epoch")))
+            if cast(Any, self.trainer).reload_dataloaders_every_n_epochs:
+                warnings.warn(
+                    "fit: goes on in another order than the fit that was stopped, since Lightning draws otherwise "
+                    "where loaders are made anew (reload_dataloaders_every_n_epochs).",
+                    stacklevel=2,
+                )
             if "validation" in differing(self._course, self._former):
                 self._forget_the_best()
             for callback in cast(Any, self.trainer).callbacks:
@@ -615,11 +621,16 @@ class Fitting(lightning.LightningModule):
 
 
 def _check_all_came(what: str, loader: object, seen: int, n: float, epoch: int) -> None:
-    """Raise ValueError where Python took an error of the user's data for their end."""
+    """Raise ValueError where Python took an error of the user's data for their end, or a stream has no second one."""
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and seen < n:
         raise ValueError(
             f"fit: the {what} gave {seen} of its {n} batches in epoch {epoch}; a data set that raises StopIteration is "
             "taken to be at its end: let it raise another error, or say how long it is."
+        )
+    if not seen and n:
+        raise ValueError(
+            f"fit: the {what} gave no batch in epoch {epoch}; data that are a stream are read in every epoch: let "
+            "their __iter__ make a new iterator each time."
         )
 
 

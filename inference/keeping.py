@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -194,7 +195,7 @@ class BestWeights(Callback):
         if elbo > self.elbo:
             # As a checkpoint has them: averaged ones, where a callback averages.
             weights = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
-            self.elbo, self.weights = elbo, {name: value.clone() for name, value in weights.items()}
+            self.elbo, self.weights = elbo, copy.deepcopy(dict(weights))
 
 
 class Keeping:

@@ -5,9 +5,10 @@ Nothing here needs pickle to be written or read: a checkpoint that holds such st
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +38,7 @@ def random_states(loaders: Sequence[torch.Generator] = ()) -> States:
             "gauss": float(gauss),
         },
         "python": {"version": version, "numbers": list(numbers), "next_gauss": next_gauss},
-        "loaders": [generator.get_state() for generator in loaders],
+        "loaders": _states(loaders),
     }
 
 
@@ -54,18 +55,28 @@ def restore(states: States, loaders: Sequence[torch.Generator] = ()) -> None:
     keys = numpy["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["gauss"]))  # noqa: NPY002
     random.setstate((python["version"], tuple(python["numbers"]), python["next_gauss"]))
-    for generator, state in zip(loaders, states["loaders"], strict=False):
+    _put(loaders, states["loaders"])
+
+
+def _states(generators: Sequence[torch.Generator]) -> list[torch.Tensor]:
+    return [generator.get_state() for generator in generators]
+
+
+def _put(generators: Sequence[torch.Generator], states: Sequence[torch.Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=False):
         generator.set_state(state)
 
 
-def generators_of(loader: Any) -> list[torch.Generator]:
-    """Generators that a data loader and its samplers draw from, each once."""
-    if not isinstance(loader, DataLoader):
-        return []
-    batches = loader.batch_sampler
-    parts = (loader, loader.sampler, batches, getattr(batches, "sampler", None))
-    found = {id(one): one for part in parts if (one := getattr(part, "generator", None)) is not None}
-    return [one for one in found.values() if isinstance(one, torch.Generator)]
+def generators_of(*loaders: Any) -> list[torch.Generator]:
+    """Generators that data loaders and their samplers draw from, each once."""
+    found: dict[int, torch.Generator] = {}
+    for loader in loaders:
+        if isinstance(loader, DataLoader):
+            batches = loader.batch_sampler
+            parts = (loader, loader.sampler, batches, getattr(batches, "sampler", None))
+            made = (getattr(part, "generator", None) for part in parts)
+            found |= {id(one): one for one in made if isinstance(one, torch.Generator)}
+    return [*found.values()]
 
 
 @contextmanager
@@ -99,11 +110,37 @@ class RandomStates(Callback):
     draws what the uninterrupted one drew after it had written the checkpoint.
 
     Args:
-        loaders: generators that the user's own data loader draws from.
+        loaders: of the user's own, by what for; those of a data module are told of when they are made, by
+            :meth:`following`.
     """
 
-    def __init__(self, loaders: Sequence[torch.Generator] = ()) -> None:
-        self.loaders = loaders
+    def __init__(self, **loaders: Any) -> None:
+        self._generators = {name: generators_of(loader) for name, loader in loaders.items()}
+        self._stored: States = {}  # of loaders that are not made yet
+
+    @contextmanager
+    def following(self, data: lightning.LightningDataModule) -> Iterator[None]:
+        """Have the loaders of a data module go on with the states that a checkpoint holds of their generators."""
+        before = dict(vars(data))
+        for name in (hooks := ("train_dataloader", "val_dataloader")):
+            setattr(data, name, self._followed(name, getattr(data, name)))
+        try:
+            yield
+        finally:
+            for name in hooks:
+                delattr(data, name)
+                vars(data).update({name: before[name]} if name in before else {})
+
+    def _followed(self, name: str, make: Callable[[], Any]) -> Callable[[], Any]:
+        @functools.wraps(make)
+        def made() -> Any:
+            loaders = make()
+            several = [*loaders.values()] if isinstance(loaders, Mapping) else loaders
+            self._generators[name] = generators_of(*(several if isinstance(several, list | tuple) else [several]))
+            _put(self._generators[name], self._stored.pop(name, ()))
+            return loaders
+
+        return made
 
     def setup(self, trainer: lightning.Trainer, module: lightning.LightningModule, stage: str) -> None:
         self.rank = trainer.global_rank
@@ -111,7 +148,7 @@ class RandomStates(Callback):
         _own_noise(self.rank)
 
     def state_dict(self) -> dict[str, Any]:
-        mine = random_states(self.loaders)
+        mine = random_states() | {name: _states(generators) for name, generators in self._generators.items()}
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return {"ranks": [mine]}
         ranks: list[Any] = [None] * torch.distributed.get_world_size()
@@ -120,10 +157,12 @@ class RandomStates(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         ranks = state_dict["ranks"]
-        if self.rank < len(ranks):
-            restore(ranks[self.rank], self.loaders)
-        else:  # more processes than before: the further ones go on from the first one's state, each its own way
-            restore(ranks[0], self.loaders)
+        further = self.rank >= len(ranks)  # more processes than before
+        self._stored = {**ranks[0 if further else self.rank]}
+        restore(self._stored)
+        for name, generators in self._generators.items():
+            _put(generators, self._stored.get(name, ()))
+        if further:  # they go on from the first one's state, each its own way
             torch.manual_seed(int(torch.randint(2**62, ())))
             _own_noise(self.rank)
 

@@ -39,7 +39,7 @@ from .former import gathered
 from .keeping import Keeping, claimed
 from .objectives import ELBO
 from .optimizers import Optimizers, check_optimizer
-from .randomness import RandomStates, generators_of, own_randomness
+from .randomness import RandomStates, own_randomness
 from .trainer import TrainerOptions, check_strategy, file_loggers, lent, make_trainer, plain_ends, quiet, tell_of_used
 
 __all__ = ["Fitting", "History", "NonFiniteError", "TrainerOptions", "fit"]
@@ -250,7 +250,10 @@ def fit(
             keeping.check_no_other(trainer)
             if logs_to_files and folder is not None:
                 trainer.loggers = file_loggers(folder)
-            before = [Settings(), _Recorder(keeping.history), RandomStates(generators_of(data))]
+            states = RandomStates(loaders=data, validation=validation)
+            if isinstance(data, lightning.LightningDataModule):
+                stack.enter_context(states.following(data))
+            before = [Settings(), _Recorder(keeping.history), states]
             after = [*keeping.callbacks]
             if patience is not None:
                 after.append(Patience("val/elbo", mode="max", patience=patience))

@@ -61,11 +61,13 @@ class _Home(NamedTuple):
     then: os.stat_result | int
 
     def stays(self) -> bool:
-        then = os.fstat(self.then) if isinstance(self.then, int) else self.then
         try:
-            return os.path.samestat(os.stat(self.path), then)
+            now = os.stat(self.path)
         except FileNotFoundError:
             return False
+        if isinstance(self.then, int):
+            return os.path.samestat(now, os.fstat(self.then))
+        return now.st_ino == self.then.st_ino  # every machine of a cluster numbers a shared disk itself
 
 
 class FolderMoved(FileNotFoundError):

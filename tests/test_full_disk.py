@@ -6,6 +6,8 @@ A limit on the size of files stands for it: each of them fails in the middle, as
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +105,17 @@ def test_a_folder_that_was_made_anew_is_not_the_one_that_was_there(tmp_path: Pat
         folder.mkdir()
         with pytest.raises(FolderMoved, match="was moved, renamed or removed"):
             check_stays(folder / "file")
+
+
+def test_a_shared_disk_has_another_number_on_every_machine(tmp_path: Path) -> None:
+    """As where the jobs of a sweep are done by machines of a cluster, which are told what the first one saw."""
+    there = list(os.stat(tmp_path))
+    there[stat.ST_DEV] += 7
+    with staying(tmp_path, os.stat_result(there)):
+        check_stays(tmp_path / "file")
+    there[stat.ST_INO] += 1
+    with staying(tmp_path, os.stat_result(there)), pytest.raises(FolderMoved):
+        check_stays(tmp_path / "file")
 
 
 def test_a_name_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def run_suite(
     from ..interruption import command
     from ..provenance import machine
     from ..reports.tables import wide_console
-    from ..runs.files import write_text
-    from ..runs.outputs import replacing, unfinished
+    from ..runs.files import read_record, write_text
+    from ..runs.outputs import put_aside, replacing, unfinished
 
     names = list(dict.fromkeys(names or [name for name in NAMES if name not in EXTRA]))
     unknown = [name for name in names if name not in NAMES]
@@ -87,6 +87,8 @@ def run_suite(
                 f"{output} holds {', '.join(others)}, which was not asked for and would be lost; choose another "
                 "--output, or move it away."
             )
+        if kept and read_record(Path(output), dict[str, Any]).get("command") not in (None, record["command"]):
+            put_aside(Path(output), "was measured by another command")
     with nullcontext() if output is None else replacing(Path(output), {}, overwrite=True) as written:
         part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
 

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -164,11 +165,12 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
     jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
-    container: Any = OmegaConf.to_container(settings.sweep)
-    if "${now:" in str(container["subdir"]):
+    raw: Any = OmegaConf.to_container(settings.sweep)
+    jobs_of = [one for one in own if not one.startswith("hydra.run.")] + [f"hydra.sweep.subdir={raw['subdir']}"]
+    if timed := next((one for one in jobs_of if "${now:" in one), None):
         raise ConfigurationError(
-            "hydra.sweep.subdir names a time, by which no job would be found again where the sweep goes on; name the "
-            "time in hydra.sweep.dir, and jobs by ${hydra.job.num} or ${hydra.job.override_dirname}."
+            f"{timed} names a time, by which no job would be found again where the sweep goes on; name the time in "
+            "hydra.sweep.dir alone."
         )
     random.seed(0)  # by which shuffle(…) puts jobs in the same order where the sweep goes on
 
@@ -302,9 +304,9 @@ def _job(
 
 
 def _searched(settings: Any, home: Path = Path()) -> list[Path]:
-    """The user's folders of option groups, which Hydra's settings name from home on."""
-    places = map(str, settings.searchpath or ())
-    return [home / place.removeprefix("file://") for place in places if place.startswith("file://")]
+    """Folders of option groups: the user's, which Hydra's settings name from home on, and before them the package's."""
+    places = [place for place in map(str, settings.searchpath or ()) if not place.startswith(("pkg:", "structured:"))]
+    return [*(home / place.removeprefix("file://") for place in places), Path(str(files(CONF)))]
 
 
 def _composed_of(settings: Any) -> list[str]:
@@ -434,7 +436,13 @@ def _one(
         changes = {name: OmegaConf.select(config, name) for name in ELSEWHERE if _touches(given, name)}
         _go_on(Run(Path(config.resume)), config, settings, allow, {**changes, **places})
         return
-    place = compose(settings, with_hydra=True).hydra.run
+    of_hydra = compose(settings, with_hydra=True).hydra
+    place = of_hydra.run
+    if of_hydra.mode == RunMode.MULTIRUN:
+        raise ConfigurationError(
+            "hydra.mode is MULTIRUN in a file of yours, of which no record would be kept to go on by; leave it out "
+            "there, and give --multirun."
+        )
     folder, timed = Path(place.dir).absolute(), _timed(place)
     rank, several = place_among(config)
     if rank:  # the first of several processes writes, and tells the others where

@@ -649,6 +649,10 @@ def test_a_benchmark_replaces_a_record_when_it_is_done(tmp_path: Path, monkeypat
         monkeypatch.setattr(startup, "run", at_once)
         run_suite(["startup"], output=output, progress=False)
     assert json.loads(output.read_text())["startup"] == {"seconds": 2.0}
+    monkeypatch.setattr(startup, "run", lambda **_: {"seconds": 3.0})
+    run_suite(["startup"], output=output, progress=False, threads=1)  # which is another measurement
+    [aside] = [path for path in tmp_path.iterdir() if path != output and "unfinished" not in path.name]
+    assert json.loads(aside.read_text())["command"] != json.loads(output.read_text())["command"]
     of_others = json.dumps({"kind": "benchmark", "startup": {}, "gradients": {}})
     output.write_text(of_others)
     with pytest.raises(

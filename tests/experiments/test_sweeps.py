@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,8 +147,14 @@ def test_jobs_have_the_same_order_and_folders_where_a_sweep_goes_on(jobs: dict[i
     assert sorted(Listener.trained) == [0, 1, 3, 4] != Listener.trained
     jobs.clear()
     assert swept(*given) == [2]
-    with pytest.raises(ConfigurationError, match=r"hydra\.sweep\.subdir names a time, by which no job would be found"):
-        swept("seed=0,1", "hydra.sweep.subdir=${hydra.job.num}_${now:%H%M%S}")
+    for timed in ("hydra.sweep.subdir=${hydra.job.num}_${now:%H%M%S}", "name=of_${now:%H%M%S}"):
+        with pytest.raises(ConfigurationError, match=f"{re.escape(timed)} names a time, by which no job would be"):
+            swept("seed=0,1", timed)
+    recipe = Path("recipes", "experiment", "search.yaml")
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n")
+    with pytest.raises(ConfigurationError, match=r"MULTIRUN in a file of yours, .* and give --multirun"):
+        run_with_hydra(["--config-dir", "recipes", "experiment=search"])
 
 
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(

@@ -643,6 +643,50 @@ def test_data_that_do_not_say_where_an_epoch_ends_are_told_of(tmp_path: Path) ->
         fit(*start(), sequences(16), **given)
 
 
+class Once(IterableDataset[Tensor]):
+    def __init__(self) -> None:
+        self.sequences = iter(sequences(16))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.sequences
+
+
+@pytest.mark.parametrize("which", ["data", "validation"])
+def test_a_stream_that_can_be_read_once_is_told_of(which: str) -> None:
+    """Else nothing was trained from the second epoch on, or the best weights were those of the first."""
+    given: Any = {"data": sequences(16), "validation": sequences(8)} | {which: DataLoader(Once(), 8)}
+    fit(*start(), **given, max_epochs=1, progress=False)
+    given[which] = DataLoader(Once(), 8)
+    with pytest.raises(ValueError, match=r"loader gave no batch in epoch 1; .* let their __iter__ make a new iterator"):
+        fit(*start(), **given, max_epochs=3, progress=False)
+
+
+class Tempered(MeanFieldGuide):
+    """Keeps a number as torch's modules do, beside its tensors."""
+
+    number = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.number = state["number"] + 1
+
+
+def test_what_modules_keep_beside_their_tensors_comes_back_from_a_checkpoint(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"validation": sequences(8), "progress": False, "directory": tmp_path}
+    model, _ = start()
+    last = fit(model, Tempered(model), sequences(16), max_epochs=1, **given).last_checkpoint
+    model, _ = start()
+    guide = Tempered(model)
+    fit(model, guide, sequences(16), max_epochs=2, resume=last, **given)
+    assert guide.number > 0
+    fit(*(model, guide), sequences(16), max_epochs=2, **given | {"directory": None})  # the best are in memory
+    model, guide = start()
+    with pytest.raises(ValueError, match=r"guide\._extra_state is dict there and nothing here"):
+        fit(model, guide, sequences(16), max_epochs=2, resume=last, **given)
+
+
 class Augmented(Dataset[Tensor]):
     def __len__(self) -> int:
         return 16

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
+    RandomSampler,
     Sampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -72,6 +74,21 @@ def sampled(sampler: Sampler[int]) -> DataLoader:
     return DataLoader(TensorDataset(sequences()), 8, sampler=sampler)
 
 
+class Walks(lightning.LightningDataModule):
+    """Its loaders have generators of their own, and are made anew in every process."""
+
+    def train_dataloader(self) -> DataLoader:
+        return own_loader()
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [validated()]
+
+
+def validated() -> DataLoader:
+    data = TensorDataset(sequences())
+    return DataLoader(data, 5, sampler=RandomSampler(data, num_samples=5, generator=torch.Generator().manual_seed(5)))
+
+
 class Noisy(Callback):
     """A user's callback that draws from all global generators."""
 
@@ -97,6 +114,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "a loader whose sampler has a generator": lambda: {
         "data": sampled(WeightedRandomSampler([1.0, 2.0] * 10, 20, generator=torch.Generator().manual_seed(4)))
     },
+    "a validation loader whose sampler has a generator": lambda: {"data": sequences(), "validation": validated()},
+    "a data module whose loaders have generators": lambda: {"data": Walks()},
     "data module, schedule": lambda: {"data": data_module(), "schedule": cosine},
     "data module, persistent workers": lambda: {"data": data_module(workers=1)},
     "every generator, clipped": lambda: {"data": sequences(), "callbacks": [Noisy()], "gradient_clip": 0.1},
@@ -131,13 +150,18 @@ def same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+def assert_same(one: dict[str, Any], two: dict[str, Any], *, persistent: bool = False) -> None:
     for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert same(one[part], two[part]), part
     # What a file holds depends on who else keeps something in it.
     own = [{name: value for name, value in state[KEY].items() if name not in ("holds", "fit")} for state in (one, two)]
     assert same(*own)
-    assert same(one["callbacks"]["RandomStates"], two["callbacks"]["RandomStates"])
+    # Workers that persist are given seeds once a process.
+    once = {"train_dataloader"} if persistent else set()
+    ranks = [[dict(mine) for mine in state["callbacks"]["RandomStates"]["ranks"]] for state in (one, two)]
+    for mine in chain(*ranks):
+        mine.update(dict.fromkeys(once))
+    assert same(*ranks)
     assert one["callbacks"]["_Recorder"]["rows"] == two["callbacks"]["_Recorder"]["rows"]
 
 
@@ -167,12 +191,13 @@ def test_a_fit_resumed_from_any_epoch_ends_as_the_whole_one(case: Callable[[], d
     for folder in folders:
         torch.manual_seed(int(folder.name[-1]) + 100)  # where the generators stand before must not matter
         history, state = quick(case(), folder, resume=folder / "checkpoints" / "last.ckpt")
-        assert_same(state, whole)
+        persistent = case is CASES["data module, persistent workers"]
+        assert_same(state, whole, persistent=persistent)
         assert history.rows == whole_history.rows
         if whole_history.best_checkpoint is not None:
             assert history.best_checkpoint == folder / "checkpoints" / "best.ckpt"
             best = (torch.load(h.best_checkpoint, weights_only=True) for h in (history, whole_history))
-            assert_same(*best)
+            assert_same(*best, persistent=persistent)
 
 
 def test_a_fit_that_validates_every_second_epoch_goes_on_as_any_other(tmp_path: Path) -> None:

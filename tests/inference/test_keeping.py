@@ -207,7 +207,10 @@ def test_a_callback_whose_folder_lightning_chooses_is_refused_too(tmp_path: Path
 def test_the_best_weights_outlast_a_part_of_the_fit_without_validation(place: str, tmp_path: Path) -> None:
     last = tmp_path / "1" / "checkpoints" / "last.ckpt"
     fit(*start(), directory=tmp_path / "1", max_epochs=1, **WORSE)
-    fit(*start(), directory=tmp_path / "1", resume=last, max_epochs=2, **WORSE | {"validation": None})
+    with pytest.warns(
+        UserWarning, match="fit: goes on without validation data, so that the weights left in place are the last"
+    ):
+        fit(*start(), directory=tmp_path / "1", resume=last, max_epochs=2, **WORSE | {"validation": None})
     folder = {"the same folder": tmp_path / "1", "another one": tmp_path / "2", "memory": None}[place]
     model, guide = start()
     best = fit(model, guide, directory=folder, resume=last, max_epochs=4, **WORSE).best_checkpoint
