@@ -65,8 +65,7 @@ class Comparison:
         log_p: (M, N), higher is better.
         pareto_k: (M, N), of the importance weights, see :class:`.LogLikelihood`; nan for annealing.
         looseness: (M,), mean gap between an upper and this lower bound on sequences that the model itself made, which
-            is how far the bound may lie below log p(x); nan where it cannot be measured, as
-            where none can be made.
+            is how far the bound may lie below log p(x); nan where it makes none, or they cannot be scored.
         looseness_error: (M,), its standard error over those sequences.
         n_frames: S, to convert to nats per frame; of frames that were observed in part, their mean number.
         level: of the intervals, over all pairs of models together.

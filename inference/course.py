@@ -186,8 +186,8 @@ def _same(now: Any, then: Any) -> bool:
     if not isinstance(now, Mapping):
         return bool(now == then)
     fingerprints = "exact" in now and "exact" in then and now.get("items") == then.get("items")
-    items = then.get("chosen", now.get("chosen")) == now.get("chosen")  # which older checkpoints do not say
-    items = items and then.get("subset", now.get("subset")) == now.get("subset")
+    # Which older checkpoints do not say.
+    items = all(then.get(name, now.get(name)) == now.get(name) for name in ("chosen", "subset"))
     number = now.get("sequences") == then.get("sequences")
     number = number and then.get("limit", now.get("limit")) == now.get("limit")  # of batches that are looked at
     return items and number and (not fingerprints or alike(now, then))  # type: ignore[arg-type]

@@ -283,7 +283,7 @@ def _job(
         allow: what a stored configuration may call.
         common: the settings that all jobs were given, so that they tell nothing of this one.
         subdir: where Hydra's own files lie in a job's folder; None for nowhere.
-        recipes: the user's files that jobs may be composed of, as they were when the sweep began.
+        recipes: the files that jobs may be composed of, as they were when the sweep began.
     """
     leave_to_parent()
     settings = HydraConfig.get()
@@ -304,7 +304,7 @@ def _job(
 
 
 def _searched(settings: Any, home: Path = Path()) -> list[Path]:
-    """Folders of option groups: the user's, which Hydra's settings name from home on, and before them the package's."""
+    """Folders of option groups: the user's, which Hydra's settings name from home on, and the package's, its first."""
     places = [place for place in map(str, settings.searchpath or ()) if not place.startswith(("pkg:", "structured:"))]
     return [*(home / place.removeprefix("file://") for place in places), Path(str(files(CONF)))]
 

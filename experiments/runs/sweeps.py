@@ -177,26 +177,34 @@ def begun(overrides: Sequence[str], folder: Path, timed: int) -> Iterator[Sweep]
         yield sweep
 
 
-def recipes_in(folders: Iterable[Path]) -> dict[str, str]:
-    """Name, such as ``experiment/mine.yaml``, -> digest of every file of option groups in folders of the user's."""
-    files = {f"{file.relative_to(folder)}": file for folder in folders for file in _yaml_in(folder)}
-    return {name: digest(files[name]) for name in sorted(files)}
-
-
-def check_recipes(used: Iterable[str], folders: Iterable[Path], then: Mapping[str, str]) -> None:
-    """Raise ConfigurationError where a file that a job is composed from was edited since its sweep began.
+def recipes_in(folders: Sequence[Path]) -> dict[str, str]:
+    """Name, such as ``experiment/mine.yaml``, -> digest of every file of option groups.
 
     Args:
-        used: names of the files, as of :func:`recipes_in`.
-        folders: of the user's.
-        then: what :func:`recipes_in` was when the sweep began.
+        folders: that Hydra searches, the last one first.
     """
-    now = recipes_in(folders)
-    if edited := next((name for name in used if name in then and now.get(name) != then[name]), None):
+    names = {f"{file.relative_to(folder)}" for folder in folders for file in _yaml_in(folder)}
+    return {name: _recipe(name, folders) for name in sorted(names)}
+
+
+def check_recipes(used: Iterable[str], folders: Sequence[Path], then: Mapping[str, str]) -> None:
+    """Raise ConfigurationError where a file that a job is composed of was edited since its sweep began.
+
+    Args:
+        used: names of the files.
+        folders: as of :func:`recipes_in`.
+        then: what that was when the sweep began.
+    """
+    if edited := next((name for name in used if name in then and _recipe(name, folders) != then[name]), None):
         raise ConfigurationError(
             f"{edited} was edited since this sweep began, so that its jobs would be of different settings; put it "
             "back, or begin a new sweep by another hydra.sweep.dir."
         )
+
+
+def _recipe(name: str, folders: Sequence[Path]) -> str:
+    """The digest of the file that Hydra takes by a name; an empty one where there is none."""
+    return next((digest(folder / name) for folder in reversed(folders) if (folder / name).is_file()), "")
 
 
 def _yaml_in(folder: Path) -> Iterator[Path]:
