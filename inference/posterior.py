@@ -205,8 +205,6 @@ def to_arviz(
     names = coordinates(coords or {}, tvae, x, {*following.observed})
     _check_variables(following, variables, names)
     alike: dict[str, Any] = {"observed": observed, "covariates": covariates, "groups": groups, "variables": variables}
-    if result is None and draws > FEW:  # what fails after the draws of this model, which would be lost, fails before
-        to_arviz(model, guide, x, draws=FEW, chunk_bytes=chunk_bytes, **alike)
     with ExitStack() as stack:
         if path is not None:
             # All that may fail in writing does so before the draws, which would be lost.
@@ -217,6 +215,8 @@ def to_arviz(
             if method == "nuts" and result is None:
                 size = expected_size(model, guide, x, draws=draws, num_chains=num_chains, **alike)
                 check_room(partial, size)
+        if result is None and draws > FEW:  # what fails after the draws, which would be lost, fails before
+            to_arviz(model, guide, x, draws=FEW, chunk_bytes=chunk_bytes, **alike)
         told_seed = seed if result is None else result.seed  # of the draws of the posterior
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())

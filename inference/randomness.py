@@ -136,8 +136,13 @@ class RandomStates(Callback):
         def made() -> Any:
             loaders = make()
             several = [*loaders.values()] if isinstance(loaders, Mapping) else loaders
-            self._generators[name] = generators_of(*(several if isinstance(several, list | tuple) else [several]))
-            _put(self._generators[name], self._stored.pop(name, ()))
+            generators = generators_of(*(several if isinstance(several, list | tuple) else [several]))
+            # One that loaders share has been put back already, and the first of them may have drawn from it since.
+            taken = {id(one) for others in self._generators.values() for one in others}
+            states = zip(generators, self._stored.pop(name, ()), strict=False)
+            for generator, state in (pair for pair in states if id(pair[0]) not in taken):
+                generator.set_state(state)
+            self._generators[name] = generators
             return loaders
 
         return made

@@ -89,6 +89,19 @@ def validated() -> DataLoader:
     return DataLoader(data, 5, sampler=RandomSampler(data, num_samples=5, generator=torch.Generator().manual_seed(5)))
 
 
+class Shared(lightning.LightningDataModule):
+    """One generator for all that it draws."""
+
+    def prepare_data(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(sequences()), 8, shuffle=True, generator=self.generator)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(TensorDataset(sequences()), 5, shuffle=True, generator=self.generator)
+
+
 class Noisy(Callback):
     """A user's callback that draws from all global generators."""
 
@@ -116,6 +129,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "a validation loader whose sampler has a generator": lambda: {"data": sequences(), "validation": validated()},
     "a data module whose loaders have generators": lambda: {"data": Walks()},
+    "a data module whose loaders share a generator": lambda: {"data": Shared()},
     "data module, schedule": lambda: {"data": data_module(), "schedule": cosine},
     "data module, persistent workers": lambda: {"data": data_module(workers=1)},
     "every generator, clipped": lambda: {"data": sequences(), "callbacks": [Noisy()], "gradient_clip": 0.1},
