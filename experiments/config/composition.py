@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,7 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
         ConfigurationError: an override names nothing that exists, with the nearest names that do.
     """
     overrides = current_overrides(overrides)
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONF, **BEHAVIOUR):
+    with _initialized():
         try:
             config = hydra_compose("config", overrides=overrides, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
@@ -169,6 +169,18 @@ def compose(overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictC
     return config
 
 
+@contextmanager
+def _initialized() -> Iterator[None]:
+    """Hydra, ready to compose; that of a sweep, whose job composes something, is there again afterwards."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONF, **BEHAVIOUR):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
 @functools.cache
 def _default_groups() -> tuple[str, ...]:
     """The groups of which every configuration has one option."""
@@ -180,7 +192,7 @@ def _default_groups() -> tuple[str, ...]:
 def check_names(overrides: Sequence[str]) -> None:
     """Raise ConfigurationError at a mistyped name where several runs are asked for, whose values one cannot compose."""
     compose([override.input_line for override in parsed(overrides) if not override.is_sweep_override()])
-    with initialize_config_module(CONF, **BEHAVIOUR):
+    with _initialized():
         mistake = _mistake(overrides)
     if mistake:
         raise ConfigurationError(mistake)

@@ -139,6 +139,20 @@ def test_jobs_are_composed_of_files_as_they_were_when_the_sweep_began(
     assert swept(*given) == [1]
 
 
+def test_a_job_that_composes_another_configuration_leaves_the_sweep_to_the_next(
+    jobs: dict[int, BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that goes on, to know what is the default of a setting that its run was begun without."""
+    whole = train.train_run
+
+    def composing(*given: Any) -> float | None:
+        compose(["seed=7"])
+        return whole(*given)
+
+    monkeypatch.setattr(train, "train_run", composing)
+    assert swept("seed=0,1,2", "hydra.sweep.dir=sweep") == [0, 1, 2]
+
+
 def test_jobs_have_the_same_order_and_folders_where_a_sweep_goes_on(jobs: dict[int, BaseException]) -> None:
     given = ["seed=shuffle(range(0,5))", "hydra.sweep.dir=sweep"]
     jobs[2] = ConfigurationError("that cannot be.")
