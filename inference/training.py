@@ -98,7 +98,8 @@ def fit(
         objective: what is maximised, :class:`ELBO` by default; ``IWAE`` and ``DReG`` want ``num_particles`` above 1.
             Any (model, guide, num_particles) -> :class:`Objective`, or an ELBO of Pyro's with a differentiable loss,
             such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
-        warmup_steps: steps over which the weight of the KL rises from 0.
+        warmup_steps: steps over which the weight of the KL rises from 0, at most half of the fit's: of another
+            ``max_epochs`` it may rise otherwise.
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
@@ -112,7 +113,7 @@ def fit(
             so has one that goes on from another file of ``checkpoints`` than ``last.ckpt``.
         resume: a ``last.ckpt`` to go on from. With the other arguments as they were, the fit ends as one that was
             never stopped, bit by bit: weights, optimizer, schedule, order of the data and random generators, the global
-            ones and torch's that a loader and its samplers hold as ``generator``; what is drawn from others, in
+            ones and torch's that loaders and their samplers hold as ``generator``; what is drawn from others, in
             workers that persist too, is not in a checkpoint, and from within an epoch, as by ``max_steps`` or a
             Trainer's ``val_check_interval``, the rest of it is drawn anew or left out.
             Settings given otherwise than then win, such as a learning rate or patience; another optimizer, schedule or
