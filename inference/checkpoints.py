@@ -340,9 +340,9 @@ def _kind(value: Any) -> str:
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, str]:
-    """Of each tensor its shape, and of what a module stores beside, as torch's ``get_extra_state``, its type."""
+    """Of each tensor its shape; what a module keeps beside, by torch's ``get_extra_state``, may be of any kind."""
     return {
-        name: str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+        name: str(tuple(value.shape)) if isinstance(value, torch.Tensor) else "no tensor"
         for name, value in state.items()
     }
 
