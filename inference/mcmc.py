@@ -25,6 +25,7 @@ from pyro_tvae.posteriors import draw, moments
 from pyro_tvae.programs import call, untouched_store
 
 from .arviz_adapter import diagnose
+from .chunks import chunk_of, in_chunks
 from .densities import scored
 from .fingerprints import Fingerprint, alike, fingerprint
 from .inspection import prior_trace, shared_sites
@@ -426,7 +427,13 @@ def guide_quality(
     check_drawn(result, model, x, observed, covariates, shared, "guide_quality")
     with seeded(seed):
         posterior = posterior_of(guide, x, observed, covariates)
-        values, log_w = weighted_particles(model, posterior, x, num_particles, covariates, observed)
+
+        def make(_: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
+            return weighted_particles(model, posterior, x, size, covariates, observed)
+
+        chunks, weights = zip(*in_chunks(num_particles, chunk_of(x, None), make), strict=True)
+    log_w = torch.cat(weights)
+    values = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
     values = {name: value.squeeze(1) if name in shared else value for name, value in values.items()}
     proposed = {name: value.cpu().double() for name, value in identified(tvae, values).items()}
     difference, ratio = {}, {}

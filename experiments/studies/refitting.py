@@ -62,8 +62,16 @@ def refit(run: Run, reference: Run, sequences: int) -> dict[str, float]:
     Returns:
         ``elbo`` and ``iwae`` of the refitted guide, ``best``, the best estimate of the model's log p(x), and ``gap``,
         from the ELBO to it; in nats per frame.
+
+    Raises:
+        ValueError: the reference was not annealed, as where that failed: its best estimate is not known yet.
     """
     own, annealed = run.load(), added(reference, ANNEALED)
+    if not annealed:
+        raise ValueError(
+            f"{reference.path / ANNEALED} is not made yet, by which the guides of the other runs are judged; give the "
+            "command again once it is."
+        )
     held, config = take_over(own.model, reference.load().model), own.config
     torch.manual_seed(config.seed)
     guide = make(config.guide)(held)

@@ -125,6 +125,16 @@ def test_a_study_runs_what_is_missing_and_adds_seeds(tmp_path: Path, monkeypatch
         "conditional, seed 0, its guide fitted to the model of mean field"
     ]
     assert json.loads(path.read_text())["of"] == refitted["of"]
+    # Nor is it judged by a reference that could not be annealed, for then its own bound would be the best.
+    path.unlink()
+    next(folder.glob("mean*/seed0/annealed.json")).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "_anneal", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(CellsFailed, match=r"annealed\.json is not made yet, by which the guides of the other runs"):
+            reproduce("tiny", output=tmp_path, progress=said.append)
+    assert not path.exists()
+    reproduce("tiny", output=tmp_path, progress=said.append)
+    assert json.loads(path.read_text()) == refitted
 
 
 @pytest.mark.parametrize("given", [{"data.n_test": 9}, None])

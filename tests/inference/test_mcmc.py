@@ -136,6 +136,29 @@ def test_arviz_data_of_nuts(tmp_path: Path) -> None:
     assert data["sequence_stats"]["ess"].dims == data["sequence_stats"]["rhat"].dims == ("sequence",)
 
 
+def test_a_guide_is_judged_in_chunks_that_make_up_all_its_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what decodes a thousand draws at once would end, for want of memory, what the chains took hours for."""
+    model = MODELS["roll"]()
+    guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
+    result = nuts(model, x, init=guide, num_samples=8, warmup_steps=8)
+    whole, sizes = mcmc.weighted_particles, list[int]()
+
+    def noted(*given: Any) -> Any:
+        sizes.append(given[3])
+        return whole(*given)
+
+    monkeypatch.setattr(mcmc, "weighted_particles", noted)
+    at_once = guide_quality(model, guide, x, result, num_particles=4000)
+    assert sum(sizes) == 4000
+    sizes.clear()
+    monkeypatch.setattr(mcmc, "chunk_of", lambda *_: 700)
+    in_parts = guide_quality(model, guide, x, result, num_particles=4000)
+    assert sizes == [700] * 5 + [500]
+    for name, ratio in at_once.variance_ratio.items():
+        torch.testing.assert_close(in_parts.variance_ratio[name], ratio, rtol=0.5, atol=0)
+    assert in_parts.pareto_k.isfinite().all()
+
+
 def test_arviz_data_of_a_result_and_a_guides_quality() -> None:
     model = MODELS["roll"]()
     guide, x = default_guide(model), torch.rand(2, 3, *FRAME)
