@@ -126,8 +126,6 @@ class Comparison:
         ``looseness`` of the model's own bound; ``bad_k``, the share of sequences whose Pareto k is above 0.7; and
         ``warning``, why the difference from the best is not decided.
         """
-        from xarray import Dataset
-
         means = self.log_p.mean(1)
         order = means.argsort(descending=True).tolist()
         best = self.names[order[0]]
@@ -149,11 +147,14 @@ class Comparison:
             "bad_k": bad[order].tolist(),
             "warning": ["" if d is None else d.warning for d in differences],
         }
-        rows = Dataset(
-            {name: ("model", values) for name, values in columns.items()},
-            coords={"model": [self.names[k] for k in order]},
-        )
-        return rows.to_dataframe()
+        return _rows(columns, [self.names[k] for k in order])
+
+
+def _rows(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> DataFrame:
+    from xarray import Dataset
+
+    values = {name: ("model", [*column]) for name, column in columns.items()}
+    return Dataset(values, coords={"model": [*names]}).to_dataframe()
 
 
 @judges
@@ -221,6 +222,7 @@ def compare(
             f"compare: fitted is of type {type(fitted).__name__}; expected a mapping of names to pairs, such as "
             "{'one': (model, guide), 'other': (model, guide)}."
         )
+    _rows({"rank": [0]}, ["one"])  # what fails in it would lose what is computed
     check_whole("compare", num_particles=num_particles, batch_size=batch_size)
     check_whole("compare", 2, n_simulations=n_simulations)
     if len(fitted) < 2 or not 0 < level < 1:

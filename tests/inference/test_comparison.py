@@ -27,7 +27,7 @@ from pyro_tvae import (
     OrbitEnergy,
     default_guide,
 )
-from pyro_tvae.inference import Annealing, Comparison, bound_gap, compare, log_weights, simulate
+from pyro_tvae.inference import Annealing, Comparison, bound_gap, compare, comparison, log_weights, simulate
 
 FRAME, S, SIGMA = (1, 2, 3), 3, 0.5
 
@@ -295,6 +295,17 @@ def test_every_pair_is_given_the_covariates_that_it_takes(annealing: Annealing |
     assert told.difference("told", "plain").warning == "looseness not known"
     with pytest.raises(ValueError, match="covariate 'lable' is taken neither by the model nor by the guide"):
         compare(fitted, x, 5, covariates={"lable": torch.zeros(6)}, **options)
+
+
+def test_a_table_that_cannot_be_made_is_told_of_before_anything_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("xarray")
+
+    monkeypatch.setattr(comparison, "_rows", broken)
+    monkeypatch.setattr(comparison, "log_likelihood", lambda *_, **__: pytest.fail("a model was judged"))
+    made = toys(0.0, 0.0)
+    with pytest.raises(ImportError):
+        compare(pairs(made), made["toy 0"].sequences(4), 20)
 
 
 class Scoring(dist.Normal):
