@@ -147,12 +147,8 @@ class Fitting(lightning.LightningModule):
     @property
     def beta(self) -> float:
         """Weight of the KL at the current step."""
-        length = self._warmup
+        length = min(self.warmup_steps, self.n_steps / 2)
         return self.final_beta * (min(1.0, (self.global_step + 1) / length) if length >= 1 else 1.0)
-
-    @property
-    def _warmup(self) -> float:
-        return min(self.warmup_steps, self.n_steps / 2)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.capture is not None and self.capture.replaying:
@@ -436,7 +432,6 @@ class Fitting(lightning.LightningModule):
             "frame_dropout": self.frame_dropout,
             "subsample_frames": self.subsample_frames,
             "warmup_steps": self.warmup_steps,
-            "warmup": self._warmup,  # which another end of the fit makes another one
             "gradient_clip": self.trainer.gradient_clip_val,
             "gradient_clip_algorithm": str(self.trainer.gradient_clip_algorithm or "norm"),
             "precision": self.trainer.precision,

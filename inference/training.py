@@ -99,7 +99,7 @@ def fit(
             Any (model, guide, num_particles) -> :class:`Objective`, or an ELBO of Pyro's with a differentiable loss,
             such as ``pyro.infer.Trace_ELBO``. Validation goes by the ELBO.
         warmup_steps: steps over which the weight of the KL rises from 0, at most half of the fit's: with another
-            ``max_epochs`` it may rise anew, of which a warning tells.
+            ``max_epochs`` it may rise anew.
         beta: weight of the KL after the warm-up; 1 for a bound of log p(x).
         num_particles: draws per sequence and step.
         frame_dropout: share of training sequences that the guide sees only in part, see :class:`Fitting`.
