@@ -257,18 +257,19 @@ def compare(
         else:
             check_likelihood(model, guide, x, whole, given)
     # Of other covariates nothing tells what belongs to simulated sequences.
-    masked = [given.keys() <= {"measured"} for given in told]
-    simulable = [alone and _simulates(model) for (model, _), alone in zip(pairs, masked, strict=True)]
+    simulable = [
+        given.keys() <= {"measured"} and _simulates(model) for (model, _), given in zip(pairs, told, strict=True)
+    ]
     bounds, ks, gaps = [], [], []
-    for index, ((model, guide), given) in enumerate(zip(pairs, told, strict=True)):
+    for index, ((model, guide), given, simulates) in enumerate(zip(pairs, told, simulable, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
         unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
         if annealing is None:
             tried = {
                 numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index, **of_simulated)
-                if simulable[index]
+                if simulates
                 else unknown
-                for numbers in _numbers(model, guide, x, num_particles, frame_averages and simulable[index])
+                for numbers in _numbers(model, guide, x, num_particles, frame_averages and simulates)
             }
             k, m = min(tried, key=lambda numbers: float(tried[numbers].mean()))
             own |= {"observed": observed, "covariates": given, "batch_size": batch_size}
@@ -282,7 +283,7 @@ def compare(
             own["annealing"] = annealing
             bounds.append(annealed_importance(walked, by, x, observed=whole, covariates=given, **own).log_p)
             ks.append(torch.full_like(bounds[-1], math.nan))
-            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if simulable[index] else unknown)
+            gaps.append(bracket(walked, by, n_simulations, **of_simulated, **own).gap if simulates else unknown)
     return Comparison(
         tuple(fitted),
         torch.stack(bounds),

@@ -431,7 +431,7 @@ def guide_quality(
         def make(_: int, size: int) -> tuple[dict[str, Tensor], Tensor]:
             return weighted_particles(model, posterior, x, size, covariates, observed)
 
-        chunks, weights = zip(*in_chunks(num_particles, chunk_of(x, None), make), strict=True)
+        chunks, weights = zip(*in_chunks(num_particles, chunk_of(x), make), strict=True)
     log_w = torch.cat(weights)
     values = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
     values = {name: value.squeeze(1) if name in shared else value for name, value in values.items()}

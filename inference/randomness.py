@@ -121,15 +121,16 @@ class RandomStates(Callback):
     @contextmanager
     def following(self, data: lightning.LightningDataModule) -> Iterator[None]:
         """Have the loaders of a data module go on with the states that a checkpoint holds of their generators."""
-        before = dict(vars(data))
-        for name in (hooks := ("train_dataloader", "val_dataloader")):
+        hooks = ("train_dataloader", "val_dataloader")
+        before = {name: vars(data)[name] for name in hooks if name in vars(data)}
+        for name in hooks:
             setattr(data, name, self._followed(name, getattr(data, name)))
         try:
             yield
         finally:
             for name in hooks:
                 delattr(data, name)
-                vars(data).update({name: before[name]} if name in before else {})
+            vars(data).update(before)
 
     def _followed(self, name: str, make: Callable[[], Any]) -> Callable[[], Any]:
         @functools.wraps(make)

@@ -61,7 +61,7 @@ def run_suite(
     from ..interruption import command
     from ..provenance import machine
     from ..reports.tables import wide_console
-    from ..runs.files import read_record, write_text
+    from ..runs.files import write_text
     from ..runs.outputs import put_aside, replacing, unfinished
 
     names = list(dict.fromkeys(names or [name for name in NAMES if name not in EXTRA]))
@@ -77,17 +77,18 @@ def run_suite(
     )
 
     if output is not None:
-        kept = _measured(Path(output)) if Path(output).is_file() else []
-        if kept is None:
+        former = _former(Path(output)) if Path(output).is_file() else {}
+        if former is None:
             raise FileExistsError(
                 f"{output} is there already, and is no record of benchmarks; choose another --output, or move it away."
             )
+        kept = [name for name in NAMES if name in former]
         if others := [name for name in kept if name not in names]:
             raise FileExistsError(
                 f"{output} holds {', '.join(others)}, which was not asked for and would be lost; choose another "
                 "--output, or move it away."
             )
-        if kept and read_record(Path(output), dict[str, Any]).get("command") not in (None, record["command"]):
+        if kept and former.get("command") not in (None, record["command"]):
             put_aside(Path(output), "was measured by another command")
     with nullcontext() if output is None else replacing(Path(output), {}, overwrite=True) as written:
         part = unfinished(Path(output), {"benchmarks": names, "threads": threads}) if output is not None else None
@@ -99,8 +100,7 @@ def run_suite(
                 write_text(path, json.dumps(record, indent=2) + "\n")
 
         if part is not None and part.exists():  # of one that was interrupted, whose measurements took their time
-            former = part.rename(free_name(part))
-            print(f"what was finished before is in {former}", flush=True)
+            print(f"what was finished before is in {part.rename(free_name(part))}", flush=True)
         write()
         console = wide_console()
         here = record["machine"]
@@ -124,14 +124,14 @@ def run_suite(
         return record
 
 
-def _measured(path: Path) -> list[str] | None:
-    """The benchmarks in a record, which newer ones of them may replace; None of what is no record."""
+def _former(path: Path) -> dict[str, Any] | None:
+    """A record of benchmarks, which newer ones of them may replace; None of what is no record."""
     from ..runs.files import read_record
 
     with suppress(OSError, ValueError):
         record = read_record(path, dict[str, Any])
         if record.get("kind") == "benchmark":
-            return [name for name in NAMES if name in record]
+            return record
     return None
 
 

@@ -165,8 +165,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
     jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
-    raw: Any = OmegaConf.to_container(settings.sweep)
-    jobs_of = [one for one in own if not one.startswith("hydra.run.")] + [f"hydra.sweep.subdir={raw['subdir']}"]
+    subdir_of = f"hydra.sweep.subdir={_written(settings.sweep, 'subdir')}"
+    jobs_of = [*(one for one in own if not one.startswith("hydra.run.")), subdir_of]
     if timed := next((one for one in jobs_of if "${now:" in one), None):
         raise ConfigurationError(
             f"{timed} names a time, by which no job would be found again where the sweep goes on; name the time in "
@@ -291,8 +291,7 @@ def _job(
     own = [text for text in settings.overrides.task if text.lstrip("+~").partition("=")[0] not in common]
     told: list[str] = []
     with failing(told.append):
-        if recipes:
-            check_recipes(_composed_of(settings), _searched(settings, Path(settings.runtime.cwd)), recipes)
+        check_recipes(_composed_of(settings), _searched(settings, Path(settings.runtime.cwd)), recipes)
         return _trained(config, path, allow, subdir, home, proposed=settings.sweeper._target_ != SWEEPER)
     [said] = told
     failure = Failure(int(settings.job.num), tuple(own), said)
@@ -474,9 +473,14 @@ def _timed(place: DictConfig) -> int:
         >>> _timed(OmegaConf.create({"dir": "runs/${name}/${now:%Y-%m-%d}/${now:%H-%M-%S}"}))
         2
     """
-    container: Any = OmegaConf.to_container(place)
-    names = Path(container["dir"]).parts
+    names = Path(_written(place, "dir")).parts
     return next((len(names) - number for number, name in enumerate(names) if "${now:" in name), 0)
+
+
+def _written(node: DictConfig, name: str) -> str:
+    """A setting as it is written, not as what it interpolates is now."""
+    container: Any = OmegaConf.to_container(node)
+    return str(container[name])
 
 
 def _check_beside_resume(given: Sequence[str], *fitting: str) -> None:

@@ -30,7 +30,7 @@ class SweepRecord(TypedDict, total=False):
 
     overrides: list[str]
     finished: bool
-    recipes: dict[str, str]  # a digest of each file of the user's that jobs may be composed from
+    recipes: dict[str, str]  # a digest of each file that jobs may be composed of
 
 
 class FailureRecord(TypedDict):

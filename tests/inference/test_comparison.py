@@ -9,7 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from gaussian import Affine
+from gaussian import Affine, Unsampled
 from pyro import poutine
 from scipy import stats
 from torch import Tensor
@@ -308,18 +308,9 @@ def test_a_table_that_cannot_be_made_is_told_of_before_anything_is_judged(monkey
         compare(pairs(made), made["toy 0"].sequences(4), 20)
 
 
-class Scoring(dist.Normal):
-    """Scores pixels, and draws none."""
-
-    def sample(self, *_: object) -> Any:
-        raise NotImplementedError
-
-    rsample = sample
-
-
 class Scored(Normal):
     def forward(self, parameters: Tensor) -> Any:
-        return Scoring(parameters, SIGMA)
+        return Unsampled(parameters, SIGMA)
 
 
 @pytest.mark.parametrize("annealing", [None, Annealing(num_chains=2, num_temperatures=3)])

@@ -18,7 +18,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray
-from gaussian import Affine
+from gaussian import Affine, Unsampled
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
@@ -633,19 +633,11 @@ for call in (lambda: to_arviz(model, guide, x, draws=2), lambda: nuts(model, x, 
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="it has no pwd")
 class Logged(TVAE):
     """Notes one number of a whole batch, which belongs to no sequence."""
 
     def heads(self, t: Tensor) -> None:
         pyro.deterministic("energy", t.square().sum())
-
-
-class Unsampled(dist.Normal):
-    def sample(self, *_: object) -> Any:
-        raise NotImplementedError
-
-    rsample = sample
 
 
 class Scored(Likelihood):
@@ -675,6 +667,7 @@ def test_what_fails_after_the_draws_fails_before(
     assert len(made) <= 1  # the few that are tried
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pwd")
 def test_without_a_home_arviz_is_missed_before_the_draws() -> None:
     """Some of its versions look for a cache in it when they are imported; others do not mind."""
     done = subprocess.run([sys.executable, "-c", HOMELESS], capture_output=True, text=True, timeout=300)
