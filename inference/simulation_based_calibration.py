@@ -7,6 +7,7 @@ the posterior under test. Under the exact posterior the rank of the true value a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from .progress import progress_bar
 __all__ = ["Calibration", "calibration"]
 
 LOG_LIKELIHOOD = "log_likelihood"
+MANY_BINS = 20  # as many as a histogram of ranks is looked at with; each wants five simulations
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,13 @@ def calibration(
     check_whole("calibration", **numbers, warmup_steps=warmup_steps, thin=thin)
     refuse_further_terms(model, model.blank_sequence, "calibration")
     refuse_fixed(guide, "calibration")
+    if all((n_draws + 1) % bins for bins in range(2, max(MANY_BINS, n_simulations // 5) + 1)):  # before hours of NUTS
+        warnings.warn(
+            f"calibration: {n_draws} draws make {n_draws + 1} ranks, which fill no number of bins up to {MANY_BINS} "
+            "evenly, as histograms and p-values want; expected one draw less than a multiple of the bins, such as "
+            f"{max(1, round((n_draws + 1) / 10)) * 10 - 1}.",
+            stacklevel=3,
+        )
     parts: list[dict[str, Tensor]] = []
     with seeded(seed), progress_bar(n_simulations, "calibration", shown=progress, leave=False) as bar:
         for start in range(0, n_simulations, batch_size):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dis import get_instructions
-from functools import cached_property, partial, partialmethod
+from functools import cache, cached_property, partial, partialmethod
 from importlib.util import MAGIC_NUMBER
+from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -19,6 +21,7 @@ from .parts import Part, dotted
 __all__ = ["digests", "edited", "several"]
 
 INTERPRETER = "interpreter"  # beside the classes: bytes of code compare within one version of Python
+LOOKS = 2  # counts the ways in which this module has looked at code, between which nothing compares either
 LOADED = ("LOAD_GLOBAL", "LOAD_NAME")
 MANY = 10_000  # values of a table, more of which are data
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
@@ -31,9 +34,9 @@ def digests(*modules: nn.Module, functions: Iterable[Any] = ()) -> dict[str, str
 
     And of functions of the user's, where some are given.
 
-    With the numbers, words and tuples that it names, but for those that code counts on: what a program changes while it
-    runs, as tables that it fills, tells of no edit. Not of source files, which may have been edited since they were
-    imported. Empty where there are no such classes.
+    With the numbers, words and tuples that it names, but for those that code counts on. What else it names, as tables
+    and tensors, a program may change while it runs: of that counts how the module's file makes it, as that stood when
+    this process first asked. Empty where there are no such classes.
 
     Example:
         >>> import pyro_tvae
@@ -48,7 +51,7 @@ def digests(*modules: nn.Module, functions: Iterable[Any] = ()) -> dict[str, str
         with suppress(Exception):  # of objects that do not let themselves be looked at
             said = [made.get(dotted(one), ""), *_Code().of(one)]  # several functions may have one name, as <lambda>
             made[dotted(one)] = hashlib.sha256("\n".join(said).encode()).hexdigest()[:16]
-    interpreter = f"{MAGIC_NUMBER.hex()}{sys.flags.optimize}"
+    interpreter = f"{MAGIC_NUMBER.hex()}{sys.flags.optimize}.{LOOKS}"
     return {INTERPRETER: interpreter, **dict(sorted(made.items()))} if made else {}
 
 
@@ -143,30 +146,77 @@ class _Code:
         counted = {name for function in _functions(vars(cls)) for name in _stored(function, "STORE_ATTR")}
         for name, value in sorted(vars(cls).items()):
             if name not in ASIDE and not (name in counted and _plain(value)):
-                said = [*self.of(value)]
+                said = [*self.of(value), *self._made(value, f"{cls.__qualname__}.{name}", _scope_of(cls))]
                 yield from [name, *said] if said else ()  # of what others put there, nothing
 
     def _of_function(self, function: FunctionType) -> Iterator[str]:
         yield from self._all(*(function.__defaults__ or ()), *_items(function.__kwdefaults__ or {}))
+        yield from self._made(function, function.__qualname__, function.__globals__)
         counted = _stored(function, "STORE_DEREF")
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             with suppress(ValueError):  # it is empty
                 if name not in counted:
                     yield from self.of(cell.cell_contents)
-        for code in _codes(function.__code__):
-            yield code.co_code.hex()
-            yield from self._all(*(one for one in code.co_consts if one != function.__doc__))
-            yield from code.co_names
-            yield from self._all(*self._named(code, function.__globals__))
+        yield from self._of_code(function.__code__, function.__globals__, function.__doc__)
 
-    def _named(self, code: CodeType, scope: dict[str, Any]) -> Iterator[Any]:
-        """What code calls by name, also in modules of the user's."""
+    def _of_code(self, whole: CodeType, scope: dict[str, Any], doc: str | None = None) -> Iterator[str]:
+        for code in _codes(whole):
+            yield code.co_code.hex()
+            yield from self._all(*(one for one in code.co_consts if one != doc))
+            yield from code.co_names
+            yield from self._named(code, scope)
+
+    def _named(self, code: CodeType, scope: dict[str, Any]) -> Iterator[str]:
+        """What is said by what code calls by name, also in modules of the user's."""
         called = _named_by(code, *LOADED)  # of attributes that are called the same as a value of the module, none
         modules = (vars(scope[name]) for name in sorted(called) if _is_own_module(scope.get(name)))
         for one, names in ((scope, called), *((module, {*code.co_names}) for module in modules)):
             if id(one) not in self._counted:
                 self._counted[id(one)] = {name for each in _functions(one) for name in _stored(each, "STORE_GLOBAL")}
-            yield from (one[name] for name in sorted(names & one.keys() - self._counted[id(one)]))
+            for name in sorted(names & one.keys() - self._counted[id(one)]):
+                yield from self.of(one[name])
+                yield from self._made(one[name], name, one)
+
+    def _made(self, value: Any, name: str, scope: dict[str, Any]) -> Iterator[str]:
+        """What the module's file says of how a value that does not speak for itself is made; each once."""
+        file = scope.get("__file__")
+        for code in _expressions(file).get(name, ()) if isinstance(file, str) and not _plain(value) else ():
+            if id(code) not in self._seen:
+                self._seen.add(id(code))
+                yield from self._of_code(code, scope)
+
+
+def _scope_of(cls: type) -> dict[str, Any]:
+    """The module that a class is of; nothing where that is of no process, as for a class of a removed module."""
+    return vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+
+
+@cache  # as it was when it was first asked for: what is edited later is not what runs
+def _expressions(file: str) -> dict[str, list[CodeType]]:
+    """Name -> what a module's file sets it to outside of functions, and of a function its defaults; as code."""
+    found: dict[str, list[CodeType]] = {}
+
+    def look(within: ast.AST, prefix: str = "") -> None:
+        for one in ast.iter_child_nodes(within):
+            names, values = {""}, []
+            if isinstance(one, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                targets = one.targets if isinstance(one, ast.Assign) else [one.target]
+                names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+                values = [one.value]
+            elif isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                names, values = {one.name}, [*one.decorator_list, *one.args.defaults, *one.args.kw_defaults]
+            elif isinstance(one, ast.ClassDef):
+                names, values = {one.name}, [*one.decorator_list, *(keyword.value for keyword in one.keywords)]
+                look(one, f"{prefix}{one.name}.")
+            elif isinstance(one, ast.stmt | ast.excepthandler | ast.match_case):
+                look(one, prefix)
+            code = [compile(ast.Expression(value), file, "eval") for value in values if value is not None]
+            for name in names if code else ():
+                found.setdefault(prefix + name, []).extend(code)
+
+    with suppress(OSError, SyntaxError, ValueError):  # of no file, or of one without source
+        look(ast.parse(Path(file).read_bytes()))
+    return found
 
 
 def _items(given: Mapping[str, Any]) -> list[Any]:

@@ -177,7 +177,7 @@ def likelihood_run(
             "threads": torch.get_num_threads(),
             "seed": seed,
             "remark": model.likelihood.remark,
-            "rows": [],
+            "rows": [*done.values()],
         }
         if scored:
             record["scored"] = scored
@@ -198,8 +198,8 @@ def likelihood_run(
                     if bound.num_particles > 20:  # without a tail of five weights there is no Pareto k to count
                         row["unreliable"] = int((bound.pareto_k > RELIABLE_PARETO_K).sum())
                     done[what] = row
-                record["rows"].append(done[what])
-                _write(begun, record, first)
+                    record["rows"] = [*done.values()]
+                    _write(begun, record, first)
         if temperatures:
             options: dict[str, Any] = {
                 "annealing": Annealing(num_chains=chains, num_temperatures=temperatures),
@@ -213,8 +213,8 @@ def likelihood_run(
                 log_p, error = annealed.log_p, annealed.standard_error
                 assert first is not None
                 done[what] = _row(what, log_p, first, error, annealed.ess, since, lengths)
-            record["rows"].append(done[what])
-            _write(begun, record, first)
+                record["rows"] = [*done.values()]
+                _write(begun, record, first)
             if given["covariates"].keys() <= {"measured"}:  # nothing tells what else belongs to simulated sequences
                 masks = {"observed": given["observed"], **given["covariates"]}
                 bounds = bracket(model, guide, len(x), **masks, **options)

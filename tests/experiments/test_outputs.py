@@ -375,6 +375,25 @@ def test_what_was_begun_is_not_begun_anew_since_it_cannot_be_read_now(
     assert f"{ranks} could not be read, and is {aside} now" in capsys.readouterr().out
 
 
+def test_rows_that_are_kept_stay_kept_while_further_ones_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", "plain")
+    with monkeypatch.context() as patched:
+        killed_at(patched, likelihood, "log_likelihood", 3)
+        with pytest.raises(KeyboardInterrupt):
+            likelihood_run(run, particles=[1, 5, 9])
+    rows, write = [], likelihood._write
+
+    def counts(path: Path, record: Any, *given: Any) -> None:
+        rows.append(len(record["rows"]))
+        write(path, record, *given)
+
+    monkeypatch.setattr(likelihood, "_write", counts)
+    likelihood_run(run, particles=[1, 5, 9])
+    assert rows == [3, 3]  # what was kept and the further row, and the whole file
+
+
 @pytest.mark.usefixtures("plain_pages")
 def test_room_for_what_is_computed_is_kept_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up meanwhile took a comparison of hours, and all draws of a sampler."""

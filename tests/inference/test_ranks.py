@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -31,6 +33,16 @@ def toy(shift: float = 0.0, widen: float = 0.0, sigma: float = 0.5) -> tuple[TVA
         layer.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
         layer.bias.copy_(torch.cat([shift * precision.rsqrt(), widen - precision.log()]))
     return model, guide
+
+
+@pytest.mark.parametrize(("n_draws", "n_simulations", "told"), [(100, 4, 1), (99, 4, 0), (63, 4, 0), (100, 505, 0)])
+def test_draws_whose_ranks_fill_no_bins_are_told_of_before(n_draws: int, n_simulations: int, told: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ranks = calibration(*toy(), n_simulations, n_draws, batch_size=505).ranks
+    assert len(ranks["z"]) == n_simulations
+    said = "calibration: 100 draws make 101 ranks, which fill no number of bins up to 20 evenly, .* such as 99.$"
+    assert sum(bool(re.match(said, str(one.message))) and one.filename == __file__ for one in caught) == told
 
 
 def test_the_exact_posterior_is_calibrated() -> None:

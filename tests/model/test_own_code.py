@@ -1,5 +1,6 @@
 """Code of a user's classes that was edited since a file or a checkpoint was written is told of."""
 
+import importlib.util
 import math
 import sys
 import warnings
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import pyro_tvae
-from pyro_tvae import TVAE, CapsuleRoll, Guide
+from pyro_tvae import TVAE, CapsuleRoll, Guide, own_code
 from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.own_code import digests, edited
 from pyro_tvae.storage import edited_since
@@ -125,10 +126,63 @@ OTHERWISE = {
 }
 
 
+FILED = """
+import dataclasses
+import torch
+from pyro_tvae import MeanFieldGuide
+
+@dataclasses.dataclass
+class Options:
+    scale: float
+
+def scaled(**table):
+    return lambda method: lambda *args: table["by"] * method(*args)
+
+SIZE = 2
+if SIZE:
+    CFG = {"scale": 1.0, "also": [3, 4]}
+CFG["more"] = 5
+SCALES: list[float] = [1.0, 2.0]
+KERNEL = torch.ones(SIZE)
+OPTIONS = Options(scale=1.0)
+CACHE = {}
+UNUSED = {"a": 1}
+
+class Mine(MeanFieldGuide):
+    table = {"a": 6}
+
+    @scaled(by=7)
+    def weight(self, x, rates=[8]):  # of the guide
+        return CFG, SCALES, KERNEL, OPTIONS, rates
+
+    def posterior(self, x, *args, **kwargs):
+        CACHE[len(CACHE)] = self.table["b"] = x
+        return super().posterior(x, *args, **kwargs)
+"""
+FILED_ALIKE = {
+    "nothing": ("", ""),
+    "comments": ("of the guide", "of it"),
+    "lines": ("CACHE = {}", "\n\nCACHE = {\n}"),
+    "what is named nowhere": ('"a": 1', '"a": 2'),
+}
+FILED_OTHERWISE = {
+    "a table": ('"scale": 1.0', '"scale": 2.0'),
+    "a table in it": ("[3, 4]", "[3, 5]"),
+    "what is put into a table": ('["more"] = 5', '["more"] = 6'),
+    "a list with a type": ("[1.0, 2.0]", "[1.0, 3.0]"),
+    "how a tensor is made": ("ones", "zeros"),
+    "a number that a tensor is made of": ("SIZE = 2", "SIZE = 3"),
+    "an object": ("Options(scale=1.0)", "Options(scale=2.0)"),
+    "a table of the class": ('{"a": 6}', '{"a": 7}'),
+    "what a decorator is given": ("by=7", "by=8"),
+    "a default": ("[8]", "[9]"),
+}
+
+
 @pytest.fixture(autouse=True)
 def away() -> Iterator[None]:
     yield
-    for name in ("own_parts", "own_helpers"):
+    for name in ("own_parts", "own_helpers", "own_file"):
         sys.modules.pop(name, None)
 
 
@@ -139,6 +193,18 @@ def own(code: str, helpers: str) -> tuple[TVAE, Guide]:
         exec(compile(text, f"{name}.py", "exec"), vars(module))
     model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
     return model, sys.modules["own_parts"].Mine(model)
+
+
+def of_a_file(path: Path, code: str) -> Any:
+    """A module that was imported of a file with this code, as another process does."""
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("own_file", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["own_file"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    own_code._expressions.cache_clear()
+    return module
 
 
 def told_of_loading(path: Path) -> list[str]:
@@ -158,6 +224,26 @@ def test_code_that_was_edited_since_a_file_was_written_is_told_of(what: str, tmp
     assert {*edited_since(path, *pyro_tvae.load(path))} == ({"own_parts.Mine"} if what in OTHERWISE else set())
     said = f"load: the code of own_parts.Mine was edited since {path} was written"
     assert all(text.startswith(said) for text in told)
+
+
+@pytest.mark.parametrize("what", [*FILED_ALIKE, *FILED_OTHERWISE])
+def test_what_a_file_makes_of_tables_and_tensors_counts(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of files that are written within a second of each other
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
+    old, new = (FILED_ALIKE | FILED_OTHERWISE)[what]
+    assert old in FILED
+    before = digests(of_a_file(tmp_path / "own_file.py", FILED).Mine(model))
+    module = of_a_file(tmp_path / "own_file.py", FILED.replace(old, new))
+    guide = module.Mine(model)
+    assert edited(digests(guide), before) == ["own_file.Mine"] * (what in FILED_OTHERWISE)
+    # What the program fills, or what is edited while it runs, is no edit.
+    now = digests(guide)
+    guide(torch.rand(2, 3, 1, 2, 2))
+    (tmp_path / "own_file.py").write_text("edited", encoding="utf-8")
+    assert len(module.CACHE) == len(module.Mine.table) - 1 == 1
+    assert digests(guide) == now
 
 
 @pytest.mark.parametrize("what", ["nothing", "a method"])
