@@ -215,8 +215,9 @@ def to_arviz(
             if method == "nuts" and result is None:
                 size = expected_size(model, guide, x, draws=draws, num_chains=num_chains, **alike)
                 check_room(partial, size)
-        if result is None and draws > FEW:  # what fails after the draws, which would be lost, fails before
-            to_arviz(model, guide, x, draws=FEW, chunk_bytes=chunk_bytes, **alike)
+        # What fails after the draws, which would be lost, fails before.
+        if result is None and (draws > FEW or method == "nuts"):
+            to_arviz(model, guide, x, draws=FEW, coords=coords, chunk_bytes=chunk_bytes, **alike)
         told_seed = seed if result is None else result.seed  # of the draws of the posterior
         stack.enter_context(seeded(seed))
         stack.enter_context(untouched_store())

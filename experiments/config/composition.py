@@ -204,16 +204,27 @@ def fitting_overrides(recipe: Sequence[str], overrides: Sequence[str]) -> list[s
     Raises:
         ConfigurationError: one of them is no override at all, or the recipe is none.
     """
-    settings = {*keys(compose(recipe)), *options()}
+    groups = options()
     try:
         read = parsed(current_overrides(overrides))
     except OverrideParseException as error:
         raise ConfigurationError(_explain(error, overrides)) from None
+    chosen = [one for one in read if str(one.key_or_group).partition("/")[0] in groups]  # data/motion is of data
+    config = compose([*recipe, *(one.input_line for one in chosen)])
     return [
         text
-        for text, override in zip(overrides, read, strict=True)
-        if override.is_add() or str(override.key_or_group) in settings
+        for text, one in zip(overrides, read, strict=True)
+        if one in chosen or one.is_add() or _holds(config, str(one.key_or_group))
     ]
+
+
+def _holds(node: Any, name: str) -> bool:
+    """Whether a configuration has a setting, such as ``network._target_``, whatever it is set to."""
+    for key in name.split("."):
+        if not isinstance(node, DictConfig) or key not in node.keys():  # noqa: SIM118  # "in" resolves what it is set to
+            return False
+        node = None if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key) else node[key]
+    return True
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from typing import TypedDict
 from pyro_tvae.files import make_folder
 
 from ..config.errors import ConfigurationError
+from .codes import other_codes
 from .files import read_record, write_text
 from .names import REPORT, WEIGHTS
 from .outputs import digest
@@ -102,18 +103,9 @@ class Sweep:
 
     def other_codes(self) -> list[str]:
         """What is to be said of runs whose parts of the user's own are of different code, a sentence each."""
-        from pyro_tvae.own_code import several  # takes seconds, for which a mistyped command does not wait
-        from pyro_tvae.storage import code_in
-
-        codes: dict[str, dict[str, str]] = {}
-        for run in runs_in(self.path):
-            with suppress(OSError, ValueError):  # it is not trained yet, or its own command says what is wrong with it
-                codes[str(run.path.relative_to(self.path))] = code_in(run.path / WEIGHTS)
-        return [
-            f"the code of {name} was edited between runs in {self}: {' / '.join(', '.join(one) for one in same)}; how "
-            "they differ may be how it does."
-            for name, same in several(codes).items()
-        ]
+        return other_codes(
+            {str(run.path.relative_to(self.path)): run.path / WEIGHTS for run in runs_in(self.path)}, self
+        )
 
     @contextmanager
     def held(self) -> Iterator[None]:

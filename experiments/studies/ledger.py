@@ -16,6 +16,7 @@ from pyro_tvae.files import atomic_write, check_stays, free_name
 from ..config.allowlist import PARTS_ONLY
 from ..config.composition import located
 from ..interruption import command
+from ..runs.codes import other_codes
 from ..runs.data import Splits, in_words, made_fingerprints, other_splits
 from ..runs.files import check_inside, inside, write_text
 from ..runs.names import CONFIG, DATA, EVALUATION, SELECTIVITY
@@ -223,6 +224,15 @@ class Ledger:
                     with atomic_write(kept) as partial:
                         partial.write_bytes(picture.read_bytes())
         return record
+
+    def other_codes(self) -> list[str]:
+        """What is to be said of runs here whose parts of the user's own are of different code, a sentence each."""
+        weights: dict[str, Path] = {}
+        for row, place in self.homes.items():
+            for path in sorted(place.glob("seed*")):
+                if (seed := _seed(path)) is not None and (file := last_weights(Run(path))) is not None:
+                    weights[f"{row}, seed {seed}"] = file
+        return other_codes(weights, self.folder)
 
     def picture(self, row: str, seed: int) -> Path:
         """Where the picture of a run is drawn, without the ending of its name."""

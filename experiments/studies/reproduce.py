@@ -23,7 +23,7 @@ from pyro_tvae.inference import Annealing, annealed_importance, log_likelihood
 from ..commands.train import resume_run, train_run
 from ..config.allowlist import Allowlist
 from ..config.composition import FILES, compose, fitting_overrides, located, parsed
-from ..config.errors import ConfigurationError, failing
+from ..config.errors import failing
 from ..config.processes import place_among
 from ..datasets.splits import given_by
 from ..runs.files import finite, read_record, write_text
@@ -134,7 +134,7 @@ def reproduce_all(
                 check_stays(output)
                 ledger.write()
             record = ledger.write()
-            for told in ledger.told:
+            for told in (*ledger.told, *ledger.other_codes()):
                 progress(told)
             for (row, seed), why in ledger.unreadable.items():
                 failures.setdefault(f"{name}: {row}, seed {seed}", why)
@@ -206,8 +206,9 @@ def _composed(
         unknown = [text for text in overrides if not any(text in fits for fits in fitting.values())]
         if unknown:  # composed all the same, for the sentence that names what was meant
             compose([*next(iter(recipes.values())), *unknown])
+            raise ValueError(f"{unknown[0]} sets nothing in any of these runs; leave it out.")
         return {row: compose([*recipe, *fitting.get(row, ())]) for row, recipe in recipes.items()}
-    except ConfigurationError as error:
+    except ValueError as error:
         raise ValueError(f"reproduce: {error}") from None
 
 

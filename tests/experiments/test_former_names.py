@@ -111,6 +111,28 @@ def test_former_overrides_compose_to_the_same() -> None:
     assert fitting_overrides(recipe, ["model.centred=true", "guide.shared_trunk=true"]) == ["model.centred=true"]
 
 
+@pytest.mark.parametrize(
+    ("fits", "overrides"),
+    [
+        (True, ["network._target_=mine.Net"]),
+        (True, ["++network._target_=mine.Net"]),
+        (True, ["optimizer.optimizer._target_=torch.optim.SGD"]),
+        (True, ["optimizer.optimizer._partial_=true"]),
+        (True, ["data=mnist", "data.source.root=DIR"]),
+        (True, ["guide=semi_amortized", "guide.steps=2"]),
+        (True, ["network=own", "network._target_=mine.Net", "+network.width=3"]),
+        (True, ["data=sequences", "data/motion=film"]),
+        (True, ["name=other"]),
+        (True, ["fit={max_epochs: 3}"]),
+        (False, ["guide.steps=2"]),
+        (False, ["network._taget_=mine.Net"]),
+        (False, ["hydra.verbose=true"]),
+    ],
+)
+def test_overrides_fit_a_recipe_that_has_their_setting(fits: bool, overrides: list[str]) -> None:
+    assert fitting_overrides(["experiment=lpartial"], overrides) == (overrides if fits else [])
+
+
 def test_a_command_and_a_sweep_take_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

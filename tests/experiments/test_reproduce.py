@@ -171,6 +171,7 @@ def test_means_and_spreads_leave_out_what_is_not_there() -> None:
         ("table1", {"seeds": []}, "at least one seed"),
         ("table1", {"budget": "day"}, "no budget called 'day'"),
         ("guides", {"overrides": ["fit.max_step=3"]}, "fit.max_steps"),
+        ("guides", {"overrides": ["hydra.verbose=true"]}, "hydra.verbose=true sets nothing in any of these runs"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(
@@ -223,6 +224,34 @@ def test_a_run_that_fails_stops_no_other(
     seeds = trained_by_hand(monkeypatch, 2, error)  # fails nothing
     [row] = reproduce("plain", seeds=[1, 0], output=tmp_path, progress=lambda _: None)["rows"]
     assert (seeds, row["seeds"]) == ([1], [0, 1])
+
+
+def test_runs_of_code_that_was_edited_between_them_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDIES, "plain", PLAIN)
+    trained_by_hand(monkeypatch, 9, RuntimeError())
+
+    def code_in(path: Path) -> dict[str, str]:
+        return {"interpreter": "1", "mine.Net": "new" if path.parent.name == "seed1" else "old"}
+
+    monkeypatch.setattr("pyro_tvae.storage.code_in", code_in)
+    for seeds in ([0, 2], [0, 1, 2]):
+        told: list[str] = []
+        reproduce("plain", seeds=seeds, output=tmp_path, progress=told.append)
+        for seed in seeds:
+            (tmp_path / f"plain/a/seed{seed}/model.safetensors").touch()
+    reproduce("plain", seeds=[0, 1, 2], output=tmp_path, progress=told.append)
+    said = f"the code of mine.Net was edited between runs in {tmp_path}/plain: a, seed 0; a, seed 2 / a, seed 1. How "
+    assert [text.startswith(said) for text in told if "mine.Net" in text] == [True]
+
+
+def test_classes_that_are_given_are_those_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(study_module, "_run", lambda config, *_: made.append(config))
+    own = ["network._target_=pyro_tvae.Linear", "optimizer.optimizer._target_=torch.optim.SGD"]
+    reproduce("table2", overrides=own, output=tmp_path, progress=lambda _: None)
+    assert len(made) == len(STUDIES["table2"].rows)
+    assert {config.network._target_ for config in made} == {"pyro_tvae.Linear"}
+    assert {config.optimizer.optimizer._target_ for config in made} == {"torch.optim.SGD"}
 
 
 OTHER = ("optimizer.schedule=null", "+optimizer.optimizer.weight_decay=0.9", "fit.beta=2")

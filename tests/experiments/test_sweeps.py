@@ -94,7 +94,7 @@ def test_runs_of_code_that_was_edited_between_them_are_told_of(
 
     monkeypatch.setattr("pyro_tvae.storage.code_in", code_in)
     swept("seed=0,1,2,3", "hydra.sweep.dir=sweep")
-    assert "the code of mine.Guide was edited between runs in sweep: 0, 2 / 1 / 3; how they" in capsys.readouterr().err
+    assert "the code of mine.Guide was edited between runs in sweep: 0; 2 / 1 / 3. How they" in capsys.readouterr().err
     swept("seed=0", "hydra.sweep.dir=other")
     assert "was edited" not in capsys.readouterr().err
 

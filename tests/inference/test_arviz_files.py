@@ -25,7 +25,7 @@ import torch
 import xarray
 from xarray import Dataset
 
-from pyro_tvae import TVAE, default_guide, load, save
+from pyro_tvae import TVAE, CapsuleRoll, OrbitEnergy, default_guide, load, save
 from pyro_tvae.experiments.runs.outputs import request_of
 from pyro_tvae.inference import netcdf, posterior
 from pyro_tvae.inference.arviz_adapter import ArvizData, assemble, close, groups_of, names_of, write
@@ -308,6 +308,26 @@ def test_a_site_that_is_called_like_an_axis_is_refused_before_draws(
             model, default_guide(model), x, method=method, coords=coords, path=tmp_path / "a.nc" if written else None
         )
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("draws", [1, 20])
+@pytest.mark.parametrize("method", ["guide", "importance", "nuts"])
+@pytest.mark.parametrize("axis", ["sequence", "frame", "capsule", "position", "channel", "height", "width", "orbit"])
+def test_names_of_another_number_than_an_axis_has_are_refused_before_draws(
+    axis: str, method: str, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, drawing = [], posterior.guide_draws
+
+    def few(*given: Any) -> Any:
+        made.append(given[5])
+        return drawing(*given)
+
+    monkeypatch.setattr(posterior, "guide_draws", few)
+    monkeypatch.setattr(posterior, "nuts", lambda *_, **__: pytest.fail("draws were made"))
+    model, x = TVAE((1, 4, 4), 3, 1, 3, CapsuleRoll(3, 0), prior=OrbitEnergy()), torch.rand(2, 3, 1, 4, 4)
+    with pytest.raises(ValueError, match=rf"^to_arviz: coordinate '{axis}' has 9 values; expected \d\.$"):
+        to_arviz(model, default_guide(model), x, method=method, draws=draws, coords={axis: range(9)})
+    assert made == [min(draws, 2) if method != "nuts" else 2]
 
 
 @pytest.mark.parametrize("lazy", [False, True])
