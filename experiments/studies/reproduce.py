@@ -44,6 +44,13 @@ __all__ = ["STUDIES", "CellsFailed", "Study", "reproduce", "reproduce_all"]
 
 DRAWS = 1000  # of the bounds of a run's first test sequences
 DRAWN = "drawn.json"  # in a study's folder: of which evaluation, by its digest, the pictures of a run are
+# What no override sets, though runs have it, and what to do.
+OF_STUDIES = {
+    "seed": "give --seeds",
+    "budget": "give --budget",
+    "experiment": "leave it out: every row has its own",
+    "resume": "leave it out: a study goes on where it stopped",
+}
 
 
 class CellsFailed(Exception):
@@ -109,6 +116,8 @@ def reproduce_all(
     configurations = _composed(recipes, overrides)
     without = _composed(recipes, ()) if portable(overrides) else configurations
     typed, failures = {str(one.key_or_group) for one in parsed(overrides)}, dict[str, str]()
+    if own := sorted(typed & OF_STUDIES.keys()):
+        raise ValueError(f"reproduce: {own[0]} is set by the study itself; {OF_STUDIES[own[0]]}.")
     for name in names:
         study, used = STUDIES[name], budget if STUDIES[name].budgets else None
         composed = {row: configurations[name, row] for row in study.rows}

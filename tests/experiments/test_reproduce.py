@@ -171,6 +171,8 @@ def test_means_and_spreads_leave_out_what_is_not_there() -> None:
         ("table1", {"seeds": []}, "at least one seed"),
         ("table1", {"budget": "day"}, "no budget called 'day'"),
         ("guides", {"overrides": ["fit.max_step=3"]}, "fit.max_steps"),
+        ("guides", {"overrides": ["seed=5"]}, "seed is set by the study itself; give --seeds"),
+        ("guides", {"overrides": ["budget=minutes"]}, "budget is set by the study itself; give --budget"),
         ("guides", {"overrides": ["hydra.verbose=true"]}, "hydra.verbose=true sets nothing in any of these runs"),
     ],
 )
