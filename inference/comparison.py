@@ -222,6 +222,8 @@ def compare(
             f"compare: fitted is of type {type(fitted).__name__}; expected a mapping of names to pairs, such as "
             "{'one': (model, guide), 'other': (model, guide)}."
         )
+    if others := [name for name in named if not isinstance(name, str)]:  # which no table may be able to hold
+        raise TypeError(f"compare: a model is called {others[0]!r}; expected a name, such as {str(others[0])!r}.")
     _rows({"rank": [0]}, ["one"])  # what fails in it would lose what is computed
     check_whole("compare", num_particles=num_particles, batch_size=batch_size)
     check_whole("compare", 2, n_simulations=n_simulations)

@@ -384,6 +384,8 @@ def test_what_is_compared_is_a_mapping_of_names() -> None:
     for fitted in ("ab", [(model, guide)] * 2, {"a": model, "b": model}):
         with pytest.raises(TypeError, match="expected a mapping of names to pairs"):
             inference.compare(fitted, X)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a model is called \('a', 0\); expected a name, such as \"\('a', 0\)\"\."):
+        inference.compare({("a", 0): (model, guide), ("b", 0): (model, guide)}, X)  # type: ignore[dict-item]
     both = inference.compare({"a": (model, guide), "b": (model, guide)}, X, 2, n_simulations=2)
     with pytest.raises(ValueError, match=r"there is no model 'c'; choose two of 'a', 'b'\."):
         both.difference("a", "c")
