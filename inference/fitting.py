@@ -332,6 +332,8 @@ class Fitting(lightning.LightningModule):
         if self.trainer.checkpoint_callbacks or self._former is not None:
             self._course = self._described()
             self._parts = parts_of(self.objective.model, self.objective.guide)
+        else:
+            digests(self.objective)  # of code as it runs now, for a file that is saved after it was edited
         if self.trainer.global_step:
             settings = [one for one in cast(Any, self.trainer).callbacks if isinstance(one, Settings)]
             stay_stopped(self.trainer, {key for one in settings for key in one.changed})

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dis import get_instructions
-from functools import cache, cached_property, partial, partialmethod
+from functools import cached_property, partial, partialmethod
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -27,6 +27,7 @@ MANY = 10_000  # values of a table, more of which are data
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 # What says nothing of what a class computes, or is in another order every time.
 ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"}
+_read: dict[str, tuple[tuple[dict[str, Any], Any], dict[str, list[CodeType]]]] = {}  # file -> as what, and its content
 
 
 def digests(*modules: nn.Module, functions: Iterable[Any] = ()) -> dict[str, str]:
@@ -35,8 +36,8 @@ def digests(*modules: nn.Module, functions: Iterable[Any] = ()) -> dict[str, str
     And of functions of the user's, where some are given.
 
     With the numbers, words and tuples that it names, but for those that code counts on. What else it names, as tables
-    and tensors, a program may change while it runs: of that counts how the module's file makes it, as that stood when
-    this process first asked. Empty where there are no such classes.
+    and tensors, a program may change while it runs: of that counts how the module's file makes it, as the file stood
+    when it was first asked for, as a fit does when it begins. Empty where there are no such classes.
 
     Example:
         >>> import pyro_tvae
@@ -179,8 +180,7 @@ class _Code:
 
     def _made(self, value: Any, name: str, scope: dict[str, Any]) -> Iterator[str]:
         """What the module's file says of how a value that does not speak for itself is made; each once."""
-        file = scope.get("__file__")
-        for code in _expressions(file).get(name, ()) if isinstance(file, str) and not _plain(value) else ():
+        for code in _expressions(scope).get(name, ()) if not _plain(value) else ():
             if id(code) not in self._seen:
                 self._seen.add(id(code))
                 yield from self._of_code(code, scope)
@@ -191,8 +191,20 @@ def _scope_of(cls: type) -> dict[str, Any]:
     return vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
 
 
-@cache  # as it was when it was first asked for: what is edited later is not what runs
-def _expressions(file: str) -> dict[str, list[CodeType]]:
+def _expressions(scope: dict[str, Any]) -> dict[str, list[CodeType]]:
+    """What a module's file says of names, as it stood when it was first asked for since the module was imported.
+
+    What was edited after that is not what runs, until the module is reloaded, which gives it another spec.
+    """
+    file, imported = scope.get("__file__"), (scope, scope.get("__spec__"))
+    if not isinstance(file, str):
+        return {}
+    if file not in _read or any(one is not other for one, other in zip(imported, _read[file][0], strict=True)):
+        _read[file] = imported, _expressions_in(file)
+    return _read[file][1]
+
+
+def _expressions_in(file: str) -> dict[str, list[CodeType]]:
     """Name -> what a module's file sets it to outside of functions, and of a function its defaults; as code."""
     found: dict[str, list[CodeType]] = {}
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 import pyro_tvae
-from pyro_tvae import TVAE, CapsuleRoll, Guide, own_code
+from pyro_tvae import TVAE, CapsuleRoll, Guide
 from pyro_tvae.inference import TrainerOptions, fit
 from pyro_tvae.own_code import digests, edited
 from pyro_tvae.storage import edited_since
@@ -203,7 +204,6 @@ def of_a_file(path: Path, code: str) -> Any:
     assert spec.loader is not None
     module = sys.modules["own_file"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    own_code._expressions.cache_clear()
     return module
 
 
@@ -244,6 +244,40 @@ def test_what_a_file_makes_of_tables_and_tensors_counts(
     (tmp_path / "own_file.py").write_text("edited", encoding="utf-8")
     assert len(module.CACHE) == len(module.Mine.table) - 1 == 1
     assert digests(guide) == now
+
+
+def test_a_module_that_is_reloaded_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    model, file = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0)), tmp_path / "own_file.py"
+    file.write_text(FILED, encoding="utf-8")
+    module: Any = importlib.import_module("own_file")
+    before = digests(module.Mine(model))
+    file.write_text(FILED.replace("[1.0, 2.0]", "[1.0, 3.0]"), encoding="utf-8")
+    assert edited(digests(module.Mine(model)), before) == []
+    module = importlib.reload(module)
+    assert edited(digests(module.Mine(model)), before) == ["own_file.Mine"]
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_a_file_that_is_edited_while_a_fit_runs_is_saved_as_it_ran(directory: bool, tmp_path: Path) -> None:
+    code = tmp_path / "own_file.py"
+    model = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0))
+    guide = of_a_file(code, FILED).Mine(model)
+    x = torch.rand(8, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def edit(*_: Any) -> None:
+        code.write_text(FILED.replace("[1.0, 2.0]", "[1.0, 3.0]"), encoding="utf-8")
+
+    trainer = TrainerOptions("cpu", callbacks=[LambdaCallback(on_train_batch_end=edit)])
+    options: dict[str, Any] = {"trainer": trainer, "max_epochs": 1, "seed": 1, "batch_size": 4, "progress": False}
+    fit(model, guide, x, directory=tmp_path / "fit" if directory else None, **options)
+    path = pyro_tvae.save(tmp_path / "m.safetensors", model, guide)
+    of_a_file(code, FILED)
+    assert told_of_loading(path) == []
+    of_a_file(code, FILED.replace("[1.0, 2.0]", "[1.0, 3.0]"))
+    with pytest.warns(UserWarning, match=r"^load: the code of own_file.Mine was edited since"):
+        pyro_tvae.load(path)
 
 
 @pytest.mark.parametrize("what", ["nothing", "a method"])
