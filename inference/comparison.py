@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +25,7 @@ from pyro_tvae.programs import check_covariates, taken, untouched_store
 from .annealing import Annealing, Simulated, annealed_importance, bracket, check_annealing, simulate
 from .chunks import chunk_of
 from .densities import counts_plainly, scored
-from .frame_averages import frame_averaged_weights, refuse_coupled_frames
+from .frame_averages import frame_averaged_weights
 from .inspection import plain_program, prior_trace
 from .likelihood import check_likelihood, log_likelihood, log_weights
 from .pareto import RELIABLE_PARETO_K
@@ -263,17 +264,25 @@ def compare(
         given.keys() <= {"measured"} and _simulates(model) for (model, _), given in zip(pairs, told, strict=True)
     ]
     bounds, ks, gaps = [], [], []
+    unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
     for index, ((model, guide), given, simulates) in enumerate(zip(pairs, told, simulable, strict=True)):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
-        unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
         if annealing is None:
-            tried = {
-                numbers: _gap(model, guide, n_simulations, *numbers, batch_size, seed + index, **of_simulated)
-                if simulates
-                else unknown
-                for numbers in _numbers(model, guide, x, num_particles, frame_averages and simulates)
-            }
-            k, m = min(tried, key=lambda numbers: float(tried[numbers].mean()))
+            options = (n_simulations, batch_size, seed + index)
+            numbers = _numbers(model, guide, x, num_particles, frame_averages and simulates)
+            tried = {}
+            for one in numbers:
+                tried[one] = unknown
+                try:
+                    tried[one] = _gap(model, guide, *one, *options, **of_simulated) if simulates else unknown
+                except ValueError as error:  # as of latents that a guide cannot draw: no reason to lose other models
+                    if one == numbers[0]:
+                        warnings.warn(
+                            f"compare: the looseness of {[*fitted][index]!r} is not known, since its guide cannot be "
+                            f"judged on simulated sequences: {error}",
+                            stacklevel=3,
+                        )
+            k, m = min(tried, key=lambda one: float(tried[one].mean().nan_to_num(math.inf)))
             own |= {"observed": observed, "covariates": given, "batch_size": batch_size}
             found = log_likelihood(model, guide, x, k, frame_particles=m, **own)
             bounds.append(found.iwae)
@@ -351,7 +360,7 @@ def _numbers(model: Any, guide: Any, x: Tensor, num_particles: int, frame_averag
     if num_particles < 2 or not frame_averages:
         return whole
     try:
-        refuse_coupled_frames(model, posterior_of(guide, x[:1]))
+        check_likelihood(model, guide, x, frame_particles=2)
     except (TypeError, ValueError):  # covariates, or frames that are coupled otherwise
         return whole
     m = min(PER_FRAME, num_particles) if tvae_of(model).energies else num_particles
@@ -361,9 +370,9 @@ def _numbers(model: Any, guide: Any, x: Tensor, num_particles: int, frame_averag
 def _gap(
     model: Any,
     guide: Any,
-    n: int,
     num_particles: int,
     frame_particles: int,
+    n: int,
     batch_size: int,
     seed: int,
     observed: Tensor | None = None,

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dis import get_instructions
 from functools import cached_property, partial, partialmethod
-from importlib.util import MAGIC_NUMBER
+from importlib.util import MAGIC_NUMBER, resolve_name
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -27,7 +27,7 @@ MANY = 10_000  # values of a table, more of which are data
 OTHERS = {"pyro_tvae", "torch", "pyro", *sys.stdlib_module_names}
 # What says nothing of what a class computes, or is in another order every time.
 ASIDE = {"__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__"}
-_read: dict[str, tuple[tuple[dict[str, Any], Any], dict[str, list[CodeType]]]] = {}  # file -> as what, and its content
+_read: dict[str, tuple[tuple[dict[str, Any], Any], dict[str, list[Any]]]] = {}  # file -> as what, and its content
 
 
 def digests(*modules: nn.Module, functions: Iterable[Any] = ()) -> dict[str, str]:
@@ -124,8 +124,11 @@ class _Code:
             value = value.__func__
         if isinstance(value, property | cached_property):
             value = value.fget if isinstance(value, property) else value.func
-        while isinstance(value, FunctionType) and not _own(value) and "__wrapped__" in vars(value):
-            value = vars(value)["__wrapped__"]
+        # Wrappers of others', functions or objects as those of functools.lru_cache.
+        while not (isinstance(value, type) or (isinstance(value, FunctionType) and _own(value))) and (
+            inner := getattr(value, "__dict__", {}).get("__wrapped__")
+        ):
+            value = inner
         if _plain(value):
             yield repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
             return
@@ -180,10 +183,14 @@ class _Code:
 
     def _made(self, value: Any, name: str, scope: dict[str, Any]) -> Iterator[str]:
         """What the module's file says of how a value that does not speak for itself is made; each once."""
-        for code in _expressions(scope).get(name, ()) if not _plain(value) else ():
-            if id(code) not in self._seen:
-                self._seen.add(id(code))
-                yield from self._of_code(code, scope)
+        for one in _expressions(scope).get(name, ()) if not (_plain(value) or isinstance(value, ModuleType)) else ():
+            if id(one) in self._seen:
+                continue
+            self._seen.add(id(one))
+            if isinstance(one, CodeType):
+                yield from self._of_code(one, scope)
+            elif _is_own_module(module := sys.modules.get(one.module)):
+                yield from self._made(value, one.name, vars(module))
 
 
 def _scope_of(cls: type) -> dict[str, Any]:
@@ -191,7 +198,14 @@ def _scope_of(cls: type) -> dict[str, Any]:
     return vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
 
 
-def _expressions(scope: dict[str, Any]) -> dict[str, list[CodeType]]:
+class _Imported(NamedTuple):
+    """Where a name is of that a file imports."""
+
+    module: str
+    name: str
+
+
+def _expressions(scope: dict[str, Any]) -> dict[str, list[CodeType | _Imported]]:
     """What a module's file says of names, as it stood when it was first asked for since the module was imported.
 
     What was edited after that is not what runs, until the module is reloaded, which gives it another spec.
@@ -200,17 +214,17 @@ def _expressions(scope: dict[str, Any]) -> dict[str, list[CodeType]]:
     if not isinstance(file, str):
         return {}
     if file not in _read or any(one is not other for one, other in zip(imported, _read[file][0], strict=True)):
-        _read[file] = imported, _expressions_in(file)
+        _read[file] = imported, _expressions_in(file, str(scope.get("__package__") or ""))
     return _read[file][1]
 
 
-def _expressions_in(file: str) -> dict[str, list[CodeType]]:
-    """Name -> what a module's file sets it to outside of functions, and of a function its defaults; as code."""
-    found: dict[str, list[CodeType]] = {}
+def _expressions_in(file: str, package: str) -> dict[str, list[CodeType | _Imported]]:
+    """Name -> what a module's file makes it of outside of functions, and of a function its defaults; as code."""
+    found: dict[str, list[CodeType | _Imported]] = {}
 
     def look(within: ast.AST, prefix: str = "") -> None:
         for one in ast.iter_child_nodes(within):
-            names, values = {""}, []
+            names, values = set[str](), list[ast.expr | None]()
             if isinstance(one, ast.Assign | ast.AnnAssign | ast.AugAssign):
                 targets = one.targets if isinstance(one, ast.Assign) else [one.target]
                 names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
@@ -220,6 +234,17 @@ def _expressions_in(file: str) -> dict[str, list[CodeType]]:
             elif isinstance(one, ast.ClassDef):
                 names, values = {one.name}, [*one.decorator_list, *(keyword.value for keyword in one.keywords)]
                 look(one, f"{prefix}{one.name}.")
+            elif isinstance(one, ast.Expr) and isinstance(one.value, ast.Call):  # as TABLE.update(…)
+                inner: ast.AST = one.value.func
+                while isinstance(inner, ast.Attribute | ast.Subscript):
+                    inner = inner.value
+                if isinstance(inner, ast.Name) and inner is not one.value.func:
+                    names, values = {inner.id}, [one.value]
+            elif isinstance(one, ast.ImportFrom):
+                with suppress(ImportError):  # beyond the package
+                    module = resolve_name("." * one.level + (one.module or ""), package)
+                    for part in one.names:
+                        found.setdefault(prefix + (part.asname or part.name), []).append(_Imported(module, part.name))
             elif isinstance(one, ast.stmt | ast.excepthandler | ast.match_case):
                 look(one, prefix)
             code = [compile(ast.Expression(value), file, "eval") for value in values if value is not None]

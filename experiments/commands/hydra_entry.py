@@ -37,6 +37,7 @@ from ..config.composition import (
     check_names,
     compose,
     located,
+    matched,
     parsed,
     places_apart,
 )
@@ -78,10 +79,13 @@ def run_with_hydra(overrides: Sequence[str], imports: Sequence[str] = ()) -> Non
     allow = Allowlist.importing(imports)
     overrides = _with_folder(announced(overrides))
     arguments = get_args_parser().parse_intermixed_args(overrides)
-    # Hydra takes overrides in one row, after its options.
-    overrides = [*(word for word in overrides if word not in arguments.overrides), *arguments.overrides]
-    if arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides:
+    words = [word for word in overrides if word not in arguments.overrides]
+    sweeps = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    if sweeps:
         check_names(arguments.overrides)
+        arguments.overrides = matched(arguments.overrides)
+    overrides = [*words, *arguments.overrides]  # Hydra takes overrides in one row, after its options
+    if sweeps:
         common = [one.input_line for one in parsed(arguments.overrides) if not one.is_sweep_override()]
         if not (arguments.cfg or arguments.info or place_among(compose(common))[1] > 1):
             _swept(overrides, arguments, allow)
@@ -164,6 +168,11 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     own = [one.input_line for one in read if not _touches([str(one.key_or_group)], *elsewhere)]
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
+    if len(settings.sweeper.get("direction") or "") > 1 and not isinstance(settings.sweeper.direction, str):
+        raise ConfigurationError(
+            "hydra.sweeper.direction asks for several numbers of each run, which returns one, its measure; expected "
+            "maximize or minimize."
+        )
     jobs, subdir = _number_of_jobs(read, settings), settings.output_subdir
     subdir_of = f"hydra.sweep.subdir={_written(settings.sweep, 'subdir')}"
     jobs_of = [*(one for one in own if not one.startswith("hydra.run.")), subdir_of]

@@ -15,12 +15,14 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pyro_tvae.wording import in_words
 
+from ..interruption import override
 from .errors import ConfigurationError, first_cause, stumbled
 from .former_names import current_overrides
 from .hydra_versions import BEHAVIOUR, instantiate, register
@@ -39,6 +41,7 @@ __all__ = [
     "keys",
     "located",
     "make",
+    "matched",
     "options",
     "parsed",
     "places_apart",
@@ -245,23 +248,22 @@ def _mistake(overrides: Sequence[str]) -> str | None:
             f"the value of {name}, {value}, cannot be read; values with brackets, braces, '=', ',' or spaces go into "
             f"double quotes within single ones: '{name}=\"{value}\"'."
         )
-    places = [one for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
-    groups = _with_own(options(), [place for one in places for place in one.value() or ()])
-    chosen = [one.input_line for one in places]
-    for override in read:
-        name, value = str(override.key_or_group), override.value()
-        if name not in groups or override.is_sweep_override():
+    groups = _groups(read)
+    chosen = [one.input_line for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
+    for one in read:
+        name, value = str(one.key_or_group), one.value()
+        if name not in groups or one.is_sweep_override():
             continue
         if value is None:
             plain = "; a model without one is experiment=plain_vae" if name in ("prior", "topography") else ""
             return f"{name} is null; expected one of {', '.join(groups[name])} ({LIST}){plain}."
         if str(value) not in groups[name]:
             return f"there is no {name} called {str(value)!r}; {_nearest(str(value), groups[name], LIST)}"
-        chosen.append(override.input_line)
+        chosen.append(one.input_line)
     settings = _keys_with(*chosen) or _keys_with()
-    for override in read:
-        name = str(override.key_or_group)
-        if name in groups or name in settings or override.is_add() or name.startswith("hydra"):
+    for one in read:
+        name = str(one.key_or_group)
+        if name in groups or name in settings or one.is_add() or name.startswith("hydra"):
             continue
         owner, _, own = name.rpartition(".")
         if own.startswith("_") and owner in settings:  # such as topography._target_, which is no setting's name
@@ -274,13 +276,39 @@ def _mistake(overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _with_own(groups: dict[str, dict[str, str]], places: Sequence[Any]) -> dict[str, dict[str, str]]:
-    """Options with those that lie in folders of a user's."""
-    folders = [Path(str(place).removeprefix("file://")) for place in places]
+def _groups(read: Sequence[Any]) -> dict[str, dict[str, str]]:
+    """Every group's options with those that lie in folders of a user's, which overrides name."""
+    places = [one for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
+    folders = [Path(str(place).removeprefix("file://")) for one in places for place in one.value() or ()]
     return {
         name: entries | {file.stem: "" for folder in folders for file in sorted((folder / name).glob("*.yaml"))}
-        for name, entries in groups.items()
+        for name, entries in options().items()
     }
+
+
+def matched(overrides: Sequence[str]) -> list[str]:
+    """Overrides with the options that patterns match, of which Hydra sees none in folders of a user's.
+
+    Raises:
+        ConfigurationError: one matches nothing, and would run nothing.
+
+    Example:
+        >>> matched(["topography=glob(*roll)", "seed=0,1"])
+        ['topography=capsule_roll', 'seed=0,1']
+    """
+    read = parsed(overrides)
+    groups, found = _groups(read), [*overrides]
+    for place, one in enumerate(read):
+        name, value = str(one.key_or_group), one.value()
+        if isinstance(value, Glob) and name in groups:
+            options_found = value.filter(sorted(groups[name]))
+            if not options_found:
+                raise ConfigurationError(
+                    f"{overrides[place]} matches no {name}; expected some of {', '.join(groups[name])} ({LIST})."
+                )
+            values = ",".join(override("", option).removeprefix("=") for option in options_found)
+            found[place] = f"{overrides[place].partition('=')[0]}={values}"
+    return found
 
 
 SEARCHPATH = "hydra.searchpath"

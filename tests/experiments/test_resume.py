@@ -244,13 +244,13 @@ class Moving(MeanFieldGuide):
         self.temperature = 1.0
 
 
-@pytest.mark.parametrize("since", [0, 3])
+@pytest.mark.parametrize(("since", "more"), [(0, []), (3, []), (0, ["fit.compile=true"])])
 def test_what_no_file_can_hold_ends_a_training_at_once_and_not_after_it(
-    since: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    since: int, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "moving", sys.modules[Moving.__module__])
     monkeypatch.setattr(Moving, "since", since)
-    own = ["prior=gaussian", "guide=mean_field", "guide._target_=moving.Moving", "fit.max_epochs=9"]
+    own = ["prior=gaussian", "guide=mean_field", "guide._target_=moving.Moving", "fit.max_epochs=9", *more]
     text = refused(lambda: train_run(compose([*TINY, *own]), tmp_path / "run"))
     assert "guide.temperature is not what the constructors' arguments make" in text
     assert "where it moves in training, make it a buffer, or call it _temperature, which no file holds" in text

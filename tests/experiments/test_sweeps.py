@@ -171,6 +171,25 @@ def test_jobs_have_the_same_order_and_folders_where_a_sweep_goes_on(jobs: dict[i
         run_with_hydra(["--config-dir", "recipes", "experiment=search"])
 
 
+def test_patterns_match_recipes_of_ones_own_and_run_nothing_else(jobs: dict[int, BaseException]) -> None:
+    folder = Path("recipes", "experiment")
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("mine_a", "mine b", "other")):
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\nseed: {number}\n")
+    given = ["--config-dir", "recipes"]
+    assert swept(*given, "experiment=glob(mine*)") == [1, 0]  # by name
+    assert swept(*given, "experiment=glob([mine_*,oth*])") == [0, 2]
+    assert len(swept("topography=glob(*roll)")) == 1
+    for pattern in ("experiment=glob(no_such*)", "topography=glob(mine*)"):
+        with pytest.raises(ConfigurationError, match=rf"^{re.escape(pattern)} matches no \w+; expected some of "):
+            swept(*given, pattern)
+
+
+def test_a_sweeper_that_wants_several_numbers_of_a_run_is_refused(jobs: dict[int, BaseException]) -> None:
+    with pytest.raises(ConfigurationError, match="asks for several numbers of each run, which returns one"):
+        swept("seed=0,1", "+hydra.sweeper.direction=[maximize,minimize]")
+
+
 def test_a_job_that_fails_stops_no_other_and_is_tried_again(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,10 +278,10 @@ def test_a_sweep_whose_folder_tells_the_time_is_gone_on_with_at_another_time(
 def test_an_interrupted_sweep_counts_what_is_done(
     jobs: dict[int, BaseException], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of lists and ranges together; of patterns, and of other sweepers, nobody knows how many there will be."""
+    """Of lists, ranges and patterns together; of other sweepers nobody knows how many there will be."""
     jobs[1] = Interrupted(143)
     for number, (more, words) in enumerate(
-        (("model.eps=range(1,4)", "(3 of 6 done, 0 begun)"), ("topography=glob(torus*)", "(1 done, 0 begun)"))
+        (("model.eps=range(1,4)", "(3 of 6 done, 0 begun)"), ("topography=glob(*roll)", "(1 of 2 done, 0 begun)"))
     ):
         with pytest.raises(SystemExit):
             swept("seed=0,1", more, f"hydra.sweep.dir=sweep{number}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyro import poutine
 from scipy import stats
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.distributions.transforms import ReshapeTransform
 
 import pyro_tvae
 from pyro_tvae import (
@@ -27,7 +29,16 @@ from pyro_tvae import (
     OrbitEnergy,
     default_guide,
 )
-from pyro_tvae.inference import Annealing, Comparison, bound_gap, compare, comparison, log_weights, simulate
+from pyro_tvae.inference import (
+    Annealing,
+    Comparison,
+    bound_gap,
+    compare,
+    comparison,
+    log_likelihood,
+    log_weights,
+    simulate,
+)
 
 FRAME, S, SIGMA = (1, 2, 3), 3, 0.5
 
@@ -331,6 +342,43 @@ class Sharp(Likelihood):
 
     def forward(self, parameters: Tensor) -> Any:
         return dist.Geometric(logits=parameters) if self.mass else dist.Normal(parameters, 1.0)
+
+
+class Joint(MeanFieldGuide):
+    """z of all frames drawn at once."""
+
+    def posterior(self, x: Tensor, *given: Any, **options: Any) -> Any:
+        sites = super().posterior(x, *given, **options)
+        loc = sites["z"].mean
+        flat = dist.Normal(loc.flatten(1), 1.0).to_event(1)
+        z = dist.TransformedDistribution(flat, [ReshapeTransform((loc[0].numel(),), tuple(loc.shape[1:]))])
+        return {**sites, "z": z}
+
+
+class Bounded(MeanFieldGuide):
+    """z that is nowhere far from its mean, as that of the prior may be."""
+
+    def posterior(self, x: Tensor, *given: Any, **options: Any) -> Any:
+        sites = super().posterior(x, *given, **options)
+        return {**sites, "z": dist.Uniform(sites["z"].mean - 1, sites["z"].mean + 1).to_event(3)}
+
+
+@pytest.mark.parametrize("kind", [Joint, Bounded])
+def test_a_guide_that_frames_or_simulated_sequences_are_not_for_is_compared_all_the_same(kind: Any) -> None:
+    """It was refused once its turn came, and what was computed of the others was lost."""
+    model = TVAE((1, 2, 2), 3, 1, 3)
+    x = torch.rand(6, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    guide = kind(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = compare({"first": (model, MeanFieldGuide(model)), "own": (model, guide)}, x, 20)
+    said = [str(one.message) for one in caught if one.filename == __file__]
+    assert result.log_p[1].equal(log_likelihood(model, guide, x, 20, seed=1).iwae.cpu())
+    assert math.isfinite(result.looseness[0])
+    assert math.isfinite(result.looseness[1]) == (kind is Joint)
+    assert [text.startswith("compare: the looseness of 'own' is not known, since") for text in said] == [True] * (
+        kind is Bounded
+    )
 
 
 def test_masses_and_densities_and_scaled_models_are_not_compared() -> None:

@@ -143,6 +143,7 @@ SIZE = 2
 if SIZE:
     CFG = {"scale": 1.0, "also": [3, 4]}
 CFG["more"] = 5
+CFG.update(still=9)
 SCALES: list[float] = [1.0, 2.0]
 KERNEL = torch.ones(SIZE)
 OPTIONS = Options(scale=1.0)
@@ -170,6 +171,7 @@ FILED_OTHERWISE = {
     "a table": ('"scale": 1.0', '"scale": 2.0'),
     "a table in it": ("[3, 4]", "[3, 5]"),
     "what is put into a table": ('["more"] = 5', '["more"] = 6'),
+    "what a table is updated by": ("still=9", "still=8"),
     "a list with a type": ("[1.0, 2.0]", "[1.0, 3.0]"),
     "how a tensor is made": ("ones", "zeros"),
     "a number that a tensor is made of": ("SIZE = 2", "SIZE = 3"),
@@ -199,10 +201,10 @@ def own(code: str, helpers: str) -> tuple[TVAE, Guide]:
 def of_a_file(path: Path, code: str) -> Any:
     """A module that was imported of a file with this code, as another process does."""
     path.write_text(code, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("own_file", path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["own_file"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -244,6 +246,34 @@ def test_what_a_file_makes_of_tables_and_tensors_counts(
     (tmp_path / "own_file.py").write_text("edited", encoding="utf-8")
     assert len(module.CACHE) == len(module.Mine.table) - 1 == 1
     assert digests(guide) == now
+
+
+CONSTANTS = """
+from functools import lru_cache
+TABLE = [1.0, 2.0]
+
+@lru_cache
+def cached(value):
+    return 3 * value
+"""
+IMPORTING = """
+from own_helpers import TABLE as GIVEN, cached
+from pyro_tvae import MeanFieldGuide
+
+class Mine(MeanFieldGuide):
+    def weight(self, x):
+        return GIVEN, cached(x)
+"""
+
+
+@pytest.mark.parametrize("what", [("", ""), ("2.0]", "3.0]"), ("3 * value", "4 * value")])
+def test_what_a_file_imports_of_another_counts(what: tuple[str, str], tmp_path: Path) -> None:
+    model, made = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0)), []
+    for code in (CONSTANTS, CONSTANTS.replace(*what)):
+        module = of_a_file(tmp_path / "own_helpers.py", code)
+        made.append(digests(of_a_file(tmp_path / "own_file.py", IMPORTING).Mine(model)))
+        assert module.cached.cache_info().currsize == 0
+    assert edited(*reversed(made)) == ["own_file.Mine"] * (what != ("", ""))
 
 
 def test_a_module_that_is_reloaded_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
