@@ -238,8 +238,15 @@ def _pass_on(trainer: Any, number: int, _: Any) -> None:
 
 
 def _keep_curves(loggers: Sequence[Logger]) -> None:
-    """Put former curves aside that a CSVLogger with a version of the user's deletes where it begins."""
+    """Put former curves aside that a CSVLogger with a version of the user's deletes where it begins.
+
+    Without one, several processes that begin at the same moment would write into one ``version_0``: each makes its own.
+    """
     for logger in loggers:
+        if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._experiment is None and logger._version is None:
+            if "://" not in str(logger.root_dir):
+                _make_version(logger)
+            continue
         if isinstance(logger, CSVLogger) and logger._experiment is None and logger._version is not None:
             file = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
             if file.is_file():
@@ -248,6 +255,17 @@ def _keep_curves(loggers: Sequence[Logger]) -> None:
                 with warnings.catch_warnings():  # it would say that they will be deleted
                     warnings.filterwarnings("ignore", "Experiment logs directory")
                     _ = logger.experiment
+
+
+def _make_version(logger: Any) -> None:
+    """Make the folder of a logger's next version, one that is not there yet."""
+    number = logger._get_next_version()
+    while logger._version is None:
+        logger._version = number
+        try:
+            Path(logger.log_dir).mkdir(parents=True)
+        except FileExistsError:  # another process was faster
+            logger._version, number = None, number + 1
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -172,6 +172,19 @@ def test_curves_of_a_former_fit_outlast_one_whose_logger_has_the_same_version(tm
     assert not any("will be deleted" in str(one.message) for one in told)
     assert curves.with_name("metrics-1.csv").read_text() == former
     assert curves.read_text() not in (former, "")
+
+
+@pytest.mark.parametrize(("kind", "file"), [(CSVLogger, "metrics.csv"), (TensorBoardLogger, "events.*")])
+def test_fits_that_begin_at_the_same_moment_have_curves_of_their_own(
+    kind: Any, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has looked for the next version before the other made its folder."""
+    monkeypatch.setattr(kind, "_get_next_version", lambda _: 0)
+    for number in range(3):
+        trainer = TrainerOptions("cpu", logger=kind(tmp_path / "logs", "mine"))
+        fit(*start(), trainer=trainer, max_epochs=1, **LEARNING)
+        assert len([*(tmp_path / "logs" / "mine" / f"version_{number}").glob(file)]) == 1
+    assert len([*tmp_path.rglob(file)]) == 3
 
 
 @pytest.mark.parametrize(
