@@ -112,7 +112,7 @@ class _Code:
     """What a class of the user's says, and whatever of his is called in it by name, each once."""
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        self._seen: set[int | _Imported] = set()
         self._counted: dict[int, set[str]] = {}  # by namespace
 
     def of(self, value: Any) -> Iterator[str]:
@@ -183,10 +183,16 @@ class _Code:
 
     def _made(self, value: Any, name: str, scope: dict[str, Any]) -> Iterator[str]:
         """What the module's file says of how a value that does not speak for itself is made; each once."""
-        for one in _expressions(scope).get(name, ()) if not (_plain(value) or isinstance(value, ModuleType)) else ():
-            if id(one) in self._seen:
+        if _plain(value) or isinstance(value, ModuleType):
+            return
+        said = _expressions(scope)
+        for one in (*said.get(name, ()), *said.get("*", ())):
+            key: Any = id(one)
+            if isinstance(one, _Imported):
+                key = one = _Imported(one.module, name if one.name == "*" else one.name)
+            if key in self._seen:
                 continue
-            self._seen.add(id(one))
+            self._seen.add(key)
             if isinstance(one, CodeType):
                 yield from self._of_code(one, scope)
             elif _is_own_module(module := sys.modules.get(one.module)):

@@ -266,12 +266,14 @@ class Mine(MeanFieldGuide):
 """
 
 
+@pytest.mark.parametrize("by", ["TABLE as GIVEN, cached", "*\nGIVEN = TABLE"])
 @pytest.mark.parametrize("what", [("", ""), ("2.0]", "3.0]"), ("3 * value", "4 * value")])
-def test_what_a_file_imports_of_another_counts(what: tuple[str, str], tmp_path: Path) -> None:
+def test_what_a_file_imports_of_another_counts(what: tuple[str, str], by: str, tmp_path: Path) -> None:
     model, made = TVAE((1, 2, 2), 3, 1, 3, CapsuleRoll(3, 0)), []
     for code in (CONSTANTS, CONSTANTS.replace(*what)):
         module = of_a_file(tmp_path / "own_helpers.py", code)
-        made.append(digests(of_a_file(tmp_path / "own_file.py", IMPORTING).Mine(model)))
+        importing = IMPORTING.replace("TABLE as GIVEN, cached", by)
+        made.append(digests(of_a_file(tmp_path / "own_file.py", importing).Mine(model)))
         assert module.cached.cache_info().currsize == 0
     assert edited(*reversed(made)) == ["own_file.Mine"] * (what != ("", ""))
 
