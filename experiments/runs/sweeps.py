@@ -201,9 +201,16 @@ def _recipe(name: str, folders: Sequence[Path]) -> str:
 
 def _yaml_in(folder: Path) -> Iterator[Path]:
     """The files of option groups, also those in folders that are linked, as Hydra sees them."""
+    above = {str(folder): {folder.resolve()}}  # path -> where it leads, and whatever it goes through
     for root, folders, names in os.walk(folder, followlinks=True):
         here = Path(root)
-        folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
+        places = {name: (here / name).resolve() for name in folders}
+        folders[:] = [
+            name
+            for name, place in places.items()  # no link goes round in a circle
+            if place not in above[root] and not here.resolve().is_relative_to(place)
+        ]
+        above |= {f"{here / name}": {*above[root], places[name]} for name in folders}
         yield from (here / name for name in names if name.endswith(".yaml"))
 
 

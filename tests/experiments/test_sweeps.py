@@ -28,7 +28,7 @@ from pyro_tvae.experiments.config.composition import compose
 from pyro_tvae.experiments.config.errors import ConfigurationError
 from pyro_tvae.experiments.interruption import Interrupted, override, typed
 from pyro_tvae.experiments.runs.run import Run
-from pyro_tvae.experiments.runs.sweeps import Sweep, begun
+from pyro_tvae.experiments.runs.sweeps import Sweep, begun, recipes_in
 from pyro_tvae.files import FolderMoved
 
 
@@ -137,6 +137,15 @@ def test_jobs_are_composed_of_files_as_they_were_when_the_sweep_began(
     assert Listener.trained == []
     files[edited].write_text(texts[edited])
     assert swept(*given) == [1]
+
+
+def test_folders_of_recipes_that_lead_to_each_other_are_gone_through_once(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.yaml").touch()
+        for other in "abcd".replace(name, ""):
+            (tmp_path / name / f"to_{other}").symlink_to(tmp_path / other)
+    assert len(recipes_in([tmp_path])) == 4 * (1 + 3 + 3 * 2 + 3 * 2 * 1)
 
 
 def test_a_job_that_composes_another_configuration_leaves_the_sweep_to_the_next(
