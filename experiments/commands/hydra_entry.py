@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pyro_tvae.files import FolderMoved, check_stays, staying
@@ -168,7 +168,8 @@ def _swept(overrides: Sequence[str], arguments: Namespace, allow: Allowlist) -> 
     own = [one.input_line for one in read if not _touches([str(one.key_or_group)], *elsewhere)]
     common = {str(one.key_or_group) for one in read if not one.is_sweep_override()}
     settings = compose([one.input_line for one in read if not one.is_sweep_override()], with_hydra=True).hydra
-    if len(settings.sweeper.get("direction") or "") > 1 and not isinstance(settings.sweeper.direction, str):
+    directions = OmegaConf.select(settings, "sweeper.direction", default=None)
+    if isinstance(directions, ListConfig) and len(directions) > 1:
         raise ConfigurationError(
             "hydra.sweeper.direction asks for several numbers of each run, which returns one, its measure; expected "
             "maximize or minimize."

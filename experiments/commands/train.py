@@ -215,7 +215,6 @@ def _trained(run: Run, config: DictConfig, parts: Parts, put_back: Callable[[], 
     if not run.has(UNTRAINED):
         # The control of the evaluation; and parts that cannot be written to a file fail now, not after training.
         _save(run, UNTRAINED, parts)
-    # What is compiled is not itself until the fit ends.
     fitted = fit_parts(config, parts, run.path, [_Storable(parts)])
     history = {"rows": fitted.rows, "seconds": fitted.seconds}
     if _first():
