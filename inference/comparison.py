@@ -265,7 +265,9 @@ def compare(
     ]
     bounds, ks, gaps = [], [], []
     unknown = torch.full((n_simulations,), math.nan, dtype=torch.float64)
-    for index, ((model, guide), given, simulates) in enumerate(zip(pairs, told, simulable, strict=True)):
+    for index, ((name, (model, guide)), given, simulates) in enumerate(
+        zip(fitted.items(), told, simulable, strict=True)
+    ):
         own: dict[str, Any] = {"seed": seed + index, "progress": progress}  # its own noise: independent errors
         if annealing is None:
             options = (n_simulations, batch_size, seed + index)
@@ -278,7 +280,7 @@ def compare(
                 except ValueError as error:  # as of latents that a guide cannot draw: no reason to lose other models
                     if one == numbers[0]:
                         warnings.warn(
-                            f"compare: the looseness of {[*fitted][index]!r} is not known, since its guide cannot be "
+                            f"compare: the looseness of {name!r} is not known, since its guide cannot be "
                             f"judged on simulated sequences: {error}",
                             stacklevel=3,
                         )

@@ -243,11 +243,12 @@ def _keep_curves(loggers: Sequence[Logger]) -> None:
     Without one, several processes that begin at the same moment would write into one ``version_0``: each makes its own.
     """
     for logger in loggers:
-        if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._experiment is None and logger._version is None:
+        if not isinstance(logger, CSVLogger | TensorBoardLogger) or logger._experiment is not None:
+            continue
+        if logger._version is None:
             if "://" not in str(logger.root_dir):
                 _make_version(logger)
-            continue
-        if isinstance(logger, CSVLogger) and logger._experiment is None and logger._version is not None:
+        elif isinstance(logger, CSVLogger):
             file = Path(logger.log_dir) / ExperimentWriter.NAME_METRICS_FILE
             if file.is_file():
                 former = file.rename(free_name(file))

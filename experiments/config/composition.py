@@ -249,7 +249,7 @@ def _mistake(overrides: Sequence[str]) -> str | None:
             f"double quotes within single ones: '{name}=\"{value}\"'."
         )
     groups = _groups(read)
-    chosen = [one.input_line for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
+    chosen = [one.input_line for one in _searchpaths(read)]
     for one in read:
         name, value = str(one.key_or_group), one.value()
         if name not in groups or one.is_sweep_override():
@@ -278,12 +278,15 @@ def _mistake(overrides: Sequence[str]) -> str | None:
 
 def _groups(read: Sequence[Any]) -> dict[str, dict[str, str]]:
     """Every group's options with those that lie in folders of a user's, which overrides name."""
-    places = [one for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
-    folders = [Path(str(place).removeprefix("file://")) for one in places for place in one.value() or ()]
+    folders = [Path(str(place).removeprefix("file://")) for one in _searchpaths(read) for place in one.value() or ()]
     return {
         name: entries | {file.stem: "" for folder in folders for file in sorted((folder / name).glob("*.yaml"))}
         for name, entries in options().items()
     }
+
+
+def _searchpaths(read: Sequence[Any]) -> list[Any]:
+    return [one for one in read if str(one.key_or_group) == SEARCHPATH and not one.is_sweep_override()]
 
 
 def matched(overrides: Sequence[str]) -> list[str]:
