@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -281,7 +282,7 @@ def compare(
                     if one == numbers[0]:
                         warnings.warn(
                             f"compare: the looseness of {name!r} is not known, since its guide cannot be "
-                            f"judged on simulated sequences: {error}",
+                            f"judged on simulated sequences: {textwrap.shorten(str(error), 120)}",
                             stacklevel=3,
                         )
             k, m = min(tried, key=lambda one: float(tried[one].mean().nan_to_num(math.inf)))
